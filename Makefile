@@ -1,0 +1,22 @@
+# `make demo` and `make test` work from a clean clone. PIP_ARGS is passed to pip; for example
+# PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" takes the small CPU build.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test lint
+
+demo: $(STAMP)
+	$(BIN)/rheo demo
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	touch $@

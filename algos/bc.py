@@ -1,0 +1,85 @@
+"""Behaviour cloning with the matching loss of any flow or diffusion field."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..envs.batch import Batch
+from ..policies.nets import clone, lerp_
+from .optim import adam, cosine, step
+
+
+class BC:
+    """Conditional flow matching on demonstrations (arXiv:2210.02747, eq. 23; arXiv:2303.04137).
+
+    Minimises E |v_theta(x_t, t, obs) - v|^2 with x_t = A(t) a + B(t) eps, in the space that the
+    policy predicts. B batch, O observation history, T chunk, Da action dimension.
+
+    lr, weight_decay: AdamW; lr_warmup is a share of the run, lr_floor the last factor of a cosine.
+    ema_rate: per-update rate of the averaged copy that is deployed; 1 deploys the raw weights.
+    max_norm: gradient-norm limit. run_updates: length of the run, for the schedule.
+    """
+
+    pure = ("loss",)
+
+    def __init__(
+        self,
+        policy: Any,
+        critic: Any,
+        generator: torch.Generator,
+        run_updates: int,
+        *,
+        lr: float,
+        weight_decay: float,
+        lr_warmup: float,
+        lr_floor: float,
+        ema_rate: float,
+        max_norm: float,
+    ) -> None:
+        self.policy = policy
+        self.average = clone(policy)
+        self.generator = generator
+        self.optimizer = adam(policy.parameters(), lr, weight_decay)
+        self.updates = 0
+        self.run_updates = run_updates
+        self.lr, self.lr_warmup, self.lr_floor = lr, lr_warmup, lr_floor
+        self.ema_rate, self.max_norm = ema_rate, max_norm
+
+    def act(self, obs: Tensor) -> Tensor:
+        """Action chunk [N, T, Da] for obs [N, O]."""
+        return self.deploy(obs, self.generator)
+
+    @torch.no_grad()
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """A sample of the averaged policy, [N, T, Da]."""
+        return self.average.act(obs, self.average.noise(len(obs), generator))
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of matching; metrics are 0-d tensors."""
+        self.updates += 1
+        share = self.updates / max(self.run_updates, 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * cosine(share, self.lr_warmup, self.lr_floor)
+        loss = self.loss(self.policy, batch.obs, batch.action, *self.draw(batch, self.generator))
+        step(self.optimizer, loss, self.max_norm)
+        lerp_(self.average, self.policy, self.ema_rate)
+        return {"policy/loss": loss.detach()}
+
+    @torch.no_grad()
+    def validate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Matching loss of the averaged policy on held-out data."""
+        noise, t = self.draw(batch, generator)
+        return {"val/loss": self.loss(self.average, batch.obs, batch.action, noise, t)}
+
+    def draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Noise [B, T, Da] and stratified times [B] of a matching step."""
+        rows, device = len(batch.obs), batch.obs.device
+        noise = self.policy.noise(rows, generator)
+        jitter = torch.rand(rows, generator=generator, device=device)
+        return noise, (torch.arange(rows, device=device) + jitter) / rows
+
+    @staticmethod
+    def loss(policy: Any, obs: Tensor, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Mean matching error, []."""
+        return policy.match(obs, action, noise, t, space=policy.prediction).mean()

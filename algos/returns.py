@@ -1,0 +1,35 @@
+"""Targets and duals shared by the algorithms: pure functions of tensors."""
+
+import math
+
+from torch import Tensor
+
+BOUND = 4 * math.log(10)
+
+
+def td_target(reward: Tensor, discount: Tensor, value: Tensor) -> Tensor:
+    """One-decision bootstrap y = r + discount * V(s'); all [B].
+
+    `discount` is gamma^n (1 - terminated) (see `envs.batch.Batch`), so a truncated episode keeps
+    its bootstrap and a terminated one has none.
+    """
+    return reward + discount * value
+
+
+def dual_step(log_coef: Tensor, measured: Tensor, target: float, rate: float) -> None:
+    """Moves a log coefficient in place until `measured` meets `target`; both positive, [].
+
+    A step in log space, `log c <- log c + rate (log target - log measured)`, clamped to one unit
+    of log ratio so that one bad measurement cannot throw the coefficient away, and kept inside
+    [1e-4, 1e4]: a target out of reach must not drive it to zero or infinity.
+    """
+    gap = (target / measured.clamp_min(1e-8)).log().clamp(-1.0, 1.0)
+    log_coef.add_(rate * gap).clamp_(-BOUND, BOUND)
+
+
+def td_loss(q: Tensor, target: Tensor) -> Tensor:
+    """Squared TD error of every ensemble member, summed over members, mean over B, [].
+
+    q [E, B]; target [B], which must carry no gradient.
+    """
+    return 0.5 * (q - target).square().mean(-1).sum(0)

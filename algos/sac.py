@@ -1,0 +1,108 @@
+"""Soft actor-critic: the Gaussian baseline."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..envs.batch import Batch
+from ..policies.nets import clone, lerp_
+from .optim import adam, frozen, step
+from .returns import td_loss, td_target
+
+
+class SAC:
+    """Soft actor-critic with a learned temperature (arXiv:1812.05905).
+
+    Critic target y = r + discount (min Q'(s', a') - alpha log pi(a'|s')); the actor minimises
+    alpha log pi(a|s) - min Q(s, a); alpha keeps the entropy at `entropy_per_dim` times T * Da.
+
+    policy_lr, critic_lr, alpha_lr: Adam. alpha: first temperature. target_rate: Polyak rate.
+    policy_every: critic updates per round of as many actor updates.
+    deploy_mean: deploy the mode (tanh of the mean) rather than a sample.
+    """
+
+    pure = ("critic_loss", "policy_loss")
+
+    def __init__(
+        self,
+        policy: Any,
+        critic: Any,
+        generator: torch.Generator,
+        *,
+        policy_lr: float,
+        critic_lr: float,
+        alpha_lr: float,
+        alpha: float,
+        entropy_per_dim: float,
+        target_rate: float,
+        policy_every: int,
+        deploy_mean: bool,
+    ) -> None:
+        self.policy = policy
+        self.critic = critic
+        self.target = clone(critic)
+        self.generator = generator
+        self.policy_opt = adam(policy.parameters(), policy_lr)
+        self.critic_opt = adam(critic.parameters(), critic_lr)
+        self.log_alpha = torch.tensor(alpha, device=generator.device).log().requires_grad_()
+        self.alpha_opt = adam([self.log_alpha], alpha_lr)
+        self.target_entropy = entropy_per_dim * policy.horizon * policy.action_dim
+        self.updates = 0
+        self.target_rate, self.policy_every = target_rate, policy_every
+        self.deploy_mean = deploy_mean
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Tensor:
+        """A sample of the policy, [N, T, Da]."""
+        return self.policy.sample(obs, self.policy.noise(len(obs), self.generator))[0]
+
+    @torch.no_grad()
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """The mode of the policy, or a sample, [N, T, Da]."""
+        if self.deploy_mean:
+            return self.policy.mean(obs)
+        return self.policy.sample(obs, self.policy.noise(len(obs), generator))[0]
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One critic step and, every `policy_every`, as many actor and temperature steps."""
+        self.updates += 1
+        noise = self.policy.noise(len(batch.obs), self.generator)
+        loss, metrics = self.critic_loss(batch, noise, self.log_alpha.detach().exp())
+        step(self.critic_opt, loss)
+        if self.updates % self.policy_every == 0:
+            for _ in range(self.policy_every):
+                metrics |= self.update_policy(batch.obs)
+        lerp_(self.target, self.critic, self.target_rate)
+        return metrics
+
+    def update_policy(self, obs: Tensor) -> dict[str, Tensor]:
+        """One actor step and one temperature step."""
+        noise = self.policy.noise(len(obs), self.generator)
+        with frozen(self.critic):
+            loss, entropy = self.policy_loss(obs, noise, self.log_alpha.detach().exp())
+            step(self.policy_opt, loss)
+        step(self.alpha_opt, self.log_alpha * (entropy - self.target_entropy))
+        return {
+            "policy/loss": loss.detach(),
+            "policy/entropy": entropy,
+            "policy/temperature": self.log_alpha.detach().exp(),
+        }
+
+    def critic_loss(
+        self, batch: Batch, noise: Tensor, alpha: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Soft TD loss of the ensemble."""
+        with torch.no_grad():
+            action, logp = self.policy.sample(batch.next_obs, noise)
+            value = self.target(batch.next_obs, action).amin(0) - alpha * logp
+            target = td_target(batch.reward, batch.discount, value)
+        q = self.critic(batch.obs, batch.action)
+        loss = td_loss(q, target)
+        return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+
+    def policy_loss(self, obs: Tensor, noise: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """Actor loss [] and the policy's entropy estimate [] without gradient."""
+        action, logp = self.policy.sample(obs, noise)
+        q = self.critic(obs, action).amin(0)
+        return (alpha * logp - q).mean(), -logp.detach().mean()

@@ -1,0 +1,1 @@
+"""Values: one folder per role, every file one constructor."""

@@ -1,0 +1,34 @@
+"""The records that travel between environments, sources and algorithms: tensors with named axes.
+
+B batch, N environments, O flattened observation history, T steps of a chunk, Da action dimension.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Transitions between decisions, as an algorithm's `update` receives them.
+
+    `reward` is the discounted sum inside the chunk and `discount` is gamma^n (1 - terminated) for
+    its n executed steps, so a TD target is `reward + discount * value(next_obs)` whatever the
+    chunk length; a truncated episode keeps its bootstrap.
+    """
+
+    obs: Tensor  # [B, O]
+    action: Tensor  # [B, T, Da] in [-1, 1]
+    reward: Tensor  # [B]
+    discount: Tensor  # [B]
+    next_obs: Tensor  # [B, O]
+
+
+class Step(NamedTuple):
+    """One step of a vector environment with same-step reset."""
+
+    obs: Tensor  # [N, Do] where to act next: after the reset for rows that ended
+    reward: Tensor  # [N]
+    terminated: Tensor  # [N] bool: the task ended, no bootstrap
+    truncated: Tensor  # [N] bool: cut by a time limit or a guard, keeps its bootstrap
+    final_obs: Tensor  # [N, Do] the true successor of every row, never the reset's
+    valid: Tensor  # [N] bool: False rows were not stepped or broke, and must not be stored

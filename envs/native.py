@@ -1,0 +1,244 @@
+"""gymnasium's MuJoCo tasks on MuJoCo's own batched thread pool (`mujoco.batch`, 3.17 and later).
+
+Physics run bit for bit as in a loop over `mj_step`; observations, rewards, terminations and reset
+noise are arrays over environments (`tasks.py`, `walkers.py`), so no step loops over environments
+in Python.
+"""
+
+import inspect
+import math
+import os
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+import torch
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.utils import seeding
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import tasks, walkers
+from .batch import Step
+from .guard import reset_warnings
+from .physics import INTEGRATION, simulate
+from .tasks import Task
+from .vector import EnvError, VectorEnv, gymnasium_make, nearest
+
+TASKS: dict[str, type[Task]] = {
+    "HalfCheetah-v5": walkers.HalfCheetah,
+    "Hopper-v5": walkers.Hopper,
+    "Walker2d-v5": walkers.Walker,
+    "Ant-v5": walkers.Ant,
+    "Humanoid-v5": walkers.Humanoid,
+    "HumanoidStandup-v5": walkers.Standup,
+    "Swimmer-v5": walkers.Swimmer,
+    "Reacher-v5": tasks.Reacher,
+    "Pusher-v5": tasks.Pusher,
+    "InvertedPendulum-v5": tasks.Pendulum,
+    "InvertedDoublePendulum-v5": tasks.DoublePendulum,
+    "HalfCheetah-v4": walkers.HalfCheetah,
+    "Hopper-v4": walkers.HopperV4,
+    "Walker2d-v4": walkers.WalkerV4,
+    "Ant-v4": walkers.AntV4,
+}
+RENDERING = frozenset(
+    [
+        "render_mode",
+        "width",
+        "height",
+        "camera_id",
+        "camera_name",
+        "default_camera_config",
+        "max_geom",
+        "visual_options",
+    ]
+)
+
+
+def task_options(env_id: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The task's constructor options, gymnasium's defaults filled in; EnvError for unknown ones."""
+    spec = gymnasium.spec(env_id)
+    assert isinstance(spec.entry_point, str)
+    parameters = inspect.signature(load_env_creator(spec.entry_point)).parameters.values()
+    named = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+    for name in sorted(set(given) - set(named) - {"max_episode_steps"}):
+        if name in RENDERING:
+            raise EnvError(f"{env_id}: {name} is a rendering option, which needs backend=gymnasium")
+        raise EnvError(f"{env_id} has no option {name!r}{nearest(name, named)}")
+    return {**named, **spec.kwargs, **given}
+
+
+def pool_size(threads: int, num_envs: int) -> int:
+    """Threads of the pool: `threads`, or one per usable CPU when 0, at most one per environment."""
+    usable = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    return min(threads or len(usable), num_envs)
+
+
+class NativeVector(VectorEnv):
+    """N simulations of one task in a batch. Options are those of gymnasium's class for the id.
+
+    threads: threads of the physics pool, 0 for one per usable CPU.
+    """
+
+    backend = "native"
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        *,
+        seed: int | None = None,
+        threads: int = 0,
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> None:
+        settings = task_options(env_id, options)
+        made = gymnasium_make(env_id, options)
+        template: Any = made.unwrapped
+        limit = made.spec.max_episode_steps if made.spec else None
+        obs_dim = int(template.observation_space.shape[0])
+        super().__init__(env_id, num_envs, obs_dim, template.action_space, limit, dtype)
+        kind = TASKS[env_id]
+        derived = kind.derived(settings)
+        pool = pool_size(threads, num_envs)
+        self._physics = simulate(template.model, num_envs, pool, "cfrc_ext" in derived)
+        views = {name: self._physics.bind(name) for name in ("qpos", "qvel", "ctrl", *derived)}
+        self._task = kind(template, settings, views)
+        self._qpos, self._qvel, self._ctrl = views["qpos"], views["qvel"], views["ctrl"]
+        self._frame_skip = int(template.frame_skip)
+        self._fresh = np.zeros(self._physics.state.shape[1])
+        mujoco.mj_getState(template.model, mujoco.MjData(template.model), self._fresh, INTEGRATION)
+        self._warnings = self._physics.warnings[:, reset_warnings()]
+        self._position = np.zeros(num_envs)
+        self._left = np.zeros(num_envs)  # positions before the latest step
+        self._obs = np.zeros((num_envs, obs_dim))
+        self._last = np.zeros((num_envs, obs_dim))
+        self._seed(seed)
+        made.close()
+
+    def _seed(self, seed: int | None) -> None:
+        self._rng = [
+            seeding.np_random(None if seed is None else seed + i)[0] for i in range(self.num_envs)
+        ]
+
+    def reset(self, seed: int | None = None) -> Tensor:
+        if seed is not None:
+            self._seed(seed)
+        self._warnings[...] = 0
+        self._restart(np.arange(self.num_envs, dtype=np.int32))
+        self._started = True
+        return self._tensor(self._obs)
+
+    def _tensor(self, value: NDArray) -> Tensor:
+        return torch.from_numpy(value).to(self.dtype, copy=True)
+
+    def _restart(self, ids: NDArray) -> None:
+        """New episodes in the simulations ids; only drawing the noise is a loop."""
+        task = self._task
+        self._physics.state[ids] = self._fresh
+        for i in ids:
+            self._qpos[i], self._qvel[i] = task.reset_state(self._rng[i])
+        self._physics.forward(ids)
+        self._elapsed[ids] = 0
+        scratch = np.empty_like(self._obs)
+        task.observe(scratch)
+        self._obs[ids] = scratch[ids]
+        position = task.position()
+        if position is not None:
+            self._position[ids] = position[ids]
+
+    def step(self, action: Tensor, active: Tensor | None = None) -> Step:
+        rows = None if active is None else np.flatnonzero(active.numpy()).astype(np.int32)
+        control = self._physical(action, rows)
+        if rows is None:
+            self._ctrl[...] = control
+            self._elapsed += 1
+        elif rows.size:
+            self._ctrl[rows] = control[rows]
+            self._elapsed[rows] += 1
+        if rows is None or rows.size:
+            self._physics.step(rows, self._frame_skip)
+        obs, reward, terminated = self._score()
+        truncated = self._elapsed >= self._limit
+        valid = np.ones(self.num_envs, bool)
+        if rows is not None:
+            self._keep_idle(rows, obs, reward, terminated, truncated, valid)
+        if self._warnings.any() or not math.isfinite(obs.sum() + reward.sum()):
+            self._cut_broken(obs, reward, terminated, truncated, valid)
+        final = self._tensor(obs)
+        ended = terminated | truncated
+        following = final
+        if ended.any():
+            self._restart(np.flatnonzero(ended).astype(np.int32))
+            following = self._tensor(obs)
+        return Step(
+            following,
+            self._tensor(reward),
+            torch.from_numpy(terminated),
+            torch.from_numpy(truncated),
+            final,
+            torch.from_numpy(valid),
+        )
+
+    def _score(self) -> tuple[NDArray, NDArray, NDArray]:
+        """Observation, reward and termination of the simulations as they stand."""
+        task = self._task
+        obs, self._last = self._last, self._obs
+        self._obs = obs
+        task.observe(obs)
+        position = task.position()
+        speed = self._left = self._position
+        if position is not None:
+            speed = (position - self._left) / task.dt
+            self._position = position
+        reward, terminated = task.score(self._ctrl, speed, obs)
+        return obs, reward, np.zeros(self.num_envs, bool) if terminated is None else terminated
+
+    def _keep_idle(
+        self, rows: NDArray, obs: NDArray, reward: NDArray,
+        terminated: NDArray, truncated: NDArray, valid: NDArray,
+    ) -> None:  # fmt: skip
+        """Undo whatever was written for the rows that were not stepped."""
+        idle = np.ones(self.num_envs, bool)
+        idle[rows] = False
+        obs[idle], self._position[idle] = self._last[idle], self._left[idle]
+        reward[idle] = 0
+        for flag in (terminated, truncated, valid):
+            flag[idle] = False
+
+    def _cut_broken(
+        self, obs: NDArray, reward: NDArray,
+        terminated: NDArray, truncated: NDArray, valid: NDArray,
+    ) -> None:  # fmt: skip
+        """End, unstored, the rows that MuJoCo reset or whose numbers are not finite."""
+        diverged = self._warnings.any(1)
+        infinite = ~(np.isfinite(obs).all(1) & np.isfinite(reward)) & ~diverged & valid
+        self.counters["physics_resets"] += int(diverged.sum())
+        self.counters["bad_obs"] += int(infinite.sum())
+        self._warnings[diverged] = 0
+        broken = diverged | infinite
+        obs[broken] = self._last[broken]
+        reward[broken] = 0
+        terminated[broken], truncated[broken], valid[broken] = False, True, False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **self._common_state(),
+            "physics": self._physics.state.copy(),
+            "position": self._position.copy(),
+            "obs": self._obs.copy(),
+            "rng": [rng.bit_generator.state for rng in self._rng],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._load_common(state)
+        self._physics.state[...] = state["physics"]
+        self._position[:] = state["position"]
+        self._obs[:] = state["obs"]
+        self._warnings[...] = 0
+        for rng, saved in zip(self._rng, state["rng"], strict=True):
+            rng.bit_generator.state = saved

@@ -1,0 +1,85 @@
+"""Evaluation: exactly N episodes, without favouring the short ones."""
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .chunk import ChunkEnv
+
+
+class Deploy(Protocol):
+    """Deployed behaviour: obs [N, O] and a generator -> action chunk [N, T, Da]."""
+
+    def __call__(self, obs: Tensor, generator: torch.Generator, /) -> Tensor: ...
+
+
+class Episode(NamedTuple):
+    """One evaluation episode."""
+
+    env: int  # index of the environment that ran it
+    seed: int  # that environment's seed
+    index: int  # position among that environment's episodes
+    ret: float  # undiscounted return
+    length: int  # environment frames
+    truncated: bool
+
+
+def evaluate(
+    env: ChunkEnv, deploy: Deploy, episodes: int, seed: int, device: str = "cpu"
+) -> list[Episode]:
+    """Runs exactly `episodes` episodes from the initial states that `seed` fixes.
+
+    Environment i owes the same number of episodes as every other (up to one) and its first ones
+    count, whichever finish first, so an episode's length does not change its chance to count.
+    The same seed, environments and policy give the same rows.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes={episodes} must be at least 1")
+    count = env.num_envs
+    owed = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
+    done_before = np.zeros(count, dtype=int)
+    generator = torch.Generator(device).manual_seed(seed)
+    rows: list[Episode] = []
+    obs = env.reset(seed)
+    while len(rows) < episodes:
+        step = env.step(deploy(obs.to(device), generator))
+        obs = step.obs
+        ended = (step.terminated | step.truncated).cpu().numpy()
+        for i in np.flatnonzero(ended & (done_before < owed)):
+            rows.append(
+                Episode(
+                    env=int(i),
+                    seed=seed + int(i),
+                    index=int(done_before[i]),
+                    ret=float(step.episode_return[i]),
+                    length=int(step.episode_length[i]),
+                    truncated=bool(step.truncated[i]),
+                )
+            )
+        done_before += ended
+    return sorted(rows)
+
+
+def summary(rows: list[Episode], samples: int = 2000) -> dict[str, float]:
+    """Mean return and length with a 95 % bootstrap interval of the mean return over episodes.
+
+    The interval is the percentile bootstrap with a fixed seed, so it is a function of the rows.
+    """
+    returns = np.array([row.ret for row in rows])
+    draws = np.random.default_rng(0).integers(len(returns), size=(samples, len(returns)))
+    low, high = np.percentile(returns[draws].mean(1), [2.5, 97.5])
+    return {
+        "eval/return": float(returns.mean()),
+        "eval/return_low": float(low),
+        "eval/return_high": float(high),
+        "eval/return_std": float(returns.std()),
+        "eval/length": float(np.mean([row.length for row in rows])),
+        "eval/episodes": float(len(rows)),
+    }
+
+
+def as_rows(rows: list[Episode]) -> list[dict[str, Any]]:
+    """Plain dictionaries, for a file of per-episode results."""
+    return [row._asdict() for row in rows]

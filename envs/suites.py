@@ -1,0 +1,116 @@
+"""Environments by name."""
+
+import importlib
+import importlib.util
+import logging
+from typing import Any, Literal
+
+import gymnasium
+import torch
+
+from . import native, physics
+from .adapter import GymnasiumVector
+from .chunk import ChunkEnv
+from .native import NativeVector
+from .vector import EnvError, VectorEnv, nearest
+
+log = logging.getLogger("rheo")
+
+# Environment families outside gymnasium: id prefix -> (module that registers them, pip name).
+ELSEWHERE = {
+    "AdroitHand": ("gymnasium_robotics", "gymnasium-robotics"),
+    "AntMaze": ("gymnasium_robotics", "gymnasium-robotics"),
+    "Fetch": ("gymnasium_robotics", "gymnasium-robotics"),
+    "FrankaKitchen": ("gymnasium_robotics", "gymnasium-robotics"),
+    "HandManipulate": ("gymnasium_robotics", "gymnasium-robotics"),
+    "HandReach": ("gymnasium_robotics", "gymnasium-robotics"),
+    "PointMaze": ("gymnasium_robotics", "gymnasium-robotics"),
+    "gym_aloha/": ("gym_aloha", "gym-aloha"),
+    "gym_pusht/": ("gym_pusht", "gym-pusht"),
+}
+BACKENDS = ("auto", "native", "gymnasium")
+_said: set[str] = set()
+
+
+def register(env_id: str) -> None:
+    """Make sure the id is registered; EnvError with the nearest id or the missing package."""
+    if ":" in env_id or env_id in gymnasium.registry:
+        return
+    for prefix, (module, package) in ELSEWHERE.items():
+        if not env_id.startswith(prefix):
+            continue
+        if importlib.util.find_spec(module) is None:
+            raise EnvError(f"{env_id} needs a package that is missing: pip install {package}")
+        gymnasium.register_envs(importlib.import_module(module))
+    if env_id not in gymnasium.registry:
+        raise EnvError(f"unknown environment {env_id!r}{nearest(env_id, gymnasium.registry)}")
+
+
+def choose(env_id: str, backend: str, options: dict[str, Any]) -> str:
+    """The backend for an id: `auto` takes the native one where it has the task."""
+    if backend not in BACKENDS:
+        raise EnvError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
+    has_task, has_pool = env_id in native.TASKS, physics.available()
+    if backend == "native" and not has_task:
+        raise EnvError(
+            f"{env_id} has no native backend (it exists for {', '.join(native.TASKS)}): "
+            "use backend=gymnasium"
+        )
+    if backend == "native" and not has_pool:
+        raise EnvError("backend=native needs mujoco.batch: pip install 'mujoco>=3.17'")
+    if backend != "auto":
+        return backend
+    if has_task and not has_pool and "pool" not in _said:
+        _said.add("pool")
+        log.warning("mujoco.batch is missing (MuJoCo below 3.17): environments run in a loop")
+    fast = has_task and has_pool and not native.RENDERING & set(options)
+    return "native" if fast else "gymnasium"
+
+
+def make(
+    id: str,
+    num_envs: int,
+    seed: int | None = None,
+    backend: str = "auto",
+    threads: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> VectorEnv:
+    """num_envs environments of one kind; environment i is seeded with seed + i.
+
+    backend: `native` (MuJoCo's batched stepper), `gymnasium` (any registered Box environment, in
+    a loop) or `auto`. threads: physics threads of the native backend, 0 for one per usable CPU.
+    options: the environment's own constructor options. Raises EnvError for whatever the user can
+    put right: unknown id or option, missing package, unusable spaces.
+    """
+    for name, value, least in (("num_envs", num_envs, 1), ("threads", threads, 0)):
+        if value < least:
+            raise EnvError(f"{name} is {value}, but at least {least} is needed")
+    if seed is not None and seed < 0:
+        raise EnvError(f"seed is {seed}, but seeds are not negative")
+    register(id)
+    if choose(id, backend, options) == "native":
+        return NativeVector(id, num_envs, seed=seed, threads=threads, dtype=dtype, **options)
+    return GymnasiumVector(id, num_envs, seed=seed, dtype=dtype, **options)
+
+
+def chunked(
+    *,
+    id: str | None,
+    num_envs: int,
+    backend: Literal["auto", "native", "gymnasium"],
+    threads: int,
+    execute: int,
+    obs_steps: int,
+    gamma: float,
+    options: dict[str, Any],
+) -> ChunkEnv | None:
+    """Environments acted on in chunks, as a configuration names them; None for id=null.
+
+    id: gymnasium id. num_envs: copies. backend, threads, options: as in `make`. execute: actions
+    executed per decision (Ta). obs_steps: observations of history (To). gamma: discount per step.
+    """
+    if id is None:
+        return None
+    env = make(id, num_envs, backend=backend, threads=threads, **options)
+    return ChunkEnv(env, execute=execute, obs_steps=obs_steps, gamma=gamma)

@@ -1,0 +1,186 @@
+"""Observation, reward, termination and reset noise of gymnasium's MuJoCo tasks, over N at once.
+
+Every formula is gymnasium's (Farama gymnasium 1.x, envs/mujoco, v5 and v4), restated over arrays
+with a leading environment axis, so that a task runs on `mujoco.batch` without a loop. Derived
+fields (xpos, cinert, ...) are those right after `mj_step`: with RK4 they belong to its last
+sub-stage, which is also what gymnasium reads.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Options = dict[str, Any]
+
+
+class Task:
+    """One family of tasks on the live arrays of a batch.
+
+    fields: derived MjData fields that are read besides qpos and qvel; `cfrc_ext` [N, nbody, 6]
+    asks for contact forces.
+    """
+
+    fields: tuple[str, ...] = ()
+    normal_velocity_noise = False  # reset noise of qvel: scaled normal instead of uniform
+
+    def __init__(self, template: Any, options: Options, views: dict[str, NDArray]) -> None:
+        """`template` is one gymnasium environment (model, dt, initial state, spaces)."""
+        self.options = options
+        self.qpos, self.qvel = views["qpos"], views["qvel"]
+        self.views = views
+        self.dt = float(template.dt)
+        self.init_qpos = np.array(template.init_qpos)
+        self.init_qvel = np.array(template.init_qvel)
+        self.noise_scale = options.get("reset_noise_scale", 0.0)
+        self.skip = 0  # leading positions left out of the observation
+        self.bind(template.model)
+
+    def bind(self, model: Any) -> None:
+        """Look up body ids, weights and option-dependent parts."""
+
+    @classmethod
+    def derived(cls, options: Options) -> tuple[str, ...]:
+        """The derived fields read under these options."""
+        return cls.fields
+
+    def reset_state(self, rng: np.random.Generator) -> tuple[NDArray, NDArray]:
+        """A new episode's (qpos [nq], qvel [nv]), drawn in gymnasium's order."""
+        scale = self.noise_scale
+        qpos = self.init_qpos + rng.uniform(-scale, scale, self.init_qpos.size)
+        if self.normal_velocity_noise:
+            return qpos, self.init_qvel + scale * rng.standard_normal(self.init_qvel.size)
+        return qpos, self.init_qvel + rng.uniform(-scale, scale, self.init_qvel.size)
+
+    def position(self) -> NDArray | None:
+        """What progress is measured on, [N], copied; None when the reward does not need it."""
+        return None
+
+    def observe(self, out: NDArray) -> None:
+        """Write the observations into out [N, Do]."""
+        raise NotImplementedError
+
+    def score(
+        self, action: NDArray, speed: NDArray, obs: NDArray
+    ) -> tuple[NDArray, NDArray | None]:
+        """(reward [N], terminated [N] or None when the task never ends) after a step.
+
+        action [N, Da] physical; speed [N]: change of `position` per second; obs [N, Do].
+        """
+        raise NotImplementedError
+
+
+def squared(action: NDArray) -> NDArray:
+    """Row-wise sum of squares [N]."""
+    return np.einsum("ij,ij->i", action, action)
+
+
+def between(value: NDArray, bounds: Any) -> NDArray:
+    """low < value < high, False for NaN."""
+    low, high = bounds
+    return (value > low) & (value < high)
+
+
+class Pendulum(Task):
+    """InvertedPendulum: one per step while the pole is within 0.2 rad."""
+
+    def observe(self, out: NDArray) -> None:
+        out[:, :2] = self.qpos
+        out[:, 2:] = self.qvel
+
+    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> tuple[NDArray, NDArray]:
+        terminated = ~(np.abs(obs[:, 1]) <= 0.2)
+        return (~terminated).astype(np.float64), terminated
+
+
+class DoublePendulum(Task):
+    """InvertedDoublePendulum: a bonus while the tip is above 1 m, minus tip and speed penalties."""
+
+    fields = ("site_xpos", "qfrc_constraint")
+    normal_velocity_noise = True
+
+    def observe(self, out: NDArray) -> None:
+        out[:, :1] = self.qpos[:, :1]
+        np.sin(self.qpos[:, 1:], out=out[:, 1:3])
+        np.cos(self.qpos[:, 1:], out=out[:, 3:5])
+        np.clip(self.qvel, -10, 10, out=out[:, 5:8])
+        np.clip(self.views["qfrc_constraint"][:, :1], -10, 10, out=out[:, 8:])
+
+    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> tuple[NDArray, NDArray]:
+        tip = self.views["site_xpos"][:, 0]
+        terminated = tip[:, 2] <= 1
+        far = 0.01 * tip[:, 0] ** 2 + (tip[:, 2] - 2) ** 2
+        fast = 1e-3 * self.qvel[:, 1] ** 2 + 5e-3 * self.qvel[:, 2] ** 2
+        return self.options["healthy_reward"] * ~terminated - far - fast, terminated
+
+
+class Reacher(Task):
+    """Fingertip to a random target on a disc of radius 0.2 m."""
+
+    fields = ("xpos",)
+
+    def bind(self, model: Any) -> None:
+        self.tip, self.target = model.body("fingertip").id, model.body("target").id
+
+    def reset_state(self, rng: np.random.Generator) -> tuple[NDArray, NDArray]:
+        qpos = rng.uniform(-0.1, 0.1, self.init_qpos.size) + self.init_qpos
+        goal = rng.uniform(-0.2, 0.2, 2)
+        while np.linalg.norm(goal) >= 0.2:
+            goal = rng.uniform(-0.2, 0.2, 2)
+        qpos[-2:] = goal
+        qvel = self.init_qvel + rng.uniform(-0.005, 0.005, self.init_qvel.size)
+        qvel[-2:] = 0
+        return qpos, qvel
+
+    def gap(self) -> NDArray:
+        """From target to fingertip [N, 3], m."""
+        xpos = self.views["xpos"]
+        return xpos[:, self.tip] - xpos[:, self.target]
+
+    def observe(self, out: NDArray) -> None:
+        np.cos(self.qpos[:, :2], out=out[:, :2])
+        np.sin(self.qpos[:, :2], out=out[:, 2:4])
+        out[:, 4:6] = self.qpos[:, 2:]
+        out[:, 6:8] = self.qvel[:, :2]
+        out[:, 8:] = self.gap()[:, :2]
+
+    def score(
+        self, action: NDArray, speed: NDArray, obs: NDArray
+    ) -> tuple[NDArray, NDArray | None]:
+        distance = np.linalg.norm(self.gap(), axis=1)
+        near, control = self.options["reward_dist_weight"], self.options["reward_control_weight"]
+        return -distance * near - squared(action) * control, None
+
+
+class Pusher(Task):
+    """Push a cylinder to a goal: distances tip-cylinder and cylinder-goal, and control cost."""
+
+    fields = ("xpos",)
+
+    def bind(self, model: Any) -> None:
+        names = ("tips_arm", "object", "goal")
+        self.tip, self.thing, self.goal = (model.body(name).id for name in names)
+
+    def reset_state(self, rng: np.random.Generator) -> tuple[NDArray, NDArray]:
+        qpos, place = self.init_qpos.copy(), np.zeros(2)
+        while np.linalg.norm(place) <= 0.17:
+            place = np.concatenate([rng.uniform(-0.3, 0, 1), rng.uniform(-0.2, 0.2, 1)])
+        qpos[-4:-2], qpos[-2:] = place, 0
+        qvel = self.init_qvel + rng.uniform(-0.005, 0.005, self.init_qvel.size)
+        qvel[-4:] = 0
+        return qpos, qvel
+
+    def observe(self, out: NDArray) -> None:
+        xpos = self.views["xpos"]
+        out[:, :7] = self.qpos[:, :7]
+        out[:, 7:14] = self.qvel[:, :7]
+        out[:, 14:17], out[:, 17:20] = xpos[:, self.tip], xpos[:, self.thing]
+        out[:, 20:23] = xpos[:, self.goal]
+
+    def score(
+        self, action: NDArray, speed: NDArray, obs: NDArray
+    ) -> tuple[NDArray, NDArray | None]:
+        tip, thing, goal = obs[:, 14:17], obs[:, 17:20], obs[:, 20:23]
+        near = np.linalg.norm(thing - tip, axis=1) * self.options["reward_near_weight"]
+        far = np.linalg.norm(thing - goal, axis=1) * self.options["reward_dist_weight"]
+        return -far - squared(action) * self.options["reward_control_weight"] - near, None

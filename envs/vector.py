@@ -1,0 +1,206 @@
+"""The vector-environment contract: N environments, torch tensors in and out, same-step reset.
+
+`VectorEnv` is the contract and the part every backend shares; `GymnasiumVector` steps any
+registered Box environment in a loop. The fast backend for MuJoCo's own tasks is `native.py`.
+"""
+
+import contextlib
+import difflib
+import functools
+import logging
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .batch import Step
+from .guard import refuse_non_finite
+
+log = logging.getLogger("rheo")
+
+
+class EnvError(ValueError):
+    """An environment that cannot be used as asked: the message says what, why and the remedy."""
+
+
+class VectorEnv(ABC):
+    """N copies of one environment behind tensors.
+
+    id: gymnasium id. obs_dim Do, action_dim Da. max_steps: time limit or None. action_low and
+    action_high [Da]: physical bounds; actions given to `step` live in [-1, 1] and are mapped onto
+    them affinely (exactly the identity when the bounds are [-1, 1]). They are not clipped: the
+    simulator treats values outside its bounds as it would have anyway.
+    counters: `physics_resets` (episodes that MuJoCo reset inside a step) and `bad_obs` (episodes
+    cut for a non-finite observation or reward). Rows cut this way are truncated and not valid.
+    """
+
+    backend: str
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        obs_dim: int,
+        action_space: spaces.Space,
+        max_steps: int | None,
+        dtype: torch.dtype,
+    ) -> None:
+        box = bounded(action_space, env_id)
+        self.id, self.num_envs, self.obs_dim = env_id, num_envs, obs_dim
+        self.action_dim, self.max_steps, self.dtype = box.shape[0], max_steps, dtype
+        self.action_low = box.low.astype(np.float64)
+        self.action_high = box.high.astype(np.float64)
+        self._centre = (self.action_high + self.action_low) / 2
+        self._half = (self.action_high - self.action_low) / 2
+        self._identity = bool((self.action_low == -1).all() and (self.action_high == 1).all())
+        if not self._identity:
+            pairs = np.unique(np.stack([self.action_low, self.action_high], 1), axis=0)
+            _log_mapping(env_id, str(pairs.tolist()))
+        self._shape = (num_envs, self.action_dim)
+        self._limit = np.iinfo(np.int64).max if max_steps is None else max_steps
+        self._elapsed = np.zeros(num_envs, np.int64)  # steps of the running episodes
+        self._started = False
+        self.counters: dict[str, int] = {"physics_resets": 0, "bad_obs": 0}
+
+    @abstractmethod
+    def reset(self, seed: int | None = None) -> Tensor:
+        """Start N new episodes -> obs [N, Do].
+
+        Environment i is seeded with seed + i; without a seed every environment's own generator
+        goes on.
+        """
+
+    @abstractmethod
+    def step(self, action: Tensor, active: Tensor | None = None) -> Step:
+        """Advance the active rows (all when None) by action [N, Da] in [-1, 1].
+
+        A row that ends is reset within the step: `obs` is the new episode's first observation and
+        `final_obs` the ended one's last; when no row ended the two are one tensor. Inactive rows
+        are left alone: obs unchanged, reward 0, flags False, valid False. The time limit sets
+        `truncated` also where `terminated` is set, as gymnasium does. Raises NonFiniteAction.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next steps depend on, generators included."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+
+    def close(self) -> None:
+        """Free the simulators."""
+
+    def _physical(self, action: Tensor, rows: NDArray | None) -> NDArray:
+        """Checked and mapped action [N, Da], float64."""
+        if not self._started:
+            raise RuntimeError(f"{self.id}: step was called before reset")
+        if action.shape != self._shape:
+            raise ValueError(
+                f"{self.id}: action has shape {tuple(action.shape)}, expected {self._shape}"
+            )
+        value = action.detach().cpu().numpy()
+        refuse_non_finite(value, rows, self.id, self._elapsed)
+        if self._identity:
+            return value
+        return value * self._half + self._centre
+
+    def _common_state(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "backend": self.backend,
+            "num_envs": self.num_envs,
+            "started": self._started,
+            "elapsed": self._elapsed.copy(),
+            "counters": dict(self.counters),
+        }
+
+    def _load_common(self, state: dict[str, Any]) -> None:
+        for key, mine in (("id", self.id), ("backend", self.backend), ("num_envs", self.num_envs)):
+            if state[key] != mine:
+                raise EnvError(
+                    f"environment state has {key} {state[key]!r} but this environment has {mine!r}:"
+                    " resume with the settings the state was saved under"
+                )
+        self._started = bool(state["started"])
+        self._elapsed[:] = state["elapsed"]
+        self.counters.update(state["counters"])
+
+
+@functools.cache
+def _log_mapping(env_id: str, bounds: str) -> None:
+    log.info("%s: actions in [-1, 1] are mapped to the bounds %s", env_id, bounds)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' (did you mean X?)' for the closest known name, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No deprecation notes about models and task versions: Rheo supports them on purpose.
+
+    MuJoCo's log file is switched off for good: it would appear in every working directory.
+    """
+    config_of = getattr(mujoco, "MjLogConfig", None)  # since MuJoCo 3.17
+    console = None
+    if config_of is not None:
+        config = config_of.get()
+        console, config.logto_console, config.logto_file = config.logto_console, False, False
+        config.set()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        if config_of is not None:
+            config = config_of.get()
+            config.logto_console = console
+            config.set()
+
+
+def gymnasium_make(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
+    """gymnasium.make without its step checker; EnvError for what the user can put right."""
+    try:
+        with _quiet():
+            return gymnasium.make(env_id, disable_env_checker=True, **options)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise EnvError(f"{env_id} needs a package that is not installed: {error}") from error
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        raise EnvError(f"{env_id} cannot be made: {error}") from error
+    except (TypeError, KeyError, OSError) as error:
+        raise EnvError(f"{env_id} refuses its options {options}: {error}") from error
+
+
+def bounded(space: spaces.Space, env_id: str) -> spaces.Box:
+    """The action space when it is a bounded 1-D Box; EnvError with the remedy otherwise."""
+    if not isinstance(space, spaces.Box):
+        raise EnvError(
+            f"{env_id} has the action space {space}, but Rheo's policies are continuous: choose an "
+            "environment with a bounded Box action space, for example InvertedPendulum-v5"
+        )
+    if len(space.shape) != 1:
+        raise EnvError(
+            f"{env_id} has actions of shape {space.shape}, not one vector: wrap the environment "
+            "so that its action space is a 1-D Box, and register the wrapped one"
+        )
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise EnvError(
+            f"{env_id} has unbounded actions ({space}): register it wrapped so that the bounds are "
+            "finite, for example in gymnasium.wrappers.RescaleAction or TransformAction"
+        )
+    if not (space.low < space.high).all():
+        raise EnvError(
+            f"{env_id} has an action bound with low >= high: {space}; correct the bounds"
+        )
+    return space

@@ -1,0 +1,1 @@
+"""Networks that act or judge. Knows torch, nothing else of this package."""

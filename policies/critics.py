@@ -1,0 +1,85 @@
+"""Critics: an ensemble of action values as one module, and a state value."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .nets import Stack, activation_fn, expand_lead
+
+
+class QEnsemble(nn.Module):
+    """E action-value networks with stacked parameters [E, out, in], evaluated together.
+
+    forward(obs [..., O], action [..., T, Da]) -> [E, ...]. The first matrix is split in an
+    observation and an action part, so obs [B, O] (or [B, 1, O]) with action [B, N, T, Da] is
+    projected B times, not B N times. depth hidden layers of `width`; layer_norm normalises each
+    before its activation. Initialised as torch.nn.Linear, every member on its own.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        horizon: int,
+        *,
+        members: int,
+        width: int,
+        depth: int,
+        layer_norm: bool,
+        activation: str,
+    ):
+        super().__init__()
+        if members < 1 or depth < 1:
+            raise ValueError(f"members={members}, depth={depth}: both must be at least 1")
+        self.members, self.width = members, width
+        self.activation = activation_fn(activation)
+        fan_in = obs_dim + horizon * action_dim
+        self.obs_weight = _uniform((members, width, obs_dim), fan_in)
+        self.action_weight = _uniform((members, width, horizon * action_dim), fan_in)
+        outs = [width] * (depth - 1) + [1]
+        self.weights = nn.ParameterList(_uniform((members, out, width), width) for out in outs)
+        fans = [fan_in] + [width] * depth
+        sizes = [width] * depth + [1]
+        self.biases = nn.ParameterList(_uniform((members, o), i) for o, i in zip(sizes, fans))
+        count = depth if layer_norm else 0
+        self.gains = nn.ParameterList(nn.Parameter(torch.ones(members, width)) for _ in range(count))
+        self.shifts = nn.ParameterList(
+            nn.Parameter(torch.zeros(members, width)) for _ in range(count)
+        )
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        obs, action = expand_lead(obs, action.ndim - 2, 1), action.flatten(-2)
+        # unbind once per stack: its gradient is one stack instead of a zero-filled add per member
+        tensors = [self.obs_weight, self.action_weight]
+        tensors += [*self.weights, *self.biases, *self.gains, *self.shifts]
+        members = zip(*(tensor.unbind(0) for tensor in tensors))
+        return torch.stack([self._member(obs, action, list(parts)) for parts in members])
+
+    def _member(self, obs: Tensor, action: Tensor, parts: list[Tensor]) -> Tensor:
+        depth = len(self.weights)
+        weights, biases = parts[2 : 2 + depth], parts[2 + depth : 3 + 2 * depth]
+        norms = parts[3 + 2 * depth :]
+        h = F.linear(action, parts[1]) + F.linear(obs, parts[0], biases[0])
+        for index, weight in enumerate(weights):
+            if norms:
+                h = F.layer_norm(h, (self.width,), norms[index], norms[index + len(self.gains)])
+            h = F.linear(self.activation(h), weight, biases[index + 1])
+        return h.squeeze(-1)
+
+
+class Value(nn.Module):
+    """State value: forward(obs [..., O]) -> [...]."""
+
+    def __init__(self, obs_dim: int, *, width: int, depth: int, layer_norm: bool, activation: str):
+        super().__init__()
+        self.net = Stack([obs_dim] + [width] * depth + [1], activation, layer_norm)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.net(obs).squeeze(-1)
+
+
+def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:
+    bound = 1 / math.sqrt(fan_in)
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))

@@ -1,0 +1,110 @@
+"""Statistics of observations and actions as buffers, so that they live in the checkpoint."""
+
+import logging
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger("rheo")
+
+
+class Normalizer(nn.Module):
+    """Per-dimension affine map `(x - shift) / scale` of the last axis, fitted once on data.
+
+    minmax maps the data's range to [-1, 1]; gaussian to zero mean and unit standard deviation;
+    none is the identity and needs no fit. A constant dimension has no scale of its own: it is
+    only shifted (unit scale), so it becomes 0, and `fit` reports it.
+
+    Using it before `fit` raises RuntimeError; data of another size raises ValueError. `feature`
+    is the name of the normalised quantity in those messages.
+    """
+
+    shift: Tensor
+    scale: Tensor
+    fitted: Tensor
+
+    def __init__(
+        self, dim: int, *, kind: Literal["none", "minmax", "gaussian"], feature: str = "input"
+    ):
+        super().__init__()
+        if kind not in ("none", "minmax", "gaussian"):
+            raise ValueError(f"normalizer kind={kind!r}: choose none, minmax or gaussian")
+        self.dim, self.kind, self.feature = dim, kind, feature
+        self.register_buffer("shift", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+        self.register_buffer("fitted", torch.tensor(kind == "none"))
+        # The buffer travels with the checkpoint; this copy is what the hot path may read, since
+        # reading a tensor there would wait for the device.
+        self.ready = kind == "none"
+        self.register_load_state_dict_post_hook(_read_ready)
+
+    @torch.no_grad()
+    def fit(self, data: Tensor) -> list[int]:
+        """Fit to `data` [..., dim] and return the indices of its constant dimensions.
+
+        A range (minmax) or standard deviation (gaussian) below 1e-6 of the dimension's magnitude
+        counts as constant. Raises ValueError for no rows, another size, or NaN and infinities.
+        """
+        self._check(data)
+        rows = data.reshape(-1, self.dim).to(torch.float64)
+        if not len(rows) or not bool(rows.isfinite().all()):
+            raise ValueError(f"{self.feature}: cannot fit statistics to {_trouble(rows)}")
+        if self.kind == "none":
+            return []
+        low, high = rows.amin(0), rows.amax(0)
+        if self.kind == "minmax":
+            shift, scale = (low + high) / 2, (high - low) / 2
+        else:
+            shift, scale = rows.mean(0), rows.std(0, correction=0)
+        constant = scale <= 1e-6 * rows.abs().amax(0).clamp(min=1.0)
+        self.shift.copy_(shift)
+        self.scale.copy_(torch.where(constant, torch.ones_like(scale), scale))
+        self.fitted.fill_(True)
+        self.ready = True
+        dims = constant.nonzero().flatten().tolist()
+        if dims:
+            logger.warning("%s: constant dimensions %s keep unit scale", self.feature, dims)
+        return dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "none":
+            return x
+        self._check(x)
+        self._check_ready()
+        return (x - self.shift) / self.scale
+
+    def inverse(self, x: Tensor) -> Tensor:
+        if self.kind == "none":
+            return x
+        self._check(x)
+        self._check_ready()
+        return x * self.scale + self.shift
+
+    def _check(self, x: Tensor) -> None:
+        if x.shape[-1] != self.dim:
+            raise ValueError(
+                f"{self.feature} has {x.shape[-1]} dimensions, its normalizer has {self.dim}"
+            )
+
+    def _check_ready(self) -> None:
+        if not self.ready:
+            raise RuntimeError(
+                f"{self.feature}: the {self.kind} normalizer has no statistics; "
+                "call fit(data) or load a checkpoint first, or use kind=none"
+            )
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, kind={self.kind}, feature={self.feature}"
+
+
+def _read_ready(module: nn.Module, _keys: Any) -> None:
+    assert isinstance(module, Normalizer)
+    module.ready = bool(module.fitted)
+
+
+def _trouble(rows: Tensor) -> str:
+    if not len(rows):
+        return "no rows"
+    bad = (~rows.isfinite()).any(0).nonzero().flatten().tolist()
+    return f"NaN or infinite values (dimensions {bad})"

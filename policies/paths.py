@@ -1,0 +1,214 @@
+"""Probability paths from noise (t = 0) to data (t = 1) and the algebra between predictions.
+
+A path is `x_t = A(t) a + B(t) eps` with `eps ~ N(0, I)` and `a` the normalised action chunk. Given
+`x`, `t` and any one of velocity, noise, data or score, the others follow in closed form:
+
+    v = A' a + B' eps     Dt = A B' - A' B     a = (B' x - B v) / Dt     eps = (A v - A' x) / Dt
+
+`times` of a path is the only source of time grids, for sampling and for likelihoods alike.
+"""
+
+import math
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Prediction = Literal["v", "eps", "a"]
+
+
+class Coefficients(NamedTuple):
+    """`A`, `B` and their time derivatives, all of t's shape."""
+
+    a: Tensor
+    b: Tensor
+    da: Tensor
+    db: Tensor
+
+    @property
+    def det(self) -> Tensor:
+        """`Dt = A B' - A' B`, negative and bounded away from zero on every path here."""
+        return self.a * self.db - self.da * self.b
+
+    def over_chunk(self) -> "Coefficients":
+        """The same coefficients shaped [..., 1, 1], to multiply chunks [..., T, Da]."""
+        return Coefficients(*(value[..., None, None] for value in self))
+
+
+class Pred(NamedTuple):
+    """One network output in its four equivalent forms, each [..., T, Da]."""
+
+    v: Tensor
+    a: Tensor
+    eps: Tensor
+    score: Tensor
+
+
+class Path(Protocol):
+    """What a policy asks of a path. `floor` is the smallest A or B that is ever divided by."""
+
+    floor: float
+
+    def coefficients(self, t: Tensor) -> Coefficients: ...
+
+    def time_at(self, ratio: Tensor) -> Tensor:
+        """The time where `A / B` equals `ratio` (the root of the signal-to-noise ratio)."""
+        ...
+
+    def times(self, steps: int, device: torch.device | None = None) -> Tensor: ...
+
+
+class Linear(nn.Module):
+    """Rectified flow: A = t, B = 1 - t (arXiv:2209.03003)."""
+
+    floor = 1e-3
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        one = torch.ones_like(t)
+        return Coefficients(t, 1 - t, one, -one)
+
+    def time_at(self, ratio: Tensor) -> Tensor:
+        return ratio / (1 + ratio)
+
+    def times(self, steps: int, device: torch.device | None = None) -> Tensor:
+        return _uniform(steps, device)
+
+
+class Cosine(nn.Module):
+    """Variance preserving, by angle: A = sin(pi t / 2), B = cos(pi t / 2) (arXiv:2202.00512)."""
+
+    floor = 1e-3
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        angle = t * (math.pi / 2)
+        a, b = angle.sin(), angle.cos()
+        return Coefficients(a, b, b * (math.pi / 2), a * (-math.pi / 2))
+
+    def time_at(self, ratio: Tensor) -> Tensor:
+        return ratio.atan() * (2 / math.pi)
+
+    def times(self, steps: int, device: torch.device | None = None) -> Tensor:
+        return _uniform(steps, device)
+
+
+class Betas(nn.Module):
+    """Variance preserving, from a table of DDPM betas (arXiv:2006.11239), t = 1 - k / levels.
+
+    Level k = 0 is data and k = levels is the noisiest one. At the levels A = sqrt(abar_k) and
+    B = sqrt(1 - abar_k) with `abar = cumprod(1 - beta)`; between them the angle atan2(A, B) is
+    interpolated linearly, which keeps A^2 + B^2 = 1, and its slope gives the derivatives. Grids
+    contain levels only, so a checkpoint trained at discrete levels is never asked between them.
+    """
+
+    angle: Tensor
+
+    def __init__(self, betas: Tensor):
+        super().__init__()
+        if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
+            raise ValueError("betas must be a 1-D table with every value in (0, 1)")
+        abar = torch.cat([betas.new_ones(1).double(), torch.cumprod(1 - betas.double(), 0)])
+        angle = torch.atan2(abar.sqrt(), (1 - abar).sqrt()).flip(0)  # by increasing t
+        # float64 so that the posterior std, a difference of neighbours, survives rounding
+        self.register_buffer("angle", angle)
+        self.floor = min(1e-3, float(angle[0].sin()))
+
+    @property
+    def levels(self) -> int:
+        return len(self.angle) - 1
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        table = self.angle.double()
+        place = (t.double() * self.levels).clamp(0, self.levels)
+        # a level must be hit exactly although 1 - k / levels is rounded in t's type
+        place = torch.where((place - place.round()).abs() < 1e-4, place.round(), place)
+        left = place.floor().long().clamp(max=self.levels - 1)
+        step = table[left + 1] - table[left]
+        angle = table[left] + (place - left) * step
+        a, b, slope = angle.sin(), angle.cos(), step * self.levels
+        return Coefficients(*(value.to(t.dtype) for value in (a, b, b * slope, -a * slope)))
+
+    def time_at(self, ratio: Tensor) -> Tensor:
+        table = self.angle.double()
+        angle = ratio.double().atan().clamp(float(table[0]), float(table[-1]))
+        left = (torch.searchsorted(table, angle) - 1).clamp(0, self.levels - 1)
+        place = left + (angle - table[left]) / (table[left + 1] - table[left])
+        return (place / self.levels).to(ratio.dtype)
+
+    def times(self, steps: int, device: torch.device | None = None) -> Tensor:
+        if steps > self.levels:
+            raise ValueError(f"{steps} steps asked of a table of {self.levels} noise levels")
+        grid = (_uniform(steps, device).double() * self.levels).round() / self.levels
+        return grid.to(torch.get_default_dtype())
+
+
+def cosine_betas(levels: int) -> Tensor:
+    """The cosine table of DDPM-style checkpoints (arXiv:2102.09672), float64 [levels].
+
+    `abar_k = cos^2((k / levels + 0.008) / 1.008 * pi / 2) / abar_0`, betas clipped at 0.999.
+    """
+    grid = torch.linspace(0, 1, levels + 1, dtype=torch.float64)
+    abar = ((grid + 0.008) / 1.008 * math.pi / 2).cos().square()
+    return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
+
+
+def make_path(name: Literal["linear", "cosine", "betas"], levels: int | None = None) -> Path:
+    """The path of that name; `levels` is the length of the cosine beta table of "betas"."""
+    if (name == "betas") != (levels is not None):
+        raise ValueError(f"path={name!r} with levels={levels}: levels belongs to path='betas' only")
+    if name == "linear":
+        return Linear()
+    if name == "cosine":
+        return Cosine()
+    if name == "betas" and levels is not None:
+        return Betas(cosine_betas(levels))
+    raise ValueError(f"path={name!r}: choose linear, cosine or betas")
+
+
+def convert(kind: Prediction, value: Tensor, x: Tensor, c: Coefficients, floor: float) -> Pred:
+    """All four forms of a prediction. `c` is already shaped over the chunk (`over_chunk`).
+
+    One rule for the ends of time: a divisor A or B is never smaller than `floor`. So the results
+    are finite at t = 0 and t = 1, and exact wherever A and B are at least `floor`. Nothing is
+    divided by A or B for a velocity prediction, except in the score.
+    """
+    safe_b = c.b.clamp(min=floor)
+    if kind == "v":
+        det = c.det
+        a, eps, v = (c.db * x - c.b * value) / det, (c.a * value - c.da * x) / det, value
+    elif kind == "eps":
+        safe_a = c.a.clamp(min=floor)
+        a, eps = (x - c.b * value) / safe_a, value
+        v = (c.da * x + c.det * value) / safe_a
+    else:
+        a, eps = value, (x - c.a * value) / safe_b
+        v = (c.db * x - c.det * value) / safe_b
+    return Pred(v, a, eps, -eps / safe_b)
+
+
+def velocity(kind: Prediction, value: Tensor, x: Tensor, c: Coefficients, floor: float) -> Tensor:
+    """The velocity alone, by the same rule as `convert`: no other form is computed."""
+    if kind == "v":
+        return value
+    if kind == "eps":
+        return (c.da * x + c.det * value) / c.a.clamp(min=floor)
+    return (c.db * x - c.det * value) / c.b.clamp(min=floor)
+
+
+def change_path(x: Tensor, t: Tensor, source: Path, target: Path) -> tuple[Tensor, Tensor]:
+    """The point (x', t') of `target` where E[a | x'] equals E[a | x] at (x, t) of `source`.
+
+    E[a | x] depends on (x / A, A / B) only, so t' has the same A / B and x' is x rescaled. The
+    factor is written with sqrt(A^2 + B^2), which is never zero, instead of A. x [..., T, Da], t
+    of x's leading shape.
+    """
+    c = source.coefficients(t)
+    t_new = target.time_at(c.a / c.b)
+    c_new = target.coefficients(t_new)
+    factor = torch.hypot(c_new.a, c_new.b) / torch.hypot(c.a, c.b)
+    return x * factor[..., None, None], t_new
+
+
+def _uniform(steps: int, device: torch.device | None) -> Tensor:
+    if steps < 1:
+        raise ValueError(f"steps={steps}: at least one integration step is needed")
+    return torch.linspace(0, 1, steps + 1, device=device)

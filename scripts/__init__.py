@@ -1,0 +1,1 @@
+"""The programs: the only code that touches argv, disk, clock and terminal."""

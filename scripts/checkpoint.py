@@ -1,0 +1,208 @@
+"""Checkpoints: a tree of states <-> safetensors + JSON, written so that a kill loses nothing.
+
+A checkpoint is a folder named after its step. It is written into a staging folder, every file is
+fsynced, the manifest (size and SHA-256 of every file) comes last, and one rename publishes it.
+Nothing is ever unpickled. Digests are our own because neither safetensors nor torch notices a
+flipped bit.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from .tree import DTYPES, Broken, Packed, pack, unpack
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+NAME = re.compile(r"(\d{12})(?:\.(\d+))?")
+FILE = re.compile(r"[A-Za-z0-9_]+\.(safetensors|json)")
+STAGING = ".staging-"
+
+
+def write(folder: Path, step: int, tree: dict[str, Any], keep: int) -> Path:
+    """Publishes a checkpoint of `tree` in `folder` and prunes all but the newest `keep`.
+
+    Raises OSError when the disk refuses; then the folder is as it was.
+    """
+    packed = pack(tree)
+    folder.mkdir(exist_ok=True)
+    staging = folder / f"{STAGING}{os.getpid()}"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir()
+        files = {}
+        for name, tensors in packed.tensors.items():
+            files[f"{name}.safetensors"] = write_tensors(staging / f"{name}.safetensors", tensors)
+        files[STATE] = write_bytes(staging / STATE, [dump(packed.state)])
+        write_bytes(staging / MANIFEST, [sealed({"format": FORMAT, "step": step, "files": files})])
+        sync(staging)
+        target = free_name(folder, step)
+        os.rename(staging, target)
+    except OSError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    sync(folder)
+    prune(folder, keep)
+    return target
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Writes the safetensors format straight from the tensors' memory; returns size and digest."""
+    order = sorted(tensors, key=lambda key: (-tensors[key].element_size(), key))
+    header, offset, chunks = {}, 0, []
+    for key in order:
+        tensor = tensors[key].cpu().contiguous()
+        chunk = tensor.reshape(-1).view(torch.uint8).numpy()
+        end = offset + chunk.nbytes
+        shape = list(tensor.shape)
+        header[key] = {"dtype": DTYPES[tensor.dtype], "shape": shape, "data_offsets": [offset, end]}
+        chunks.append(chunk)
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return write_bytes(path, [len(text).to_bytes(8, "little") + text, *chunks])
+
+
+def write_bytes(path: Path, chunks: list[Any]) -> dict[str, Any]:
+    """Writes and fsyncs a file; returns its size and SHA-256, both taken from memory."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "wb", buffering=0) as file:
+        for chunk in chunks:
+            view = memoryview(chunk)
+            digest.update(view)
+            size += view.nbytes
+            while view.nbytes:
+                view = view[file.write(view) :]
+        os.fsync(file.fileno())
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def dump(node: Any) -> bytes:
+    """Canonical JSON."""
+    return json.dumps(node, sort_keys=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """A manifest with its own digest in it."""
+    return dump({**manifest, "sha256": hashlib.sha256(dump(manifest)).hexdigest()})
+
+
+def sync(folder: Path) -> None:
+    """Makes a folder's entries durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def free_name(folder: Path, step: int) -> Path:
+    """A new name for a step; a step that is saved again gets a suffix, so nothing is replaced."""
+    target, count = folder / f"{step:012d}", 0
+    while target.exists():
+        count += 1
+        target = folder / f"{step:012d}.{count}"
+    return target
+
+
+def found(folder: Path) -> list[Path]:
+    """Published checkpoints, newest first."""
+    if not folder.is_dir():
+        return []
+    named = [(NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    known = [(int(m[1]), int(m[2] or 0), p) for m, p in named if m and (p / MANIFEST).exists()]
+    return [path for _, _, path in sorted(known, reverse=True)]
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint folder is named after."""
+    return int(path.name[:12])
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all but the newest checkpoints; the manifest goes first, so no half one is found."""
+    for path in found(folder)[keep:]:
+        (path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def clean(folder: Path) -> None:
+    """Removes what a killed process left half-written. Only for the holder of the run's lock."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        half = NAME.fullmatch(path.name) and not (path / MANIFEST).exists()
+        if half or path.name.startswith(STAGING):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The verified tree of a checkpoint. Raises Broken, which names the file and its fault."""
+    manifest = read_manifest(path)
+    tensors = {}
+    for name, entry in manifest["files"].items():
+        if not FILE.fullmatch(name):
+            raise Broken(f"{path / MANIFEST}: {name!r} is not a name of a checkpoint file")
+        verify(path / name, entry)
+    try:
+        for file in (path / name for name in manifest["files"] if name != STATE):
+            tensors[file.stem] = safetensors.torch.load_file(file)
+        return unpack(Packed(json.loads((path / STATE).read_bytes()), tensors))
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Broken(f"{path}: not a checkpoint of this program ({error})") from error
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest, checked against its own digest and this program's format."""
+    file = path / MANIFEST
+    try:
+        raw = file.read_bytes()
+        manifest = json.loads(raw)
+        claimed = manifest.pop("sha256")
+        version, entries = manifest["format"], manifest["files"]
+        if not isinstance(version, int) or not isinstance(entries, dict):
+            raise TypeError("fields have the wrong type")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Broken(f"{file}: unreadable ({error})") from error
+    if sealed(manifest) != raw or hashlib.sha256(dump(manifest)).hexdigest() != claimed:
+        raise Broken(f"{file}: corrupted, its digest does not match")
+    if version > FORMAT:
+        raise Broken(f"{file}: format {version} is newer than {FORMAT}; update rheo to read it")
+    if STATE not in entries:
+        raise Broken(f"{file}: lists no {STATE}")
+    return manifest
+
+
+def verify(file: Path, entry: dict[str, Any]) -> None:
+    """Compares a file with its manifest entry. Raises Broken."""
+    try:
+        size = file.stat().st_size
+        if size != entry["size"]:
+            fault = "truncated" if size < entry["size"] else "too long"
+            raise Broken(f"{file}: {fault}, have {size} of {entry['size']} bytes")
+        with open(file, "rb") as stream:
+            digest = digest_of(stream)
+    except OSError as error:
+        raise Broken(f"{file}: unreadable ({error.strerror})") from error
+    except (KeyError, TypeError) as error:
+        raise Broken(f"{file}: its manifest entry lacks {error}") from error
+    if digest != entry["sha256"]:
+        raise Broken(f"{file}: corrupted, its SHA-256 does not match the manifest")
+
+
+def digest_of(stream: Any) -> str:
+    """SHA-256 of a binary stream."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    while count := stream.readinto(buffer):
+        digest.update(buffer[:count])
+    return digest.hexdigest()

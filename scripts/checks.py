@@ -1,0 +1,144 @@
+"""What types cannot say: values out of range, and values that contradict each other.
+
+Each check takes the resolved, well-typed configuration as a plain tree and gives its errors. None
+imports torch or a simulator.
+"""
+
+import ast
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import schema
+from .errors import RheoError, nearest
+
+COUNTS = {"steps", "log_every", "eval_every", "save_every", "episodes", "horizon", "execute"} | {
+    *("obs_steps", "num_envs", "batch_size", "width", "depth", "heads", "members", "particles"),
+    *("capacity", "decisions", "policy_batch"),
+}
+SHARES = {"target_rate", "ema_rate", "gamma"}
+
+
+def run(tree: dict[str, Any]) -> list[str]:
+    """All errors of all checks."""
+    checks = (ranges, chunk, heads, device, environment, data)
+    return [error for check in checks for error in check(tree)]
+
+
+def numbers(node: Any, place: str = "") -> Iterator[tuple[str, str, float]]:
+    """Full key, last key and value of every number."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        inner = f"{place}.{key}" if place else str(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield inner, str(key), value
+        yield from numbers(value, inner)
+
+
+def ranges(tree: dict[str, Any]) -> list[str]:
+    """Counts are at least 1, rates are in (0, 1], learning rates are above 0."""
+    errors = []
+    for place, key, value in numbers(tree):
+        if key in COUNTS and value < 1:
+            errors.append(f"{place}={value:g}: must be at least 1")
+        elif key in SHARES and not 0 < value <= 1:
+            errors.append(f"{place}={value:g}: must be above 0 and at most 1")
+        elif (key == "lr" or key.endswith("_lr")) and not value > 0:
+            errors.append(f"{place}={value:g}: must be above 0")
+        elif key in ("seed", "threads") and value < 0:
+            errors.append(f"{place}={value:g}: must be 0 or more")
+    return errors
+
+
+def chunk(tree: dict[str, Any]) -> list[str]:
+    """An environment cannot execute more steps than the policy plans."""
+    execute, horizon = inside(tree, "env", "execute"), tree.get("horizon")
+    if execute is None or horizon is None or execute <= horizon:
+        return []
+    return [
+        f"env.execute={execute}: more steps than the policy plans (horizon={horizon}); "
+        f"set env.execute to {horizon} or less, or horizon to {execute} or more"
+    ]
+
+
+def heads(tree: dict[str, Any]) -> list[str]:
+    """A transformer's width is shared out evenly among its heads."""
+    nodes = [("policy", tree.get("policy"))]
+    nodes += [(f"policy.{k}", v) for k, v in (tree.get("policy") or {}).items()]
+    errors = []
+    for place, node in nodes:
+        if not isinstance(node, dict) or not {"width", "heads"} <= set(node):
+            continue
+        width, count = node["width"], node["heads"]
+        if count >= 1 and width % count:
+            errors.append(f"{place}.width={width}: not a multiple of heads={count}")
+    return errors
+
+
+def device(tree: dict[str, Any]) -> list[str]:
+    """Names of devices; whether there is one is only known with torch."""
+    name = tree.get("device")
+    if name is None or re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        return []
+    return [f"device={name!r}: must be auto, cpu, cuda or cuda:N"]
+
+
+def environment(tree: dict[str, Any]) -> list[str]:
+    """The environment's id is registered, or belongs to a package that is installed."""
+    name = inside(tree, "env", "id")
+    if not isinstance(name, str):
+        return []
+    if ":" in name:
+        return plugin(name.partition(":")[0])
+    from gymnasium import registry  # imports neither torch nor mujoco
+
+    if name in registry:
+        return []
+    for prefix, (module, package) in elsewhere().items():
+        if name.startswith(prefix):
+            found = importlib.util.find_spec(module) is not None
+            return [] if found else [f"env.id={name!r}: needs a package: pip install {package}"]
+    return [f"env.id={name!r}: no such environment{suggest(name, list(registry))}"]
+
+
+def elsewhere() -> dict[str, tuple[str, str]]:
+    """Which packages register other ids: the table of envs/suites.py, read without importing it."""
+    for node in schema.parse(schema.ROOT / "envs" / "suites.py").body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ELSEWHERE":
+            return ast.literal_eval(node.value)
+    raise LookupError("envs/suites.py has no table ELSEWHERE")
+
+
+def suggest(name: str, ids: list[str]) -> str:
+    """The nearest id, the newest version first when only the version is wrong."""
+    stem = name.rpartition("-v")[0] or name
+    same = sorted(i for i in ids if i.rpartition("-v")[0].lower() == stem.lower())
+    return f"; did you mean {same[-1]!r}?" if same else nearest(name, ids)
+
+
+def plugin(module: str) -> list[str]:
+    """`module:Id` imports a module, so it has to be one that --config-dir allows."""
+    try:
+        if module in {name for name, _ in elsewhere().values()}:
+            return []
+        schema.find(f"{module}.Id")
+    except RheoError as error:
+        return [f"env.id: {error}"]
+    return []
+
+
+def data(tree: dict[str, Any]) -> list[str]:
+    """The data set is there, and so is the run to start from."""
+    errors = []
+    for key in ("data", "init"):
+        name = tree.get(key)
+        if name and not (Path(name).expanduser().exists() or Path("runs", name).exists()):
+            errors.append(f"{key}={name!r}: no such {'file' if key == 'data' else 'run'}")
+    return errors
+
+
+def inside(tree: dict[str, Any], group: str, key: str) -> Any:
+    """A value inside a group, None when either is absent."""
+    node = tree.get(group)
+    return node.get(key) if isinstance(node, dict) else None

@@ -1,0 +1,102 @@
+"""The console command `rheo VERB ...`. A verb's module is imported only when it is called."""
+
+import importlib
+import sys
+
+from .errors import USER, RheoError, nearest
+
+VERBS = {
+    "train": ("train", "main", "train a policy: rheo train algo=rfm env=hopper"),
+    "eval": ("evaluate", "main", "evaluate a run: rheo eval RUN [episodes=100]"),
+    "resume": ("train", "resume", "continue a run from its last checkpoint: rheo resume RUN"),
+    "demo": ("demo", "main", "train a small task from scratch and show the result"),
+    "bench": ("bench", "main", "measure speed on this machine"),
+    "doctor": ("doctor", "main", "check what this machine can do, and say how to fix the rest"),
+}
+
+
+def usage() -> str:
+    """The help text."""
+    lines = [f"  {verb:8} {text}" for verb, (_, _, text) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: rheo VERB [key=value ...] [--config-dir DIR]",
+            "",
+            *lines,
+            "",
+            "keys: algo policy critic source env data init steps seed device name recipe",
+            "      log_every eval_every save_every episodes fast threads, and those inside them",
+            "      (algo.lr=1e-4). Each value's home is a file of rheo/configs, its meaning is in",
+            "      the docstring of the class that the file names.",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"rheo {version()}")
+        return 0
+    try:
+        return call(argv[0], argv[1:])
+    except RheoError as error:
+        return complain(error, error.code)
+    except ValueError as error:
+        if not from_environment(error):
+            raise
+        return complain(error, USER)
+    except KeyboardInterrupt:
+        print("rheo: interrupted", file=sys.stderr)
+        return 130
+
+
+def call(verb: str, argv: list[str]) -> int:
+    """Imports the verb's module and calls its function with the remaining arguments."""
+    if verb not in VERBS:
+        raise RheoError(f"unknown verb {verb!r}{nearest(verb, VERBS)}\n`rheo --help` lists them.")
+    module, function, _ = VERBS[verb]
+    listen()
+    return getattr(importlib.import_module(f"rheo.scripts.{module}"), function)(argv)
+
+
+def listen() -> None:
+    """Shows the library's log messages on stderr, whatever stderr is at that moment.
+
+    The live display swaps sys.stderr, so a handler must not keep the stream it started with.
+    """
+    import logging
+
+    class Stderr(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print(f"rheo: {self.format(record)}", file=sys.stderr)
+
+    logger = logging.getLogger("rheo")
+    if not logger.handlers:
+        logger.addHandler(Stderr())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def from_environment(error: ValueError) -> bool:
+    """Whether an environment refused the user's input (its class needs torch: never imported)."""
+    vector = sys.modules.get("rheo.envs.vector")
+    return vector is not None and isinstance(error, vector.EnvError)
+
+
+def complain(error: Exception, code: int) -> int:
+    """Prints the message and gives back the exit status."""
+    print(f"rheo: {error}", file=sys.stderr)
+    return code
+
+
+def version() -> str:
+    """The package's version."""
+    return importlib.import_module("rheo").__version__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

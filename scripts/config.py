@@ -1,0 +1,322 @@
+"""What the user typed -> one checked configuration, in under a second and without torch.
+
+The YAML files of `configs` hold the values, constructors' signatures are the schema. Group choices
+(`algo=rfm`) are composed by Hydra; values (`algo.lr=1e-3`) are put in here, so that every mistake
+is reported at once. Interpolations may only name other keys: resolvers (`${oc.env:...}`) would let
+a file read the machine, and are refused.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import annotations, checks, schema
+from .errors import RheoError, nearest
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+HOME = Path(__file__).resolve().parents[1] / "configs"
+RESOLVER = re.compile(r"\$\{[^{}$]*:")
+ALIAS = re.compile(r"\$\{([\w.]+)\}")
+ABSENT = object()
+NODE = "dict | None"
+TOP = {
+    "algo": "dict",
+    "policy": "dict",
+    "critic": NODE,
+    "source": "dict",
+    "env": NODE,
+    "data": "str | None",
+    "init": "str | None",
+    "steps": "int",
+    "seed": "int",
+    "device": "str",
+    "name": "str | None",
+    "log_every": "int",
+    "eval_every": "int",
+    "save_every": "int",
+    "episodes": "int",
+    "horizon": "int",
+    "fast": "Literal['off', 'precision', 'compile'] | bool",
+    "threads": "int",
+    "recipe": "str | dict | None",
+    "config_dir": "list[str]",
+}
+
+
+def compose(argv: Sequence[str]) -> dict[str, Any]:
+    """The resolved configuration of `key=value` arguments and --config-dir flags.
+
+    Raises RheoError that lists every mistake. `config_dir` holds the folders that were named.
+    """
+    folders, words = flags(argv)
+    schema.allow(folders)
+    roots = [HOME, *(Path(folder).expanduser().resolve() for folder in folders)]
+    refuse_hidden(roots)
+    errors: list[str] = []
+    overrides = parse(words, errors)
+    groups = [one for one in overrides if is_group(one, roots)]
+    groups = [one for one in groups if known_option(one, roots, errors)]
+    base = compose_groups([str(one.input_line) for one in groups], roots[1:], errors)
+    base["config_dir"] = [str(root) for root in roots[1:]]
+    return finish(base, [one for one in overrides if not is_group(one, roots)], roots, errors)
+
+
+def load(folder: str | Path, argv: Sequence[str] = ()) -> dict[str, Any]:
+    """The configuration of a run folder, with values changed by `argv`, checked anew.
+
+    A run made with --config-dir needs it again: a folder of somebody else's must not choose whose
+    code runs. Raises RheoError.
+    """
+    folders, words = flags(argv)
+    schema.allow(folders)
+    config = stored(folder)
+    named = [str(Path(name).expanduser().resolve()) for name in folders]
+    lacking = [name for name in config.get("config_dir") or [] if name not in named]
+    if lacking and not named:
+        raise RheoError(
+            f"{folder} was made with classes from {lacking[0]}; if you trust them, add "
+            f"--config-dir {lacking[0]}"
+        )
+    errors: list[str] = []
+    overrides = parse(words, errors)
+    for one in [one for one in overrides if is_group(one, [HOME])]:
+        errors.append(f"{one.input_line}: a run's {one.key_or_group} is fixed; set single values")
+        overrides.remove(one)
+    return finish(config, overrides, [HOME], errors)
+
+
+def stored(folder: str | Path) -> dict[str, Any]:
+    """A run folder's config.yaml as it is. Raises RheoError."""
+    from omegaconf import OmegaConf
+
+    file = Path(folder) / "config.yaml"
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except Exception as error:  # yaml has no common base with OmegaConf's and the system's errors
+        raise RheoError(f"{file}: not readable as a configuration: {first_line(error)}") from error
+    if not isinstance(config, dict):
+        raise RheoError(f"{file}: holds no configuration")
+    return {str(key): value for key, value in config.items()}
+
+
+def flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Folders of --config-dir, and the other words. Raises RheoError for other flags."""
+    folders, words = [], []
+    rest = iter(argv)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name == "--config-dir":
+            folder = value if equals else next(rest, "")
+            if not folder:
+                raise RheoError("--config-dir needs a folder")
+            folders.append(folder)
+        elif word.startswith("-"):
+            remedy = nearest(name, ["--config-dir"]) if word.startswith("--c") else ""
+            raise RheoError(f"unknown flag {word}{remedy}; values are set as key=value")
+        else:
+            words.append(word)
+    return folders, words
+
+
+def parse(words: list[str], errors: list[str]) -> "list[Override]":
+    """Hydra overrides of the words that are ones."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, overrides = OverridesParser.create(), []
+    for word in words:
+        try:
+            one = parser.parse_override(word)
+        except HydraException:
+            errors.append(f"{word}: not of the form key=value (quote values with special signs)")
+            continue
+        if one.is_sweep_override():
+            errors.append(f"{word}: names several values; start one run for each")
+        elif one.key_or_group.split(".")[0].split("/")[0] == "hydra":
+            errors.append(f"{word}: Hydra's own settings are fixed")
+        elif RESOLVER.search(word):
+            errors.append(f"{word}: resolvers are not evaluated; write the value itself")
+        else:
+            overrides.append(one)
+    return overrides
+
+
+def is_group(one: "Override", roots: list[Path]) -> bool:
+    """Whether an override chooses a file rather than a value."""
+    key = one.key_or_group
+    return "/" in key or "." not in key and any((root / key).is_dir() for root in roots)
+
+
+def options(group: str, roots: list[Path]) -> list[str]:
+    """The files of a group."""
+    return sorted({file.stem for root in roots for file in (root / group).glob("*.yaml")})
+
+
+def known_option(one: "Override", roots: list[Path], errors: list[str]) -> bool:
+    """Whether the chosen file exists; adds an error when it does not."""
+    group, value = one.key_or_group, one.value()
+    if value is None or one.is_delete():
+        return True
+    known = options(group, roots)
+    if not known:
+        errors.append(f"{one.input_line}: unknown group{nearest(group, groups_of(roots))}")
+    elif str(value) not in known:
+        errors.append(f"{one.input_line}: no such {group}{nearest(str(value), known)}")
+    return str(value) in known
+
+
+def groups_of(roots: list[Path]) -> set[str]:
+    """Names of all groups."""
+    return {path.name for root in roots for path in root.iterdir() if any(path.glob("*.yaml"))}
+
+
+def refuse_hidden(roots: list[Path]) -> None:
+    """Raises RheoError when a file of a --config-dir would be hidden by one of ours."""
+    files = [path for root in roots[1:] for path in [root / "config.yaml", *root.glob("*/*.yaml")]]
+    for file in files:
+        root = next(root for root in roots[1:] if file.is_relative_to(root))
+        if file.exists() and (HOME / file.relative_to(root)).exists():
+            raise RheoError(f"{file}: rheo has a file of that name; rename yours")
+
+
+def compose_groups(choices: list[str], folders: list[Path], errors: list[str]) -> dict[str, Any]:
+    """The composed files as a plain tree, interpolations not yet resolved."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    paths = ",".join("'file://" + str(folder).replace("'", "\\'") + "'" for folder in folders)
+    search = [f"hydra.searchpath=[{paths}]"] if folders else []
+    try:
+        with initialize_config_dir(str(HOME), version_base=None, job_name="rheo"):
+            config = hydra_compose("config", overrides=[*search, *choices])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RheoError(report([*errors, " ".join(str(error).split())])) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "yaml":
+            raise
+        raise RheoError(report([*errors, f"a YAML file is broken: {error}"])) from error
+    tree = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def finish(
+    tree: dict[str, Any], overrides: "list[Override]", roots: list[Path], errors: list[str]
+) -> dict[str, Any]:
+    """Puts values in, resolves, checks everything. Raises RheoError with all errors."""
+    for one in overrides:
+        put(tree, one, roots, errors)
+    calls = [place for place, leaf in walk(tree) if isinstance(leaf, str) and RESOLVER.search(leaf)]
+    if calls:
+        errors += [f"{place}: resolvers are not evaluated; write the value" for place in calls]
+        raise RheoError(report(errors))
+    tree, followed = resolve(tree, errors)
+    lacking = [place for place, leaf in walk(tree) if isinstance(leaf, str) and leaf == "???"]
+    errors += [f"{place}: has to be set ({place}=...)" for place in lacking]
+    for error in validate(tree):
+        place = error.partition(":")[0]
+        if place in lacking:
+            continue
+        origin = followed.get(place)
+        errors.append(f"{error}; it follows {origin}: set {origin}=..." if origin else error)
+    if not errors:
+        errors += checks.run(tree)
+    if errors:
+        raise RheoError(report(errors))
+    return tree
+
+
+def resolve(tree: dict[str, Any], errors: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tree with interpolations replaced, and which key each replaced place follows."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    links = [(place, ALIAS.fullmatch(leaf)) for place, leaf in walk(tree) if isinstance(leaf, str)]
+    followed = {place: link[1] for place, link in links if link}
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+    except OmegaConfBaseException as error:
+        raise RheoError(report([*errors, f"{error.full_key}: {first_line(error)}"])) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}, followed
+
+
+def put(tree: dict[str, Any], one: "Override", roots: list[Path], errors: list[str]) -> None:
+    """Sets or deletes one value. New keys are taken inside nodes with a `_target_` only."""
+    *path, last = one.key_or_group.split(".")
+    node, owned = tree, False
+    for depth, part in enumerate([*path, last]):
+        owned = owned or "_target_" in node
+        if part not in node and not owned:
+            known = set(node) | (groups_of(roots) if depth == 0 else set())
+            place = ".".join([*path, last][: depth + 1])
+            errors.append(f"{place}: unknown key{nearest(part, known)}")
+            return
+        if depth < len(path):
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                errors.append(f"{one.input_line}: {'.'.join(path[: depth + 1])} is not a group")
+                return
+    if one.is_delete():
+        node.pop(last, None)
+    else:
+        node[last] = one.value()
+
+
+def walk(node: Any, place: str = "") -> list[tuple[str, Any]]:
+    """All leaves of a tree with their full keys."""
+    if isinstance(node, Mapping):
+        pairs = [(f"{place}.{key}" if place else str(key), value) for key, value in node.items()]
+    elif isinstance(node, list):
+        pairs = [(f"{place}[{index}]", value) for index, value in enumerate(node)]
+    else:
+        return [(place, node)]
+    return [leaf for inner, value in pairs for leaf in walk(value, inner)]
+
+
+def validate(tree: dict[str, Any]) -> list[str]:
+    """Errors of types and keys at the top and in every node with a `_target_`; fixes types."""
+    errors = []
+    for key in tree:
+        tree[key], problem = annotations.coerce(TOP.get(key, "Any"), tree[key])
+        if problem:
+            errors.append(f"{key}: {problem}")
+    for key, node in tree.items():
+        errors += validate_node(node, key)
+    return errors
+
+
+def validate_node(node: Any, where: str) -> list[str]:
+    """Errors of a node and of the nodes inside it."""
+    if not isinstance(node, dict):
+        return []
+    errors = []
+    if node.get("_target_", ABSENT) is None and len(node) == 1:
+        return []  # a group's way to say "none"
+    if "_target_" in node:
+        try:
+            values, errors = schema.check(node, schema.from_source(node["_target_"]), where)
+            node.update(values)
+        except RheoError as error:
+            errors = [f"{where}._target_: {error}"]
+    for key, value in node.items():
+        errors += validate_node(value, f"{where}.{key}")
+    return errors
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def report(errors: list[str]) -> str:
+    """One message of all errors."""
+    if len(errors) == 1:
+        return errors[0]
+    return f"{len(errors)} errors in the configuration\n  " + "\n  ".join(errors)

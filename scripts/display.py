@@ -1,0 +1,175 @@
+"""What a person sees while a run goes on, and where its time goes. Monotonic clocks only."""
+
+import math
+import sys
+from collections.abc import Mapping
+from time import perf_counter
+from types import TracebackType
+from typing import IO, Any
+
+
+class Timer:
+    """Shares of wall time by name: `with timer("env"): ...`.
+
+    Spans may nest; time inside an inner span is charged to the inner one only, so that acting
+    inside an environment step counts as inference. Costs well under a microsecond per span.
+    """
+
+    def __init__(self) -> None:
+        self.totals: dict[str, float] = {}
+        self.stack: list[str] = []
+        self.start = self.last = perf_counter()
+        self.spans: dict[str, Span] = {}
+
+    def __call__(self, name: str) -> "Span":
+        span = self.spans.get(name)
+        if span is None:
+            span = self.spans[name] = Span(self, name)
+            self.totals.setdefault(name, 0.0)
+        return span
+
+    def shares(self) -> dict[str, float]:
+        """Share of each name in the time since the last call of `shares`, then starts anew."""
+        now = perf_counter()
+        if self.stack:
+            self.totals[self.stack[-1]] += now - self.last
+        elapsed = max(now - self.start, 1e-9)
+        shares = {name: total / elapsed for name, total in self.totals.items()}
+        self.totals = dict.fromkeys(self.totals, 0.0)
+        self.start = self.last = now
+        return shares
+
+
+class Span:
+    """One name of a Timer, used as a context."""
+
+    __slots__ = ("timer", "name")
+
+    def __init__(self, timer: Timer, name: str) -> None:
+        self.timer, self.name = timer, name
+
+    def __enter__(self) -> None:
+        timer, now = self.timer, perf_counter()
+        if timer.stack:
+            timer.totals[timer.stack[-1]] += now - timer.last
+        timer.stack.append(self.name)
+        timer.last = now
+
+    def __exit__(self, *_: object) -> None:
+        timer, now = self.timer, perf_counter()
+        timer.totals[timer.stack.pop()] += now - timer.last
+        timer.last = now
+
+
+class Display:
+    """Progress of a run: a live line on a terminal, a plain line per `update` elsewhere.
+
+    total: steps of the run; start: the step it begins at (a resumed run); title: its name.
+    Use as a context; `update(step, metrics, shares)` at every log, `tick(step)` at every step.
+    """
+
+    refresh = 0.25  # seconds between redraws
+
+    def __init__(
+        self, total: int, *, start: int = 0, title: str = "", stream: IO[str] | None = None
+    ) -> None:
+        self.total, self.step, self.title = total, start, title
+        self.stream = stream or sys.stdout
+        self.began = self.seen = self.drawn = perf_counter()
+        self.start = self.seen_step = start
+        self.rate = 0.0
+        self.metrics: dict[str, float] = {}
+        self.shares: dict[str, float] = {}
+        self.live: Any = None
+
+    def __enter__(self) -> "Display":
+        if self.stream.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self.live = Live(console=Console(file=self.stream), auto_refresh=False)
+            self.live.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.live is not None:
+            self.draw()
+            self.live.__exit__(kind, error, trace)
+            self.live = None
+
+    def tick(self, step: int) -> None:
+        """Notes the step; redraws a terminal a few times per second at most."""
+        self.step = step
+        if self.live is not None and perf_counter() - self.drawn > self.refresh:
+            self.draw()
+
+    def update(
+        self, step: int, metrics: Mapping[str, float], shares: Mapping[str, float] | None = None
+    ) -> None:
+        """Takes new figures (the latest of each name stays shown) and shows them."""
+        self.step = step
+        self.measure()
+        self.metrics.update(metrics)
+        self.shares = dict(shares or {})
+        if self.live is not None:
+            self.draw()
+        else:
+            print(self.line(), file=self.stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """Prints a line that stays, above the live one."""
+        if self.live is not None:
+            self.live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self.stream, flush=True)
+
+    def measure(self) -> None:
+        """Steps per second, averaged with older figures so that the time left does not jump."""
+        now = perf_counter()
+        if self.step <= self.seen_step or now <= self.seen:
+            return
+        rate = (self.step - self.seen_step) / (now - self.seen)
+        self.rate = 0.7 * self.rate + 0.3 * rate if self.rate else rate
+        self.seen, self.seen_step = now, self.step
+
+    def draw(self) -> None:
+        """Redraws the live line."""
+        self.measure()
+        self.drawn = perf_counter()
+        from rich.text import Text
+
+        self.live.update(Text(self.line()), refresh=True)
+
+    def line(self) -> str:
+        """Steps, return, speed, shares of time, time left."""
+        share = self.step / self.total if self.total else 1.0
+        parts = [self.title] if self.title else []
+        parts.append(f"step {self.step:,} / {self.total:,} ({share:.0%})")
+        for name, label in (("env/return", "return"), ("eval/return", "eval return")):
+            if name in self.metrics:
+                parts.append(f"{label} {self.metrics[name]:.4g}")
+        loss = next((m for m in ("val/loss", "policy/loss") if m in self.metrics), None)
+        if loss and "env/return" not in self.metrics:
+            parts.append(f"{loss} {self.metrics[loss]:.4g}")
+        parts.append(f"{self.rate:,.0f} steps/s" if self.rate >= 10 else f"{self.rate:.2g} steps/s")
+        if self.shares:
+            parts.append(" ".join(f"{name} {part:.0%}" for name, part in self.shares.items()))
+        if self.rate > 0:
+            parts.append(f"{duration((self.total - self.step) / self.rate)} left")
+        return " | ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds as a person writes them."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

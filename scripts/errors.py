@@ -1,0 +1,28 @@
+"""Errors that are meant for the user: one message, no traceback, an exit code."""
+
+import difflib
+from collections.abc import Iterable
+
+USER, MACHINE, NUMERICS, REQUEUE = 2, 3, 4, 75
+
+
+class RheoError(Exception):
+    """A message for the user: what is wrong, why, and what to do about it.
+
+    code: exit status; 2 the user's input, 3 the machine or its data, 4 numbers that broke.
+    A run that was stopped by a signal and saved itself exits with 75 (start it again).
+    """
+
+    def __init__(self, message: str, code: int = USER) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """A clause with the option closest to `word`, else with all of a few options, else empty."""
+    options = sorted(options)
+    lowered = {option.lower(): option for option in reversed(options)}
+    close = difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.55)
+    if close:
+        return f"; did you mean {lowered[close[0]]!r}?"
+    return f"; there are: {', '.join(options)}" if 0 < len(options) <= 30 else ""

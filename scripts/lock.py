@@ -1,0 +1,96 @@
+"""One writer per run folder."""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import platform
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .errors import RheoError
+
+logger = logging.getLogger("rheo")
+
+
+class Lock:
+    """The lock file of a run folder: a system lock, with pid, host and start time written in it.
+
+    The system drops its lock when the process dies, however it dies, so a stale file is
+    recognised without guessing from the pid. On a shared disk the system lock may not reach other
+    machines: a file that names another host is honoured.
+
+    Raises RheoError when another process holds it, OSError when the folder cannot be written.
+    """
+
+    NAME = "lock"
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / self.NAME
+        self.owner = os.getpid()
+        self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self.acquire()
+        except BaseException:
+            os.close(self.handle)
+            raise
+
+    def acquire(self) -> None:
+        """Takes the system lock and signs the file."""
+        try:
+            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise self.taken(self.holder()) from error
+        if not self.is_current():  # its holder removed the file between our open and our lock
+            raise self.taken({})
+        holder = self.holder()
+        if holder.get("host", platform.node()) != platform.node():
+            raise self.taken(holder)
+        if holder:
+            logger.info("%s: the process %s that held this run is gone", self.path, holder["pid"])
+        self.sign()
+
+    def is_current(self) -> bool:
+        """Whether the file we locked is still the one in the folder."""
+        try:
+            return os.fstat(self.handle).st_ino == os.stat(self.path).st_ino
+        except FileNotFoundError:
+            return False
+
+    def holder(self) -> dict[str, Any]:
+        """What the file says; empty when it says nothing readable."""
+        try:
+            holder = json.loads(os.pread(self.handle, 4096, 0))
+            return {key: holder[key] for key in ("pid", "host", "started")}
+        except (ValueError, KeyError, TypeError):
+            return {}
+
+    def sign(self) -> None:
+        """Writes this process into the file."""
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        text = json.dumps({"pid": self.owner, "host": platform.node(), "started": now})
+        os.ftruncate(self.handle, 0)
+        os.pwrite(self.handle, text.encode(), 0)
+
+    def taken(self, holder: dict[str, Any]) -> RheoError:
+        """The message for a run in use."""
+        folder = self.path.parent
+        if not holder:
+            return RheoError(f"{folder} is in use by another process; choose another name=")
+        who = f"process {holder['pid']} on {holder['host']} since {holder['started']}"
+        remedy = "choose another name=, or stop that process"
+        if holder["host"] != platform.node():
+            remedy += f" (when it is gone, remove {self.path})"
+        return RheoError(f"{folder} is in use by {who}; {remedy}")
+
+    def release(self) -> None:
+        """Removes the file and drops the lock; a forked child leaves both alone."""
+        if self.handle < 0 or os.getpid() != self.owner:
+            return
+        self.path.unlink(missing_ok=True)
+        os.close(self.handle)
+        self.handle = -1

@@ -1,0 +1,284 @@
+"""The folder of a run: configuration, versions, metrics, checkpoints, and the lock that guards it.
+
+    runs/<name>/config.yaml    the composed configuration
+                run.json       versions, commit, command, machine; one entry per start
+                metrics.jsonl  one row per log; null stands for a number that is not finite
+                events/        the same for TensorBoard
+                eval/          per-episode rows of every evaluation
+                ckpt/          checkpoints, the newest two
+                lock           the process that writes here
+
+torch is imported only where tensors are: a folder that cannot be used is refused at once.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from .errors import MACHINE, RheoError
+from .journal import Events, Journal, floats
+from .lock import Lock
+
+logger = logging.getLogger("rheo")
+KEEP = 2  # checkpoints
+FAILURES = 5  # saves in a row
+
+
+class Run:
+    """A run on disk. Make one with `create` (new), `open` (reading) or `open(write=True)`.
+
+    path: its folder. config: its configuration. step: of the checkpoint that was loaded, else 0.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], lock: Lock | None) -> None:
+        self.path, self.config, self.lock = path, config, lock
+        self.step = 0
+        self.failures = 0
+        self.journal = Journal(path / "metrics.jsonl")
+        self.events = Events(path / "events")
+        self.clock, self.before = perf_counter(), 0.0
+
+    @classmethod
+    def create(cls, name: str, config: dict[str, Any]) -> "Run":
+        """A new run folder. Raises RheoError when it is in use, holds a run or cannot be written.
+
+        Relative names live under ./runs.
+        """
+        path = locate(name)
+        fresh = not path.exists()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = Lock(path)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        try:
+            refuse_used(path)
+            run = cls(path, config, lock)
+            run.describe()
+            return run
+        except BaseException as error:
+            lock.release()
+            if fresh:
+                shutil.rmtree(path, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise unwritable(path, error) from error
+            raise
+
+    @classmethod
+    def open(cls, name: str, argv: Sequence[str] = (), *, write: bool = False) -> "Run":
+        """An existing run by its name or path; `write` takes its lock (to resume).
+
+        argv: values to change, and the --config-dir of a run that needs one. Raises RheoError.
+        """
+        from .config import load
+
+        path = existing(name)
+        config = load(path, argv)
+        if not write:
+            return cls(path, config, None)
+        try:
+            return cls(path, config, Lock(path))
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Writes what is pending and gives the lock back."""
+        self.journal.flush()
+        self.events.close()
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
+
+    def describe(self) -> None:
+        """Writes config.yaml and this start's entry of run.json."""
+        from omegaconf import OmegaConf
+
+        from .record import start_entry
+
+        file = self.path / "run.json"
+        starts = json.loads(file.read_text())["starts"] if file.exists() else []
+        starts.append({"step": self.step, **start_entry()})
+        put_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
+        put_text(file, json.dumps({"starts": starts}, indent=1) + "\n")
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Appends a row, and returns it as floats: the only place where tensors become numbers.
+
+        A full disk keeps rows in memory and warns; RheoError (code 3) after five tries in a row.
+        """
+        numbers = floats(metrics)
+        numbers["time/wall"] = self.before + perf_counter() - self.clock
+        self.journal.append(step, numbers)
+        self.events.add(step, numbers)
+        return numbers
+
+    def record_eval(self, step: int, episodes: list[dict[str, Any]], **summary: Any) -> Path:
+        """Writes the per-episode rows of an evaluation to eval/<step>[-<label>].json."""
+        label = summary.get("label", "")
+        folder = self.path / "eval"
+        try:
+            folder.mkdir(exist_ok=True)
+            file = folder / (f"{step:012d}-{label}.json" if label else f"{step:012d}.json")
+            put_text(file, json.dumps({"step": step, **summary, "episodes": episodes}) + "\n")
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        return file
+
+    def save(self, step: int, tree: dict[str, Any]) -> Path | None:
+        """A checkpoint of `tree` (scripts/tree.py says what may be in it).
+
+        Returns None, with a warning, when the disk refuses: the last good one stays. RheoError
+        (code 3) after five refusals in a row.
+        """
+        from . import checkpoint
+
+        start = perf_counter()
+        self.journal.flush()
+        clock = {"wall": self.before + start - self.clock}
+        try:
+            path = checkpoint.write(self.path / "ckpt", step, {"run": clock, **tree}, KEEP)
+        except OSError as error:
+            self.failures += 1
+            message = f"checkpoint of step {step} not written: {error}"
+            if self.failures >= FAILURES:
+                raise RheoError(f"{message}; {FAILURES} failures in a row", MACHINE) from error
+            logger.warning("%s; going on, the last good checkpoint is kept", message)
+            return None
+        self.failures = 0
+        return path
+
+    def load(self, *, strict: bool = False) -> dict[str, Any] | None:
+        """The newest checkpoint that verifies, or None when the run never saved one.
+
+        Falls back to an older one with a warning, unless `strict`. Sets `step`. Raises RheoError
+        when there are checkpoints and none can be trusted.
+        """
+        from . import checkpoint
+
+        faults = []
+        for path in checkpoint.found(self.path / "ckpt"):
+            try:
+                tree = checkpoint.read(path)
+            except checkpoint.Broken as error:
+                if strict:
+                    raise
+                faults.append((path, error))
+                logger.warning("REFUSED a checkpoint: %s", error)
+                continue
+            if faults:
+                logger.warning("FALLING BACK to the checkpoint of step %s", path.name)
+                self.set_aside([broken for broken, _ in faults])
+            self.step = checkpoint.step_of(path)
+            self.before = tree.pop("run", {}).get("wall", 0.0)
+            self.clock = perf_counter()
+            return tree
+        if faults:
+            listing = "\n  ".join(str(error) for _, error in faults)
+            raise RheoError(f"{self.path}: no checkpoint can be trusted:\n  {listing}", MACHINE)
+        return None
+
+    def resume(self, *, strict: bool = False) -> dict[str, Any] | None:
+        """`load`, then removes what was logged after that step, so that curves have no doubles.
+
+        Needs the lock (`open(write=True)`). None: nothing was saved, the run starts over.
+        """
+        from . import checkpoint
+
+        if self.lock is None:
+            raise RuntimeError("resume needs the run's lock: open it with write=True")
+        checkpoint.clean(self.path / "ckpt")
+        tree = self.load(strict=strict)
+        try:
+            self.journal.rewind(self.step if tree is not None else -1)
+            self.events.purge = self.step + 1 if tree is not None else 0
+            self.describe()
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        return tree
+
+    def set_aside(self, paths: list[Path]) -> None:
+        """Renames broken checkpoints so that no later load meets them; only with the lock."""
+        if self.lock is not None:
+            for path in paths:
+                path.rename(path.with_name(f"{path.name}.broken"))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; a half-written last line is left out."""
+        return self.journal.rows()
+
+    def resume_command(self) -> str:
+        """What to type to go on with this run."""
+        extra = "".join(f" --config-dir {folder}" for folder in self.config.get("config_dir") or [])
+        return f"rheo resume {shown(self.path)}{extra}"
+
+
+def locate(name: str) -> Path:
+    """The folder of a run's name: relative ones live under ./runs."""
+    path = Path(name).expanduser()
+    if not name or ".." in path.parts:
+        raise RheoError(f"name={name!r}: a run's name cannot be empty or contain '..'")
+    return path if path.is_absolute() or path.parts[0] == "runs" else Path("runs") / path
+
+
+def existing(name: str) -> Path:
+    """The folder of an existing run, by its name or its path. Raises RheoError."""
+    from .errors import nearest
+
+    for path in (locate(name), Path(name).expanduser()):
+        if (path / "config.yaml").is_file():
+            return path
+    runs = Path("runs")
+    known = [p.parent.name for p in runs.glob("*/config.yaml")] if runs.is_dir() else []
+    raise RheoError(f"no run at {locate(name)} (it has no config.yaml){nearest(name, known)}")
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed."""
+    full = path.resolve()
+    here = Path.cwd()
+    return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)
+
+
+def refuse_used(path: Path) -> None:
+    """Raises RheoError when a folder holds anything but its lock."""
+    held = sorted(entry.name for entry in path.iterdir() if entry.name != Lock.NAME)
+    if "config.yaml" in held:
+        raise RheoError(
+            f"{path} already holds a run; `rheo resume {path}` continues it, "
+            "another name= starts anew"
+        )
+    if held:
+        raise RheoError(f"{path} is not empty (it holds {held[0]}); choose another name=")
+
+
+def unwritable(path: Path, error: OSError) -> RheoError:
+    """The message for a folder that the system does not let us write."""
+    reason = error.strerror or str(error)
+    return RheoError(f"cannot write to {path}: {reason}; free or open it, or choose another name=")
+
+
+def put_text(file: Path, text: str) -> None:
+    """Writes a small file so that it is there whole or not at all."""
+    staging = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with open(staging, "w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(staging, file)
+    except OSError:
+        staging.unlink(missing_ok=True)
+        raise
+
+

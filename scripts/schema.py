@@ -1,0 +1,209 @@
+"""The schema of a `_target_`: its constructor's signature, read from source or from the object.
+
+A target's keyword-only parameters with YAML types are the keys of its node. The others are given
+by the run (dimensions, modules, devices, generators); a node may fill such a slot with a nested
+node that has a `_target_` of its own. Targets live in rheo.policies, rheo.algos, rheo.envs, or in
+a folder that the user named with --config-dir, and are defined where they are named: nothing else
+is ever imported or called.
+"""
+
+import ast
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .annotations import UNKNOWN, coerce, known
+from .errors import RheoError, nearest
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("policies", "algos", "envs")
+GIVEN = frozenset({"obs_dim", "action_dim", "device", "dtype", "generator", "run_updates"})
+allowed: list[Path] = []  # folders named with --config-dir
+
+
+@dataclass
+class Schema:
+    """What a node may hold.
+
+    keys: annotation text of each YAML key; required: those without a default; slots: parameters
+    that the run gives; open: whether any other key is passed on (**kwargs).
+    """
+
+    keys: dict[str, str] = field(default_factory=dict)
+    required: set[str] = field(default_factory=set)
+    slots: dict[str, bool] = field(default_factory=dict)
+    open: bool = False
+
+    def add(self, name: str, annotation: str, required: bool, keyword: bool) -> None:
+        """Sorts a parameter into keys or slots."""
+        if keyword and name not in GIVEN and known(annotation):
+            self.keys[name] = annotation
+            if required:
+                self.required.add(name)
+        else:
+            self.slots[name] = required
+
+
+def allow(folders: Sequence[str | Path]) -> None:
+    """Lets targets come from these folders too, and makes them importable. Raises RheoError."""
+    for folder in folders:
+        path = Path(folder).expanduser().resolve()
+        if not path.is_dir():
+            raise RheoError(f"--config-dir {folder}: no such folder")
+        if path not in allowed:
+            allowed.append(path)
+        if str(path) not in sys.path:
+            sys.path.append(str(path))  # at the end: a folder cannot hide an installed package
+
+
+def find(target: Any) -> tuple[str, Path, str]:
+    """Module name, its file, and the name defined in it. Raises RheoError with the reason."""
+    parts = target.split(".") if isinstance(target, str) else []
+    plain = all(part.isidentifier() and not part.startswith("_") for part in parts)
+    if len(parts) < 2 or not plain:
+        raise RheoError(f"{target!r} is not of the form package.module.Name")
+    module, name = ".".join(parts[:-1]), parts[-1]
+    if parts[0] == "rheo":
+        inside = len(parts) > 2 and parts[1] in OURS
+        file = module_file(ROOT, parts[1:-1]) if inside else None
+        remedy = f"targets live in {', '.join('rheo.' + folder for folder in OURS)}"
+    else:
+        files = [module_file(folder, parts[:-1]) for folder in allowed]
+        file = next((file for file in files if file), None)
+        remedy = "only rheo's own classes and those in a --config-dir folder are called"
+    if file is None:
+        raise RheoError(f"{target!r}: no such module here; {remedy}")
+    return module, file, name
+
+
+def module_file(root: Path, parts: list[str]) -> Path | None:
+    """The source of a module below `root`, or None."""
+    stem = root.joinpath(*parts)
+    for file in (stem.with_name(stem.name + ".py"), stem / "__init__.py"):
+        if file.is_file() and file.resolve().is_relative_to(root.resolve()):
+            return file
+    return None
+
+
+def from_source(target: str) -> Schema:
+    """The schema of a target, without importing it. Raises RheoError."""
+    module, file, name = find(target)
+    tree = parse(file)
+    node = next((n for n in tree.body if named(n, name)), None)
+    if node is None:
+        names = [n.name for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef))]
+        raise RheoError(f"{target!r}: {module} defines no {name}{nearest(name, names)}")
+    schema = Schema()
+    if isinstance(node, ast.FunctionDef):
+        read_function(schema, node.args, file, skip=0)
+    elif isinstance(node, ast.ClassDef):
+        read_class(schema, node, file)
+    return schema
+
+
+def named(node: ast.stmt, name: str) -> bool:
+    """Whether a statement defines the class or function `name`."""
+    return isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name
+
+
+@lru_cache
+def parse(file: Path) -> ast.Module:
+    """The syntax tree of a source file. Raises RheoError."""
+    try:
+        return ast.parse(file.read_text(), str(file))
+    except SyntaxError as error:
+        raise RheoError(f"{file}, line {error.lineno}: {error.msg}") from error
+
+
+def read_class(schema: Schema, node: ast.ClassDef, file: Path) -> None:
+    """Adds the parameters of a class's constructor, or its first base's in the same file."""
+    init = next((n for n in node.body if named(n, "__init__")), None)
+    if isinstance(init, ast.FunctionDef):
+        read_function(schema, init.args, file, skip=1)
+    elif any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+        for item in node.body:
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                required = item.value is None
+                schema.add(item.target.id, spelled(item.annotation, file), required, keyword=True)
+    else:
+        bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+        for base in parse(file).body:
+            if isinstance(base, ast.ClassDef) and base.name in bases:
+                return read_class(schema, base, file)
+
+
+def read_function(schema: Schema, args: ast.arguments, file: Path, skip: int) -> None:
+    """Adds the parameters of a function; `skip` leaves out self."""
+    positional = [*args.posonlyargs, *args.args]
+    bare = len(positional) - len(args.defaults)
+    for index, arg in enumerate(positional):
+        if index >= skip:
+            schema.add(arg.arg, spelled(arg.annotation, file), index < bare, keyword=False)
+    for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
+        schema.add(arg.arg, spelled(arg.annotation, file), default is None, keyword=True)
+    schema.open = args.kwarg is not None
+
+
+def spelled(annotation: ast.expr | None, file: Path) -> str:
+    """An annotation's text, with names defined in the same module replaced by their meaning."""
+    if annotation is None:
+        return UNKNOWN
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        return annotation.value
+    if isinstance(annotation, ast.Name):
+        for node in parse(file).body:
+            if isinstance(node, ast.Assign) and annotation.id in {
+                target.id for target in node.targets if isinstance(target, ast.Name)
+            }:
+                return ast.unparse(node.value)
+    return ast.unparse(annotation)
+
+
+def from_object(target: Callable[..., Any]) -> Schema:
+    """The schema of an imported class or function."""
+    schema = Schema()
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            schema.open = True
+        elif parameter.kind is not parameter.VAR_POSITIONAL:
+            annotation: Any = parameter.annotation
+            text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+            keyword = parameter.kind is parameter.KEYWORD_ONLY or dataclass_made(target)
+            schema.add(name, text, parameter.default is parameter.empty, keyword)
+    return schema
+
+
+def dataclass_made(target: Any) -> bool:
+    """Whether a class's constructor was written by @dataclass."""
+    return "__dataclass_params__" in getattr(target, "__dict__", {})
+
+
+def check(node: Mapping[str, Any], schema: Schema, where: str) -> tuple[dict[str, Any], list[str]]:
+    """A node's values in their declared types, and what is wrong with it, all at once.
+
+    `_target_` is left out; nested nodes stay as they are (the caller checks them in turn).
+    """
+    values, errors = {}, []
+    for key, value in node.items():
+        if key == "_target_":
+            continue
+        place = f"{where}.{key}" if where else str(key)
+        nested = isinstance(value, Mapping) and "_target_" in value
+        if key in schema.keys:
+            values[key], problem = coerce(schema.keys[key], value)
+            if problem:
+                errors.append(f"{place}: {problem}")
+        elif nested and key in schema.slots or schema.open and key not in schema.slots:
+            values[key] = value
+        elif key in schema.slots:
+            errors.append(f"{place}: is given by the run and cannot be set")
+        else:
+            errors.append(f"{place}: unknown key{nearest(str(key), schema.keys)}")
+    for key in sorted(schema.required - set(node)):
+        place = f"{where}.{key}" if where else key
+        errors.append(f"{place}: missing; {node.get('_target_')} needs it ({schema.keys[key]})")
+    return values, errors
