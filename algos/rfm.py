@@ -39,6 +39,8 @@ class RFM:
     the policy's own posterior mean, `self_scale` times its standard deviation wide, with
     `spread_floor` the least policy width (normalised units) assumed there.
     ridge: of the control regression. replay_share: rows whose x starts from a replay action.
+    weighting: of the squared velocity error over time; "ramp" is min(1, (t / 0.2)^2), "data" makes
+    it the squared error of the predicted action, (B / (A B' - A' B))^2.
     temperature: T in units of an EMA of the within-state standard deviation of Q over near-uniform
     actions. temperature_rule: "fixed", or "spread": T follows the policy's standard deviation per
     dimension, measured with the deployed sampler, to `spread_target` at `spread_rate`.
@@ -66,6 +68,7 @@ class RFM:
         spread_floor: float,
         ridge: float,
         replay_share: float,
+        weighting: Literal["ramp", "data"],
         temperature: float,
         temperature_rule: Literal["fixed", "spread"],
         spread_target: float,
@@ -75,6 +78,7 @@ class RFM:
         policy_every: int,
         act_candidates: int,
         deploy_candidates: int,
+        deploy_noise: float,
         target_candidates: int,
         explore_noise: float,
         target_rate: float,
@@ -111,11 +115,13 @@ class RFM:
         self.proposal, self.self_share = proposal, self_share
         self.self_scale, self.spread_floor, self.ridge = self_scale, spread_floor, ridge
         self.replay_share, self.scale_rate = replay_share, scale_rate
+        self.weighting = weighting
         self.temperature_rule = temperature_rule
         self.spread_target, self.spread_rate = spread_target, spread_rate
         self.policy_batch, self.policy_every = policy_batch, policy_every
         self.act_candidates, self.deploy_candidates = act_candidates, deploy_candidates
         self.target_candidates, self.explore_noise = target_candidates, explore_noise
+        self.deploy_noise = deploy_noise
         self.target_rate, self.ema_rate, self.max_norm = target_rate, ema_rate, max_norm
 
     # ------------------------------------------------------------------ acting
@@ -131,12 +137,11 @@ class RFM:
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """Deployed action chunk [N, Tp, Da]: best of M of the averaged policy, no noise added."""
         noise = self.candidate_noise(self.average, obs, self.deploy_candidates, generator)
+        noise = self.deploy_noise * noise
         return self.best(self.average, self.critic, obs, noise)
 
     @staticmethod
-    def candidate_noise(
-        policy: Any, obs: Tensor, count: int, generator: torch.Generator
-    ) -> Tensor:
+    def candidate_noise(policy: Any, obs: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Noises [N, M, Tp, Da] for M candidate actions per observation."""
         return policy.noise(len(obs) * count, generator).unflatten(0, (len(obs), count))
 
@@ -193,8 +198,11 @@ class RFM:
         noise = self.policy.noise(rows, generator)
         jitter = torch.rand(rows, generator=generator, device=device)
         t = (torch.randperm(rows, generator=generator, device=device) + jitter) / rows
-        uniform = torch.rand((self.particles, rows, size), generator=generator, device=device)
-        return Draws(pair, noise, T_MIN + (T_MAX - T_MIN) * t, uniform.clamp(1e-6, 1 - 1e-6))
+        half = torch.rand((-(-self.particles // 2), rows, size), generator=generator, device=device)
+        half = half.clamp(1e-6, 1 - 1e-6)
+        # mirrored pairs: near the data end all weights are alike and the pairs' errors cancel
+        uniform = torch.stack([half, 1 - half], 1).flatten(0, 1)[: self.particles]
+        return Draws(pair, noise, T_MIN + (T_MAX - T_MIN) * t, uniform)
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Twin TD loss with the target y = r + discount * min Q'(s', a'), a' the policy's."""
@@ -209,7 +217,7 @@ class RFM:
     def policy_loss(
         self, obs: Tensor, replay_action: Tensor, draws: Draws, temperature: Tensor
     ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor]]:
-        """Regression onto the estimated velocity, weighted min(1, (t / 0.2)^2).
+        """Regression onto the estimated velocity, weighted over time.
 
         Also returns what the duals measure: the within-state deviation of Q [] and the policy's
         standard deviation per dimension [D] from two samples a state.
@@ -229,10 +237,17 @@ class RFM:
         target, metrics, q_std = self.velocity_target(
             obs, x, t, velocity.detach(), draws.uniform, temperature
         )
-        weight = (t / 0.2).square().clamp(max=1.0)
+        weight = self.time_weight(t)
         loss = (weight * (velocity - target).square().mean((-2, -1))).mean()
         metrics |= {"policy/loss": loss.detach(), "policy/spread": spread.mean()}
         return loss, metrics, (q_std, spread)
+
+    def time_weight(self, t: Tensor) -> Tensor:
+        """Weight of the squared velocity error at the times t, [R]."""
+        if self.weighting == "ramp":
+            return (t / 0.2).square().clamp(max=1.0)
+        A, B, dA, dB = self.policy.path.coefficients(t)
+        return (B / (A * dB - dA * B)).square()
 
     @torch.no_grad()
     def velocity_target(

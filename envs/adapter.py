@@ -1,10 +1,10 @@
 """Any registered gymnasium environment with Box spaces behind the vector contract, in a loop."""
 
 import logging
+import math
 from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .batch import Step
 from .guard import reset_warnings
+from .physics import INTEGRATION, mujoco
 from .vector import EnvError, VectorEnv, gymnasium_make
 
 log = logging.getLogger("rheo")
@@ -31,7 +32,6 @@ DERIVED = [
     "qfrc_constraint",
     "cfrc_ext",
 ]
-INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION.value
 
 
 def flat_box(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
@@ -86,7 +86,7 @@ class GymnasiumVector(VectorEnv):
         return self._tensor(self._obs)
 
     def _tensor(self, value: NDArray) -> Tensor:
-        return torch.from_numpy(value).to(self.dtype, copy=True)
+        return torch.from_numpy(value.astype(self._numpy_dtype))
 
     def _restart(self, i: int, seed: int | None = None) -> None:
         obs, _ = self._envs[i].reset(seed=seed)
@@ -99,8 +99,8 @@ class GymnasiumVector(VectorEnv):
         obs = np.asarray(obs)
         if obs.shape != (self.obs_dim,):
             raise EnvError(
-                f"{self.id} returned an observation of shape {obs.shape}, but its observation_space "
-                f"says {(self.obs_dim,)}: correct the environment"
+                f"{self.id} returned an observation of shape {obs.shape}, but its "
+                f"observation_space says {(self.obs_dim,)}: correct the environment"
             )
         return obs
 
@@ -111,14 +111,14 @@ class GymnasiumVector(VectorEnv):
         reward = np.zeros(n)
         terminated, truncated, valid = (np.zeros(n, bool) for _ in range(3))
         final = self._obs.copy()
-        for i in rows:
+        for i in rows.tolist():
             self._step_row(i, control[i], final, reward, terminated, truncated, valid)
         self._obs[...] = final
         ended = terminated | truncated
         last = self._tensor(final)
         following = last
         if ended.any():
-            for i in np.flatnonzero(ended):
+            for i in np.flatnonzero(ended).tolist():
                 self._restart(i)
             following = self._tensor(self._obs)
         return Step(
@@ -141,7 +141,7 @@ class GymnasiumVector(VectorEnv):
         simulator = self._mujoco[i]
         if simulator is not None and simulator.warning.number[reset_warnings()].any():
             self.counters["physics_resets"] += 1
-        elif not (np.isfinite(obs).all() and np.isfinite(value)):
+        elif not (np.isfinite(obs).all() and math.isfinite(value)):
             self.counters["bad_obs"] += 1
         else:
             final[i], reward[i], terminated[i], truncated[i] = obs, value, ends, cut
@@ -166,6 +166,7 @@ class GymnasiumVector(VectorEnv):
         the running episodes are lost and a warning says so.
         """
         self._load_common(state)
+        self._next_seed = None  # the saved generators go on
         for env, saved in zip(self._envs, state["rng"], strict=True):
             env.reset()
             env.unwrapped.np_random.bit_generator.state = saved

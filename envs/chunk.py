@@ -7,7 +7,9 @@ keeps its bootstrap and a chunk that ends early discounts by the steps it took.
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .vector import EnvError, VectorEnv
@@ -46,88 +48,113 @@ class ChunkEnv:
         n = env.num_envs
         self.num_envs, self.action_dim = n, env.action_dim
         self.obs_dim = obs_steps * env.obs_dim
-        powers = [gamma**k for k in range(execute + 1)]
-        self._powers = torch.tensor(powers, dtype=env.dtype)
-        self._scales = powers
-        self._history = torch.zeros(n, obs_steps, env.obs_dim, dtype=env.dtype)
-        self._return = torch.zeros(n, dtype=torch.float64)
-        self._length = torch.zeros(n, dtype=torch.int64)
-        self._one = torch.ones(n, dtype=torch.int64)
+        self._scales = [gamma**k for k in range(execute + 1)]
+        self._powers = torch.tensor(self._scales, dtype=env.dtype).numpy()
+        # arithmetic on a few numbers per environment is much cheaper in numpy than in torch
+        self._history = np.zeros((n, obs_steps, env.obs_dim), self._powers.dtype)
+        self._return = np.zeros(n)
+        self._length = np.zeros(n, np.int64)
+        self._one = np.ones(n, np.int64)
 
     def reset(self, seed: int | None = None) -> Tensor:
         """Start N episodes -> obs [N, To*Do]."""
         obs = self.env.reset(seed)
-        self._return.zero_()
-        self._length.zero_()
-        self._history = obs[:, None].repeat(1, self.obs_steps, 1)
-        return self._history.flatten(1)
+        self._return[:] = 0
+        self._length[:] = 0
+        self._history = obs.numpy()[:, None].repeat(self.obs_steps, axis=1)
+        return self._flat(self._history)
 
     def step(self, action: Tensor) -> ChunkStep:
-        """Execute action [N, T >= Ta, Da] in [-1, 1]."""
+        """Execute action [N, T >= Ta, Da] in [-1, 1]; tensors returned are not to be written to.
+
+        Raises NonFiniteAction for NaN or Inf in an action that is about to be executed.
+        """
         if action.dim() != 3 or action.shape[1] < self.execute:
             raise ValueError(
                 f"chunk has shape {tuple(action.shape)}, expected [{self.num_envs}, >= "
                 f"{self.execute}, {self.action_dim}]"
             )
         if self.execute == 1 and self.obs_steps == 1:
-            return self._single(action[:, 0])
+            return self._single(action.select(1, 0))
         return self._chunk(action)
+
+    def _flat(self, history: NDArray) -> Tensor:
+        return torch.from_numpy(history.reshape(self.num_envs, self.obs_dim))
 
     def _single(self, action: Tensor) -> ChunkStep:
         """One action, no history: the vector step with its discount."""
         out = self.env.step(action)
-        discount = (~out.terminated) * self._powers[1]
-        self._return += out.reward
+        terminated = out.terminated.numpy()
+        self._return += out.reward.numpy()
         self._length += 1
-        returns, lengths = self._finish(out.terminated | out.truncated)
+        returns, lengths = self._finish(terminated | out.truncated.numpy())
         return ChunkStep(
-            out.obs, out.reward, discount, out.final_obs, out.terminated, out.truncated,
-            out.valid, self._one, returns, lengths,
-        )  # fmt: skip
+            out.obs,
+            out.reward,
+            torch.from_numpy(self._powers[1] * ~terminated),
+            out.final_obs,
+            out.terminated,
+            out.truncated,
+            out.valid,
+            torch.from_numpy(self._one.copy()),
+            returns,
+            lengths,
+        )
 
     def _chunk(self, action: Tensor) -> ChunkStep:
-        n = self.num_envs
-        active, valid = torch.ones(n, dtype=torch.bool), torch.ones(n, dtype=torch.bool)
-        terminated, truncated = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
-        reward = torch.zeros(n, dtype=self.env.dtype)
-        frames = torch.zeros(n, dtype=torch.int64)
-        mask: Tensor | None = None
-        history = self._history
+        n, history = self.num_envs, self._history
+        active, valid = np.ones(n, bool), np.ones(n, bool)
+        terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
+        reward, frames = np.zeros(n, self._powers.dtype), np.zeros(n, np.int64)
+        first = history[:, 0]
+        all_active = True
         for k in range(self.execute):
-            out = self.env.step(action[:, k], mask)
-            reward += self._scales[k] * out.reward
-            self._return += out.reward
+            out = self.env.step(action[:, k], None if all_active else torch.from_numpy(active))
+            rewards, first = out.reward.numpy(), out.obs.numpy()
+            reward += self._powers[k] * rewards
+            self._return += rewards
             frames += active
-            shifted = torch.cat([history[:, 1:], out.final_obs[:, None]], dim=1)
-            history = (
-                shifted if mask is None else torch.where(mask[:, None, None], shifted, history)
-            )
-            valid &= out.valid | ~active
-            terminated |= out.terminated
-            truncated |= out.truncated
-            active = active & ~(out.terminated | out.truncated)
-            if not bool(active.all()):
-                mask = active
-                if not bool(active.any()):
-                    break
+            history = self._extended(history, out.final_obs.numpy(), None if all_active else active)
+            valid &= out.valid.numpy() | ~active
+            terminated |= out.terminated.numpy()
+            truncated |= out.truncated.numpy()
+            active = ~(terminated | truncated)
+            running = np.count_nonzero(active)
+            if running == 0:
+                break
+            all_active = running == n
         self._length += frames
         done = ~active
-        discount = self._powers[frames] * ~terminated
-        next_obs = history.flatten(1)
-        if mask is not None:
-            first = out.obs[:, None].expand_as(history)
-            history = torch.where(done[:, None, None], first, history)
         self._history = history
+        if np.count_nonzero(done):
+            self._history = np.where(done[:, None, None], first[:, None], history)
         returns, lengths = self._finish(done)
         return ChunkStep(
-            history.flatten(1), reward, discount, next_obs, terminated, truncated, valid, frames,
-            returns, lengths,
-        )  # fmt: skip
+            self._flat(self._history),
+            torch.from_numpy(reward),
+            torch.from_numpy(self._powers[frames] * ~terminated),
+            self._flat(history),
+            torch.from_numpy(terminated),
+            torch.from_numpy(truncated),
+            torch.from_numpy(valid),
+            torch.from_numpy(frames),
+            returns,
+            lengths,
+        )
 
-    def _finish(self, done: Tensor) -> tuple[Tensor, Tensor]:
+    def _extended(self, history: NDArray, newest: NDArray, active: NDArray | None) -> NDArray:
+        """The histories with the newest observation appended, as a new array."""
+        if self.obs_steps == 1:
+            extended = newest[:, None]
+        else:
+            extended = np.concatenate([history[:, 1:], newest[:, None]], axis=1)
+        return extended if active is None else np.where(active[:, None, None], extended, history)
+
+    def _finish(self, done: NDArray) -> tuple[Tensor, Tensor]:
         """Returns and lengths so far, [N] each; restarts them for the rows that are done."""
-        returns, lengths = self._return.clone(), self._length.clone()
-        if bool(done.any()):
+        returns = torch.from_numpy(self._return.copy())
+        lengths = torch.from_numpy(self._length.copy())
+        if np.count_nonzero(done):
             self._return[done] = 0
             self._length[done] = 0
         return returns, lengths
@@ -136,17 +163,17 @@ class ChunkEnv:
         """The environments' state with the histories and the running episodes' totals."""
         return {
             "env": self.env.state_dict(),
-            "history": self._history.clone(),
-            "return": self._return.clone(),
-            "length": self._length.clone(),
+            "history": self._history.copy(),
+            "return": self._return.copy(),
+            "length": self._length.copy(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; `obs` tells where to act."""
+        """Continue where `state_dict` was taken, with the observation the caller held then."""
         self.env.load_state_dict(state["env"])
-        self._history = state["history"].clone()
-        self._return.copy_(state["return"])
-        self._length.copy_(state["length"])
+        self._history = np.array(state["history"], self._powers.dtype)
+        self._return[:] = np.asarray(state["return"])
+        self._length[:] = np.asarray(state["length"])
 
     def close(self) -> None:
         """Close the environments."""

@@ -5,9 +5,10 @@ MuJoCo answers a non-finite control by ignoring it and a diverged state by reset
 step, and the warning counters that MuJoCo raises when it resets a state are compared after it.
 """
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
+
+from .physics import mujoco
 
 
 def reset_warnings() -> slice:
@@ -37,7 +38,7 @@ def refuse_non_finite(action: NDArray, rows: NDArray | None, env_id: str, elapse
     `rows` are the indices that will be stepped, None for all; other rows are not looked at.
     """
     finite = np.isfinite(action)
-    if finite.all():
+    if np.count_nonzero(finite) == finite.size:
         return
     broken = np.flatnonzero(~finite.all(axis=1))
     if rows is not None:

@@ -11,7 +11,6 @@ import os
 from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 import torch
 from gymnasium.envs.registration import load_env_creator
@@ -22,7 +21,7 @@ from torch import Tensor
 from . import tasks, walkers
 from .batch import Step
 from .guard import reset_warnings
-from .physics import INTEGRATION, simulate
+from .physics import INTEGRATION, mujoco, simulate
 from .tasks import Task
 from .vector import EnvError, VectorEnv, gymnasium_make, nearest
 
@@ -115,6 +114,7 @@ class NativeVector(VectorEnv):
         self._warnings = self._physics.warnings[:, reset_warnings()]
         self._position = np.zeros(num_envs)
         self._left = np.zeros(num_envs)  # positions before the latest step
+        self._all = np.ones(num_envs, bool)
         self._obs = np.zeros((num_envs, obs_dim))
         self._last = np.zeros((num_envs, obs_dim))
         self._seed(seed)
@@ -134,7 +134,7 @@ class NativeVector(VectorEnv):
         return self._tensor(self._obs)
 
     def _tensor(self, value: NDArray) -> Tensor:
-        return torch.from_numpy(value).to(self.dtype, copy=True)
+        return torch.from_numpy(value.astype(self._numpy_dtype))
 
     def _restart(self, ids: NDArray) -> None:
         """New episodes in the simulations ids; only drawing the noise is a loop."""
@@ -164,15 +164,18 @@ class NativeVector(VectorEnv):
             self._physics.step(rows, self._frame_skip)
         obs, reward, terminated = self._score()
         truncated = self._elapsed >= self._limit
-        valid = np.ones(self.num_envs, bool)
+        valid = self._all.copy()
         if rows is not None:
             self._keep_idle(rows, obs, reward, terminated, truncated, valid)
-        if self._warnings.any() or not math.isfinite(obs.sum() + reward.sum()):
+        # the squares of finite observations do not overflow: MuJoCo resets states above 1e10
+        if np.count_nonzero(self._warnings) or not math.isfinite(
+            np.vdot(obs, obs) + np.vdot(reward, reward)
+        ):
             self._cut_broken(obs, reward, terminated, truncated, valid)
         final = self._tensor(obs)
         ended = terminated | truncated
         following = final
-        if ended.any():
+        if np.count_nonzero(ended):
             self._restart(np.flatnonzero(ended).astype(np.int32))
             following = self._tensor(obs)
         return Step(
@@ -224,6 +227,9 @@ class NativeVector(VectorEnv):
         obs[broken] = self._last[broken]
         reward[broken] = 0
         terminated[broken], truncated[broken], valid[broken] = False, True, False
+
+    def close(self) -> None:
+        """Nothing is open: the simulations are freed with the object."""
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -16,11 +16,12 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import mujoco
+import mujoco as _mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 log = logging.getLogger("rheo")
+mujoco: Any = _mujoco  # the names of its extension modules carry no types
 
 INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION.value
 FORCES = "cfrc_ext"
@@ -43,7 +44,7 @@ class Physics:
 
     persistent = False
 
-    def __init__(self, model: mujoco.MjModel, count: int, threads: int) -> None:
+    def __init__(self, model: Any, count: int, threads: int) -> None:
         from mujoco.batch import Batch
 
         self._batch = Batch(model, count, threads, self.persistent)
@@ -68,7 +69,7 @@ class LoopedForces(Physics):
 
     persistent = True
 
-    def __init__(self, model: mujoco.MjModel, count: int, threads: int) -> None:
+    def __init__(self, model: Any, count: int, threads: int) -> None:
         super().__init__(model, count, threads)
         self._model, self._data = model, mujoco.MjData(model)
         self._forces = np.zeros((count, model.nbody, 6))
@@ -141,7 +142,7 @@ class PooledForces(Physics):
 
     persistent = True
 
-    def __init__(self, model: mujoco.MjModel, count: int, threads: int) -> None:
+    def __init__(self, model: Any, count: int, threads: int) -> None:
         self._c = _library()
         self._count = count
         config, error = _Config(), ctypes.create_string_buffer(1024)
@@ -236,7 +237,7 @@ def _pooled_is_exact(steps: int = 60) -> bool:
     return bool(np.abs(forces).max() > 0)
 
 
-def simulate(model: mujoco.MjModel, count: int, threads: int, forces: bool) -> Physics:
+def simulate(model: Any, count: int, threads: int, forces: bool) -> Physics:
     """`count` simulations of the model; with `forces`, `cfrc_ext` can be bound too."""
     kind = _forces_kind() if forces else Physics
     return kind(model, count, threads)

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 from .chunk import ChunkEnv
+from .vector import EnvError
+
+ENDLESS = 100_000  # frames after which an episode without a time limit is taken for endless
 
 
 class Deploy(Protocol):
@@ -20,10 +23,11 @@ class Episode(NamedTuple):
 
     env: int  # index of the environment that ran it
     seed: int  # that environment's seed
-    index: int  # position among that environment's episodes
+    episode: int  # position among that environment's episodes
     ret: float  # undiscounted return
     length: int  # environment frames
     truncated: bool
+    broken: bool  # cut because the physics or the observation broke; such a return is no result
 
 
 def evaluate(
@@ -33,7 +37,8 @@ def evaluate(
 
     Environment i owes the same number of episodes as every other (up to one) and its first ones
     count, whichever finish first, so an episode's length does not change its chance to count.
-    The same seed, environments and policy give the same rows.
+    The same seed, environments and policy give the same rows. Raises EnvError when an episode does
+    not end within ENDLESS frames although the environment has no time limit.
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes} must be at least 1")
@@ -46,19 +51,25 @@ def evaluate(
     while len(rows) < episodes:
         step = env.step(deploy(obs.to(device), generator))
         obs = step.obs
-        ended = (step.terminated | step.truncated).cpu().numpy()
+        ended = (step.terminated | step.truncated).numpy()
         for i in np.flatnonzero(ended & (done_before < owed)):
             rows.append(
                 Episode(
                     env=int(i),
                     seed=seed + int(i),
-                    index=int(done_before[i]),
+                    episode=int(done_before[i]),
                     ret=float(step.episode_return[i]),
                     length=int(step.episode_length[i]),
                     truncated=bool(step.truncated[i]),
+                    broken=not bool(step.valid[i]),
                 )
             )
         done_before += ended
+        if env.env.max_steps is None and int(step.episode_length.max()) > ENDLESS:
+            raise EnvError(
+                f"{env.env.id}: an episode has not ended after {ENDLESS} frames and there is no "
+                "time limit; register the environment with max_episode_steps"
+            )
     return sorted(rows)
 
 
@@ -66,7 +77,9 @@ def summary(rows: list[Episode], samples: int = 2000) -> dict[str, float]:
     """Mean return and length with a 95 % bootstrap interval of the mean return over episodes.
 
     The interval is the percentile bootstrap with a fixed seed, so it is a function of the rows.
+    `eval/broken` counts episodes that the physics guard cut; it is there when it is not zero.
     """
+    broken = sum(row.broken for row in rows)
     returns = np.array([row.ret for row in rows])
     draws = np.random.default_rng(0).integers(len(returns), size=(samples, len(returns)))
     low, high = np.percentile(returns[draws].mean(1), [2.5, 97.5])
@@ -77,7 +90,7 @@ def summary(rows: list[Episode], samples: int = 2000) -> dict[str, float]:
         "eval/return_std": float(returns.std()),
         "eval/length": float(np.mean([row.length for row in rows])),
         "eval/episodes": float(len(rows)),
-    }
+    } | ({"eval/broken": float(broken)} if broken else {})
 
 
 def as_rows(rows: list[Episode]) -> list[dict[str, Any]]:

@@ -2,14 +2,20 @@
 
 A training loop asks a source for the next batch until `progress` reaches the run's length:
 environment frames for a source that acts, updates for one that reads a dataset.
+
+A source that acts keeps the whole planned chunk of Tp actions, although only the first Ta are
+executed: a policy's chunk, a critic's input and a stored action have one shape, and a reward does
+not depend on the rest of the plan.
 """
 
+import math
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from .batch import Batch
+from .buffer import Buffer
 from .chunk import ChunkEnv, ChunkStep
 
 
@@ -24,70 +30,33 @@ def to_device(step: ChunkStep, device: torch.device) -> ChunkStep:
     return step if device.type == "cpu" else ChunkStep(*(value.to(device) for value in step))
 
 
-class Buffer:
-    """Ring of transitions, one packed row each, so that a batch is a single gather.
+def placed(obs: Tensor | None, device: torch.device) -> Tensor | None:
+    """Restored observations where the policy is; checkpoints are read into main memory."""
+    return None if obs is None else obs.to(device)
 
-    A row is obs | action | next_obs | reward | discount in float32; memory is
-    4 capacity (2 O + T Da + 2) bytes and is touched only as it fills.
-    """
 
-    def __init__(self, capacity: int, obs_size: int, horizon: int, action_dim: int, device: str):
-        self.capacity, self.horizon, self.action_dim = capacity, horizon, action_dim
-        self.splits = [obs_size, horizon * action_dim, obs_size, 1, 1]
-        self.rows = torch.empty(capacity, sum(self.splits), device=device)
-        self.size = self.cursor = 0
-
-    def add(self, batch: Batch, valid: Tensor) -> None:
-        """Appends the valid rows of a batch, overwriting the oldest when full."""
-        packed = torch.cat(
-            [
-                batch.obs,
-                batch.action.flatten(1),
-                batch.next_obs,
-                batch.reward[:, None],
-                batch.discount[:, None],
-            ],
-            1,
-        ).to(self.rows.device)
-        packed = packed if bool(valid.all()) else packed[valid.to(packed.device)]
-        count = len(packed)
-        if count > self.capacity:
-            raise ValueError(f"source.capacity={self.capacity} is below one step of {count} rows")
-        head = min(count, self.capacity - self.cursor)
-        self.rows[self.cursor : self.cursor + head] = packed[:head]
-        self.rows[: count - head] = packed[head:]
-        self.cursor = (self.cursor + count) % self.capacity
-        self.size = min(self.size + count, self.capacity)
-
-    def sample(self, count: int, generator: torch.Generator) -> Batch:
-        """`count` transitions drawn uniformly with replacement."""
-        index = torch.randint(self.size, (count,), generator=generator, device=generator.device)
-        rows = self.rows.index_select(0, index.to(self.rows.device))
-        obs, action, next_obs, reward, discount = rows.split(self.splits, 1)
-        action = action.unflatten(1, (self.horizon, self.action_dim))
-        return Batch(obs, action, reward[:, 0], discount[:, 0], next_obs)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The filled rows and the ring's position."""
-        return {"rows": self.rows[: self.size], "size": self.size, "cursor": self.cursor}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned into a buffer of the same layout."""
-        self.size, self.cursor = state["size"], state["cursor"]
-        self.rows[: self.size] = state["rows"].to(self.rows.device)
+def refuse_short_plan(env: ChunkEnv, horizon: int) -> None:
+    """Raises ValueError when more actions are executed than planned."""
+    if env.execute > horizon:
+        raise ValueError(
+            f"env.execute={env.execute} is above horizon={horizon}: no more actions can be "
+            "executed than are planned; lower env.execute or raise horizon"
+        )
 
 
 class Replay:
     """Off-policy experience: acts in the environments and samples from everything seen.
 
     batch_size: transitions a batch. capacity: transitions kept. warmup: environment frames of
-    uniform random actions before the first batch. update_ratio: batches per environment frame.
+    uniform random actions before the first batch. update_ratio: batches per environment frame
+    after the warm-up, exact at any time up to the batches that one decision pays for.
     """
 
     def __init__(
         self,
         env: ChunkEnv,
         generator: torch.Generator,
+        horizon: int,
         *,
         capacity: int,
         batch_size: int,
@@ -96,12 +65,21 @@ class Replay:
     ) -> None:
         if update_ratio <= 0:
             raise ValueError(f"source.update_ratio={update_ratio} must be positive")
-        self.env, self.generator = env, generator
+        if warmup < 0:
+            raise ValueError(f"source.warmup={warmup} must not be negative")
+        if capacity < env.num_envs:
+            raise ValueError(
+                f"source.capacity={capacity} cannot hold one step of {env.num_envs} environments; "
+                "raise it"
+            )
+        refuse_short_plan(env, horizon)
+        self.env, self.generator, self.horizon = env, generator, horizon
         self.batch_size, self.warmup, self.update_ratio = batch_size, warmup, update_ratio
         device = str(generator.device)
-        self.buffer = Buffer(capacity, env.obs_dim, env.execute, env.action_dim, device)
+        self.buffer = Buffer(capacity, env.obs_dim, horizon, env.action_dim, device)
         self.frames = 0
-        self.credit = 0.0  # batches owed for frames collected
+        self.warm_frames = 0  # frames when the warm-up ended
+        self.batches = 0
         self.obs: Tensor | None = None
         self.finished = EpisodeStats()
 
@@ -114,11 +92,15 @@ class Replay:
         """The next batch; steps the environments first when the update ratio asks for it."""
         while self.frames < self.warmup or self.buffer.size == 0:
             self.collect(self.random_action)
-            self.credit = 0.0
-        while self.credit < 1.0:
+            self.warm_frames = self.frames
+        while self.batches >= self.owed():
             self.collect(act)
-        self.credit -= 1.0
+        self.batches += 1
         return self.buffer.sample(self.batch_size, self.generator)
+
+    def owed(self) -> int:
+        """Batches that the frames since the warm-up pay for (counted anew: no rounding adds up)."""
+        return math.floor((self.frames - self.warm_frames) * self.update_ratio + 1e-9)
 
     def collect(self, act: Act) -> None:
         """One decision in every environment."""
@@ -126,18 +108,15 @@ class Replay:
             self.obs = self.env.reset().to(self.generator.device)
         action = act(self.obs)
         step = to_device(self.env.step(action), self.generator.device)
-        executed = action[:, : self.env.execute]
-        batch = Batch(self.obs, executed, step.reward, step.discount, step.next_obs)
+        batch = Batch(self.obs, action, step.reward, step.discount, step.next_obs)
         self.buffer.add(batch, step.valid)
         self.obs = step.obs
-        frames = int(step.frames.sum())
-        self.frames += frames
-        self.credit += frames * self.update_ratio
+        self.frames += int(step.frames.sum())
         self.finished.add(step)
 
     def random_action(self, obs: Tensor) -> Tensor:
         """Uniform actions in the box, [N, T, Da]."""
-        shape = (len(obs), self.env.execute, self.env.action_dim)
+        shape = (len(obs), self.horizon, self.env.action_dim)
         uniform = torch.rand(shape, generator=self.generator, device=self.generator.device)
         return 2.0 * uniform - 1.0
 
@@ -153,7 +132,8 @@ class Replay:
             "env": self.env.state_dict(),
             "generator": self.generator.get_state(),
             "frames": self.frames,
-            "credit": self.credit,
+            "warm_frames": self.warm_frames,
+            "batches": self.batches,
             "obs": self.obs,
             "finished": self.finished.state_dict(),
         }
@@ -163,7 +143,9 @@ class Replay:
         self.buffer.load_state_dict(state["buffer"])
         self.env.load_state_dict(state["env"])
         self.generator.set_state(state["generator"])
-        self.frames, self.credit, self.obs = state["frames"], state["credit"], state["obs"]
+        self.frames, self.warm_frames = state["frames"], state["warm_frames"]
+        self.batches = state["batches"]
+        self.obs = placed(state["obs"], self.generator.device)
         self.finished.load_state_dict(state["finished"])
 
 
@@ -226,9 +208,12 @@ class Rollouts:
     decisions: chunks per environment and rollout (S).
     """
 
-    def __init__(self, env: ChunkEnv, generator: torch.Generator, *, decisions: int) -> None:
+    def __init__(
+        self, env: ChunkEnv, generator: torch.Generator, horizon: int, *, decisions: int
+    ) -> None:
         if decisions < 1:
             raise ValueError(f"source.decisions={decisions} must be at least 1")
+        refuse_short_plan(env, horizon)
         self.env, self.generator, self.decisions = env, generator, decisions
         self.frames = 0
         self.obs: Tensor | None = None
@@ -248,8 +233,7 @@ class Rollouts:
             action = act(self.obs)
             step = to_device(self.env.step(action), self.generator.device)
             boundary = step.terminated | step.truncated
-            executed = action[:, : self.env.execute]
-            transition = (self.obs, executed, step.reward, step.discount, step.next_obs)
+            transition = (self.obs, action, step.reward, step.discount, step.next_obs)
             rows.append((*transition, boundary, step.valid))
             self.obs = step.obs
             self.frames += int(step.frames.sum())
@@ -275,5 +259,5 @@ class Rollouts:
         """Restores what `state_dict` returned."""
         self.env.load_state_dict(state["env"])
         self.generator.set_state(state["generator"])
-        self.frames, self.obs = state["frames"], state["obs"]
+        self.frames, self.obs = state["frames"], placed(state["obs"], self.generator.device)
         self.finished.load_state_dict(state["finished"])

@@ -70,9 +70,16 @@ class Task:
         raise NotImplementedError
 
 
+def _einsum_dot(left: NDArray, right: NDArray) -> NDArray:
+    return np.einsum("ij,ij->i", left, right)
+
+
+_dot = getattr(np, "vecdot", _einsum_dot)  # vecdot came with NumPy 2.0
+
+
 def squared(action: NDArray) -> NDArray:
     """Row-wise sum of squares [N]."""
-    return np.einsum("ij,ij->i", action, action)
+    return _dot(action, action)
 
 
 def between(value: NDArray, bounds: Any) -> NDArray:

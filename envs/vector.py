@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from .batch import Step
 from .guard import refuse_non_finite
+from .physics import mujoco
 
 log = logging.getLogger("rheo")
 
@@ -58,6 +58,7 @@ class VectorEnv(ABC):
         self.action_dim, self.max_steps, self.dtype = box.shape[0], max_steps, dtype
         self.action_low = box.low.astype(np.float64)
         self.action_high = box.high.astype(np.float64)
+        self._numpy_dtype = torch.empty(0, dtype=dtype).numpy().dtype
         self._centre = (self.action_high + self.action_low) / 2
         self._half = (self.action_high - self.action_low) / 2
         self._identity = bool((self.action_low == -1).all() and (self.action_high == 1).all())
@@ -96,8 +97,9 @@ class VectorEnv(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Free the simulators."""
+        """Free what the environments hold open."""
 
     def _physical(self, action: Tensor, rows: NDArray | None) -> NDArray:
         """Checked and mapped action [N, Da], float64."""

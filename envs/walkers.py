@@ -107,7 +107,8 @@ class Ant(Task):
     def contacts(self) -> NDArray:
         """Clipped contact forces [N, 6 nbody]."""
         forces = self.views["cfrc_ext"].reshape(len(self.qpos), -1)
-        return np.clip(forces, *self.options["contact_force_range"])
+        low, high = self.options["contact_force_range"]
+        return np.minimum(np.maximum(forces, low), high)
 
     def observe(self, out: NDArray) -> None:
         kept = self.qpos.shape[1] - self.skip
@@ -115,7 +116,8 @@ class Ant(Task):
         out[:, :kept] = self.qpos[:, self.skip :]
         out[:, kept:end] = self.qvel
         if self.shown:
-            out[:, end:] = self.contacts()[:, self.first :]
+            self.clipped = self.contacts()
+            out[:, end:] = self.clipped[:, self.first :]
 
     def healthy(self) -> NDArray:
         """Torso height in range (bounds included) and a finite state [N]."""
@@ -130,7 +132,8 @@ class Ant(Task):
         healthy = self.healthy()
         reward = self.forward * speed + self.options["healthy_reward"] * healthy
         reward -= self.options["ctrl_cost_weight"] * squared(action)
-        reward -= self.options["contact_cost_weight"] * squared(self.contacts())
+        contacts = self.clipped if self.shown else self.contacts()  # observe came just before
+        reward -= self.options["contact_cost_weight"] * squared(contacts)
         return reward, ~healthy if self.ends else None
 
 
@@ -160,7 +163,7 @@ class AntV4(Ant):
         reward = speed + self.options["healthy_reward"] * paid
         reward -= self.options["ctrl_cost_weight"] * squared(action)
         if self.shown:
-            reward -= self.options["contact_cost_weight"] * squared(self.contacts())
+            reward -= self.options["contact_cost_weight"] * squared(self.clipped)
         return reward, ~healthy if self.ends else None
 
 

@@ -42,19 +42,20 @@ class QEnsemble(nn.Module):
         self.weights = nn.ParameterList(_uniform((members, out, width), width) for out in outs)
         fans = [fan_in] + [width] * depth
         sizes = [width] * depth + [1]
-        self.biases = nn.ParameterList(_uniform((members, o), i) for o, i in zip(sizes, fans))
-        count = depth if layer_norm else 0
-        self.gains = nn.ParameterList(nn.Parameter(torch.ones(members, width)) for _ in range(count))
-        self.shifts = nn.ParameterList(
-            nn.Parameter(torch.zeros(members, width)) for _ in range(count)
+        self.biases = nn.ParameterList(
+            _uniform((members, o), i) for o, i in zip(sizes, fans, strict=True)
         )
+        count = depth if layer_norm else 0
+        ones, zeros = torch.ones(members, width), torch.zeros(members, width)
+        self.gains = nn.ParameterList(nn.Parameter(ones.clone()) for _ in range(count))
+        self.shifts = nn.ParameterList(nn.Parameter(zeros.clone()) for _ in range(count))
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         obs, action = expand_lead(obs, action.ndim - 2, 1), action.flatten(-2)
         # unbind once per stack: its gradient is one stack instead of a zero-filled add per member
         tensors = [self.obs_weight, self.action_weight]
         tensors += [*self.weights, *self.biases, *self.gains, *self.shifts]
-        members = zip(*(tensor.unbind(0) for tensor in tensors))
+        members = zip(*(tensor.unbind(0) for tensor in tensors), strict=True)
         return torch.stack([self._member(obs, action, list(parts)) for parts in members])
 
     def _member(self, obs: Tensor, action: Tensor, parts: list[Tensor]) -> Tensor:

@@ -17,6 +17,7 @@ from .normalize import Normalizer
 from .paths import Coefficients, Pred
 from .single import Single
 
+TANH_EDGE = 0.999  # the largest action that a point at t = 1 is kept for
 StdFn = Callable[[Tensor, Tensor], Tensor]  # (obs [..., O], t [K]) -> std, to [..., K, T, Da]
 
 
@@ -29,6 +30,14 @@ class Chain(NamedTuple):
     clipped: Tensor  # [..., T, Da] bool: where the final clip changed the action
 
 
+class Place(NamedTuple):
+    """Where on the path the network is asked (`paths.safe_time`), prepared once per grid."""
+
+    emb: Tensor  # [..., W] time embedding
+    c: Coefficients  # [..., 1, 1]
+    scale: Tensor  # [..., 1, 1] factor on x
+
+
 class FlowPolicy(nn.Module):
     """A field over action chunks and the deterministic and stochastic samplers of it.
 
@@ -38,10 +47,11 @@ class FlowPolicy(nn.Module):
     steps: integration steps used when a call names none. sampler: "euler" is the universal
     transition x_s = A_s a + B_s eps (DDIM with eta = 0, arXiv:2010.02502; on the linear path
     exactly Euler), "heun" adds a corrector to all steps but the last. eta: share of the DDPM
-    posterior noise in `rollout` when it gets no function for the noise; `act` never adds noise. clip_x clips
-    every transition's mean to [-1, 1] (as in arXiv:2505.22094), clip_a its data prediction (as
-    in DDPM samplers); both apply to act, rollout and chain_logp alike. squash: "clip" clips the
-    final action to [-1, 1]; "tanh" learns the flow before a tanh, so its density has no walls.
+    posterior noise in `rollout` where no function gives the noise; `act` never adds any. clip_x
+    clips every transition's mean to [-1, 1] (as in arXiv:2505.22094), clip_a its data prediction
+    (as in DDPM samplers); both apply to act, rollout and chain_logp alike, and only to Euler's
+    transitions: with Heun they raise ValueError. squash: "clip" clips the final action to
+    [-1, 1]; "tanh" learns the flow before a tanh, so its density has no walls.
     """
 
     def __init__(
@@ -65,6 +75,10 @@ class FlowPolicy(nn.Module):
             raise ValueError(f"prediction={prediction!r}: choose v, eps or a")
         if sampler not in ("euler", "heun"):
             raise ValueError(f"sampler={sampler!r}: choose euler or heun")
+        if sampler == "heun" and (clip_x or clip_a):
+            raise ValueError("clip_x and clip_a belong to Euler's transitions; use sampler=euler")
+        if squash not in ("clip", "tanh"):
+            raise ValueError(f"squash={squash!r}: choose clip or tanh")
         self.net, self.obs_norm, self.action_norm = net, obs_norm, action_norm
         self.path = paths.make_path(path, levels)
         self.horizon, self.action_dim = net.horizon, net.action_dim
@@ -97,20 +111,27 @@ class FlowPolicy(nn.Module):
         """v(x, t | feat) [..., T, Da]. x [..., T, Da], t [...], feat [..., W]."""
         lead = x.ndim - 2
         t, feat = expand_lead(t, lead, 0), expand_lead(feat, lead, 1)
-        out = self.net(x, self.net.embed(t), feat)
         if self.prediction == "v":
-            return out
-        c = self.path.coefficients(t).over_chunk()
-        return paths.velocity(self.prediction, out, x, c, self.path.floor)
+            return self.net(x, self.net.embed(t), feat)
+        return self._velocity(x, self._place(t), feat)
 
     def pred(self, x: Tensor, t: Tensor, feat: Tensor) -> Pred:
         """One network call in all four forms; shapes as in `velocity`."""
         lead = x.ndim - 2
-        t, feat = expand_lead(t, lead, 0), expand_lead(feat, lead, 1)
-        return self._pred(x, self.net.embed(t), feat, self.path.coefficients(t).over_chunk())
+        place = self._place(expand_lead(t, lead, 0))
+        x = x * place.scale
+        out = self.net(x, place.emb, expand_lead(feat, lead, 1))
+        return paths.convert(self.prediction, out, x, place.c, self.path.floor)
 
-    def _pred(self, x: Tensor, emb: Tensor, feat: Tensor, c: Coefficients) -> Pred:
-        return paths.convert(self.prediction, self.net(x, emb, feat), x, c, self.path.floor)
+    def _place(self, t: Tensor) -> Place:
+        safe, scale = paths.safe_time(self.prediction, t, self.path)
+        c = self.path.coefficients(safe).over_chunk()
+        return Place(self.net.embed(safe), c, scale[..., None, None])
+
+    def _velocity(self, x: Tensor, place: Place, feat: Tensor) -> Tensor:
+        x = x * place.scale
+        out = self.net(x, place.emb, feat)
+        return paths.velocity(self.prediction, out, x, place.c, self.path.floor)
 
     # ---- transitions -----------------------------------------------------------------------
 
@@ -130,19 +151,32 @@ class FlowPolicy(nn.Module):
         (DDIM, arXiv:2010.02502; eta = 1 is the DDPM posterior, eta = 0 deterministic).
         """
         lead = x.ndim - 2
-        t, s = expand_lead(t, lead, 0), expand_lead(s, lead, 0)
-        emb, feat = self.net.embed(t), expand_lead(feat, lead, 1)
-        c = self.path.coefficients(t).over_chunk()
-        return self._step(x, emb, feat, c, self.path.coefficients(s).over_chunk(), std, eta)
+        place, feat = self._place(expand_lead(t, lead, 0)), expand_lead(feat, lead, 1)
+        after = self.path.coefficients(expand_lead(s, lead, 0)).over_chunk()
+        return self._step(x, place, after, feat, std, eta)
 
-    def _step(self, x, emb, feat, c, c_next, std, eta) -> tuple[Tensor, Tensor]:
+    def _step(
+        self,
+        x: Tensor,
+        place: Place,
+        c_next: Coefficients,
+        feat: Tensor,
+        std: Tensor | None,
+        eta: float,
+    ) -> tuple[Tensor, Tensor]:
+        c = place.c
+        if self._straight and (std is not None or eta == 0):
+            mean = x + (c_next.a - c.a) * self.net(x, place.emb, feat)
+            std = torch.zeros_like(c.a) if std is None else std
+            return mean.clamp(-1, 1) if self.clip_x else mean, std
         keep = c_next.b
         if std is None:
             ratio = c.a * c_next.b / (c_next.a * c.b).clamp(min=1e-12)
             std = eta * c_next.b * (1 - ratio.square()).clamp(min=0).sqrt()
             keep = (c_next.b.square() - std.square()).clamp(min=0).sqrt()
-        pred = self._pred(x, emb, feat, c)
-        a, eps = pred.a, pred.eps
+        x = x * place.scale
+        out = self.net(x, place.emb, feat)
+        _, a, eps, _ = paths.convert(self.prediction, out, x, c, self.path.floor)
         if self.clip_a:
             a = a.clamp(-1, 1)
             eps = (x - c.a * a) / c.b.clamp(min=self.path.floor)
@@ -189,48 +223,54 @@ class FlowPolicy(nn.Module):
         if not (self._plain and type(self.net) is MLP and Single.serves(self.net, obs, noise)):
             return None
         if self._single is None or not self._single.current(self.net):
-            self._single = Single(self.net)
+            self._single = Single.build(self.net)
         return self._single
 
     def integrate(self, feat: Tensor, noise: Tensor, steps: int | None = None) -> Tensor:
         """Transport noise at t = 0 to t = 1 given encoded observations; normalised units."""
         times = self.times(steps)
-        embs = self.net.embed(times[:-1]).unbind(0)
         feat = expand_lead(feat, noise.ndim - 2, 1)
         if self._plain:
-            return self._euler(feat, noise, embs)
-        grid = self._grid(times)
+            return self._euler(feat, noise, self.net.embed(times[:-1]).unbind(0))
+        places, after = self._grid(times)
         x = noise
-        for k, emb in enumerate(embs):
-            if self.sampler == "heun" and k + 1 < len(embs):
-                x = self._heun(x, (emb, embs[k + 1]), feat, (grid[k], grid[k + 1]), times[k:k + 2])
+        for k, place in enumerate(places):
+            if self.sampler == "heun" and k + 1 < len(places):
+                x = self._heun(x, place, places[k + 1], feat, times[k + 1] - times[k])
             else:
-                x = self._step(x, emb, feat, grid[k], grid[k + 1], None, 0.0)[0]
+                x = self._step(x, place, after[k], feat, None, 0.0)[0]
         return x
 
     @property
+    def _straight(self) -> bool:
+        """Whether the universal transition is x + (s - t) v: no other form is needed then."""
+        return isinstance(self.path, paths.Linear) and self.prediction == "v" and not self.clip_a
+
+    @property
     def _plain(self) -> bool:
-        """Whether a step is x + v / K: linear path, velocity prediction, nothing clipped."""
-        linear = isinstance(self.path, paths.Linear) and self.prediction == "v"
-        return linear and self.sampler == "euler" and not (self.clip_x or self.clip_a)
+        """Whether a step of `act` is x + v / K and nothing else."""
+        return self._straight and self.sampler == "euler" and not self.clip_x
 
     def _euler(self, feat: Tensor, x: Tensor, embs: tuple[Tensor, ...]) -> Tensor:
         for emb in embs:
             x = torch.add(x, self.net(x, emb, feat), alpha=1 / len(embs))
         return x
 
-    def _heun(self, x, embs, feat, cs, times) -> Tensor:
-        """Trapezoidal step. The network is asked at s < 1 only, so no form is singular."""
-        floor, span = self.path.floor, times[1] - times[0]
-        start = paths.velocity(self.prediction, self.net(x, embs[0], feat), x, cs[0], floor)
-        ahead = x + span * start
-        end = paths.velocity(self.prediction, self.net(ahead, embs[1], feat), ahead, cs[1], floor)
-        mean = x + span * (start + end) / 2
-        return mean.clamp(-1, 1) if self.clip_x else mean
+    def _heun(self, x: Tensor, place: Place, ahead: Place, feat: Tensor, span: Tensor) -> Tensor:
+        """Trapezoidal step of length `span`; the network is asked at s < 1 only."""
+        start = self._velocity(x, place, feat)
+        end = self._velocity(x + span * start, ahead, feat)
+        return x + span * (start + end) / 2
 
-    def _grid(self, times: Tensor) -> list[Coefficients]:
-        table = self.path.coefficients(times).over_chunk()
-        return [Coefficients(*row) for row in zip(*(value.unbind(0) for value in table))]
+    def _grid(self, times: Tensor) -> tuple[list[Place], list[Coefficients]]:
+        """For each transition of a grid, where it starts and the coefficients of its end."""
+        emb, c, scale = self._place(times[:-1])
+        places = [
+            Place(emb[k], Coefficients(*(value[k] for value in c)), scale[k])
+            for k in range(len(emb))
+        ]
+        ends = (value.unbind(0) for value in self.path.coefficients(times[1:]).over_chunk())
+        return places, [Coefficients(*row) for row in zip(*ends, strict=True)]
 
     def rollout(
         self,
@@ -250,14 +290,14 @@ class FlowPolicy(nn.Module):
         """
         self._check_chain(std_fn)
         times = self.times(steps)
-        embs, grid = self.net.embed(times[:-1]).unbind(0), self._grid(times)
+        places, after = self._grid(times)
         obs = expand_lead(obs, noise.ndim - 2, 1)
         feat = self.features(obs)
         stds = self._given_std(std_fn, obs, times, noise)
         x, points, logps = noise, [noise], []
-        for k, emb in enumerate(embs):
+        for k, place in enumerate(places):
             given = None if stds is None else stds.select(-3, k)
-            mean, std = self._noisy(x, emb, feat, grid[k], grid[k + 1], given, std_fn)
+            mean, std = self._noisy(x, place, after[k], feat, given, std_fn)
             kick = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
             x = mean + std * kick
             points.append(x)
@@ -279,18 +319,16 @@ class FlowPolicy(nn.Module):
         lead, steps = x.ndim - 3, x.shape[-3] - 1
         times = self.times(steps)
         obs = expand_lead(obs, lead, 1)
-        emb, feat = self.net.embed(times[:-1]), self.features(obs).unsqueeze(-2)
-        table = self.path.coefficients(times).over_chunk()
-        now = Coefficients(*(value[:-1] for value in table))
-        after = Coefficients(*(value[1:] for value in table))
+        place, feat = self._place(times[:-1]), self.features(obs).unsqueeze(-2)
+        after = self.path.coefficients(times[1:]).over_chunk()
         start, end = x[..., :-1, :, :], x[..., 1:, :, :]
         given = self._given_std(std_fn, obs, times, x[..., 0, :, :])
-        mean, std = self._noisy(start, emb, feat, now, after, given, std_fn)
+        mean, std = self._noisy(start, place, after, feat, given, std_fn)
         entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).expand(mean.shape)
         return log_normal(end, mean, std), entropy.sum((-1, -2))
 
-    def _noisy(self, x, emb, feat, c, c_next, given, std_fn) -> tuple[Tensor, Tensor]:
-        mean, std = self._step(x, emb, feat, c, c_next, given, self.eta)
+    def _noisy(self, x, place, c_next, feat, given, std_fn) -> tuple[Tensor, Tensor]:
+        mean, std = self._step(x, place, c_next, feat, given, self.eta)
         return mean, std if callable(std_fn) else std.clamp(min=std_fn)
 
     def _given_std(
@@ -329,13 +367,16 @@ class FlowPolicy(nn.Module):
         c = self.path.coefficients(t).over_chunk()
         x = c.a * a + c.b * noise
         feat = self.features(expand_lead(obs, lead, 1))
-        if space == "v":
-            error = self.velocity(x, t, feat) - (c.da * a + c.db * noise)
-        elif space in ("eps", "a"):
-            error = getattr(self.pred(x, t, feat), space) - (a if space == "a" else noise)
-        else:
+        if space not in ("v", "eps", "a"):
             raise ValueError(f"space={space!r}: choose v, eps or a")
-        return error.square().mean((-1, -2))
+        if space == self.prediction:
+            value = self.net(x, self.net.embed(t), feat)  # no conversion, so no edge of time
+        elif space == "v":
+            value = self.velocity(x, t, feat)
+        else:
+            value = getattr(self.pred(x, t, feat), space)
+        target = {"v": c.da * a + c.db * noise, "eps": noise, "a": a}[space]
+        return (value - target).square().mean((-1, -2))
 
     def regress(self, obs: Tensor, x: Tensor, t: Tensor, target_v: Tensor) -> Tensor:
         """Squared distance of v(x, t | obs) to given targets, per sample [...]: mean over T * Da.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .nets import Stack
+from .nets import Stack, expand_lead
 
 
 class TanhGaussian(nn.Module):
@@ -51,7 +51,7 @@ class TanhGaussian(nn.Module):
 
     def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The action of that noise and its log density; differentiable in the network."""
-        mean, log_std = self(obs)
+        mean, log_std = self(expand_lead(obs, noise.ndim - 2, 1))
         raw = mean + log_std.exp() * noise
         normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         return raw.tanh(), (normal - log_tanh_slope(raw)).sum((-1, -2))

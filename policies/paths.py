@@ -45,9 +45,14 @@ class Pred(NamedTuple):
 
 
 class Path(Protocol):
-    """What a policy asks of a path. `floor` is the smallest A or B that is ever divided by."""
+    """What a policy asks of a path.
+
+    `floor` is the smallest A or B that is ever divided by; `edges` the times between which a
+    noise or data prediction can be converted (see `safe_time`).
+    """
 
     floor: float
+    edges: tuple[float, float]
 
     def coefficients(self, t: Tensor) -> Coefficients: ...
 
@@ -62,6 +67,7 @@ class Linear(nn.Module):
     """Rectified flow: A = t, B = 1 - t (arXiv:2209.03003)."""
 
     floor = 1e-3
+    edges = (0.01, 0.999)
 
     def coefficients(self, t: Tensor) -> Coefficients:
         one = torch.ones_like(t)
@@ -78,6 +84,7 @@ class Cosine(nn.Module):
     """Variance preserving, by angle: A = sin(pi t / 2), B = cos(pi t / 2) (arXiv:2202.00512)."""
 
     floor = 1e-3
+    edges = (0.01, 0.999)
 
     def coefficients(self, t: Tensor) -> Coefficients:
         angle = t * (math.pi / 2)
@@ -111,6 +118,7 @@ class Betas(nn.Module):
         # float64 so that the posterior std, a difference of neighbours, survives rounding
         self.register_buffer("angle", angle)
         self.floor = min(1e-3, float(angle[0].sin()))
+        self.edges = (0.0, 1 - 1 / len(betas))  # the noisiest and the least noisy level
 
     @property
     def levels(self) -> int:
@@ -164,12 +172,29 @@ def make_path(name: Literal["linear", "cosine", "betas"], levels: int | None = N
     raise ValueError(f"path={name!r}: choose linear, cosine or betas")
 
 
+def safe_time(kind: Prediction, t: Tensor, path: Path) -> tuple[Tensor, Tensor]:
+    """Where a prediction is asked for instead of t, and the factor on x: one rule for the ends.
+
+    At t = 0 the noise says nothing about the action (A = 0), at t = 1 the action nothing about
+    the noise (B = 0). So a noise prediction is asked for at t' >= edges[0] and a data prediction
+    at t' <= edges[1], with x scaled by B(t') / B(t) or A(t') / A(t) to be a point of that time.
+    Between the edges t' = t and the factor is 1; a velocity prediction has no singular end.
+    """
+    if kind == "v":
+        return t, torch.ones_like(t)
+    low, high = path.edges
+    moved = t.clamp(min=low) if kind == "eps" else t.clamp(max=high)
+    old, new = path.coefficients(t), path.coefficients(moved)
+    factor = new.b / old.b if kind == "eps" else new.a / old.a
+    return moved, torch.where(moved == t, torch.ones_like(t), factor)
+
+
 def convert(kind: Prediction, value: Tensor, x: Tensor, c: Coefficients, floor: float) -> Pred:
     """All four forms of a prediction. `c` is already shaped over the chunk (`over_chunk`).
 
-    One rule for the ends of time: a divisor A or B is never smaller than `floor`. So the results
-    are finite at t = 0 and t = 1, and exact wherever A and B are at least `floor`. Nothing is
-    divided by A or B for a velocity prediction, except in the score.
+    A divisor A or B is never smaller than `floor`: the results are finite at t = 0 and t = 1,
+    and exact wherever A and B are at least `floor`. Nothing is divided by A or B for a velocity
+    prediction, except in the score. Finite is not yet informative: see `safe_time`.
     """
     safe_b = c.b.clamp(min=floor)
     if kind == "v":

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from .nets import MLP
 from .paths import Linear
 
-_ZERO, _HALF = np.float32(0), np.float32(0.5)
+# scalars of the arrays' type: a Python number costs numpy a conversion in every call
+_ZERO, _HALF, _TWO, _CEILING = (np.float32(value) for value in (0, 0.5, 2, 20))
 
 
 def _silu(x, out):
@@ -26,9 +27,20 @@ def _silu(x, out):
     return out
 
 
+def _mish(x, out):
+    """x tanh(log(1 + w)) = x n / (n + 2) with w = e^x and n = w (w + 2); 1 beyond x = 20."""
+    np.minimum(x, _CEILING, out=out)
+    np.exp(out, out=out)
+    out *= out + _TWO
+    out /= out + _TWO
+    out *= x
+    return out
+
+
 _ACTIVATIONS = {
     "relu": lambda x, out: np.maximum(x, _ZERO, out=out),
     "silu": _silu,
+    "mish": _mish,
     "tanh": lambda x, out: np.tanh(x, out=out),
 }
 
@@ -51,21 +63,27 @@ class Single:
     @staticmethod
     def serves(net: MLP, obs: Tensor, noise: Tensor) -> bool:
         """Whether the loop may stand in for torch: one row, CPU, f32, no gradient."""
-        if torch.is_grad_enabled() or obs.numel() != net.obs_dim:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
-        if torch.compiler.is_compiling():
-            return False
-        if net.activation_name not in _ACTIVATIONS or len(net.encoder.layers) < 1:
+        if obs.numel() != net.obs_dim or noise.numel() != net.horizon * net.action_dim:
             return False
         plain = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (obs, noise))
-        return plain and noise.numel() == net.horizon * net.action_dim
+        return plain and net.activation_name in _ACTIVATIONS
+
+    @classmethod
+    def build(cls, net: MLP) -> "Single | None":
+        """The views of a plain f32 network; None where a layer was replaced by another kind."""
+        layers = _linears(net)
+        plain = all(type(layer) is nn.Linear for layer in layers)
+        known = plain and all(layer.weight.dtype == torch.float32 for layer in layers)
+        return cls(net) if known and len(net.encoder.layers) else None
 
     def current(self, net: MLP) -> bool:
         """Whether the views still show the network's own parameters, none replaced or moved."""
         held = [parameter for layer in _linears(net) for parameter in _parameters(layer)]
         return len(held) == len(self.held) and all(
             new is old and new.data_ptr() == place
-            for new, old, place in zip(held, self.held, self.places)
+            for new, old, place in zip(held, self.held, self.places, strict=True)
         )
 
     def integrate(self, obs: Tensor, noise: Tensor, path: Linear, steps: int) -> Tensor:

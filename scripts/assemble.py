@@ -1,5 +1,7 @@
 """From a configuration to the objects of a run: environments, policy, critic, algorithm, source."""
 
+import inspect
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,8 +10,9 @@ import torch
 
 from rheo.envs.chunk import ChunkEnv
 
-from .build import build
+from .build import build, target_of
 from .errors import RheoError
+from .fast import settle
 
 EVAL_SEED = 100_000  # environment i of an evaluation starts from seed EVAL_SEED + i
 
@@ -34,9 +37,19 @@ def device_of(name: str) -> torch.device:
     """The device that the configuration names; "auto" takes a GPU when there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RheoError(f"device={name}: torch sees no GPU here; use device=cpu or device=auto")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RheoError(
+            f"device={name}: torch sees {torch.cuda.device_count()} GPUs here; "
+            "use device=cpu or device=auto"
+        )
+    return device
+
+
+def prepare(cfg: Mapping[str, Any]) -> None:
+    """Settings of the process that results depend on: the same for training and evaluation."""
+    torch.set_num_threads(cfg["threads"] or os.cpu_count() or 1)
+    settle(cfg["fast"])
 
 
 def offer(node: Mapping[str, Any], key: str, **given: Any) -> Any:
@@ -49,8 +62,8 @@ def offer(node: Mapping[str, Any], key: str, **given: Any) -> Any:
 
 def make_env(cfg: Mapping[str, Any], num_envs: int | None = None) -> ChunkEnv | None:
     """The configured environment with `num_envs` copies; None when the run has none."""
-    node = dict(cfg["env"])
-    if node["id"] is None:
+    node: dict[str, Any] = dict(cfg["env"] or {})
+    if node.get("id") is None:
         return None
     if num_envs is not None:
         node["num_envs"] = num_envs
@@ -65,8 +78,9 @@ def make_algo(cfg: Mapping[str, Any], sizes: Sizes, run_updates: int) -> Any:
     shape = {**sizes._asdict(), "horizon": cfg["horizon"]}
     policy = make_policy(cfg["policy"], shape).to(device)
     critic = None
-    if cfg["critic"]["_target_"] is not None:
+    if cfg["critic"] and cfg["critic"]["_target_"] is not None:
         critic = offer(cfg["critic"], "critic", **shape).to(device)
+    refuse_misfit(cfg["algo"], policy=policy, critic=critic)
     generator = torch.Generator(device).manual_seed(noise)
     return offer(
         cfg["algo"],
@@ -76,6 +90,20 @@ def make_algo(cfg: Mapping[str, Any], sizes: Sizes, run_updates: int) -> Any:
         generator=generator,
         run_updates=run_updates,
     )
+
+
+def refuse_misfit(node: Mapping[str, Any], **parts: Any) -> None:
+    """Raises RheoError for a part that is not of the class the algorithm's constructor names."""
+    wanted = inspect.signature(target_of(node, "algo")).parameters
+    for name, part in parts.items():
+        kind: Any = wanted[name].annotation if name in wanted else Any
+        named = inspect.isclass(kind) and issubclass(kind, torch.nn.Module)
+        if named and not isinstance(part, kind):
+            is_ = "none" if part is None else f"a {type(part).__name__}"
+            raise RheoError(
+                f"{name}: {node['_target_'].rpartition('.')[2]} needs a {kind.__name__} and this "
+                f"is {is_}; choose another {name}=, or leave the algorithm's own"
+            )
 
 
 def make_policy(node: Mapping[str, Any], shape: Mapping[str, int]) -> torch.nn.Module:
@@ -93,7 +121,7 @@ def make_policy(node: Mapping[str, Any], shape: Mapping[str, int]) -> torch.nn.M
 def assemble(cfg: Mapping[str, Any]) -> Experiment:
     """Everything for training. Fits the policy's statistics when the source has data."""
     device = device_of(cfg["device"])
-    torch.set_num_threads(cfg["threads"])
+    prepare(cfg)
     env = make_env(cfg)
     _, _, sampling, episodes = np.random.SeedSequence(cfg["seed"]).generate_state(4).tolist()
     if env is not None:
@@ -103,11 +131,24 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
     sizes = agree(cfg, env, source)
     algo = make_algo(cfg, sizes, cfg["steps"])
     if hasattr(source, "statistics"):
-        obs, action = source.statistics()
-        for policy in (part for part in vars(algo).values() if hasattr(part, "obs_norm")):
-            policy.obs_norm.fit(obs)
-            policy.action_norm.fit(action)
+        fit_statistics(algo, source)
     return Experiment(algo, source, sizes, device)
+
+
+def fit_statistics(algo: Any, source: Any) -> None:
+    """Fits the normalisers of the policy; its copies get the same numbers."""
+    obs, action = source.statistics()
+    for norm, data in (("obs_norm", obs), ("action_norm", action)):
+        fitted = getattr(algo.policy, norm)
+        fitted.fit(data)
+        for twin in twins(algo):
+            getattr(twin, norm).load_state_dict(fitted.state_dict())
+
+
+def twins(algo: Any) -> list[Any]:
+    """The algorithm's copies of its policy: averages, targets, anchors."""
+    parts = vars(algo).values()
+    return [part for part in parts if type(part) is type(algo.policy) and part is not algo.policy]
 
 
 def agree(cfg: Mapping[str, Any], env: ChunkEnv | None, source: Any) -> Sizes:
@@ -120,39 +161,11 @@ def agree(cfg: Mapping[str, Any], env: ChunkEnv | None, source: Any) -> Sizes:
     if not found:
         raise RheoError("nothing to learn from: set env=NAME, or data=FILE with algo=bc")
     if len(set(found.values())) > 1:
-        text = "; ".join(f"{name} has {tuple(sizes)}" for name, sizes in found.items())
-        raise RheoError(f"observation and action sizes differ: {text}; choose a matching pair")
+        text = "; ".join(
+            f"{name} has {sizes.obs_dim} and {sizes.action_dim}" for name, sizes in found.items()
+        )
+        raise RheoError(
+            f"observation and action sizes differ: {text} (with their histories); "
+            "choose a matching pair"
+        )
     return next(iter(found.values()))
-
-
-def capture(algo: Any) -> dict[str, Any]:
-    """The state of every part of an algorithm: modules, optimisers, generators, counters."""
-    state = {}
-    for name, part in vars(algo).items():
-        if isinstance(part, torch.Generator):
-            state[name] = part.get_state()
-        elif isinstance(part, torch.Tensor | int | float) and not isinstance(part, bool):
-            state[name] = part
-        elif hasattr(part, "state_dict"):
-            state[name] = part.state_dict()
-    return state
-
-
-def restore(algo: Any, state: Mapping[str, Any]) -> None:
-    """Puts back what `capture` took. Raises RheoError naming the first part that does not fit."""
-    for name, part in vars(algo).items():
-        if name not in state:
-            continue
-        value = state[name]
-        try:
-            if isinstance(part, torch.Generator):
-                part.set_state(value.cpu())
-            elif isinstance(part, torch.Tensor):
-                with torch.no_grad():
-                    part.copy_(value)
-            elif isinstance(part, int | float) and not isinstance(part, bool):
-                setattr(algo, name, value)
-            elif hasattr(part, "load_state_dict"):
-                part.load_state_dict(value)
-        except (RuntimeError, ValueError) as error:
-            raise RheoError(f"checkpoint part algo.{name} does not fit: {error}") from error

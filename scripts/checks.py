@@ -23,7 +23,7 @@ SHARES = {"target_rate", "ema_rate", "gamma"}
 
 def run(tree: dict[str, Any]) -> list[str]:
     """All errors of all checks."""
-    checks = (ranges, chunk, heads, device, environment, data)
+    checks = (ranges, chunk, heads, levels, device, environment, world, data)
     return [error for check in checks for error in check(tree)]
 
 
@@ -76,6 +76,22 @@ def heads(tree: dict[str, Any]) -> list[str]:
     return errors
 
 
+def levels(tree: dict[str, Any]) -> list[str]:
+    """A table of noise levels belongs to the path "betas", and bounds the integration steps."""
+    policy = tree.get("policy") or {}
+    if not {"path", "levels", "steps"} <= set(policy):
+        return []
+    table, steps = policy["levels"], policy["steps"]
+    if (policy["path"] == "betas") != (table is not None):
+        return [
+            f"policy.levels={table}: policy.path={policy['path']} "
+            + ("needs a number of noise levels" if table is None else "has no noise levels; null")
+        ]
+    if table is not None and steps > table:
+        return [f"policy.steps={steps}: more than the {table} noise levels (policy.levels)"]
+    return []
+
+
 def device(tree: dict[str, Any]) -> list[str]:
     """Names of devices; whether there is one is only known with torch."""
     name = tree.get("device")
@@ -126,6 +142,15 @@ def plugin(module: str) -> list[str]:
     except RheoError as error:
         return [f"env.id: {error}"]
     return []
+
+
+def world(tree: dict[str, Any]) -> list[str]:
+    """A source that collects experience needs an environment."""
+    source = tree.get("source") or {}
+    if not source.get("_target_") or inside(tree, "env", "id") is not None:
+        return []
+    needs = schema.from_source(source["_target_"]).slots.get("env", False)
+    return ["env: has to be set (env=NAME); the source collects experience"] if needs else []
 
 
 def data(tree: dict[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """The console command `rheo VERB ...`. A verb's module is imported only when it is called."""
 
 import importlib
+import os
 import sys
 
 from .errors import USER, RheoError, nearest
@@ -13,6 +14,7 @@ VERBS = {
     "bench": ("bench", "main", "measure speed on this machine"),
     "doctor": ("doctor", "main", "check what this machine can do, and say how to fix the rest"),
 }
+PRESET = {"train": [], "demo": ["recipe=demo"]}  # verbs whose arguments make a configuration
 
 
 def usage() -> str:
@@ -35,14 +37,8 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
-    if argv[0] in ("-V", "--version"):
-        print(f"rheo {version()}")
-        return 0
     try:
-        return call(argv[0], argv[1:])
+        return call(argv[0], argv[1:]) if argv else call("help", [])
     except RheoError as error:
         return complain(error, error.code)
     except ValueError as error:
@@ -52,15 +48,34 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rheo: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of a pipe left; Python must not flush into it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def call(verb: str, argv: list[str]) -> int:
     """Imports the verb's module and calls its function with the remaining arguments."""
+    if verb in ("-h", "--help", "help", "-V", "--version"):
+        print(f"rheo {version()}" if verb in ("-V", "--version") else usage(), flush=True)
+        return 0
     if verb not in VERBS:
         raise RheoError(f"unknown verb {verb!r}{nearest(verb, VERBS)}\n`rheo --help` lists them.")
     module, function, _ = VERBS[verb]
     listen()
+    answer_early(verb, argv)
     return getattr(importlib.import_module(f"rheo.scripts.{module}"), function)(argv)
+
+
+def answer_early(verb: str, argv: list[str]) -> None:
+    """Raises RheoError for mistakes that can be seen before torch is imported."""
+    if verb in PRESET:
+        from .config import compose
+
+        compose([*PRESET[verb], *argv])
+    elif verb in ("eval", "resume") and argv:
+        from .run import existing
+
+        existing(argv[0])
 
 
 def listen() -> None:

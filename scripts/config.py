@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import annotations, checks, schema
-from .errors import RheoError, nearest
+from .errors import RheoError
+from .overrides import RESOLVER, flags, is_group, known_option, parse, put
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 HOME = Path(__file__).resolve().parents[1] / "configs"
-RESOLVER = re.compile(r"\$\{[^{}$]*:")
 ALIAS = re.compile(r"\$\{([\w.]+)\}")
 ABSENT = object()
 NODE = "dict | None"
@@ -58,10 +58,12 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     errors: list[str] = []
     overrides = parse(words, errors)
     groups = [one for one in overrides if is_group(one, roots)]
-    groups = [one for one in groups if known_option(one, roots, errors)]
-    base = compose_groups([str(one.input_line) for one in groups], roots[1:], errors)
+    chosen = [str(one.input_line) for one in groups if known_option(one, roots, errors)]
+    base = compose_groups(chosen, roots[1:], errors)
     base["config_dir"] = [str(root) for root in roots[1:]]
-    return finish(base, [one for one in overrides if not is_group(one, roots)], roots, errors)
+    values = [one for one in overrides if one not in groups]
+    values += [one for one in groups if one.value() is None and one.key_or_group in base]
+    return finish(base, values, roots, errors)
 
 
 def load(folder: str | Path, argv: Sequence[str] = ()) -> dict[str, Any]:
@@ -73,13 +75,14 @@ def load(folder: str | Path, argv: Sequence[str] = ()) -> dict[str, Any]:
     folders, words = flags(argv)
     schema.allow(folders)
     config = stored(folder)
-    named = [str(Path(name).expanduser().resolve()) for name in folders]
-    lacking = [name for name in config.get("config_dir") or [] if name not in named]
-    if lacking and not named:
+    lacking = config.get("config_dir") or []
+    if lacking and not schema.allowed:
         raise RheoError(
             f"{folder} was made with classes from {lacking[0]}; if you trust them, add "
             f"--config-dir {lacking[0]}"
         )
+    if lacking and folders:
+        config["config_dir"] = [str(Path(name).expanduser().resolve()) for name in folders]
     errors: list[str] = []
     overrides = parse(words, errors)
     for one in [one for one in overrides if is_group(one, [HOME])]:
@@ -96,89 +99,17 @@ def stored(folder: str | Path) -> dict[str, Any]:
     try:
         config = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except Exception as error:  # yaml has no common base with OmegaConf's and the system's errors
-        raise RheoError(f"{file}: not readable as a configuration: {first_line(error)}") from error
+        raise RheoError(f"{file}: not readable as a configuration: {one_line(error)}") from error
     if not isinstance(config, dict):
         raise RheoError(f"{file}: holds no configuration")
     return {str(key): value for key, value in config.items()}
 
 
-def flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Folders of --config-dir, and the other words. Raises RheoError for other flags."""
-    folders, words = [], []
-    rest = iter(argv)
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if name == "--config-dir":
-            folder = value if equals else next(rest, "")
-            if not folder:
-                raise RheoError("--config-dir needs a folder")
-            folders.append(folder)
-        elif word.startswith("-"):
-            remedy = nearest(name, ["--config-dir"]) if word.startswith("--c") else ""
-            raise RheoError(f"unknown flag {word}{remedy}; values are set as key=value")
-        else:
-            words.append(word)
-    return folders, words
-
-
-def parse(words: list[str], errors: list[str]) -> "list[Override]":
-    """Hydra overrides of the words that are ones."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser, overrides = OverridesParser.create(), []
-    for word in words:
-        try:
-            one = parser.parse_override(word)
-        except HydraException:
-            errors.append(f"{word}: not of the form key=value (quote values with special signs)")
-            continue
-        if one.is_sweep_override():
-            errors.append(f"{word}: names several values; start one run for each")
-        elif one.key_or_group.split(".")[0].split("/")[0] == "hydra":
-            errors.append(f"{word}: Hydra's own settings are fixed")
-        elif RESOLVER.search(word):
-            errors.append(f"{word}: resolvers are not evaluated; write the value itself")
-        else:
-            overrides.append(one)
-    return overrides
-
-
-def is_group(one: "Override", roots: list[Path]) -> bool:
-    """Whether an override chooses a file rather than a value."""
-    key = one.key_or_group
-    return "/" in key or "." not in key and any((root / key).is_dir() for root in roots)
-
-
-def options(group: str, roots: list[Path]) -> list[str]:
-    """The files of a group."""
-    return sorted({file.stem for root in roots for file in (root / group).glob("*.yaml")})
-
-
-def known_option(one: "Override", roots: list[Path], errors: list[str]) -> bool:
-    """Whether the chosen file exists; adds an error when it does not."""
-    group, value = one.key_or_group, one.value()
-    if value is None or one.is_delete():
-        return True
-    known = options(group, roots)
-    if not known:
-        errors.append(f"{one.input_line}: unknown group{nearest(group, groups_of(roots))}")
-    elif str(value) not in known:
-        errors.append(f"{one.input_line}: no such {group}{nearest(str(value), known)}")
-    return str(value) in known
-
-
-def groups_of(roots: list[Path]) -> set[str]:
-    """Names of all groups."""
-    return {path.name for root in roots for path in root.iterdir() if any(path.glob("*.yaml"))}
-
-
 def refuse_hidden(roots: list[Path]) -> None:
     """Raises RheoError when a file of a --config-dir would be hidden by one of ours."""
-    files = [path for root in roots[1:] for path in [root / "config.yaml", *root.glob("*/*.yaml")]]
-    for file in files:
-        root = next(root for root in roots[1:] if file.is_relative_to(root))
-        if file.exists() and (HOME / file.relative_to(root)).exists():
+    ours = [file.relative_to(HOME) for file in HOME.rglob("*.yaml")]
+    for file in (root / name for root in roots[1:] for name in ours):
+        if file.exists():
             raise RheoError(f"{file}: rheo has a file of that name; rename yours")
 
 
@@ -196,11 +127,11 @@ def compose_groups(choices: list[str], folders: list[Path], errors: list[str]) -
         with initialize_config_dir(str(HOME), version_base=None, job_name="rheo"):
             config = hydra_compose("config", overrides=[*search, *choices])
     except (HydraException, OmegaConfBaseException) as error:
-        raise RheoError(report([*errors, " ".join(str(error).split())])) from error
+        raise RheoError(report([*errors, one_line(error)])) from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "yaml":
             raise
-        raise RheoError(report([*errors, f"a YAML file is broken: {error}"])) from error
+        raise RheoError(report([*errors, f"a YAML file is broken: {one_line(error)}"])) from error
     tree = OmegaConf.to_container(config, resolve=False)
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
@@ -242,31 +173,9 @@ def resolve(tree: dict[str, Any], errors: list[str]) -> tuple[dict[str, Any], di
     try:
         plain = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     except OmegaConfBaseException as error:
-        raise RheoError(report([*errors, f"{error.full_key}: {first_line(error)}"])) from error
+        raise RheoError(report([*errors, f"{error.full_key}: {one_line(error)}"])) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}, followed
-
-
-def put(tree: dict[str, Any], one: "Override", roots: list[Path], errors: list[str]) -> None:
-    """Sets or deletes one value. New keys are taken inside nodes with a `_target_` only."""
-    *path, last = one.key_or_group.split(".")
-    node, owned = tree, False
-    for depth, part in enumerate([*path, last]):
-        owned = owned or "_target_" in node
-        if part not in node and not owned:
-            known = set(node) | (groups_of(roots) if depth == 0 else set())
-            place = ".".join([*path, last][: depth + 1])
-            errors.append(f"{place}: unknown key{nearest(part, known)}")
-            return
-        if depth < len(path):
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                errors.append(f"{one.input_line}: {'.'.join(path[: depth + 1])} is not a group")
-                return
-    if one.is_delete():
-        node.pop(last, None)
-    else:
-        node[last] = one.value()
 
 
 def walk(node: Any, place: str = "") -> list[tuple[str, Any]]:
@@ -310,9 +219,9 @@ def validate_node(node: Any, where: str) -> list[str]:
     return errors
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's text."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def one_line(error: Exception) -> str:
+    """An error's text without its line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def report(errors: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections import deque
 from collections.abc import Mapping
 from time import perf_counter
 from types import TracebackType
@@ -75,8 +76,8 @@ class Display:
     ) -> None:
         self.total, self.step, self.title = total, start, title
         self.stream = stream or sys.stdout
-        self.began = self.seen = self.drawn = perf_counter()
-        self.start = self.seen_step = start
+        self.drawn = perf_counter()
+        self.seen = deque([(self.drawn, start)], maxlen=4)  # time and step of the last updates
         self.rate = 0.0
         self.metrics: dict[str, float] = {}
         self.shares: dict[str, float] = {}
@@ -114,8 +115,11 @@ class Display:
         """Takes new figures (the latest of each name stays shown) and shows them."""
         self.step = step
         self.measure()
+        if step > self.seen[-1][1]:
+            self.seen.append((perf_counter(), step))
         self.metrics.update(metrics)
-        self.shares = dict(shares or {})
+        if shares is not None:
+            self.shares = dict(shares)
         if self.live is not None:
             self.draw()
         else:
@@ -129,13 +133,11 @@ class Display:
             print(text, file=self.stream, flush=True)
 
     def measure(self) -> None:
-        """Steps per second, averaged with older figures so that the time left does not jump."""
+        """Steps per second over the last few updates, so that a run's warm-up is soon forgotten."""
         now = perf_counter()
-        if self.step <= self.seen_step or now <= self.seen:
-            return
-        rate = (self.step - self.seen_step) / (now - self.seen)
-        self.rate = 0.7 * self.rate + 0.3 * rate if self.rate else rate
-        self.seen, self.seen_step = now, self.step
+        since, step = self.seen[0]
+        if self.step > step and now > since:
+            self.rate = (self.step - step) / (now - since)
 
     def draw(self) -> None:
         """Redraws the live line."""

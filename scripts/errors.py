@@ -19,10 +19,13 @@ class RheoError(Exception):
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """A clause with the option closest to `word`, else with all of a few options, else empty."""
+    """A clause that names the option closest to `word`, or all of a few, or nothing."""
     options = sorted(options)
     lowered = {option.lower(): option for option in reversed(options)}
     close = difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.55)
     if close:
         return f"; did you mean {lowered[close[0]]!r}?"
-    return f"; there are: {', '.join(options)}" if 0 < len(options) <= 30 else ""
+    holding = [option for option in options if word.lower() in option.lower().split("_")]
+    if 0 < len(holding) <= 3:
+        return f"; did you mean {' or '.join(map(repr, holding))}?"
+    return f"; there are: {', '.join(options)}" if 0 < len(options) <= 40 else ""

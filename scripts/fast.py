@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .errors import RheoError
+
 MAX_RELATIVE_ERROR = 3e-6  # about ten float32 roundings of a 256-term dot product
 MODES = ("off", "precision", "compile")
 
@@ -57,22 +59,45 @@ def with_precision(fn: Callable[..., Any], name: str) -> Callable[..., Any]:
     return wrapped
 
 
-def fast(algo: Any, mode: str) -> Callable[..., Any]:
+def mode_of(value: str | bool) -> str:
+    """The mode that a configuration names; YAML reads a bare `off` as false. Raises RheoError."""
+    if isinstance(value, bool):
+        return "precision" if value else "off"
+    if value not in MODES:
+        raise RheoError(f"fast={value}: must be one of {', '.join(MODES)}")
+    return value
+
+
+def settle(value: str | bool) -> None:
+    """Settings of the process: numbers below the normal range count as zero unless fast=off.
+
+    Such numbers are slow on most CPUs; training and evaluation have to treat them alike.
+    """
+    torch.set_flush_denormal(mode_of(value) != "off")
+
+
+def fast(algo: Any, value: str | bool) -> Callable[..., Any]:
     """`algo.update` at the speed asked for.
 
     "precision" uses the faster product where it is exact enough; "compile" also compiles the
     functions that the algorithm lists in `pure` (its losses). "off" changes nothing.
     """
-    if mode not in MODES:
-        raise ValueError(f"fast={mode} is not one of {', '.join(MODES)}")
+    mode = mode_of(value)
+    settle(mode)
     update = algo.update
     if mode == "off":
         return update
-    torch.set_flush_denormal(True)
     if mode == "compile":
         for name in algo.pure:
             setattr(algo, name, torch.compile(getattr(algo, name), dynamic=False))
-    on_gpu = algo.generator.device.type == "cuda"
-    if on_gpu:
+    if algo.generator.device.type == "cuda":
         return with_precision(update, "high")
     return with_precision(update, "medium") if medium_is_exact() else update
+
+
+def fast_deploy(algo: Any, value: str | bool, rows: int) -> Callable[..., Any]:
+    """`algo.deploy` for `rows` observations at a time: the faster product from 8 rows on."""
+    on_cpu = algo.generator.device.type == "cpu"
+    if mode_of(value) == "off" or rows < 8 or not on_cpu or not medium_is_exact():
+        return algo.deploy
+    return with_precision(algo.deploy, "medium")

@@ -35,7 +35,9 @@ def plot(run: Run) -> Path | None:
         )
         axes.set(xlabel="environment frames", ylabel="return")
     else:
-        axes.plot([row["step"] for row in losses], [row["val/loss"] for row in losses], label="held out")
+        axes.plot(
+            [row["step"] for row in losses], [row["val/loss"] for row in losses], label="held out"
+        )
         axes.set(xlabel="updates", ylabel="matching loss", yscale="log")
     axes.set_title(run.path.name)
     axes.legend(frameon=False)

@@ -170,8 +170,8 @@ def from_object(target: Callable[..., Any]) -> Schema:
         if parameter.kind is parameter.VAR_KEYWORD:
             schema.open = True
         elif parameter.kind is not parameter.VAR_POSITIONAL:
-            annotation: Any = parameter.annotation
-            text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+            text: Any = parameter.annotation
+            text = text if isinstance(text, str) else inspect.formatannotation(text)
             keyword = parameter.kind is parameter.KEYWORD_ONLY or dataclass_made(target)
             schema.add(name, text, parameter.default is parameter.empty, keyword)
     return schema

@@ -1,76 +1,135 @@
 """`rheo train` and `rheo resume`: the one loop for every stage."""
 
+import logging
+import math
+import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from rheo.envs.rollout import as_rows, evaluate, summary
-from rheo.envs.scores import normalized_score
+from rheo.envs.rollout import as_rows
 
-from .assemble import EVAL_SEED, Experiment, assemble, capture, make_env, restore
+from .assemble import EVAL_SEED, Experiment, assemble, make_env, twins
 from .config import compose
 from .display import Display, Timer
-from .errors import NUMERICS, REQUEUE, RheoError
-from .fast import fast, medium_is_exact, with_precision
+from .errors import MACHINE, NUMERICS, REQUEUE, RheoError, nearest
+from .evaluate import MAX_ENVS, episodes_of, score
+from .fast import fast
+from .overrides import flags
 from .plot import plot
-from .run import Run
+from .run import Run, locate
 from .signals import Stop, stop_signals
+from .state import capture, not_finite, refuse_other_shapes, restore
+
+log = logging.getLogger("rheo")
+ON_RESUME = (  # what may change between two starts of a run; all else is in its checkpoint
+    "steps", "log_every", "eval_every", "save_every", "episodes", "threads", "fast",
+)  # fmt: skip
+AT_WILL = ("steps", "sampler", "eta", "clip_x", "clip_a")  # of a policy, whatever its weights
 
 
 def main(argv: list[str]) -> int:
     """Trains a new run from configuration overrides."""
     config = compose(argv)
-    with Run.create(config["name"] or default_name(config), config) as run:
-        return train(run, None)
+    return train(config, config["name"] or default_name(config))
+
+
+def train(config: dict[str, Any], name: str) -> int:
+    """Makes a run and trains it to its end; a run that cannot be assembled leaves no folder."""
+    path = locate(name)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with stop_signals() as stop, Run.create(name, config) as run:
+        try:
+            loop = Loop(run, assemble(config))
+            if config["init"] is not None:
+                start_from(loop.algo, config)
+        except BaseException:
+            run.close()
+            discard(path, made)
+            raise
+        return loop.finish(stop)
+
+
+def discard(path: Path, made: list[Path]) -> None:
+    """Removes a run that never began, and the folders that were made for it."""
+    if path in made:
+        shutil.rmtree(path, ignore_errors=True)
+    for name in ("config.yaml", "run.json"):
+        (path / name).unlink(missing_ok=True)
+    for folder in made[1:]:
+        try:
+            folder.rmdir()
+        except OSError:  # another run lives there by now
+            return
 
 
 def resume(argv: list[str]) -> int:
-    """Continues a run from its last checkpoint."""
-    if len(argv) != 1:
-        raise RheoError("usage: rheo resume RUN")
-    with Run.open(argv[0], write=True) as run:
-        return train(run, run.resume())
+    """Continues a run from its last checkpoint; a new `steps` extends it."""
+    folders, words = flags(argv)
+    if not words or "=" in words[0]:
+        raise RheoError("usage: rheo resume RUN [steps=N]")
+    for word in words[1:]:
+        key = word.partition("=")[0]
+        if key not in ON_RESUME:
+            raise RheoError(
+                f"{word}: fixed by the checkpoint{nearest(key, ON_RESUME)}; to change it, train a "
+                f"new run with init={words[0]}"
+            )
+    flagged = [word for folder in folders for word in ("--config-dir", folder)]
+    with (
+        stop_signals() as stop,
+        Run.open(words[0], [*flagged, *words[1:]], write=True) as run,
+    ):
+        tree = run.resume()
+        loop = Loop(run, assemble(run.config))
+        if tree is not None:
+            loop.restore(tree)
+        elif run.config["init"] is not None:
+            start_from(loop.algo, run.config)
+        return loop.finish(stop)
 
 
-def default_name(config: Any) -> str:
+def default_name(config: dict[str, Any]) -> str:
     """<algo>-<env or data>-s<seed>."""
-    algo = config["algo"]["_target_"].rsplit(".", 1)[-1].lower()
-    world = config["env"]["id"] or str(config["data"]).rsplit("/", 1)[-1].split(".")[0]
-    return f"{algo}-{world.lower()}-s{config['seed']}"
+    algo = config["algo"]["_target_"].rsplit(".", 1)[-1]
+    world = (config["env"] or {}).get("id") or Path(str(config["data"])).stem
+    return re.sub(r"[^a-z0-9_.-]+", "-", f"{algo}-{world}-s{config['seed']}".lower())
 
 
-def train(run: Run, tree: dict[str, Any] | None) -> int:
-    """Runs the loop from a checkpoint's tree, or from the start; returns the exit status."""
-    experiment = assemble(run.config)
-    if tree is not None:
-        restore(experiment.algo, tree["algo"])
-        experiment.source.load_state_dict(tree["source"])
-    elif run.config["init"] is not None:
-        start_from(experiment.algo, run.config["init"])
-    with stop_signals() as stop, Display(
-        run.config["steps"], start=experiment.source.progress, title=run.path.name
-    ) as display:
-        Loop(run, experiment, display).go(stop)
-    if stop:
-        print(f"stopped by {stop.signal} and saved; go on with: {run.resume_command()}")
-        return REQUEUE
-    curve = plot(run)
-    print(f"run {run.path}" + (f", curve {curve}" if curve else ""))
-    return 0
+def start_from(algo: Any, config: dict[str, Any]) -> None:
+    """Loads the deployed policy of another run into this algorithm's policies.
 
-
-def start_from(algo: Any, name: str) -> None:
-    """Loads the deployed policy of another run into this algorithm's policies."""
-    tree = Run.open(name).load()
+    Raises RheoError naming the tensor or the setting that makes its weights mean something else.
+    """
+    name = config["init"]
+    flagged = [word for folder in config["config_dir"] for word in ("--config-dir", folder)]
+    run = Run.open(name, flagged)
+    tree = run.load()
     if tree is None:
         raise RheoError(f"init={name}: that run has no checkpoint yet")
     donor = tree["algo"].get("average", tree["algo"]["policy"])
-    for part in ("policy", "average"):
-        if hasattr(algo, part):
-            try:
-                getattr(algo, part).load_state_dict(donor)
-            except RuntimeError as error:
-                raise RheoError(f"init={name}: its policy does not fit this one: {error}") from error
+    refuse_other_shapes(algo.policy.state_dict(), donor, f"init={name}")
+    here, there = (meaning(node, "policy") for node in (config["policy"], run.config["policy"]))
+    for key in [key for key in here if here[key] != there.get(key)]:
+        raise RheoError(
+            f"init={name}: its {key} is {there.get(key)} and here it is {here[key]}, which gives "
+            f"the same weights another meaning; set {key}={there.get(key)}"
+        )
+    for policy in (algo.policy, *twins(algo)):
+        policy.load_state_dict(donor)
+
+
+def meaning(node: dict[str, Any], place: str) -> dict[str, Any]:
+    """The settings of a policy, by full key, that its weights depend on."""
+    settings = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            settings |= meaning(value, f"{place}.{key}")
+        elif place != "policy" or key not in AT_WILL:
+            settings[f"{place}.{key}"] = value
+    return settings
 
 
 class Loop:
@@ -81,22 +140,45 @@ class Loop:
     that never stopped.
     """
 
-    def __init__(self, run: Run, experiment: Experiment, display: Display) -> None:
-        self.run, self.cfg, self.display = run, run.config, display
-        self.algo, self.source, self.device = experiment.algo, experiment.source, experiment.device
-        self.sizes = experiment.sizes
+    def __init__(self, run: Run, experiment: Experiment) -> None:
+        self.run, self.cfg = run, run.config
+        self.algo, self.source, self.sizes, self.device = experiment
+        self.eval_env = make_env(self.cfg, min(self.cfg["episodes"], MAX_ENVS))
         self.update = fast(self.algo, self.cfg["fast"])
         self.timer = Timer()
-        self.latest: dict[str, Any] = {}
-        episodes = min(self.cfg["episodes"], 64)
-        self.eval_env = make_env(self.cfg, episodes)
+        self.latest: dict[str, Any] = {}  # metrics of the last update that gave them
+        self.fresh = True  # the evaluation before the first update is still to come
         self.saved = -1
 
+    def restore(self, tree: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        restore(self.algo, tree["algo"])
+        self.source.load_state_dict(tree["source"])
+        self.latest, self.fresh = tree["loop"]["latest"], tree["loop"]["fresh"]
+        self.saved = self.source.progress
+
+    def finish(self, stop: Stop) -> int:
+        """Trains until the run's length or until asked to stop; returns the exit status."""
+        total, start = self.cfg["steps"], self.source.progress
+        with Display(total, start=start, title=self.run.path.name) as display:
+            self.display = display
+            try:
+                self.go(stop)
+            except FloatingPointError as error:  # the guard before the physics
+                raise self.broke(str(error)) from error
+        if self.source.progress < total:
+            print(f"stopped by {stop.signal} and saved; go on with: {self.run.resume_command()}")
+            return REQUEUE
+        curve = self.curve()
+        print(f"run {self.run.path}" + (f", curve {curve}" if curve else ""))
+        return 0
+
     def go(self, stop: Stop) -> None:
-        """Until the run's length, or until asked to stop; either way the run is saved."""
+        """The loop; the run is saved at its end."""
         steps, source = self.cfg["steps"], self.source
-        if source.progress == 0:
-            self.evaluate(0)
+        if self.fresh and not stop:
+            self.evaluate(source.progress)
+            self.fresh = False
         while source.progress < steps and not stop:
             before = source.progress
             with self.timer("env"):
@@ -107,6 +189,12 @@ class Loop:
             self.between(before, source.progress, steps)
         if self.saved != source.progress:
             self.save(source.progress)
+        if self.saved != source.progress:
+            raise RheoError(
+                f"{self.run.path}: the end at step {source.progress} could not be saved; free some "
+                f"space and go on from the last good checkpoint: {self.run.resume_command()}",
+                MACHINE,
+            )
 
     def between(self, before: int, now: int, steps: int) -> None:
         """Whatever is due between two updates."""
@@ -124,66 +212,68 @@ class Loop:
             return self.algo.act(obs)
 
     def log(self, step: int) -> None:
-        """One row of metrics. Raises RheoError (code 4) when a number broke."""
+        """One row of training metrics."""
         shares = self.timer.shares()
         row = self.latest | self.source.metrics()
         row |= {f"time/{name}_share": share for name, share in shares.items()}
-        numbers = self.run.log(step, row)
-        broken = [name for name, value in numbers.items() if value is None or value != value]
-        if broken:
-            raise RheoError(
-                f"{broken[0]} is not a number at step {step}: training broke and stops here; "
-                "the last checkpoint is kept. Try lower learning rates",
-                NUMERICS,
-            )
-        self.display.update(step, numbers, shares)
+        self.display.update(step, self.record(step, row), shares)
 
     def evaluate(self, step: int) -> None:
         """Episodes in the environment, and the loss on held-out data, whichever there is."""
-        figures: dict[str, float] = {}
+        figures: dict[str, Any] = {}
         with self.timer("eval"):
             if self.eval_env is not None:
-                rows = evaluate_run(self.eval_env, self.algo, self.cfg["episodes"], self.device)
+                episodes = self.cfg["episodes"]
+                rows = episodes_of(self.eval_env, self.algo, episodes, self.cfg["fast"])
                 figures |= score(self.eval_env.env.id, rows)
                 self.run.record_eval(step, as_rows(rows), **figures)
-            if hasattr(self.algo, "validate") and len(self.source.held_steps):
+            held = self.source.held_out() if hasattr(self.source, "held_out") else None
+            if held is not None and hasattr(self.algo, "validate"):
                 generator = torch.Generator(self.device).manual_seed(EVAL_SEED)
-                held = self.algo.validate(self.source.held_out(), generator)
-                figures |= {name: float(value) for name, value in held.items()}
+                figures |= self.algo.validate(held, generator)
         if figures:
-            self.display.update(step, self.run.log(step, figures))
+            self.display.update(step, self.record(step, figures))
+
+    def record(self, step: int, row: dict[str, Any]) -> dict[str, float]:
+        """Logs a row. Raises RheoError (code 4) when a number in it broke."""
+        numbers = self.run.log(step, row)
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise self.broke(f"{name} is {value} at step {step}")
+        return numbers
 
     def save(self, step: int) -> None:
-        """A checkpoint of everything."""
+        """A checkpoint of everything; numbers that broke never replace a good one."""
         with self.timer("save"):
+            algo = capture(self.algo)
+            place = not_finite(algo, "algo")
+            if place is not None:
+                raise self.broke(f"{place} is not finite at step {step}")
             tree = {
-                "algo": capture(self.algo),
+                "algo": algo,
                 "source": self.source.state_dict(),
                 "sizes": self.sizes._asdict(),
+                "loop": {"latest": self.latest, "fresh": self.fresh},
             }
-            self.run.save(step, tree)
-            self.saved = step
+            if self.run.save(step, tree) is not None:
+                self.saved = step
+
+    def broke(self, what: str) -> RheoError:
+        """The end of a run whose numbers broke."""
+        kept = "the last checkpoint is kept" if self.saved >= 0 else "nothing was saved yet"
+        return RheoError(
+            f"{what}: training broke and stops here; {kept}. Try lower learning rates", NUMERICS
+        )
+
+    def curve(self) -> Path | None:
+        """The picture of the learning curve; a disk that refuses it does not undo the training."""
+        try:
+            return plot(self.run)
+        except OSError as error:
+            log.warning("%s: no curve drawn: %s", self.run.path, error)
+            return None
 
 
 def due(before: int, now: int, every: int) -> bool:
     """Whether a multiple of `every` lies in (before, now]."""
     return now // every > before // every
-
-
-def evaluate_run(env: Any, algo: Any, episodes: int, device: torch.device) -> list[Any]:
-    """Episodes of the deployed policy from the fixed initial states; same rows every time.
-
-    Large batches use the faster product where it is exact, as training does; one environment
-    acts with the default one, which is faster there.
-    """
-    deploy = algo.deploy
-    if env.num_envs >= 8 and device.type == "cpu" and medium_is_exact():
-        deploy = with_precision(deploy, "medium")
-    return evaluate(env, deploy, episodes, EVAL_SEED, str(device))
-
-
-def score(env_id: str, rows: list[Any]) -> dict[str, float]:
-    """Summary of evaluation episodes, with the normalised score where one is defined."""
-    figures = summary(rows)
-    normalized = normalized_score(env_id, figures["eval/return"])
-    return figures if normalized is None else figures | {"eval/score": normalized}

@@ -1,0 +1,79 @@
+"""Where transitions are kept."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+
+
+class Buffer:
+    """Ring of transitions, one packed row each, so that a batch is a single gather.
+
+    A row is obs | action | next_obs | reward | discount in float32; memory is
+    4 capacity (2 O + T Da + 2) bytes and is touched only as it fills. Raises ValueError when the
+    machine refuses that much.
+    """
+
+    def __init__(self, capacity: int, obs_size: int, horizon: int, action_dim: int, device: str):
+        self.capacity, self.horizon, self.action_dim = capacity, horizon, action_dim
+        self.splits = [obs_size, horizon * action_dim, obs_size, 1, 1]
+        width = sum(self.splits)
+        try:
+            self.rows = torch.empty(capacity, width, device=device)
+        except RuntimeError as error:  # torch has no MemoryError
+            size = 4 * capacity * width / 2**30
+            raise ValueError(
+                f"source.capacity={capacity} needs {size:.1f} GiB on {device}, more than there is; "
+                "lower it"
+            ) from error
+        self.size = self.cursor = 0
+
+    def add(self, batch: Batch, valid: Tensor) -> None:
+        """Appends the valid rows of a batch, overwriting the oldest when full."""
+        packed = torch.cat(
+            [
+                batch.obs,
+                batch.action.flatten(1),
+                batch.next_obs,
+                batch.reward[:, None],
+                batch.discount[:, None],
+            ],
+            1,
+        ).to(self.rows.device)
+        packed = packed if bool(valid.all()) else packed[valid.to(packed.device)]
+        count = len(packed)
+        if count > self.capacity:
+            raise ValueError(f"{count} rows at once do not fit a buffer of {self.capacity}")
+        head = min(count, self.capacity - self.cursor)
+        self.rows[self.cursor : self.cursor + head] = packed[:head]
+        self.rows[: count - head] = packed[head:]
+        self.cursor = (self.cursor + count) % self.capacity
+        self.size = min(self.size + count, self.capacity)
+
+    def sample(self, count: int, generator: torch.Generator) -> Batch:
+        """`count` transitions drawn uniformly with replacement."""
+        index = torch.randint(self.size, (count,), generator=generator, device=generator.device)
+        rows = self.rows.index_select(0, index.to(self.rows.device))
+        obs, action, next_obs, reward, discount = rows.split(self.splits, 1)
+        action = action.unflatten(1, (self.horizon, self.action_dim))
+        return Batch(obs, action, reward[:, 0], discount[:, 0], next_obs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The filled rows and the ring's position."""
+        return {
+            "rows": self.rows[: self.size],
+            "size": self.size,
+            "cursor": self.cursor,
+            "capacity": self.capacity,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned. Raises ValueError when the layout is another."""
+        rows = state["rows"]
+        mine, saved = tuple(self.rows.shape), (state["capacity"], rows.shape[1])
+        if saved != mine:
+            raise ValueError(f"a saved buffer of [rows, numbers] = {saved} does not fit {mine}")
+        self.size, self.cursor = state["size"], state["cursor"]
+        self.rows[: self.size] = rows.to(self.rows.device)

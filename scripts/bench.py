@@ -1,0 +1,167 @@
+"""`rheo bench [WHAT ...]`: the speed table, every figure beside its goal and its limit."""
+
+import csv
+import importlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import RheoError, nearest
+from .record import version, versions
+
+GROUPS = {  # WHAT -> module and its function from a plan to rows
+    "env": ("bench_env", "measure"),
+    "act": ("bench_act", "measure_act"),
+    "update": ("bench_update", "measure"),
+    "replay": ("bench_act", "measure_replay"),
+    "startup": ("bench_startup", "measure"),
+}
+KEYS = ("quick", "fast", "csv", "json")
+USAGE = f"usage: rheo bench [{' '.join(GROUPS)}] [quick=true] [fast=MODE] [csv=FILE] [json=FILE]"
+COLUMNS = ("", "unit", "ours", "other", "against", "ratio", "goal", "met", "of limit", "limit")
+ANSWERS = {True: "yes", False: "no", None: ""}
+
+
+def main(argv: list[str]) -> int:
+    """Measures and prints. A goal that is not met is shown as such; the exit status stays 0."""
+    groups, options = read(argv)
+    for name in ("csv", "json"):
+        if name in options:
+            claim(Path(options[name]))
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=180)
+    plan = plan_of(options)
+    before = os.getloadavg()[0]
+    rows = []
+    with console.status("measuring") as status:
+        for row in measure(groups, plan):
+            rows.append(row)
+            status.update(f"measuring; done: {row.name}")
+    console.print(table(rows))
+    machine = {**footing(), "load": f"{before:.1f} before, {os.getloadavg()[0]:.1f} after"}
+    console.print(", ".join(f"{key} {value}" for key, value in machine.items()), highlight=False)
+    if "csv" in options:
+        write_csv(Path(options["csv"]), [row.flat() for row in rows])
+    if "json" in options:
+        content = {"machine": machine, "rows": [row.flat() for row in rows]}
+        Path(options["json"]).write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+def read(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """What to measure and the options. Raises RheoError."""
+    words = [word for word in argv if "=" not in word]
+    for word in words:
+        if word not in GROUPS:
+            raise RheoError(f"unknown measurement {word!r}{nearest(word, GROUPS)}\n{USAGE}")
+    options = dict(word.split("=", 1) for word in argv if "=" in word)
+    for key in options:
+        if key not in KEYS:
+            raise RheoError(f"unknown option {key!r}{nearest(key, KEYS)}\n{USAGE}")
+    if options.get("quick", "true") not in ("true", "false"):
+        raise RheoError(f"quick={options['quick']}: must be true or false")
+    return [name for name in GROUPS if name in words or not words], options
+
+
+def claim(file: Path) -> None:
+    """Raises RheoError now rather than after minutes when the file cannot be written."""
+    try:
+        with file.open("a"):
+            pass
+    except OSError as error:
+        raise RheoError(f"{file}: cannot be written: {error.strerror}") from error
+
+
+def plan_of(options: dict[str, str]) -> Any:
+    """How to measure. Raises RheoError for an unknown speed mode."""
+    from .bench_measure import Plan
+    from .fast import mode_of
+
+    mode = mode_of(options["fast"]) if "fast" in options else None
+    quick = options.get("quick") == "true"
+    return Plan(repeats=3, seconds=0.002, quick=True, fast=mode) if quick else Plan(fast=mode)
+
+
+def measure(groups: list[str], plan: Any) -> Iterator[Any]:
+    """The rows of the groups, on one thread (the physics use all)."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for group in groups:
+            module, function = GROUPS[group]
+            part = importlib.import_module(f"{__package__}.{module}")
+            yield from getattr(part, function)(plan)
+    finally:
+        torch.set_num_threads(before)
+
+
+def table(rows: list[Any]) -> Any:
+    """All rows for the terminal."""
+    from rich.table import Table
+
+    result = Table(*COLUMNS, title="Speed: medians; ratios are paired, with their range")
+    for row in rows:
+        result.add_row(*cells(row), style="bold" if row.met() is False else None)
+    return result
+
+
+def cells(row: Any) -> list[str]:
+    """One line of the table."""
+    ratio = share = limit = other = ""
+    if row.other is not None:
+        other = number(row.other)
+    if row.ratio is not None:
+        ratio = f"{row.ratio:.2f} [{row.low:.2f}-{row.high:.2f}\\]".replace("[", "\\[", 1)
+        ratio = ratio.replace("\\]", "]")
+    if row.share is not None:
+        share = f"{row.share:.0%}"
+        limit = f"{number(row.limit)} {row.limit_unit}"
+    goals = ", ".join(str(goal) for goal in row.goals)
+    main = [row.name, row.unit, number(row.ours), other, row.versus, ratio, goals]
+    return [*main, ANSWERS[row.met()], share, limit]
+
+
+def number(value: float) -> str:
+    """Three or more figures."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def footing() -> dict[str, Any]:
+    """What the figures depend on besides the code."""
+    import torch
+
+    from .fast import medium_error, medium_is_exact
+
+    packages = {**versions(), **{name: version(name) for name in ("envpool", "stable-baselines3")}}
+    used = "used" if medium_is_exact() else "not used"
+    return {
+        "machine": f"{processor()} x {os.cpu_count()}",
+        **{name: found or "-" for name, found in packages.items()},
+        "threads": f"1 of torch, {os.cpu_count()} of physics",
+        f'"medium" products {used}, error': f"{medium_error():.1e}",
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def processor() -> str:
+    """The processor's name."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
+    """One line per row."""
+    with file.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,177 @@
+"""`rheo doctor`: what this machine can do, and how to fix the rest."""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from .errors import RheoError
+from .overrides import flags
+from .record import versions
+
+OPTIONAL = {
+    "gymnasium_robotics": "pip install 'rheo[robotics]' for Adroit, Fetch, Kitchen, mazes",
+    "envpool": "pip install 'rheo[envpool]' to compare speeds with it in rheo bench",
+    "stable_baselines3": "pip install 'rheo[sb3]' to compare speeds with it in rheo bench",
+    "minari": "pip install 'rheo[minari]' to read Minari data sets",
+}
+
+
+class Finding(NamedTuple):
+    """One line of the report. status: ok, note (something optional is missing) or bad."""
+
+    status: str
+    what: str
+    fix: str = ""
+
+
+def main(argv: list[str]) -> int:
+    """Prints the report; 1 when something that training needs is broken."""
+    folders, words = flags(argv)
+    if folders or words:
+        raise RheoError("usage: rheo doctor")
+    for package, version in versions().items():
+        print(f"     {package} {version or '-'}")
+    bad = 0
+    for check in CHECKS:
+        for finding in attempt(check):
+            bad += finding.status == "bad"
+            fix = f"\n     -> {finding.fix}" if finding.fix else ""
+            print(f"{finding.status:>4} {finding.what}{fix}", flush=True)
+    print("ready" if not bad else f"{bad} of the checks failed")
+    return 1 if bad else 0
+
+
+def attempt(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """A check's findings; one that breaks off is a finding itself, whatever broke."""
+    try:
+        yield from check()
+    except Exception as error:  # noqa: BLE001 - a report must name every fault, not stop at one
+        name = check.__name__.replace("_", " ")
+        yield Finding("bad", f"{name}: {type(error).__name__}: {error}", "report this line")
+
+
+def required_packages() -> Iterator[Finding]:
+    """Packages that training cannot do without."""
+    for name, version in versions().items():
+        if version is None:
+            yield Finding("bad", f"{name} is missing", f"pip install {name}")
+
+
+def batched_physics() -> Iterator[Finding]:
+    """MuJoCo's thread pool, which the native environments need."""
+    import torch
+
+    from rheo.envs.physics import available
+    from rheo.envs.suites import make
+
+    if not available():
+        fix = "pip install 'mujoco>=3.17'"
+        yield Finding("note", "mujoco.batch is missing: environments step in a loop, slower", fix)
+        return
+    env = make("InvertedPendulum-v5", 2, seed=0, backend="native", threads=1)
+    env.reset(0)
+    good = bool(env.step(torch.zeros(2, env.action_dim)).valid.all())
+    env.close()
+    yield Finding("ok" if good else "bad", "mujoco.batch steps environments on a thread pool")
+
+
+def learning() -> Iterator[Finding]:
+    """Matrix products, compilation and accelerators."""
+    import torch
+
+    from .fast import medium_error, medium_is_exact
+
+    slow, quick = (product_rate(name) for name in ("highest", "medium"))
+    yield Finding("ok", f"float32 products {slow:.0f} Gflop/s on {torch.get_num_threads()} threads")
+    error, gain = medium_error(), quick / slow
+    text = f'"medium" products: {gain:.2f}x the rate, relative error {error:.1e}'
+    used = "used for updates" if medium_is_exact() else "not used: they lose accuracy here"
+    yield Finding("ok", f"{text}, {used}")
+    yield compiles()
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        yield Finding("ok", f"GPU: {', '.join(names)}")
+    else:
+        yield Finding("note", "no GPU that torch can use: runs stay on the CPU")
+
+
+def product_rate(precision: str, size: int = 512) -> float:
+    """Gflop/s of float32 products under a precision setting."""
+    import torch
+
+    from .fast import precision as set_precision
+
+    a = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+    best = float("inf")
+    with set_precision(precision):
+        for _ in range(8):
+            start = perf_counter()
+            torch.mm(a, a)
+            best = min(best, perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def compiles() -> Finding:
+    """Whether torch.compile works here (it needs a C++ compiler)."""
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+        fix = "install g++ to use fast=compile; the other modes do not need it"
+        return Finding("note", "no C++ compiler: torch.compile does not work", fix)
+    import torch
+
+    def double(x: Any) -> Any:
+        return x * 2
+
+    start = perf_counter()
+    try:
+        good = torch.equal(torch.compile(double)(torch.ones(3)), torch.full((3,), 2.0))
+    except Exception as error:  # noqa: BLE001 - any failure of the compiler means the same here
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Finding("note", f"torch.compile fails: {reason}", "use fast=precision")
+    status = "ok" if good else "bad"
+    return Finding(status, f"torch.compile works (first function {perf_counter() - start:.1f} s)")
+
+
+def disk() -> Iterator[Finding]:
+    """Room and permission for run folders."""
+    here = Path("runs") if Path("runs").is_dir() else Path(".")
+    try:
+        with tempfile.TemporaryFile(dir=here) as file:
+            file.write(b"rheo")
+    except OSError as error:
+        fix = "run from a folder that you may write to, or give name=/absolute/path"
+        yield Finding("bad", f"cannot write to {here.resolve()}: {error.strerror}", fix)
+        return
+    free = shutil.disk_usage(here).free / 2**30
+    fix = "free some: a checkpoint with a replay of a million steps takes about 0.5 GB" * (free < 2)
+    yield Finding("note" if fix else "ok", f"{here.resolve()}: {free:.0f} GB free", fix)
+
+
+def data_folder() -> Iterator[Finding]:
+    """The reference data sets."""
+    folder = Path(os.environ.get("RHEO_DATA", "../shared/data"))
+    if folder.is_dir():
+        yield Finding("ok", f"data folder {folder.resolve()}")
+    else:
+        fix = "set RHEO_DATA to the folder that holds them; data=FILE works with any file"
+        yield Finding("note", f"no data folder at {folder}", fix)
+
+
+def optional_packages() -> Iterator[Finding]:
+    """Packages that add environments, data formats and comparisons."""
+    for module, fix in OPTIONAL.items():
+        if importlib.util.find_spec(module) is None:
+            yield Finding("note", f"{module} is not installed", fix)
+    if importlib.util.find_spec("tensorboard") is None:
+        fix = "pip install tensorboard"
+        yield Finding("note", "tensorboard is missing: events/ stays empty", fix)
+
+
+CHECKS = (
+    *(required_packages, batched_physics, learning, disk, data_folder),
+    optional_packages,
+)

@@ -1,0 +1,101 @@
+"""The state of an algorithm: what of it a checkpoint holds, and how it comes back."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import RheoError
+
+CONTAINERS = (list, dict, set)
+
+
+def capture(algo: Any) -> dict[str, Any]:
+    """The state of every part of an algorithm: modules, optimisers, generators, tensors, counters.
+
+    Numbers that came in through the constructor are settings, not state: the configuration holds
+    them. Raises TypeError for containers, whose contents would silently be lost.
+    """
+    settings = inspect.signature(type(algo)).parameters
+    state = {}
+    for name, part in vars(algo).items():
+        if isinstance(part, torch.Generator):
+            state[name] = part.get_state()
+        elif name in settings and not hasattr(part, "state_dict"):
+            continue
+        elif isinstance(part, Tensor) or type(part) in (int, float):
+            state[name] = part
+        elif hasattr(part, "state_dict"):
+            state[name] = part.state_dict()
+        elif isinstance(part, CONTAINERS):
+            raise TypeError(
+                f"{type(algo).__name__}.{name} is a {type(part).__name__}, which checkpoints do "
+                "not hold: keep state in tensors, modules and numbers"
+            )
+    return state
+
+
+def restore(algo: Any, state: Mapping[str, Any], *, generators: bool = True) -> None:
+    """Puts back what `capture` took. Raises RheoError naming the first part that does not fit.
+
+    Without `generators` the noise is not restored: its state belongs to one kind of device.
+    """
+    parts = capture(algo)
+    for name in sorted(set(parts) ^ set(state)):
+        where = "the checkpoint" if name in parts else type(algo).__name__
+        raise RheoError(f"checkpoint part algo.{name} does not fit: {where} has none")
+    for name in parts:
+        part, value = getattr(algo, name), state[name]
+        try:
+            if isinstance(part, torch.Generator):
+                if generators:
+                    part.set_state(value.cpu())
+            elif isinstance(part, Tensor):
+                put(part, value)
+            elif hasattr(part, "load_state_dict"):
+                part.load_state_dict(value)
+            else:
+                setattr(algo, name, value)
+        except (RuntimeError, ValueError) as error:
+            raise RheoError(f"checkpoint part algo.{name} does not fit: {error}") from error
+
+
+@torch.no_grad()
+def put(part: Tensor, value: Tensor) -> None:
+    """Copies a saved tensor. Raises ValueError for another shape, which `copy_` might broadcast."""
+    if part.shape != value.shape:
+        raise ValueError(f"shape {tuple(value.shape)} instead of {tuple(part.shape)}")
+    part.copy_(value)
+
+
+def not_finite(node: Any, place: str) -> str | None:
+    """The place of the first tensor in a tree that holds a NaN or an infinity."""
+    for name, tensor in tensors(node, place):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            return name
+    return None
+
+
+def tensors(node: Any, place: str) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a tree with their places."""
+    if isinstance(node, Tensor):
+        yield place, node
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from tensors(value, f"{place}.{key}")
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from tensors(value, f"{place}.{index}")
+
+
+def refuse_other_shapes(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], who: str) -> None:
+    """Raises RheoError naming the first tensor that two state dicts do not share."""
+    for name in [*mine, *(name for name in theirs if name not in mine)]:
+        here, there = (tuple(d[name].shape) if name in d else "none" for d in (mine, theirs))
+        if here != there:
+            raise RheoError(
+                f"{who}: its policy has another architecture: {name} is {there} there and {here} "
+                "here; set the same policy, horizon and env"
+            )

@@ -1,0 +1,227 @@
+"""RFM end to end on problems whose answer is known."""
+
+import pytest
+import torch
+from torch import nn
+
+from rheo.algos import reverse
+from rheo.algos.rfm import RFM
+from rheo.envs.batch import Batch
+
+MODES = torch.tensor([[-0.6, -0.5], [0.6, 0.5], [-0.5, 0.7], [0.85, -0.6]])
+WIDTHS = torch.tensor([0.15, 0.2, 0.12, 0.18])
+SHARES = torch.tensor([0.2, 0.35, 0.2, 0.25])
+
+
+class Bandit(nn.Module):
+    """A fixed critic: log density of four modes in the unit box, any observation."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, obs, action):
+        gap = (action.flatten(-2)[..., None, :] - MODES).square().sum(-1)
+        value = torch.logsumexp(SHARES.log() - gap / (2 * WIDTHS**2) - 2 * WIDTHS.log(), -1)
+        return value[None].expand(2, *value.shape) + 0 * self.unused
+
+
+def batch_of(rows, obs_dim, action_dim, generator, horizon=1):
+    """Uniform actions, everything else zero."""
+    action = 2 * torch.rand((rows, horizon, action_dim), generator=generator) - 1
+    obs = torch.zeros(rows, obs_dim)
+    return Batch(obs, action, torch.zeros(rows), torch.zeros(rows), obs)
+
+
+def histogram(points, cells=20):
+    """Share of points [S, 2] of the box in each cell."""
+    index = ((points + 1) / 2 * cells).long().clamp(0, cells - 1)
+    count = torch.bincount(index[:, 0] * cells + index[:, 1], minlength=cells**2)
+    return count / len(points)
+
+
+def target_histogram(cells=20, fine=10):
+    """The target's mass in each cell, by quadrature."""
+    axis = (torch.arange(cells * fine) + 0.5) / (cells * fine) * 2 - 1
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    mass = torch.softmax(Bandit()(None, grid[:, None])[0].detach(), 0)
+    index = ((grid + 1) / 2 * cells).long().clamp(0, cells - 1)
+    return torch.zeros(cells**2).index_add_(0, index[:, 0] * cells + index[:, 1], mass)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "proposal"),
+    [("noise", "truncated"), ("noise", "self"), ("combined", "truncated")],
+)
+def test_all_four_modes_of_a_box_bandit_are_found_from_a_cold_start(
+    flow, settings, estimator, proposal
+):
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    policy = flow(1, 2, width=128, depth=3, steps=10)
+    values = settings(
+        "rfm",
+        estimator=estimator,
+        proposal=proposal,
+        support="box",
+        temperature=1.0,
+        temperature_rule="fixed",
+        policy_batch=256,
+        scale_rate=0.0,
+        policy_lr=1e-3,
+        replay_share=0.0,
+    )
+    algo = RFM(policy, Bandit(), generator, **values)
+    steps = 1500
+    for k in range(steps):
+        for group in algo.policy_opt.param_groups:
+            group["lr"] = 1e-3 if k < 0.6 * steps else 2e-4
+        algo.updates = 0  # T stays 1: the first-step scale estimate never applies
+        algo.q_scale.fill_(1.0)
+        algo.update_policy(batch_of(256, 1, 2, generator))
+    with torch.no_grad():
+        samples = policy.act(torch.zeros(40_000, 1), policy.noise(40_000, generator), steps=50)[
+            :, 0
+        ]
+    distance = 0.5 * (histogram(samples) - target_histogram()).abs().sum()
+    assert distance < 0.25
+    for mode in MODES:
+        assert ((samples - mode).square().sum(-1) < 0.35**2).float().mean() > 0.1
+
+
+def test_the_gradient_estimator_refuses_a_box(flow, critic, settings, generator):
+    values = settings("rfm", estimator="gradient", support="box")
+    with pytest.raises(ValueError, match="biased on a box"):
+        RFM(flow(1, 2), critic(1, 2), generator, **values)
+
+
+def test_support_and_squash_must_agree(flow, critic, settings, generator):
+    with pytest.raises(ValueError, match="squash"):
+        RFM(flow(1, 2), critic(1, 2), generator, **settings("rfm", support="tanh"))
+
+
+class Quadratic(nn.Module):
+    """Q = -(a - 0.3)^2 / (2 0.3^2) summed over dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, obs, action):
+        value = -(action - 0.3).square().sum((-2, -1)) / (2 * 0.3**2)
+        return value[None] + 0 * self.unused
+
+
+@pytest.mark.parametrize("estimator", ["noise", "combined", "gradient"])
+@pytest.mark.parametrize("proposal", ["truncated", "self"])
+def test_every_estimator_learns_a_tilted_density_through_a_tanh(
+    flow, settings, estimator, proposal
+):
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    policy = flow(1, 1, steps=10, squash="tanh")
+    values = settings(
+        "rfm",
+        estimator=estimator,
+        proposal=proposal,
+        support="tanh",
+        temperature=1.0,
+        particles=64 if proposal == "self" else 1024,  # the prior alone rarely meets the target
+        policy_batch=256,
+        scale_rate=0.0,
+        policy_lr=2e-3,
+    )
+    algo = RFM(policy, Quadratic(), generator, **values)
+    for _ in range(400):
+        algo.updates = 0
+        algo.q_scale.fill_(1.0)
+        algo.update_policy(batch_of(256, 1, 1, generator))
+    with torch.no_grad():
+        a = policy.act(torch.zeros(20_000, 1), policy.noise(20_000, generator), steps=50).flatten()
+    grid = torch.linspace(-1, 1, 4001)[1:-1]
+    mass = torch.softmax(-(grid - 0.3).square() / (2 * 0.3**2), 0)
+    mean = (mass * grid).sum()
+    std = (mass * (grid - mean).square()).sum().sqrt()
+    # the gradient form's variance grows with (B / A)^2 towards the noise end
+    tolerance = 0.1 if estimator == "gradient" else 0.05
+    assert a.mean().item() == pytest.approx(mean.item(), abs=tolerance)
+    assert a.std().item() == pytest.approx(std.item(), abs=tolerance)
+
+
+def test_the_target_velocity_meets_the_closed_form_of_a_gaussian(flow, settings):
+    """With exact proposals and many particles, v = A' E[a|x] + B' E[eps|x] of N(0.3, 0.3^2)."""
+    generator = torch.Generator().manual_seed(0)
+    values = settings(
+        "rfm", particles=4096, estimator="noise", proposal="truncated", temperature=1.0
+    )
+    policy = flow(1, 1)
+    algo = RFM(policy, Quadratic(), generator, **values)
+    rows = 64
+    t = torch.linspace(0.3, 0.95, rows)
+    x = (0.3 * t)[:, None, None] + 0.1
+    uniform = torch.rand((4096, rows, 1), generator=generator)
+    got, _, _ = algo.velocity_target(
+        torch.zeros(rows, 1), x, t, torch.zeros_like(x), uniform, torch.tensor(1.0)
+    )
+    spread = t**2 * 0.09 + (1 - t) ** 2
+    exact = 0.3 + (t * 0.09 - (1 - t)) / spread * (x[:, 0, 0] - 0.3 * t)
+    error = (got[:, 0, 0] - exact).abs()
+    assert error.mean() < 0.03
+
+
+def test_particles_broadcast_over_chunks_and_metrics_are_scalars(flow, critic, settings, generator):
+    policy = flow(3, 2, horizon=4)
+    algo = RFM(policy, critic(3, 2, horizon=4), generator, **settings("rfm", policy_every=1))
+    metrics = algo.update(batch_of(32, 3, 2, generator, horizon=4))
+    assert all(value.ndim == 0 and value.isfinite() for value in metrics.values())
+    assert algo.act(torch.zeros(5, 3)).shape == (5, 4, 2)
+    assert algo.deploy(torch.zeros(5, 3), generator).shape == (5, 4, 2)
+
+
+def test_best_of_m_takes_the_candidate_with_the_largest_pessimistic_value(flow, generator):
+    class Two(nn.Module):
+        def forward(self, obs, action):
+            total = action.sum((-2, -1))
+            return torch.stack([total, -2 * total])
+
+    policy = flow(1, 1)
+    noise = torch.randn((6, 5, 1, 1), generator=generator)
+    candidates = policy.act(torch.zeros(6, 1), noise)
+    value = torch.minimum(candidates.sum((-2, -1)), -2 * candidates.sum((-2, -1)))
+    expected = candidates[torch.arange(6), value.argmax(1)]
+    assert torch.equal(RFM.best(policy, Two(), torch.zeros(6, 1), noise), expected)
+
+
+def test_the_td_target_uses_discount_and_the_pessimistic_target_critic(flow, settings, generator):
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.level = nn.Parameter(torch.tensor([2.0, 3.0]))
+
+        def forward(self, obs, action):
+            return self.level[:, None].expand(2, len(obs))
+
+    algo = RFM(flow(1, 1), Fixed(), generator, **settings("rfm", target_candidates=1))
+    batch = Batch(
+        torch.zeros(2, 1),
+        torch.zeros(2, 1, 1),
+        torch.tensor([1.0, 1.0]),
+        torch.tensor([0.9, 0.0]),
+        torch.zeros(2, 1),
+    )
+    noise = algo.candidate_noise(algo.policy, batch.next_obs, 1, generator)
+    loss, _ = algo.critic_loss(batch, noise)
+    # targets 1 + 0.9 * 2 = 2.8 and 1; errors of members 2 and 3
+    expected = 0.5 * ((0.8**2 + 1) / 2 + (0.2**2 + 4) / 2)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_self_proposal_counts_its_prior_draws(flow, critic, settings, generator):
+    algo = RFM(flow(1, 2), critic(1, 2), generator, **settings("rfm", particles=16, self_share=0.7))
+    assert algo.own_draws() == 11
+    low, high = torch.full((1, 2), -1.0), torch.full((1, 2), 1.0)
+    uniform = torch.full((16, 1, 2), 0.5)
+    draw = reverse.propose_self(
+        uniform, low, high, torch.full((1, 2), 0.9), torch.full((1, 2), 1e-3), 0.7
+    )
+    assert ((draw.eps - 0.9).abs() < 1e-2).all(-1).sum() == 11

@@ -1,0 +1,84 @@
+"""The tanh-Gaussian policy: its density, its limits, its gradients."""
+
+import math
+
+import pytest
+import torch
+
+from rheo.policies.gaussian import TanhGaussian, log_tanh_slope
+
+
+def actor(obs_dim=3, action_dim=1, horizon=1, **changes):
+    torch.manual_seed(0)
+    settings = {"width": 16, "depth": 2, "log_std_min": -5.0, "log_std_max": 2.0}
+    return TanhGaussian(obs_dim, action_dim, horizon, activation="relu", **(settings | changes))
+
+
+def test_the_log_density_integrates_to_one_and_matches_a_histogram():
+    policy = actor().double()
+    obs = torch.tensor([0.4, -0.2, 1.0], dtype=torch.float64)
+    noise = torch.linspace(-9, 9, 200_001, dtype=torch.float64)[:, None, None]
+    action, logp = policy.sample(obs.expand(len(noise), 3), noise)
+    action = action.flatten()
+    assert abs(torch.trapezoid(logp.exp(), action).item() - 1) < 1e-5
+    draws = torch.randn(400_000, 1, 1, dtype=torch.float64, generator=torch.manual_seed(1))
+    sample = policy.sample(obs.expand(len(draws), 3), draws)[0].flatten()
+    for low, high in ((-0.9, -0.5), (-0.1, 0.2), (0.5, 0.9)):
+        inside = (action >= low) & (action <= high)
+        mass = torch.trapezoid(logp.exp()[inside], action[inside]).item()
+        share = ((sample >= low) & (sample <= high)).double().mean().item()
+        assert mass == pytest.approx(share, abs=4e-3)
+
+
+def test_the_log_density_equals_that_of_torch_distributions_summed_over_the_chunk():
+    policy = actor(action_dim=2, horizon=3).double()
+    obs, noise = torch.randn(5, 3, dtype=torch.float64), policy.noise(5, torch.manual_seed(2))
+    action, logp = policy.sample(obs, noise)
+    mean, log_std = policy(obs)
+    normal = torch.distributions.Normal(mean, log_std.exp())
+    squashed = torch.distributions.TransformedDistribution(
+        normal, torch.distributions.TanhTransform()
+    )
+    assert logp.shape == (5,)
+    torch.testing.assert_close(logp, squashed.log_prob(action).sum((-1, -2)))
+
+
+def test_the_slope_of_tanh_stays_finite_where_tanh_is_saturated():
+    raw = torch.tensor([-60.0, -1.0, 0.0, 1.0, 60.0], requires_grad=True)
+    slope = log_tanh_slope(raw)
+    torch.testing.assert_close(slope[1:4], (1 - raw[1:4].tanh() ** 2).log())
+    assert slope[0].item() == pytest.approx(2 * math.log(2) - 120, abs=1e-3)
+    assert slope[4].item() == pytest.approx(2 * math.log(2) - 120, abs=1e-3)
+    slope.sum().backward()
+    assert raw.grad is not None and raw.grad.isfinite().all()
+
+
+def test_the_standard_deviation_stays_between_its_bounds():
+    policy = actor(log_std_min=-3.0, log_std_max=0.5)
+    log_std = policy(1e4 * torch.randn(500, 3))[1]
+    assert log_std.min() >= -3 - 1e-5 and log_std.max() <= 0.5 + 1e-5
+    assert log_std.max() - log_std.min() > 3
+
+
+def test_mean_is_the_sample_without_noise_and_gradients_reach_the_network():
+    policy = actor(action_dim=2, horizon=3)
+    obs = torch.randn(4, 3)
+    action, logp = policy.sample(obs, torch.zeros(4, 3, 2))
+    assert torch.equal(action, policy.mean(obs)) and action.shape == (4, 3, 2)
+    (action.sum() + logp.sum()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.parameters())
+
+
+def test_several_noises_per_state_broadcast():
+    policy, obs = actor(action_dim=2, horizon=3), torch.randn(4, 3)
+    noise = policy.noise((4, 6), torch.manual_seed(0))
+    action, logp = policy.sample(obs, noise)
+    assert action.shape == (4, 6, 3, 2) and logp.shape == (4, 6)
+    alone = policy.sample(obs[1:2], noise[1:2, 3])
+    torch.testing.assert_close(action[1, 3], alone[0][0])
+    torch.testing.assert_close(logp[1, 3], alone[1][0])
+
+
+def test_bounds_in_the_wrong_order_are_refused():
+    with pytest.raises(ValueError, match="must be below"):
+        actor(log_std_min=1.0, log_std_max=1.0)

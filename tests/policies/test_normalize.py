@@ -1,0 +1,88 @@
+"""Statistics: fit, constant dimensions, checkpoints, misuse."""
+
+import logging
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rheo.policies.normalize import Normalizer
+
+DATA = torch.tensor([[0.0, 5.0, -2.0], [1.0, 5.0, 2.0], [4.0, 5.0, 0.0]])
+
+
+def test_minmax_maps_the_range_to_the_box_and_a_constant_to_zero(caplog):
+    norm = Normalizer(3, kind="minmax", feature="obs")
+    with caplog.at_level(logging.WARNING, logger="rheo"):
+        assert norm.fit(DATA) == [1]
+    assert "obs" in caplog.text and "[1]" in caplog.text
+    out = norm(DATA)
+    assert out[:, 0].tolist() == [-1, -0.5, 1] and out[:, 2].tolist() == [-1, 1, 0]
+    assert out[:, 1].tolist() == [0, 0, 0]
+    assert norm(torch.tensor([4.0, 6.0, 2.0])).tolist() == [1, 1, 1]  # unit scale if it moves
+
+
+def test_gaussian_has_zero_mean_and_unit_deviation():
+    norm = Normalizer(3, kind="gaussian")
+    assert norm.fit(DATA) == [1]
+    out = norm(DATA)
+    torch.testing.assert_close(out.mean(0), torch.zeros(3), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        out.std(0, correction=0), torch.tensor([1.0, 0.0, 1.0]), rtol=0, atol=1e-6
+    )
+
+
+def test_a_dimension_that_moves_only_by_rounding_counts_as_constant():
+    column = 1e4 + 1e-3 * torch.rand(100, 1, dtype=torch.float64)
+    assert Normalizer(1, kind="gaussian").fit(column) == [0]
+    assert Normalizer(1, kind="minmax").fit(torch.tensor([[1e4], [1e4 + 1]])) == []
+
+
+@given(
+    st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=30),
+    st.sampled_from(["minmax", "gaussian", "none"]),
+)
+def test_inverse_undoes_forward(values, kind):
+    data = torch.tensor(values)[:, None]
+    norm = Normalizer(1, kind=kind)
+    norm.fit(data)
+    torch.testing.assert_close(norm.inverse(norm(data)), data, rtol=1e-4, atol=1e-3)
+
+
+def test_none_is_the_identity_without_a_fit():
+    assert Normalizer(3, kind="none")(DATA) is DATA
+
+
+def test_using_it_before_a_fit_is_an_error_that_a_checkpoint_cures():
+    norm = Normalizer(3, kind="minmax", feature="action")
+    with pytest.raises(RuntimeError, match=r"action.*fit\(data\)"):
+        norm(DATA)
+    with pytest.raises(RuntimeError, match="action"):
+        norm.inverse(DATA)
+    fitted = Normalizer(3, kind="minmax", feature="action")
+    fitted.fit(DATA)
+    norm.load_state_dict(fitted.state_dict())
+    assert torch.equal(norm(DATA), fitted(DATA))
+
+
+def test_a_wrong_size_names_the_feature_and_both_sizes():
+    norm = Normalizer(3, kind="gaussian", feature="obs")
+    norm.fit(DATA)
+    for call in (norm, norm.inverse, norm.fit):
+        with pytest.raises(ValueError, match="obs has 4 dimensions, its normalizer has 3"):
+            call(torch.zeros(2, 4))
+
+
+def test_broken_data_is_refused_and_leaves_the_statistics_alone():
+    norm = Normalizer(2, kind="gaussian", feature="obs")
+    with pytest.raises(ValueError, match=r"dimensions \[1\]"):
+        norm.fit(torch.tensor([[0.0, float("nan")], [1.0, 2.0]]))
+    with pytest.raises(ValueError, match="no rows"):
+        norm.fit(torch.zeros(0, 2))
+    assert not norm.ready and norm.shift.tolist() == [0, 0]
+
+
+def test_an_unknown_kind_lists_the_known_ones():
+    with pytest.raises(ValueError, match="none, minmax or gaussian"):
+        Normalizer(2, kind="zscore")  # type: ignore[arg-type]

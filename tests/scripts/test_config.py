@@ -1,0 +1,296 @@
+"""Configurations: every mistake is named, at once, before torch is there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rheo.scripts import schema
+from rheo.scripts.annotations import known
+from rheo.scripts.build import target_of
+from rheo.scripts.config import HOME, compose, load, validate, walk
+from rheo.scripts.errors import RheoError
+
+GOOD = ["algo=rfm", "env=hopper"]
+MODULE = '''
+class Mine:
+    def __init__(self, policy, critic, generator, *, lr: float, mode: str):
+        self.lr = lr
+'''
+FILE = """# @package _global_
+defaults:
+  - override /policy: gaussian
+algo:
+  _target_: NAME.Mine
+  lr: 1.0e-3
+  mode: fast
+"""
+
+
+def errors(*words: str) -> list[str]:
+    """The lines of the message for a wrong configuration."""
+    with pytest.raises(RheoError) as caught:
+        compose(words)
+    assert caught.value.code == 2
+    lines = str(caught.value).splitlines()
+    return [line.strip() for line in (lines[1:] if len(lines) > 1 else lines)]
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """A user's folder with an algorithm `mine`, and the name of its module."""
+    name = f"lab_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / "algo").mkdir()
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    (tmp_path / "algo" / "mine.yaml").write_text(FILE.replace("NAME", name))
+    monkeypatch.setattr(schema, "allowed", [])
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    return tmp_path, name
+
+
+def test_overrides_reach_their_places_in_the_declared_types() -> None:
+    tree = compose([*GOOD, "steps=1e5", "algo.policy_lr=1", "policy.net.width=64", "seed=3"])
+    assert tree["steps"] == 100_000 and type(tree["steps"]) is int
+    assert tree["algo"]["policy_lr"] == 1.0 and type(tree["algo"]["policy_lr"]) is float
+    assert tree["policy"]["net"]["width"] == 64 and tree["seed"] == 3
+    assert tree["env"]["id"] == "Hopper-v5"
+
+
+def test_all_mistakes_are_reported_at_once_with_the_nearest_name() -> None:
+    found = errors("env=hoper", "stps=3", "seed=abc", "algo.particels=2", "policy.net.width=x")
+    assert len(found) == 5
+    assert "env=hoper: no such env; did you mean 'hopper'?" in found
+    assert "stps: unknown key; did you mean 'steps'?" in found
+    assert "seed: must be int, got 'abc' (str)" in found
+    assert "algo.particels: unknown key; did you mean 'particles'?" in found
+    assert "policy.net.width: must be int, got 'x' (str)" in found
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["algo=rfm,sac"], "algo=rfm,sac: names several values"),
+        (["steps"], "steps: not of the form key=value"),
+        (["~seed"], "~seed: nothing can be removed"),
+        (["~algo"], "~algo: nothing can be removed"),
+        (["config_dir=[x]"], "name the folder with --config-dir"),
+        (["hydra.run.dir=x"], "hydra.run.dir=x: Hydra's own settings are fixed"),
+        (["data.path=3"], "data.path=3: data is not a group"),
+        (["algo=null"], "algo: must be dict, got nothing"),
+        (["nonsense/deep=1"], "nonsense/deep=1: unknown group"),
+        (["+extra=1"], "extra: unknown key"),
+        (["seed=-1"], "seed=-1: must be 0 or more"),
+        (["steps=0"], "steps=0: must be at least 1"),
+        (["log_every=0"], "log_every=0: must be at least 1"),
+        (["steps=1.5"], "steps: must be int"),
+        (["device=gpu"], "device='gpu': must be auto, cpu, cuda or cuda:N"),
+        (["fast=quick"], "fast: must be"),
+        (["algo.target_rate=2"], "algo.target_rate=2: must be above 0 and at most 1"),
+        (["algo.policy_lr=0"], "algo.policy_lr=0: must be above 0"),
+        (["env.execute=4"], "env.execute=4: more steps than the policy plans (horizon=1)"),
+        (["policy.path=betas"], "policy.levels=None: policy.path=betas needs"),
+        (["policy.path=betas", "policy.levels=3", "policy.steps=4"], "policy.steps=4: more than"),
+        (["policy.levels=3"], "policy.levels=3: policy.path=linear has no noise levels"),
+        (["policy/net=transformer", "policy.net.heads=3"], "not a multiple of heads=3"),
+        (["env=gym"], "env.id: has to be set (env.id=...)"),
+        (["env=gym", "env.id=Hoper-v5"], "env.id='Hoper-v5': no such environment; did you mean"),
+        (["env=gym", "env.id=Hopper-v77"], "did you mean 'Hopper-v5'?"),
+        (["env=none"], "env: has to be set (env=NAME)"),
+        (["data=/no/such/file"], "data='/no/such/file': no such file"),
+        (["init=no_such_run"], "init='no_such_run': no such run"),
+        (["name=7"], "name: must be str | None, got 7 (int); quote"),
+    ],
+)
+def test_a_mistake_has_a_message_of_its_own(words: list[str], message: str) -> None:
+    found = errors(*GOOD, *words)
+    assert any(message in line for line in found), found
+
+
+def test_cloning_without_data_says_which_key_to_set() -> None:
+    assert any("set data=..." in line for line in errors("algo=bc"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["name=${oc.env:HOME}"],
+        ["name='${oc.env:HOME}'"],
+        ["env.options={a: '${oc.env:HOME}'}"],
+        ["name='${a.${oc.env:HOME}}'"],
+        ["name='${eval:1}'"],
+        ["algo._target_=os.system"],
+        ["policy.net._target_=subprocess.Popen"],
+        ["algo._target_=rheo.scripts.cli.main"],
+        ["env.id=os:Foo-v0"],
+    ],
+)
+def test_a_configuration_is_data_and_never_code(words: list[str]) -> None:
+    found = errors(*GOOD, *words)
+    assert any("not evaluated" in line or "no such module" in line for line in found), found
+    home = str(Path.home())
+    assert not any(home in line for line in found)
+
+
+def test_python_objects_in_yaml_are_refused(lab: tuple[Path, str]) -> None:
+    folder, _ = lab
+    bomb = "# @package _global_\nalgo: !!python/object/apply:os.system ['touch BOMB']\n"
+    (folder / "algo" / "bomb.yaml").write_text(bomb)
+    with pytest.raises(RheoError, match="could not determine a constructor"):
+        compose(["algo=bomb", "--config-dir", str(folder)])
+
+
+def test_resolvers_in_a_file_are_not_evaluated(lab: tuple[Path, str]) -> None:
+    folder, _ = lab
+    file = folder / "algo" / "mine.yaml"
+    file.write_text(file.read_text().replace("fast", "${oc.env:HOME}"))
+    found = errors("algo=mine", f"--config-dir={folder}")
+    assert found == ["algo.mode: resolvers are not evaluated; write the value"]
+
+
+def test_a_folder_of_the_user_adds_files_and_classes(lab: tuple[Path, str]) -> None:
+    folder, name = lab
+    tree = compose(["algo=mine", f"--config-dir={folder}", "algo.lr=2"])
+    assert tree["algo"] == {"_target_": f"{name}.Mine", "lr": 2.0, "mode": "fast"}
+    assert tree["policy"]["_target_"].endswith("TanhGaussian")
+    assert tree["config_dir"] == [str(folder)]
+    assert target_of(tree["algo"]).__name__ == "Mine"
+    found = errors("algo=mine", f"--config-dir={folder}", "algo.mdoe=x")
+    assert found == ["algo.mdoe: unknown key; did you mean 'mode'?"]
+
+
+def test_a_missing_value_in_a_users_file_is_named(lab: tuple[Path, str]) -> None:
+    folder, _ = lab
+    file = folder / "algo" / "mine.yaml"
+    file.write_text(file.read_text().replace("  lr: 1.0e-3\n", "").replace("fast", "???"))
+    found = errors("algo=mine", f"--config-dir={folder}")
+    assert len(found) == 2
+    assert found[0] == "algo.mode: has to be set (algo.mode=...)"
+    assert found[1].startswith("algo.lr: missing")
+
+
+def test_a_users_file_that_ours_would_hide_is_refused(lab: tuple[Path, str]) -> None:
+    folder, _ = lab
+    (folder / "algo" / "rfm.yaml").write_text("x: 1\n")
+    assert "rename yours" in errors(f"--config-dir={folder}")[0]
+
+
+def test_broken_yaml_is_an_error_of_the_user(lab: tuple[Path, str]) -> None:
+    folder, _ = lab
+    (folder / "algo" / "mine.yaml").write_text("algo: [1, 2\n")
+    found = errors("algo=mine", f"--config-dir={folder}")
+    assert len(found) == 1 and "a YAML file is broken" in found[0] and "mine.yaml" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"), [("--foo", "unknown flag"), ("--config-dir", "needs a folder")]
+)
+def test_unknown_flags_are_refused(flag: str, message: str) -> None:
+    assert message in errors(flag)[0]
+
+
+def test_a_stored_configuration_is_read_back_and_checked_anew(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    tree = compose(GOOD)
+    OmegaConf.save(OmegaConf.create(tree), tmp_path / "config.yaml")
+    assert load(tmp_path) == tree
+    assert load(tmp_path, ["episodes=77"])["episodes"] == 77
+    with pytest.raises(RheoError, match="a run's algo is fixed"):
+        load(tmp_path, ["algo=sac"])
+    tree["algo"]["_target_"] = "os.system"
+    OmegaConf.save(OmegaConf.create(tree), tmp_path / "config.yaml")
+    with pytest.raises(RheoError, match="algo._target_"):
+        load(tmp_path)
+
+
+def test_a_run_never_chooses_by_itself_whose_code_is_imported(
+    lab: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from omegaconf import OmegaConf
+
+    folder, _ = lab
+    tree = compose(["algo=mine", f"--config-dir={folder}"])
+    run = tmp_path_factory.mktemp("run")
+    OmegaConf.save(OmegaConf.create(tree), run / "config.yaml")
+    schema.allowed.clear()
+    with pytest.raises(RheoError, match="if you trust them, add --config-dir"):
+        load(run)
+    assert load(run, [f"--config-dir={folder}"]) == tree
+    moved = folder.with_name("moved")
+    folder.rename(moved)
+    schema.allowed.clear()
+    assert load(run, [f"--config-dir={moved}"])["config_dir"] == [str(moved)]
+
+
+ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))
+ENVS = sorted(file.stem for file in (HOME / "env").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_every_shipped_algorithm_has_a_complete_configuration(algo: str) -> None:
+    tree = compose([f"algo={algo}", f"data={HOME}", "env=hopper"])
+    for node in nodes(tree):
+        wanted = schema.from_source(node["_target_"])
+        assert set(wanted.keys) >= set(node) - {"_target_"} - set(wanted.slots)
+
+
+@pytest.mark.parametrize("env", [name for name in ENVS if name not in ("base", "gym", "none")])
+def test_every_shipped_environment_composes(env: str) -> None:
+    tree = compose(["algo=sac", f"env={env}"])
+    assert tree["env"]["id"]
+
+
+@pytest.mark.parametrize("net", sorted(f.stem for f in (HOME / "policy" / "net").glob("*.yaml")))
+def test_every_shipped_network_composes(net: str) -> None:
+    assert compose(["algo=rfm", "env=hopper", f"policy/net={net}"])["policy"]["net"]
+
+
+@pytest.mark.parametrize("recipe", sorted(f.stem for f in (HOME / "recipe").glob("*.yaml")))
+def test_every_shipped_recipe_composes(recipe: str) -> None:
+    assert compose([f"recipe={recipe}"])["algo"]
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_hyper_parameters_have_yaml_types_and_no_defaults(algo: str) -> None:
+    node = compose([f"algo={algo}", f"data={HOME}", "env=hopper"])["algo"]
+    wanted = schema.from_source(node["_target_"])
+    assert wanted.required == set(wanted.keys)
+    assert all(known(annotation) for annotation in wanted.keys.values())
+
+
+def nodes(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """All nodes with a target."""
+    found = [tree] if tree.get("_target_") else []
+    return found + [n for value in tree.values() if isinstance(value, dict) for n in nodes(value)]
+
+
+def test_validation_finds_nothing_wrong_in_a_composed_tree_twice() -> None:
+    tree = compose(GOOD)
+    assert validate(tree) == [] and validate(tree) == []
+    assert not [place for place, leaf in walk(tree) if leaf == "???"]
+
+
+PROBE = """
+import json, sys
+from rheo.scripts.config import compose
+from rheo.scripts.errors import RheoError
+count = 0
+for words in json.loads(sys.argv[1]):
+    try:
+        compose(words)
+    except RheoError:
+        count += 1
+heavy = [name for name in ("torch", "mujoco", "matplotlib", "scipy") if name in sys.modules]
+print(json.dumps([count, heavy]))
+"""
+
+
+def test_configurations_are_checked_without_torch_or_a_simulator() -> None:
+    cases = [GOOD, ["algo=rfx"], [*GOOD, "seed=x"], [*GOOD, "env.execute=9"], ["recipe=demo"]]
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(cases)], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == [3, []]

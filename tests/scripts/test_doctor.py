@@ -1,0 +1,35 @@
+"""The report on this machine."""
+
+import pytest
+
+from rheo.scripts import doctor
+from rheo.scripts.errors import RheoError
+
+
+def test_a_machine_that_passes_these_tests_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main([]) == 0
+    out = capsys.readouterr().out
+    assert "torch " in out and '"medium" products' in out and out.endswith("ready\n")
+    fixes = [line for line in out.splitlines() if line.startswith("     ->")]
+    assert all(len(line) > 15 for line in fixes)
+
+
+def test_a_check_that_breaks_off_is_a_finding() -> None:
+    def check():
+        yield doctor.Finding("ok", "first")
+        raise OSError("no such thing")
+
+    first, second = doctor.attempt(check)
+    assert first.status == "ok"
+    assert second.status == "bad" and "no such thing" in second.what
+
+
+def test_a_folder_that_cannot_be_written_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/proc")
+    (finding,) = doctor.disk()
+    assert finding.status == "bad" and finding.fix
+
+
+def test_arguments_are_refused() -> None:
+    with pytest.raises(RheoError, match="usage"):
+        doctor.main(["steps=1"])

@@ -1,0 +1,264 @@
+"""A run that was stopped and continued equals the one that never stopped, bit for bit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rheo.scripts import schema
+from rheo.scripts import train as training
+from rheo.scripts.cli import main
+from rheo.scripts.run import Run
+
+RHEO = [sys.executable, "-m", "rheo.scripts.cli"]
+ALGOS = ["bc", "rfm", "sac"]
+
+
+def rows(name):
+    """Metrics without what a clock measures."""
+    lines = Path("runs", name, "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(l).items() if k[:5] != "time/"} for l in lines]  # noqa: E741
+
+
+def differences(a, b, place=""):
+    """Places where two trees differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        found = [f"{place}.{k}" for k in set(a) ^ set(b)]
+        return found + [d for k in set(a) & set(b) for d in differences(a[k], b[k], f"{place}.{k}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return [d for i, (x, y) in pairs for d in differences(x, y, f"{place}.{i}")]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [place]
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return [] if a.dtype == b.dtype and np.array_equal(a, b) else [place]
+    return [] if type(a) is type(b) and a == b else [place]
+
+
+def assert_equal_runs(straight, stopped):
+    """Weights, optimisers, buffer, environments, generators and metrics."""
+    first, second = (Run.open(name).load() for name in (straight, stopped))
+    assert first is not None and second is not None
+    assert differences(first, second) == []
+    assert {"algo", "source", "loop"} <= set(first)
+    assert rows(straight) == rows(stopped)
+
+
+def test_the_comparison_sees_one_bit():
+    tree = {"a": [torch.ones(3), {"n": 1}], "b": np.arange(3)}
+    other = {"a": [torch.ones(3), {"n": 1}], "b": np.arange(3)}
+    assert differences(tree, other) == []
+    other["a"][0].view(torch.int32)[1] ^= 1
+    assert differences(tree, other) == [".a.0"]
+
+
+def stop_at(monkeypatch, step, signal_name="SIGTERM"):
+    """Raises a real signal in this process once the source has passed `step`."""
+    go_between = training.Loop.between
+
+    def between(self, before, now, steps):
+        go_between(self, before, now, steps)
+        if before < step <= now:
+            os.kill(os.getpid(), getattr(signal, signal_name))
+
+    monkeypatch.setattr(training.Loop, "between", between)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_run_stopped_by_signals_twice_equals_the_straight_one(tiny, algo, monkeypatch, capsys):
+    """At steps that are no multiples of any period; the replay's ring has wrapped by the second."""
+    more = ["steps=330"] if algo != "bc" else []
+    assert main(["train", *tiny(algo, "straight", *more)]) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 73)
+        assert main(["train", *tiny(algo, "stopped", *more)]) == 75
+    assert "stopped by SIGTERM and saved; go on with: rheo resume runs/stopped" in (
+        capsys.readouterr().out
+    )
+    with monkeypatch.context() as patch:
+        stop_at(patch, 151, "SIGUSR1")
+        assert main(["resume", "stopped"]) == 75
+    assert main(["resume", "stopped"]) == 0
+    assert_equal_runs("straight", "stopped")
+    starts = json.loads(Path("runs/stopped/run.json").read_text())["starts"]
+    assert len(starts) == 3 and starts[0]["step"] == 0 and starts[1]["step"] >= 73
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_run_that_ended_and_is_extended_equals_the_longer_one(tiny, algo):
+    """The schedule of `bc` follows the length of the run, so there only a constant one can."""
+    more = ["algo.lr_warmup=0.0", "algo.lr_floor=1.0"] if algo == "bc" else []
+    assert main(["train", *tiny(algo, "straight", *more, "steps=200")]) == 0
+    assert main(["train", *tiny(algo, "stopped", *more, "steps=100")]) == 0
+    assert main(["resume", "stopped", "steps=200"]) == 0
+    assert_equal_runs("straight", "stopped")
+    assert Run.open("stopped").config["steps"] == 200
+
+
+@pytest.mark.parametrize("options", ["gymnasium", "chunks"])
+def test_other_environments_resume_exactly_too(tiny, options, monkeypatch):
+    more = {
+        "gymnasium": ["env.backend=gymnasium"],
+        "chunks": ["horizon=4", "env.execute=2", "env.obs_steps=2", "source.update_ratio=0.3"],
+    }[options]
+    assert main(["train", *tiny("rfm", "straight", *more)]) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 111)
+        assert main(["train", *tiny("rfm", "stopped", *more)]) == 75
+    assert main(["resume", "stopped"]) == 0
+    assert_equal_runs("straight", "stopped")
+
+
+def wait_for(condition, process, log, seconds=90):
+    """Polls until a condition holds while a process runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.01)
+
+
+def start(words, log):
+    """`rheo ...` in a process of its own, its output in a file."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(log, "w") as stream:
+        return subprocess.Popen(
+            [*RHEO, *words], stdout=stream, stderr=subprocess.STDOUT, env=environment
+        )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_a_real_process_that_is_stopped_or_killed_loses_nothing(tiny, number, tmp_path):
+    """Killed without warning it goes on from its last checkpoint and repeats the rest exactly."""
+    more = ["steps=600", "log_every=50", "eval_every=300", "save_every=100"]
+    log = tmp_path / "log"
+    process = start(["train", *tiny("rfm", "stopped", *more)], log)
+    wait_for(lambda: any(Path("runs/stopped/ckpt").glob("0*")), process, log)
+    process.send_signal(number)
+    code = process.wait(timeout=30)
+    text = log.read_text()
+    if number == signal.SIGTERM:
+        assert code == 75 and "rheo resume runs/stopped" in text, text
+        assert not Path("runs/stopped/lock").exists()
+    else:
+        assert code == -signal.SIGKILL
+    assert main(["resume", "stopped"]) == 0
+    assert main(["train", *tiny("rfm", "straight", *more)]) == 0
+    assert_equal_runs("straight", "stopped")
+
+
+def test_a_process_stopped_while_it_assembles_saves_and_resumes(tiny, monkeypatch):
+    """The flag is set before the first step: nothing has been evaluated or collected yet."""
+    assemble = training.assemble
+
+    def slow(config):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return assemble(config)
+
+    assert main(["train", *tiny("sac", "straight")]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "assemble", slow)
+        assert main(["train", *tiny("sac", "stopped")]) == 75
+    assert not Path("runs/stopped/metrics.jsonl").exists()
+    assert main(["resume", "stopped"]) == 0
+    assert_equal_runs("straight", "stopped")
+
+
+def test_a_run_without_a_checkpoint_starts_over(tiny, monkeypatch):
+    assert main(["train", *tiny("sac", "straight")]) == 0
+    assert main(["train", *tiny("sac", "stopped")]) == 0
+    shutil.rmtree("runs/stopped/ckpt")
+    assert main(["resume", "stopped"]) == 0
+    assert_equal_runs("straight", "stopped")
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny):
+    assert main(["train", *tiny("bc", "r")]) == 0
+    before = rows("r"), sorted(p.name for p in Path("runs/r/ckpt").iterdir())
+    assert main(["resume", "r"]) == 0
+    assert (rows("r"), sorted(p.name for p in Path("runs/r/ckpt").iterdir())) == before
+
+
+def test_a_signal_in_the_last_step_leaves_a_finished_run(tiny, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 200)
+        assert main(["train", *tiny("bc", "r")]) == 0
+
+
+@pytest.mark.parametrize("word", ["algo.lr=1.0", "seed=3", "step=9", "device=cuda"])
+def test_only_the_loops_own_settings_change_between_starts(tiny, capsys, word):
+    assert main(["train", *tiny("bc", "r", "steps=5")]) == 0
+    capsys.readouterr()
+    assert main(["resume", "r", word]) == 2
+    error = capsys.readouterr().err
+    assert "fixed by the checkpoint" in error and "init=r" in error
+
+
+def test_a_run_does_not_resume_on_other_data(tiny, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 50)
+        assert main(["train", *tiny("bc", "r")]) == 75
+    with np.load(tmp_path / "data.npz") as file:
+        content = dict(file)
+    content["actions"][0, 0] = 0.0
+    np.savez(tmp_path / "data.npz", **content)
+    capsys.readouterr()
+    assert main(["resume", "r"]) == 2
+    assert "content changed since the run was saved" in capsys.readouterr().err
+
+
+LAB = """
+from rheo.algos.bc import BC
+
+
+class Mine(BC):
+    def __init__(self, policy, critic, generator, run_updates: int, *, lr: float):
+        super().__init__(
+            policy, critic, generator, run_updates,
+            lr=lr, weight_decay=0.0, lr_warmup=0.0, lr_floor=1.0, ema_rate=1.0, max_norm=1.0,
+        )
+"""
+LAB_FILE = """# @package _global_
+defaults:
+  - override /policy: flow
+  - override /critic: none
+  - override /source: dataset
+  - override /env: none
+algo:
+  _target_: resume_lab.Mine
+  lr: 1.0e-3
+"""
+
+
+def test_an_algorithm_from_a_users_folder_resumes_by_the_command_that_is_printed(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(schema, "allowed", [])
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    (tmp_path / "lab" / "algo").mkdir(parents=True)
+    (tmp_path / "lab" / "resume_lab.py").write_text(LAB)
+    (tmp_path / "lab" / "algo" / "mine.yaml").write_text(LAB_FILE)
+    mine = ["algo=mine", "--config-dir", "lab"]
+    assert main(["train", *tiny("bc", "straight")[1:], *mine]) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 90)
+        assert main(["train", *tiny("bc", "stopped")[1:], *mine]) == 75
+    command = capsys.readouterr().out.rpartition("go on with: ")[2].split()
+    assert command[:2] == ["rheo", "resume"] and "--config-dir" in command
+    schema.allowed.clear()  # as in a new process, where nobody has named the folder yet
+    assert main(command[1:3]) == 2 and "if you trust them" in capsys.readouterr().err
+    assert main(command[1:]) == 0
+    folder = ["--config-dir", str(tmp_path / "lab")]
+    first, second = (Run.open(name, folder).load() for name in ("straight", "stopped"))
+    assert first is not None and differences(first, second) == []
+    assert rows("straight") == rows("stopped")
+    started = [*tiny("bc", "third", "init=stopped", "steps=20")[1:], *mine]
+    assert main(["train", *started]) == 0
