@@ -85,7 +85,7 @@ def plan_of(options: dict[str, str]) -> Any:
 
     mode = mode_of(options["fast"]) if "fast" in options else None
     quick = options.get("quick") == "true"
-    return Plan(repeats=3, seconds=0.002, quick=True, fast=mode) if quick else Plan(fast=mode)
+    return Plan(repeats=2, seconds=0.001, quick=True, fast=mode) if quick else Plan(fast=mode)
 
 
 def measure(groups: list[str], plan: Any) -> Iterator[Any]:

@@ -8,13 +8,12 @@ from importlib.util import find_spec
 from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 import torch
-from mujoco import rollout
 from numpy.typing import NDArray
 
 from rheo.envs.native import pool_size
+from rheo.envs.physics import mujoco
 from rheo.envs.suites import make
 from rheo.envs.vector import VectorEnv, gymnasium_make
 
@@ -95,6 +94,7 @@ def open_loop(env: VectorEnv, generator: np.random.Generator) -> Callable[[], ob
     control = generator.uniform(low, high, (env.num_envs, AHEAD, model.nu))
     control = control.repeat(template.frame_skip, axis=1)
     threads = pool_size(0, env.num_envs)
+    rollout: Any = importlib.import_module("mujoco.rollout")
     pool = rollout.Rollout(nthread=threads if threads > 1 else 0)
     works = [mujoco.MjData(model) for _ in range(threads)]
     models = [model] * env.num_envs
