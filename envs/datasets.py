@@ -50,7 +50,7 @@ def read_npz(path: str) -> Episodes:
         )
     if ends.ndim != 1 or ends.dtype.kind not in "iu":
         raise EnvError(f"data={path}: episode_ends must be a list of whole numbers, got {ends!r}")
-    ends = ends.astype(np.int64)  # differences of unsigned numbers would wrap around
+    ends = ends.astype(np.int64)
     if not len(ends) or ends[-1] != len(obs) or (np.diff(ends, prepend=0) < 1).any():
         raise EnvError(
             f"data={path}: episode_ends must rise strictly from above 0 to {len(obs)}, the number "

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .chunk import ChunkEnv
+from .sources import placed
 from .vector import EnvError
 
 ENDLESS = 100_000  # frames after which an episode without a time limit is taken for endless
@@ -46,10 +47,11 @@ def evaluate(
     owed = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
     done_before = np.zeros(count, dtype=int)
     generator = torch.Generator(device).manual_seed(seed)
+    where = torch.device(device)
     rows: list[Episode] = []
     obs = env.reset(seed)
     while len(rows) < episodes:
-        step = env.step(deploy(obs.to(device), generator))
+        step = env.step(deploy(placed(obs, where), generator))
         obs = step.obs
         ended = (step.terminated | step.truncated).numpy()
         for i in np.flatnonzero(ended & (done_before < owed)):

@@ -30,9 +30,18 @@ def to_device(step: ChunkStep, device: torch.device) -> ChunkStep:
     return step if device.type == "cpu" else ChunkStep(*(value.to(device) for value in step))
 
 
-def placed(obs: Tensor | None, device: torch.device) -> Tensor | None:
-    """Restored observations where the policy is; checkpoints are read into main memory."""
-    return None if obs is None else obs.to(device)
+def placed(obs: Tensor, device: torch.device) -> Tensor:
+    """Observations where the policy is, in torch's own memory.
+
+    Environments and checkpoints return memory of any alignment, on which the last bit of a matrix
+    product may depend; torch aligns its own, so that a run that was resumed sees the same bits.
+    """
+    return obs.to(device, copy=True)
+
+
+def restored(obs: Tensor | None, device: torch.device) -> Tensor | None:
+    """`placed` for saved observations; None before the first reset."""
+    return None if obs is None else placed(obs, device)
 
 
 def refuse_short_plan(env: ChunkEnv, horizon: int) -> None:
@@ -105,12 +114,12 @@ class Replay:
     def collect(self, act: Act) -> None:
         """One decision in every environment."""
         if self.obs is None:
-            self.obs = self.env.reset().to(self.generator.device)
+            self.obs = placed(self.env.reset(), self.generator.device)
         action = act(self.obs)
         step = to_device(self.env.step(action), self.generator.device)
         batch = Batch(self.obs, action, step.reward, step.discount, step.next_obs)
         self.buffer.add(batch, step.valid)
-        self.obs = step.obs
+        self.obs = placed(step.obs, self.generator.device)
         self.frames += int(step.frames.sum())
         self.finished.add(step)
 
@@ -145,7 +154,7 @@ class Replay:
         self.generator.set_state(state["generator"])
         self.frames, self.warm_frames = state["frames"], state["warm_frames"]
         self.batches = state["batches"]
-        self.obs = placed(state["obs"], self.generator.device)
+        self.obs = restored(state["obs"], self.generator.device)
         self.finished.load_state_dict(state["finished"])
 
 
@@ -227,7 +236,7 @@ class Rollouts:
     def next(self, act: Act) -> Rollout:
         """The next rollout, [S, N, ...]."""
         if self.obs is None:
-            self.obs = self.env.reset().to(self.generator.device)
+            self.obs = placed(self.env.reset(), self.generator.device)
         rows = []
         for _ in range(self.decisions):
             action = act(self.obs)
@@ -235,7 +244,7 @@ class Rollouts:
             boundary = step.terminated | step.truncated
             transition = (self.obs, action, step.reward, step.discount, step.next_obs)
             rows.append((*transition, boundary, step.valid))
-            self.obs = step.obs
+            self.obs = placed(step.obs, self.generator.device)
             self.frames += int(step.frames.sum())
             self.finished.add(step)
         return Rollout(*(torch.stack(column) for column in zip(*rows, strict=True)))
@@ -259,5 +268,5 @@ class Rollouts:
         """Restores what `state_dict` returned."""
         self.env.load_state_dict(state["env"])
         self.generator.set_state(state["generator"])
-        self.frames, self.obs = state["frames"], placed(state["obs"], self.generator.device)
+        self.frames, self.obs = state["frames"], restored(state["obs"], self.generator.device)
         self.finished.load_state_dict(state["finished"])

@@ -44,7 +44,7 @@ def compare(plan: Plan, task: str, count: int) -> Iterator[Row]:
     shape = (64, count, env.action_dim)
     actions = generator.uniform(-1, 1, shape).astype(np.float32)
     ours = native(env, actions)
-    for _ in range(MIXED):
+    for _ in range(MIXED // 10 if plan.quick else MIXED):
         ours()
     sides = {"ours": ours, LOOP: loop(task, count, actions), "limit": open_loop(env, generator)}
     pooled = count > 1 and find_spec("envpool") is not None

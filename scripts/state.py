@@ -55,11 +55,22 @@ def restore(algo: Any, state: Mapping[str, Any], *, generators: bool = True) -> 
             elif isinstance(part, Tensor):
                 put(part, value)
             elif hasattr(part, "load_state_dict"):
-                part.load_state_dict(value)
+                part.load_state_dict(copied(value))
             else:
                 setattr(algo, name, value)
         except (RuntimeError, ValueError) as error:
             raise RheoError(f"checkpoint part algo.{name} does not fit: {error}") from error
+
+
+def copied(node: Any) -> Any:
+    """A state with its tensors in torch's own memory: optimisers keep what they are given, and a
+    checkpoint's memory is not aligned.
+    """
+    if isinstance(node, Tensor):
+        return node.clone()
+    if isinstance(node, Mapping):
+        return {key: copied(value) for key, value in node.items()}
+    return [copied(value) for value in node] if isinstance(node, list) else node
 
 
 @torch.no_grad()

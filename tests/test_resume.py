@@ -20,6 +20,7 @@ from rheo.scripts.run import Run
 
 RHEO = [sys.executable, "-m", "rheo.scripts.cli"]
 ALGOS = ["bc", "rfm", "sac"]
+ONE_ROW = ["env.num_envs=1", "policy.net.activation=silu"]  # acts through the light loop
 
 
 def rows(name):
@@ -103,15 +104,17 @@ def test_a_run_that_ended_and_is_extended_equals_the_longer_one(tiny, algo):
     assert Run.open("stopped").config["steps"] == 200
 
 
-@pytest.mark.parametrize("options", ["gymnasium", "chunks"])
-def test_other_environments_resume_exactly_too(tiny, options, monkeypatch):
+@pytest.mark.parametrize("options", ["gymnasium", "chunks", "rows"])
+def test_other_settings_resume_exactly_too(tiny, options, monkeypatch):
+    """`rows`: the first row after the stop repeats a policy loss from before it."""
     more = {
+        "rows": [*ONE_ROW, "log_every=1", "algo.policy_every=2", "steps=130"],
         "gymnasium": ["env.backend=gymnasium"],
         "chunks": ["horizon=4", "env.execute=2", "env.obs_steps=2", "source.update_ratio=0.3"],
     }[options]
     assert main(["train", *tiny("rfm", "straight", *more)]) == 0
     with monkeypatch.context() as patch:
-        stop_at(patch, 111)
+        stop_at(patch, 112)
         assert main(["train", *tiny("rfm", "stopped", *more)]) == 75
     assert main(["resume", "stopped"]) == 0
     assert_equal_runs("straight", "stopped")

@@ -8,6 +8,7 @@ import torch
 from rheo.envs.batch import Batch
 from rheo.envs.buffer import Buffer
 from rheo.envs.chunk import ChunkEnv
+from rheo.envs.rollout import evaluate
 from rheo.envs.sources import Replay, Rollouts
 from rheo.envs.suites import make
 
@@ -288,3 +289,22 @@ def test_rollouts_tell_truncation_from_termination():
     assert bool((rollout.next_obs[cut][:, 1].abs() <= 0.2).all())
     with pytest.raises(ValueError, match="decisions=0 must be at least 1"):
         Rollouts(env, torch.Generator(), 1, decisions=0)
+
+
+def test_policies_see_observations_in_aligned_memory():
+    """The last bit of a matrix product depends on it, so a resumed run would drift otherwise."""
+    seen = []
+
+    def act(obs, generator=None):
+        seen.append(obs.data_ptr() % 64)
+        return torch.zeros(len(obs), 1, 1)
+
+    source = replay(chunk_env("InvertedPendulum-v5", num_envs=3))
+    for _ in range(60):
+        source.next(act)
+    source.load_state_dict({**source.state_dict(), "obs": torch.zeros(17)[5:].view(3, 4)})
+    source.collect(act)
+    env = chunk_env("InvertedPendulum-v5", num_envs=3)
+    Rollouts(env, torch.Generator(), 1, decisions=20).next(act)
+    evaluate(env, act, 6, seed=0)
+    assert len(seen) > 60 and set(seen) == {0}

