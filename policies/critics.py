@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from .nets import Stack, activation_fn, expand_lead
 
+BLOCK_ROWS = 2048  # of a hidden layer at a time: 2 MiB at width 256
+
 
 class QEnsemble(nn.Module):
     """E action-value networks with stacked parameters [E, out, in], evaluated together.
@@ -52,6 +54,16 @@ class QEnsemble(nn.Module):
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         obs, action = expand_lead(obs, action.ndim - 2, 1), action.flatten(-2)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or action.ndim < 3:
+            return self._members(obs, action)
+        # Without a gradient nothing is kept, so blocks that stay in the cache are faster.
+        size = max(1, BLOCK_ROWS // max(1, action[0, ..., 0].numel()))
+        blocks = action.split(size)
+        several = obs.split(size) if obs.shape[0] == action.shape[0] else [obs] * len(blocks)
+        values = [self._members(o, a) for o, a in zip(several, blocks, strict=True)]
+        return values[0] if len(values) == 1 else torch.cat(values, 1)
+
+    def _members(self, obs: Tensor, action: Tensor) -> Tensor:
         # unbind once per stack: its gradient is one stack instead of a zero-filled add per member
         tensors = [self.obs_weight, self.action_weight]
         tensors += [*self.weights, *self.biases, *self.gains, *self.shifts]
@@ -62,11 +74,15 @@ class QEnsemble(nn.Module):
         depth = len(self.weights)
         weights, biases = parts[2 : 2 + depth], parts[2 + depth : 3 + 2 * depth]
         norms = parts[3 + 2 * depth :]
-        h = F.linear(action, parts[1]) + F.linear(obs, parts[0], biases[0])
+        in_place = not torch.is_grad_enabled() and self.activation is F.relu
+        h = F.linear(action, parts[1])
+        seen = F.linear(obs, parts[0], biases[0])
+        h = h + seen if torch.is_grad_enabled() else h.add_(seen)
         for index, weight in enumerate(weights):
             if norms:
                 h = F.layer_norm(h, (self.width,), norms[index], norms[index + len(self.gains)])
-            h = F.linear(self.activation(h), weight, biases[index + 1])
+            h = F.relu_(h) if in_place else self.activation(h)
+            h = F.linear(h, weight, biases[index + 1])
         return h.squeeze(-1)
 
 

@@ -306,9 +306,7 @@ class FlowPolicy(nn.Module):
         clipped = raw.abs() > 1
         return Chain(raw.clamp(-1, 1), torch.stack(points, -3), torch.stack(logps, -1), clipped)
 
-    def chain_logp(
-        self, x: Tensor, obs: Tensor, std_fn: StdFn | float
-    ) -> tuple[Tensor, Tensor]:
+    def chain_logp(self, x: Tensor, obs: Tensor, std_fn: StdFn | float) -> tuple[Tensor, Tensor]:
         """Log densities [..., K, T, Da] of a chain x [..., K + 1, T, Da] and entropies [..., K].
 
         Same grid and arithmetic as `rollout`, one network call for all K transitions,
