@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
+from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from .optim import adam, cosine, step
 
@@ -25,7 +26,7 @@ class BC:
 
     def __init__(
         self,
-        policy: Any,
+        policy: FlowPolicy,
         critic: Any,
         generator: torch.Generator,
         run_updates: int,

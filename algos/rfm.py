@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
+from ..policies.critics import QEnsemble
+from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from . import reverse
 from .optim import adam, step
@@ -55,8 +57,8 @@ class RFM:
 
     def __init__(
         self,
-        policy: Any,
-        critic: Any,
+        policy: FlowPolicy,
+        critic: QEnsemble,
         generator: torch.Generator,
         *,
         particles: int,

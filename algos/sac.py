@@ -1,11 +1,11 @@
 """Soft actor-critic: the Gaussian baseline."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
+from ..policies.critics import QEnsemble
+from ..policies.gaussian import TanhGaussian
 from ..policies.nets import clone, lerp_
 from .optim import adam, frozen, step
 from .returns import td_loss, td_target
@@ -26,8 +26,8 @@ class SAC:
 
     def __init__(
         self,
-        policy: Any,
-        critic: Any,
+        policy: TanhGaussian,
+        critic: QEnsemble,
         generator: torch.Generator,
         *,
         policy_lr: float,
