@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..envs.batch import Batch
+from ..envs.batch import Batch, Windows
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from .optim import adam, cosine, step
@@ -56,7 +56,7 @@ class BC:
         """A sample of the averaged policy, [N, T, Da]."""
         return self.average.act(obs, self.average.noise(len(obs), generator))
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def update(self, batch: Batch | Windows) -> dict[str, Tensor]:
         """One step of matching; metrics are 0-d tensors."""
         self.updates += 1
         share = self.updates / max(self.run_updates, 1)
@@ -68,12 +68,12 @@ class BC:
         return {"policy/loss": loss.detach()}
 
     @torch.no_grad()
-    def validate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def validate(self, batch: Batch | Windows, generator: torch.Generator) -> dict[str, Tensor]:
         """Matching loss of the averaged policy on held-out data."""
         noise, t = self.draw(batch, generator)
         return {"val/loss": self.loss(self.average, batch.obs, batch.action, noise, t)}
 
-    def draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, batch: Batch | Windows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Noise [B, T, Da] and stratified times [B] of a matching step."""
         rows, device = len(batch.obs), batch.obs.device
         noise = self.policy.noise(rows, generator)

@@ -23,6 +23,13 @@ class Batch(NamedTuple):
     next_obs: Tensor  # [B, O]
 
 
+class Windows(NamedTuple):
+    """Observation histories and the action chunks that followed them."""
+
+    obs: Tensor  # [B, To * Do]
+    action: Tensor  # [B, Tp, Da], the last action repeated past an episode's end
+
+
 class Step(NamedTuple):
     """One step of a vector environment with same-step reset."""
 

@@ -12,19 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .batch import Windows
 from .vector import EnvError, nearest
 
 KEYS = ("observations", "actions", "episode_ends")
 UNREADABLE = (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 HELD_WINDOWS = 8192  # at most so many validation windows: a validation is one batch
 log = logging.getLogger("rheo")
-
-
-class Windows(NamedTuple):
-    """Observation histories and the action chunks that followed them."""
-
-    obs: Tensor  # [B, To * Do]
-    action: Tensor  # [B, Tp, Da], the last action repeated past an episode's end
 
 
 class Episodes(NamedTuple):

@@ -1,5 +1,7 @@
 """Small real objects shared by the algorithm tests."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +13,15 @@ from rheo.scripts.config import compose
 
 
 def make_flow(
-    obs_dim, action_dim, horizon=1, *, width=64, depth=2, steps=5, path="linear", squash="clip"
+    obs_dim,
+    action_dim,
+    horizon=1,
+    *,
+    width=64,
+    depth=2,
+    steps=5,
+    path: Any = "linear",
+    squash: Any = "clip",
 ):
     """A small flow policy with velocity prediction."""
     net = MLP(

@@ -67,7 +67,7 @@ def test_a_gaussian_target_gives_the_closed_form_mean_variance_and_coefficient(p
 def mixture(a):
     """Energy and its gradient of a two-mode mixture."""
     parts = np.log(WEIGHT / WIDTH) - (a[..., None] - CENTRE) ** 2 / (2 * WIDTH**2)
-    energy = logsumexp(parts, axis=-1)
+    energy = np.asarray(logsumexp(parts, axis=-1))
     share = np.exp(parts - energy[..., None])
     return energy, (share * -(a[..., None] - CENTRE) / WIDTH**2).sum(-1)
 

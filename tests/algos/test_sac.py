@@ -80,6 +80,7 @@ def test_the_actor_reaches_the_soft_optimum_and_alpha_the_entropy_target(setting
         **settings("sac", entropy_per_dim=target, policy_lr=3e-3, alpha_lr=1e-2),
     )
     obs = torch.zeros(256, 1)
+    metrics = {}
     for _ in range(600):
         metrics = algo.update_policy(obs)
     samples, logp = algo.policy.sample(
