@@ -83,11 +83,13 @@ def listen() -> None:
 
     The live display swaps sys.stderr, so a handler must not keep the stream it started with.
     """
+    import contextlib
     import logging
 
     class Stderr(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            print(f"rheo: {self.format(record)}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # a full disk behind stderr must not stop a run
+                print(f"rheo: {self.format(record)}", file=sys.stderr)
 
     logger = logging.getLogger("rheo")
     if not logger.handlers:

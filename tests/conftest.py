@@ -33,6 +33,12 @@ def write_episodes(path: Path, lengths: list[int], obs_dim: int = 3, action_dim:
     return path
 
 
+@pytest.fixture(autouse=True)
+def normal_numbers() -> None:
+    """Training sets the processor to flush small numbers; no test starts with that left on."""
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture
 def episodes() -> Callable[..., Path]:
     """Writes a dataset of random episodes: `episodes(path, lengths, obs_dim, action_dim)`."""
