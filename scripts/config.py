@@ -58,12 +58,19 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     errors: list[str] = []
     overrides = parse(words, errors)
     groups = [one for one in overrides if is_group(one, roots)]
+    empty = [one for one in groups if one.value() is None]
     chosen = [str(one.input_line) for one in groups if known_option(one, roots, errors)]
+    chosen += [f"{one.key_or_group}=none" for one in empty if has_none(one.key_or_group)]
     base = compose_groups(chosen, roots[1:], errors)
     base["config_dir"] = [str(root) for root in roots[1:]]
     values = [one for one in overrides if one not in groups]
-    values += [one for one in groups if one.value() is None and one.key_or_group in base]
+    values += [one for one in empty if one.key_or_group in base and not has_none(one.key_or_group)]
     return finish(base, values, roots, errors)
+
+
+def has_none(group: str) -> bool:
+    """Whether a group has a file for nothing, whose keys others may refer to."""
+    return (HOME / group / "none.yaml").is_file()
 
 
 def load(folder: str | Path, argv: Sequence[str] = ()) -> dict[str, Any]:

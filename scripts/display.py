@@ -149,7 +149,7 @@ class Display:
 
     def line(self) -> str:
         """Steps, return, speed, shares of time, time left."""
-        share = self.step / self.total if self.total else 1.0
+        share = min(self.step / self.total, 1.0) if self.total else 1.0  # a chunk may overshoot
         parts = [self.title] if self.title else []
         parts.append(f"step {self.step:,} / {self.total:,} ({share:.0%})")
         for name, label in (("env/return", "return"), ("eval/return", "eval return")):
@@ -162,7 +162,7 @@ class Display:
         if self.shares:
             parts.append(" ".join(f"{name} {part:.0%}" for name, part in self.shares.items()))
         if self.rate > 0:
-            parts.append(f"{duration((self.total - self.step) / self.rate)} left")
+            parts.append(f"{duration(max(self.total - self.step, 0) / self.rate)} left")
         return " | ".join(parts)
 
 

@@ -98,6 +98,7 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name() -> None:
         (["env=gym"], "env.id: has to be set (env.id=...)"),
         (["env=gym", "env.id=Hoper-v5"], "env.id='Hoper-v5': no such environment; did you mean"),
         (["env=gym", "env.id=Hopper-v77"], "did you mean 'Hopper-v5'?"),
+        (["env=null"], "env: has to be set (env=NAME)"),
         (["env=none"], "env: has to be set (env=NAME)"),
         (["data=/no/such/file"], "data='/no/such/file': no such file"),
         (["init=no_such_run"], "init='no_such_run': no such run"),

@@ -72,6 +72,15 @@ def test_without_a_terminal_every_update_is_a_plain_line() -> None:
     assert note == "a note" and "\x1b" not in line
 
 
+def test_a_chunk_that_overshoots_the_end_shows_a_finished_run() -> None:
+    out = io.StringIO()
+    with Display(1000, stream=out) as display:
+        time.sleep(0.01)
+        display.update(1012, {})
+    line = out.getvalue().strip()
+    assert "(100%)" in line and line.endswith(" 0s left")
+
+
 def test_a_resumed_run_measures_its_own_speed() -> None:
     display = Display(2000, start=1000, stream=io.StringIO())
     time.sleep(0.05)
