@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .nets import Stack, activation_fn, expand_lead
+from .normalize import Normalizer
 
 BLOCK_ROWS = 2048  # of a hidden layer at a time: 2 MiB at width 256
 
@@ -17,7 +18,8 @@ class QEnsemble(nn.Module):
     forward(obs [..., O], action [..., T, Da]) -> [E, ...]. The first matrix is split in an
     observation and an action part, so obs [B, O] (or [B, 1, O]) with action [B, N, T, Da] is
     projected B times, not B N times. depth hidden layers of `width`; layer_norm normalises each
-    before its activation. Initialised as torch.nn.Linear, every member on its own.
+    before its activation. Initialised as torch.nn.Linear, every member on its own. obs_norm:
+    statistics of the observations, the identity when there are none.
     """
 
     def __init__(
@@ -25,6 +27,7 @@ class QEnsemble(nn.Module):
         obs_dim: int,
         action_dim: int,
         horizon: int,
+        obs_norm: Normalizer | None = None,
         *,
         members: int,
         width: int,
@@ -33,6 +36,7 @@ class QEnsemble(nn.Module):
         activation: str,
     ):
         super().__init__()
+        self.obs_norm = Normalizer(obs_dim, kind="none") if obs_norm is None else obs_norm
         if members < 1 or depth < 1:
             raise ValueError(f"members={members}, depth={depth}: both must be at least 1")
         self.members, self.width = members, width
@@ -53,7 +57,8 @@ class QEnsemble(nn.Module):
         self.shifts = nn.ParameterList(nn.Parameter(zeros.clone()) for _ in range(count))
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        obs, action = expand_lead(obs, action.ndim - 2, 1), action.flatten(-2)
+        obs = expand_lead(self.obs_norm(obs), action.ndim - 2, 1)
+        action = action.flatten(-2)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or action.ndim < 3:
             return self._members(obs, action)
         # Without a gradient nothing is kept, so blocks that stay in the cache are faster.
@@ -87,14 +92,24 @@ class QEnsemble(nn.Module):
 
 
 class Value(nn.Module):
-    """State value: forward(obs [..., O]) -> [...]."""
+    """State value: forward(obs [..., O]) -> [...]. Keys as in QEnsemble."""
 
-    def __init__(self, obs_dim: int, *, width: int, depth: int, layer_norm: bool, activation: str):
+    def __init__(
+        self,
+        obs_dim: int,
+        obs_norm: Normalizer | None = None,
+        *,
+        width: int,
+        depth: int,
+        layer_norm: bool,
+        activation: str,
+    ):
         super().__init__()
+        self.obs_norm = Normalizer(obs_dim, kind="none") if obs_norm is None else obs_norm
         self.net = Stack([obs_dim] + [width] * depth + [1], activation, layer_norm)
 
     def forward(self, obs: Tensor) -> Tensor:
-        return self.net(obs).squeeze(-1)
+        return self.net(self.obs_norm(obs)).squeeze(-1)
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:

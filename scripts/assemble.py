@@ -76,20 +76,14 @@ def make_algo(cfg: Mapping[str, Any], sizes: Sizes, run_updates: int) -> Any:
     weights, noise = np.random.SeedSequence(cfg["seed"]).generate_state(2).tolist()
     torch.manual_seed(weights)
     shape = {**sizes._asdict(), "horizon": cfg["horizon"]}
-    policy = make_policy(cfg["policy"], shape).to(device)
+    policy = make_part(cfg["policy"], "policy", shape).to(device)
     critic = None
     if cfg["critic"] and cfg["critic"]["_target_"] is not None:
-        critic = offer(cfg["critic"], "critic", **shape).to(device)
+        critic = make_part(cfg["critic"], "critic", shape).to(device)
     refuse_misfit(cfg["algo"], policy=policy, critic=critic)
     generator = torch.Generator(device).manual_seed(noise)
-    return offer(
-        cfg["algo"],
-        "algo",
-        policy=policy,
-        critic=critic,
-        generator=generator,
-        run_updates=run_updates,
-    )
+    given = {"generator": generator, "run_updates": run_updates}
+    return make_part(cfg["algo"], "algo", shape, policy=policy, critic=critic, **given)
 
 
 def refuse_misfit(node: Mapping[str, Any], **parts: Any) -> None:
@@ -106,16 +100,16 @@ def refuse_misfit(node: Mapping[str, Any], **parts: Any) -> None:
             )
 
 
-def make_policy(node: Mapping[str, Any], shape: Mapping[str, int]) -> torch.nn.Module:
-    """A policy whose nested nodes (network, normalisers) are built first."""
+def make_part(
+    node: Mapping[str, Any], key: str, shape: Mapping[str, int], **given: Any
+) -> torch.nn.Module:
+    """A node's object; its nested nodes (network, normalisers, state value) are built first."""
     node = dict(node)
-    parts = {}
     dims = {"obs_norm": shape["obs_dim"], "action_norm": shape["action_dim"]}
     for name in [name for name, value in node.items() if isinstance(value, Mapping)]:
-        feature = name.removesuffix("_norm")
-        given = {**shape, "dim": dims.get(name), "feature": feature}
-        parts[name] = offer(node.pop(name), f"policy.{name}", **given)
-    return offer(node, "policy", **parts, **shape)
+        more = {"dim": dims[name], "feature": name.removesuffix("_norm")} if name in dims else {}
+        given[name] = make_part(node.pop(name), f"{key}.{name}", shape, **more)
+    return offer(node, key, **shape, **given)
 
 
 def assemble(cfg: Mapping[str, Any]) -> Experiment:
@@ -136,13 +130,16 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
 
 
 def fit_statistics(algo: Any, source: Any) -> None:
-    """Fits the normalisers of the policy; its copies get the same numbers."""
-    obs, action = source.statistics()
-    for norm, data in (("obs_norm", obs), ("action_norm", action)):
-        fitted = getattr(algo.policy, norm)
-        fitted.fit(data)
-        for twin in twins(algo):
-            getattr(twin, norm).load_state_dict(fitted.state_dict())
+    """Fits the normalisers of all networks of an algorithm; equal kinds share their numbers."""
+    data = dict(zip(("obs_norm", "action_norm"), source.statistics(), strict=True))
+    fitted: dict[tuple[str, str], Any] = {}
+    networks = [part for part in vars(algo).values() if isinstance(part, torch.nn.Module)]
+    for name, norm in ((n, getattr(net, n)) for net in networks for n in data if hasattr(net, n)):
+        first = fitted.setdefault((name, norm.kind), norm)
+        if first is norm:
+            norm.fit(data[name])
+        else:
+            norm.load_state_dict(first.state_dict())
 
 
 def twins(algo: Any) -> list[Any]:
