@@ -1,0 +1,194 @@
+"""Files as columns: what a file is by its first bytes, and the arrays inside npz and HDF5.
+
+Nothing is unpickled and no file is written to.
+"""
+
+import contextlib
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from .catalogue import file_remedy
+from .record import Column, Refused, block_rows, refuse
+
+HDF5, ZIP, NUMPY = b"\x89HDF\r\n\x1a\n", (b"PK\x03\x04", b"PK\x05\x06"), b"\x93NUMPY"
+ZIP_FAULTS = (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, MemoryError)
+ZIP_ERRORS = (*ZIP_FAULTS, zipfile.BadZipFile, zlib.error)
+
+
+def kind_of(path: Path) -> str:
+    """ "npz" or "hdf5", by the file's first bytes. Raises Refused naming what it is instead."""
+    if not path.is_file():
+        what = "a folder, not a file" if path.is_dir() else "no such file"
+        raise refuse(path, f"{what}; {file_remedy(path)}")
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+            if head.startswith(HDF5) or has_user_block(file, path.stat().st_size):
+                return "hdf5"
+    except OSError as error:
+        raise refuse(path, f"cannot be read ({error.strerror})") from error
+    if head.startswith(ZIP):
+        return "npz"
+    text = head.lstrip().lower()
+    if not head:
+        what = "empty"
+    elif text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        what = "an HTML page (a server's answer), not data"
+    elif text.startswith(b"version https://git-lfs"):
+        raise broken(path, "a Git LFS pointer, not the data", "run `git lfs pull`")
+    elif head.startswith(NUMPY):
+        what = "one array; a .npz file holds observations, actions and more"
+    else:
+        what = f"neither npz nor HDF5 (it begins with {head[:8]!r})"
+    raise broken(path, what)
+
+
+def has_user_block(file: IO[bytes], size: int) -> bool:
+    """Whether an HDF5 signature stands at 512, 1024, 2048 ..., where the format allows it too."""
+    place = 512
+    while place < size:
+        file.seek(place)
+        if file.read(8) == HDF5:
+            return True
+        place *= 2
+    return False
+
+
+def broken(path: Path, what: str, remedy: str = "") -> Refused:
+    """The refusal of a file that is not what it should be."""
+    size = f"the file has {path.stat().st_size:,} bytes"
+    return refuse(path, f"{what}; {size}; {remedy or file_remedy(path)}")
+
+
+@contextlib.contextmanager
+def hdf5(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file, read only and without a lock. Raises Refused for what the library cannot read.
+
+    The library's own message of a truncated file names neither the file nor its size.
+    """
+    try:
+        file = h5py.File(path, "r", locking=False)
+    except OSError as error:
+        stored = re.search(r"stored_eof = (\d+)", str(error))
+        if stored:
+            raise broken(path, f"truncated: it should have {int(stored[1]):,} bytes") from error
+        raise broken(path, f"not a readable HDF5 file ({one_line(error)})") from error
+    with file:
+        try:
+            yield file
+        except (OSError, RuntimeError) as error:  # h5py has both for a damaged piece
+            raise broken(path, f"damaged HDF5 ({one_line(error)})") from error
+
+
+def one_line(error: Exception) -> str:
+    """A library's message without line breaks."""
+    return " ".join(str(error).split())
+
+
+def hdf5_column(data: h5py.Dataset) -> Column:
+    """A dataset of an HDF5 file; pieces end where its stored chunks end."""
+
+    def blocks() -> Iterator[NDArray]:
+        if not data.shape:
+            return
+        chunk = data.chunks[0] if data.chunks else 1
+        rows = -(-block_rows(data.shape, data.dtype) // chunk) * chunk
+        for start in range(0, data.shape[0], rows):
+            yield cast(NDArray, data[start : start + rows])
+
+    return Column(data.shape, data.dtype, blocks)
+
+
+def hdf5_columns(file: h5py.File) -> dict[str, Column]:
+    """The datasets at the root: groups (infos, metadata) are not needed."""
+    items = {key: file.get(key) for key in map(str, file)}
+    return {k: hdf5_column(item) for k, item in items.items() if isinstance(item, h5py.Dataset)}
+
+
+def hdf5_attributes(group: h5py.Group | h5py.File) -> dict[str, Any]:
+    """Attributes as Python values; those that hold JSON are parsed."""
+    return {key: decoded(value) for key, value in group.attrs.items()}
+
+
+def decoded(value: Any) -> Any:
+    """An attribute as a Python value."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return value
+
+
+@contextlib.contextmanager
+def npz(path: Path) -> Iterator[tuple[dict[str, Column], dict[str, Any]]]:
+    """Columns and attributes of an npz file; attributes are JSON in its entry `attributes`."""
+    with reading_npz(path):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        names = [name for name in archive.namelist() if name.endswith(".npy")]
+        columns = {name[:-4]: npz_column(path, archive, name) for name in names}
+        held = columns.pop("attributes", None)
+        text = next(iter(held.blocks())).item() if held and held.dtype.kind == "U" else "{}"
+        attributes = decoded(text)
+        yield columns, attributes if isinstance(attributes, dict) else {}
+
+
+@contextlib.contextmanager
+def reading_npz(path: Path) -> Iterator[None]:
+    """Turns what zipfile, zlib and numpy raise for a damaged file into Refused."""
+    try:
+        yield
+    except ZIP_ERRORS as error:
+        what = f"not a readable .npz file ({one_line(error) or type(error).__name__})"
+        raise broken(path, what) from error
+
+
+def npz_column(path: Path, archive: zipfile.ZipFile, name: str) -> Column:
+    """An array of an npz file, which is read in pieces, without a copy of the whole."""
+    with reading_npz(path), archive.open(name) as stream:
+        shape, fortran, dtype = npy_header(stream)
+        start = stream.tell()
+    key, size = name[:-4], archive.getinfo(name).file_size - start
+    if dtype.hasobject:
+        raise refuse(path, "holds Python objects, which are never read; store plain numbers", key)
+    if size != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+        raise broken(path, f"not a readable .npz file ({key} {shape} has {size:,} bytes)")
+
+    def blocks() -> Iterator[NDArray]:
+        whole = fortran or not shape
+        rows = max(shape[0], 1) if whole and shape else block_rows(shape, dtype)
+        with reading_npz(path), archive.open(name) as stream:
+            stream.read(start)
+            while piece := stream.read(rows * dtype.itemsize * int(np.prod(shape[1:]))):
+                flat = np.frombuffer(piece, dtype)
+                if whole:
+                    yield flat.reshape(shape, order="F" if fortran else "C")
+                else:
+                    yield flat.reshape(-1, *shape[1:])
+
+    return Column(shape, dtype, blocks)
+
+
+def npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether Fortran order, and type."""
+    version = np.lib.format.read_magic(stream)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"array format {version}")
+    shape, fortran, dtype = readers[version](cast(Any, stream))
+    return shape, fortran, dtype

@@ -1,0 +1,204 @@
+"""What a reader of recorded data hands over: the record, its faults, and room for its arrays."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_BYTES = 1 << 24  # a file is read, checked and written in pieces of about this size
+SHOWN = 5  # faults that a message lists
+
+
+class Recording(NamedTuple):
+    """Episodes end to end: S steps, E episodes, F known successors of last steps."""
+
+    obs: NDArray  # [S + F, Do] float32: the S observations, then successors of last steps
+    action: NDArray  # [S, Da] float32 in [-1, 1]
+    reward: NDArray | None  # [S] float32; None when the file has none
+    terminated: NDArray  # [S] bool: True only at last steps of episodes that ended by the task
+    ends: NDArray  # [E] int64 exclusive ends, rising to S
+    successor: NDArray  # [E] int64: row of `obs` after the episode's last step, -1: not in the file
+    about: dict[str, Any]  # format, path, env_id (or None), notes such as dt, dropped episodes
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong (error) or odd (note). step counts from its episode's start."""
+
+    level: str
+    key: str
+    episode: int | None
+    step: int | None
+    value: float | str | None
+    text: str
+
+    def line(self) -> str:
+        """The place, the value, what it is and the remedy."""
+        value = f"{self.value:.6g}" if isinstance(self.value, float) else self.value
+        places = [
+            self.key,
+            "" if self.episode is None else f"episode {self.episode}",
+            "" if self.step is None else f"step {self.step}",
+            "" if value is None else f"value {value}",
+        ]
+        place = ", ".join(filter(None, places))
+        return f"{place}: {self.text}" if place else self.text
+
+
+class Refused(Exception):
+    """A file that cannot be used, fault by fault.
+
+    Inside the readers it stands for EnvError, whose module imports torch; see `as_env_error`.
+    """
+
+    def __init__(self, path: str | os.PathLike, faults: list[Fault]) -> None:
+        self.path, self.faults = str(path), faults
+        lines = [fault.line() for fault in faults[:SHOWN]]
+        if len(faults) > SHOWN:
+            lines.append(f"and {len(faults) - SHOWN} more; `rheo data check {path}` lists them")
+        if len(lines) == 1:
+            super().__init__(f"data={path}: {lines[0]}")
+        else:
+            super().__init__(f"data={path}: {len(faults)} errors\n  " + "\n  ".join(lines))
+
+
+def refuse(path: str | os.PathLike, text: str, key: str = "", value: Any = None) -> Refused:
+    """One error about a file, or about one of its keys."""
+    return Refused(path, [Fault("error", key, None, None, value, text)])
+
+
+@contextlib.contextmanager
+def as_env_error() -> Iterator[None]:
+    """Turns Refused into EnvError. Only a refusal pays for importing torch."""
+    try:
+        yield
+    except Refused as refused:
+        from .vector import EnvError
+
+        raise EnvError(str(refused)) from refused
+
+
+class Column(NamedTuple):
+    """An array that is still in a file: blocks() yields its rows in order."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    blocks: Callable[[], Iterable[NDArray]]
+
+
+def block_rows(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Rows of a piece of about BLOCK_BYTES."""
+    width = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+    return max(1, BLOCK_BYTES // max(width, 1))
+
+
+def pieces(array: NDArray) -> Iterator[tuple[int, NDArray]]:
+    """(first row, rows) over an array, so that what is made of them stays small."""
+    rows = block_rows(array.shape, array.dtype)
+    for start in range(0, len(array), rows):
+        yield start, array[start : start + rows]
+
+
+def fill(out: NDArray, column: Column) -> None:
+    """Reads a column into an array, converting its type on the way."""
+    row = 0
+    for block in column.blocks():
+        with np.errstate(over="ignore", invalid="ignore"):  # a check reports what became infinite
+            out[row : row + len(block)] = block.reshape(len(block), *out.shape[1:])
+        row += len(block)
+
+
+def allocate(path: str, shape: tuple[int, ...], storage: str) -> NDArray:
+    """A float32 array in memory, or (storage "mmap") in a temporary file without a name.
+
+    Raises Refused when the disk has no room for that file.
+    """
+    if storage == "ram":
+        return np.empty(shape, np.float32)
+    folder = Path(os.environ.get("RHEO_CACHE") or "~/.cache/rheo").expanduser()
+    size = max(1, int(np.prod(shape, dtype=np.int64)) * 4)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, later a crash
+                os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, np.float32, "w+", shape=shape)
+    except OSError as error:
+        text = f"no room for {size:,} bytes in {folder} ({error.strerror}); set RHEO_CACHE"
+        raise refuse(path, f"{text} to a folder with room") from error
+
+
+class Part(NamedTuple):
+    """One episode of a file that keeps episodes apart: L steps."""
+
+    obs: NDArray  # [L, Do]
+    action: NDArray  # [L, Da]
+    reward: NDArray | None  # [L]
+    terminated: bool
+    successor: NDArray | None  # [Do]
+    jumps: NDArray  # steps whose next observation is not the following step's
+
+
+class Sizes(NamedTuple):
+    """Steps, episodes, known successors, dimensions, and whether there are rewards."""
+
+    steps: int
+    episodes: int
+    successors: int
+    obs_dim: int
+    action_dim: int
+    reward: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays of a Recording."""
+        rows = (self.steps + self.successors) * self.obs_dim
+        floats = rows + self.steps * (self.action_dim + self.reward)
+        return 4 * floats + self.steps + 16 * self.episodes
+
+
+def stack(
+    path: str, parts: Iterable[Part], sizes: Sizes, storage: str, about: dict[str, Any]
+) -> Recording:
+    """One Recording of episodes that a file keeps apart."""
+    steps = sizes.steps
+    obs = allocate(path, (steps + sizes.successors, sizes.obs_dim), storage)
+    action = allocate(path, (steps, sizes.action_dim), storage)
+    reward = np.empty(steps, np.float32) if sizes.reward else None
+    terminated = np.zeros(steps, bool)
+    ends, successor, jumps, row, known = [], [], [], 0, steps
+    for part in parts:
+        after = row + len(part.action)
+        with np.errstate(over="ignore", invalid="ignore"):
+            obs[row:after], action[row:after] = part.obs, part.action
+            if reward is not None and part.reward is not None:
+                reward[row:after] = part.reward
+            if part.successor is not None:
+                obs[known] = part.successor
+        successor.append(-1 if part.successor is None else known)
+        known += part.successor is not None
+        terminated[after - 1] = part.terminated
+        jumps.append(part.jumps + row)
+        ends.append(after)
+        row = after
+    rows = np.concatenate(jumps).astype(np.int64)
+    ends, successor = np.array(ends, np.int64), np.array(successor, np.int64)
+    about = about | ({"jumps": rows} if len(rows) else {})
+    return Recording(obs, action, reward, terminated, ends, successor, about)
+
+
+def differing(following: NDArray, obs: NDArray) -> NDArray:
+    """Rows [N] where next observations [N, Do] are not the following observations.
+
+    Rounding of the recording (1e-4 of the value's size) is allowed; NaN equals NaN, which another
+    check reports.
+    """
+    rows = np.flatnonzero((following != obs).any(1))
+    if len(rows):
+        close = np.isclose(following[rows], obs[rows], rtol=1e-4, atol=1e-4, equal_nan=True)
+        rows = rows[~close.all(1)]
+    return rows

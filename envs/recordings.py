@@ -1,0 +1,192 @@
+"""Reads recorded data of any format into one record, and refuses what is wrong by name."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .catalogue import env_by_name, find, locate
+from .faults import bad_rows, episode_of, errors, faults, not_finite, rows_outside, starts
+from .formats import opened
+from .record import Fault, Recording, Refused, as_env_error, pieces, refuse
+from .writing import write
+
+__all__ = ["Fault", "Recording", "env_of", "estimate", "faults", "locate", "read", "write"]
+ON_BAD, STORAGE = ("refuse", "drop", "clip"), ("ram", "mmap")
+AUTO = "auto"  # storage of programs that look at files: memory where there is enough
+OVERHEAD = 1.2  # peak memory of reading, against the arrays' own
+log = logging.getLogger("rheo")
+
+
+@as_env_error()
+def read(
+    path: str,
+    on_bad: str = "refuse",
+    storage: str = "ram",
+    obs_keys: list[str] | None = None,
+    time_limit: int | None = None,
+) -> Recording:
+    """The recording behind a path, a known data set's name, or `minari:DATASET_ID`.
+
+    on_bad: what to do with faults. "refuse" raises; "drop" leaves out the episodes with NaN or
+    Inf, actions outside [-1, 1] or a missing end; "clip" cuts actions to [-1, 1] and refuses the
+    rest. storage: "ram", or "mmap" for temporary files in RHEO_CACHE or ~/.cache/rheo. obs_keys:
+    observations of robomimic and Minari dictionaries. time_limit: length after which an episode is
+    cut, for files that do not mark it. The file is never changed.
+
+    Raises EnvError that names file, key, episode, step, value and remedy.
+    """
+    return mended(load(path, storage, obs_keys, time_limit), on_bad)
+
+
+@as_env_error()
+def estimate(path: str, obs_keys: list[str] | None = None) -> int:
+    """Bytes that the arrays of `read(path)` take, from the file's headers alone."""
+    with opened(where(path), obs_keys) as layout:
+        return layout.sizes().nbytes
+
+
+@as_env_error()
+def env_of(path_or_name: str) -> str | None:
+    """The environment of a recording: as the file tells, else as its name does, else None."""
+    file = where(path_or_name) if is_there(path_or_name) else path_or_name
+    if not is_there(file):
+        return env_by_name(file)
+    with opened(file, None) as layout:
+        return layout.about()["env_id"]
+
+
+def is_there(path: str) -> bool:
+    """Whether there is something to open."""
+    return path.startswith("minari:") or Path(path).expanduser().is_file()
+
+
+def where(path: str) -> str:
+    """The file of a path or name; Minari names are left alone. Raises Refused."""
+    return path if path.startswith("minari:") else str(find(path))
+
+
+def load(
+    path: str,
+    storage: str = "ram",
+    obs_keys: list[str] | None = None,
+    time_limit: int | None = None,
+) -> Recording:
+    """`read` without the check of what was read. Raises Refused."""
+    if storage not in (*STORAGE, AUTO):
+        raise refuse(path, f"source.storage={storage!r}; there are ram and mmap")
+    if time_limit is not None and time_limit < 1:
+        raise refuse(path, f"source.time_limit={time_limit}; a positive number is needed")
+    file = where(path)
+    with opened(file, obs_keys) as layout:
+        storage = check_memory(file, layout.sizes().nbytes, storage)
+        return layout.read(storage, time_limit)
+
+
+def check_memory(path: str, needed: int, storage: str) -> str:
+    """The storage to use. Raises Refused before anything is allocated that would not fit."""
+    free = available()
+    fits = free is None or OVERHEAD * needed <= free
+    if storage == AUTO:
+        return "ram" if fits else "mmap"
+    log.info("data=%s: takes %s (storage=%s)", path, size_text(needed), storage)
+    if storage == "ram" and not fits:
+        text = f"needs {size_text(OVERHEAD * needed)} of memory, {size_text(free or 0)} are free"
+        raise refuse(path, f"{text}; set source.storage=mmap")
+    return storage
+
+
+def size_text(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def available() -> int | None:
+    """Memory that can be had without swapping, in bytes; None where the system does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return None
+    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
+
+
+def mended(recording: Recording, on_bad: str) -> Recording:
+    """The recording without its errors, as far as on_bad allows. Raises Refused."""
+    path = recording.about["path"]
+    if on_bad not in ON_BAD:
+        raise refuse(path, f"source.on_bad={on_bad!r}; there are {', '.join(ON_BAD)}")
+    if on_bad == "drop":
+        recording = dropped(recording)
+    elif on_bad == "clip":
+        clip(recording)
+    found = errors(recording)
+    if found:
+        raise Refused(path, found)
+    return recording
+
+
+def clip(recording: Recording) -> None:
+    """Cuts actions to [-1, 1], in place. Raises Refused for NaN and Inf, which it would hide."""
+    found = not_finite(recording)
+    if found:
+        raise Refused(recording.about["path"], found)
+    rows = rows_outside(recording)
+    if not len(rows):
+        return
+    largest = float(np.max(np.abs(recording.action[rows])))
+    for _, piece in pieces(recording.action):
+        np.clip(piece, -1, 1, out=piece)
+    text = "data=%s: actions of %d steps were cut to [-1, 1] (largest %.3g)"
+    log.warning(text, recording.about["path"], len(rows), largest)
+
+
+def dropped(recording: Recording) -> Recording:
+    """The recording without the episodes that hold errors; it reuses the arrays."""
+    rows = [rows_outside(recording), *bad_rows(recording).values()]
+    rows.append(np.asarray(recording.about.get("jumps", ()), np.int64))
+    bad = np.unique(episode_of(recording, np.concatenate(rows)))
+    if not len(bad):
+        return recording
+    path, count = recording.about["path"], len(recording.ends)
+    if len(bad) == count:
+        raise Refused(path, [*errors(recording), *refuse(path, "no episode is without").faults])
+    log.warning("data=%s: %d of %d episodes are dropped for errors", path, len(bad), count)
+    keep = np.ones(count, bool)
+    keep[bad] = False
+    return kept(recording, keep)
+
+
+def kept(recording: Recording, keep: NDArray) -> Recording:
+    """The episodes with keep [E] set, moved together inside the arrays."""
+    known = recording.successor[keep]
+    after = recording.obs[known[known >= 0]]
+    lengths = (recording.ends - starts(recording))[keep]
+    steps = int(lengths.sum())
+    obs, action, reward, terminated = (
+        array if array is None else moved(array, recording, keep)
+        for array in (recording.obs, recording.action, recording.reward, recording.terminated)
+    )
+    assert obs is not None and action is not None and terminated is not None
+    obs[steps : steps + len(after)] = after
+    successor = np.where(known >= 0, steps + np.cumsum(known >= 0) - 1, -1)
+    about: dict[str, Any] = {k: v for k, v in recording.about.items() if k != "jumps"}
+    about["dropped"] = np.flatnonzero(~keep).tolist()
+    if "demos" in about:
+        about["demos"] = [about["demos"][episode] for episode in np.flatnonzero(keep)]
+    reward = None if reward is None else reward[:steps]
+    ends = np.cumsum(lengths)
+    obs, action, terminated = obs[: steps + len(after)], action[:steps], terminated[:steps]
+    return Recording(obs, action, reward, terminated, ends, successor, about)
+
+
+def moved(array: NDArray, recording: Recording, keep: NDArray) -> NDArray:
+    """The array with the rows of kept episodes at its front, in place."""
+    row = 0
+    for start, end in zip(starts(recording)[keep], recording.ends[keep], strict=True):
+        if row != start:
+            array[row : row + end - start] = array[start:end]
+        row += end - start
+    return array

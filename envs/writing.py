@@ -1,0 +1,136 @@
+"""Writes a recording: HDF5 in D4RL's layout with attributes of ours, or npz with the same keys."""
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from .formats import OURS
+from .record import Column, Recording, as_env_error, block_rows, pieces, refuse
+
+VERSION = 1
+SUFFIXES = (".hdf5", ".h5", ".npz")
+OWN = {"format", "path", "env_id", "jumps", "dropped", "left_out", "demos"}
+LEVEL = 4  # of gzip
+CHUNK = 4096  # rows of an HDF5 chunk
+
+
+@as_env_error()
+def write(recording: Recording, path: str | os.PathLike, **attrs: Any) -> None:
+    """Writes a recording without loss; `read` of the file gives it back.
+
+    The suffix chooses: .hdf5 and .h5 are D4RL's keys (observations, actions, rewards, terminals,
+    timeouts, next_observations where any is known) and ours (episode_ends, successor_known,
+    attributes); .npz holds the same keys. Where a successor is not known, next_observations repeats
+    the last observation. Actions are stored in [-1, 1] (action_scale="unit"); action_low and
+    action_high in `attrs` are what they stand for. The file appears whole or not at all.
+
+    Raises EnvError for another suffix.
+    """
+    store(recording, path, **attrs)
+
+
+def store(recording: Recording, path: str | os.PathLike, **attrs: Any) -> None:
+    """`write`, raising Refused."""
+    file = Path(path).expanduser()
+    if file.suffix not in SUFFIXES:
+        raise refuse(path, f"unknown suffix {file.suffix!r}; there are {', '.join(SUFFIXES)}")
+    told = {k: v for k, v in recording.about.items() if k not in OWN}
+    told |= {"env_id": recording.about.get("env_id"), **attrs}
+    told |= {"format": OURS, "version": VERSION, "action_scale": "unit"}
+    told = {key: value for key, value in told.items() if value is not None}
+    writer = write_npz if file.suffix == ".npz" else write_hdf5
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomically(file, lambda part: writer(part, columns(recording), told))
+
+
+def atomically(file: Path, action: Callable[[Path], None]) -> None:
+    """Lets `action` write a temporary file beside `file`, then puts it there."""
+    part = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        action(part)
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def columns(recording: Recording) -> dict[str, Column]:
+    """The keys of a file of ours."""
+    steps = len(recording.action)
+    timeouts = np.zeros(steps, bool)
+    timeouts[recording.ends - 1] = ~recording.terminated[recording.ends - 1]
+    arrays = {
+        "observations": recording.obs[:steps],
+        "actions": recording.action,
+        "rewards": recording.reward,
+        "terminals": recording.terminated,
+        "timeouts": timeouts,
+        "episode_ends": recording.ends,
+    }
+    result = {key: column(array) for key, array in arrays.items() if array is not None}
+    known = recording.successor >= 0
+    if known.any():
+        shape = (steps, recording.obs.shape[1])
+        result["successor_known"] = column(known)
+        result["next_observations"] = Column(
+            shape, recording.obs.dtype, lambda: following(recording)
+        )
+    return result
+
+
+def column(array: NDArray) -> Column:
+    """An array in memory as a column."""
+    return Column(array.shape, array.dtype, lambda: (rows for _, rows in pieces(array)))
+
+
+def following(recording: Recording) -> Iterator[NDArray]:
+    """Next observations [S, Do], piece by piece."""
+    steps, last = len(recording.action), recording.ends - 1
+    rows = block_rows(recording.obs.shape, recording.obs.dtype)
+    for start in range(0, steps, rows):
+        after = min(start + rows, steps)
+        index = np.arange(start + 1, after + 1)
+        mine = (last >= start) & (last < after)
+        index[last[mine] - start] = np.where(
+            recording.successor[mine] >= 0, recording.successor[mine], last[mine]
+        )
+        yield recording.obs[index]
+
+
+def write_hdf5(path: Path, content: dict[str, Column], attributes: dict[str, Any]) -> None:
+    """Columns as compressed datasets at the root."""
+    with h5py.File(path, "w") as file:
+        for key, (shape, dtype, blocks) in content.items():
+            chunk = (min(CHUNK, max(shape[0], 1)), *shape[1:])
+            options: dict[str, Any] = {"compression": "gzip", "compression_opts": LEVEL}
+            data = file.create_dataset(key, shape, dtype, chunks=chunk, shuffle=True, **options)
+            row = 0
+            for block in blocks():
+                data[row : row + len(block)] = block
+                row += len(block)
+        for key, value in attributes.items():
+            file.attrs[key] = json.dumps(value) if isinstance(value, dict | list) else value
+
+
+def write_npz(path: Path, content: dict[str, Column], attributes: dict[str, Any]) -> None:
+    """Columns as the arrays of an npz file, attributes as JSON beside them."""
+    text = np.array(json.dumps(attributes, default=lambda value: value.tolist()))
+    deflate = zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(path, "w", deflate, allowZip64=True, compresslevel=LEVEL) as archive:
+        for key, (shape, dtype, blocks) in content.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as out:
+                header = {"descr": np.lib.format.dtype_to_descr(dtype), "shape": shape}
+                header |= {"fortran_order": False}
+                np.lib.format.write_array_header_1_0(cast(Any, out), header)
+                for block in blocks():
+                    out.write(np.ascontiguousarray(block).data.cast("B"))
+        with archive.open("attributes.npy", "w") as out:
+            np.lib.format.write_array(cast(IO[bytes], out), text, allow_pickle=False)
