@@ -19,6 +19,7 @@ class BC:
 
     lr, weight_decay: AdamW; lr_warmup is a share of the run, lr_floor the last factor of a cosine.
     ema_rate: per-update rate of the averaged copy that is deployed; 1 deploys the raw weights.
+    learn_padding: whether the actions repeated past an episode's end are cloned too.
     max_norm: gradient-norm limit. run_updates: length of the run, for the schedule.
     """
 
@@ -36,6 +37,7 @@ class BC:
         lr_warmup: float,
         lr_floor: float,
         ema_rate: float,
+        learn_padding: bool,
         max_norm: float,
     ) -> None:
         self.policy = policy
@@ -46,6 +48,7 @@ class BC:
         self.run_updates = run_updates
         self.lr, self.lr_warmup, self.lr_floor = lr, lr_warmup, lr_floor
         self.ema_rate, self.max_norm = ema_rate, max_norm
+        self.learn_padding = learn_padding
 
     def act(self, obs: Tensor) -> Tensor:
         """Action chunk [N, T, Da] for obs [N, O]."""
@@ -62,7 +65,7 @@ class BC:
         share = self.updates / max(self.run_updates, 1)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * cosine(share, self.lr_warmup, self.lr_floor)
-        loss = self.loss(self.policy, batch.obs, batch.action, *self.draw(batch, self.generator))
+        loss = self.loss(self.policy, *self.example(batch), *self.draw(batch, self.generator))
         step(self.optimizer, loss, self.max_norm)
         lerp_(self.average, self.policy, self.ema_rate)
         return {"policy/loss": loss.detach()}
@@ -71,7 +74,12 @@ class BC:
     def validate(self, batch: Batch | Windows, generator: torch.Generator) -> dict[str, Tensor]:
         """Matching loss of the averaged policy on held-out data."""
         noise, t = self.draw(batch, generator)
-        return {"val/loss": self.loss(self.average, batch.obs, batch.action, noise, t)}
+        return {"val/loss": self.loss(self.average, *self.example(batch), noise, t)}
+
+    def example(self, batch: Batch | Windows) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Observations, actions, and which of those count (None: all)."""
+        known = isinstance(batch, Windows) and not self.learn_padding
+        return batch.obs, batch.action, batch.inside if known else None
 
     def draw(self, batch: Batch | Windows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Noise [B, T, Da] and stratified times [B] of a matching step."""
@@ -81,6 +89,8 @@ class BC:
         return noise, (torch.arange(rows, device=device) + jitter) / rows
 
     @staticmethod
-    def loss(policy: Any, obs: Tensor, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def loss(
+        policy: Any, obs: Tensor, action: Tensor, inside: Tensor | None, noise: Tensor, t: Tensor
+    ) -> Tensor:
         """Mean matching error, []."""
-        return policy.match(obs, action, noise, t, space=policy.prediction).mean()
+        return policy.match(obs, action, noise, t, space=policy.prediction, inside=inside).mean()

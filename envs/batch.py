@@ -28,6 +28,7 @@ class Windows(NamedTuple):
 
     obs: Tensor  # [B, To * Do]
     action: Tensor  # [B, Tp, Da], the last action repeated past an episode's end
+    inside: Tensor  # [B, Tp] bool: False past the end, where the action is such a repeat
 
 
 class Step(NamedTuple):
@@ -39,3 +40,4 @@ class Step(NamedTuple):
     truncated: Tensor  # [N] bool: cut by a time limit or a guard, keeps its bootstrap
     final_obs: Tensor  # [N, Do] the true successor of every row, never the reset's
     valid: Tensor  # [N] bool: False rows were not stepped or broke, and must not be stored
+    success: Tensor | None = None  # [N] bool: solved by this step; None: no notion of success

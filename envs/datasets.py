@@ -1,119 +1,29 @@
-"""Recorded data: an npz of episodes as chunk windows."""
+"""Recorded episodes as batches: windows for cloning, transitions for learning from rewards."""
 
 import hashlib
-import logging
-import zipfile
-import zlib
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from .batch import Windows
-from .vector import EnvError, nearest
+from .batch import Batch, Windows
+from .record import Recording
+from .recordings import read
+from .vector import EnvError
 
-KEYS = ("observations", "actions", "episode_ends")
-UNREADABLE = (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 HELD_WINDOWS = 8192  # at most so many validation windows: a validation is one batch
-log = logging.getLogger("rheo")
+RETURN_RANGE = 1000.0  # what reward_norm=return_range scales the spread of returns to
+AnyBatch = TypeVar("AnyBatch", Batch, Windows)
 
 
-class Episodes(NamedTuple):
-    """Concatenated episodes; `ends` [E] are exclusive ends, so episode e is ends[e-1]:ends[e]."""
-
-    obs: Tensor  # [S, Do]
-    action: Tensor  # [S, Da]
-    ends: Tensor  # [E]
-
-
-def read_npz(path: str) -> Episodes:
-    """Reads `observations` [S, Do], `actions` [S, Da] and `episode_ends` [E] of an npz file.
-
-    Raises EnvError naming file, key, and place for a missing file or key, unequal lengths, a NaN,
-    or ends that do not rise to S. Pickled content is refused.
-    """
-    *numbers, ends = load_arrays(path)
-    obs, action = (clean(path, key, array) for key, array in zip(KEYS, numbers, strict=False))
-    if len(obs) != len(action):
-        raise EnvError(
-            f"data={path}: {len(obs)} observations but {len(action)} actions; "
-            "every step needs one of each"
-        )
-    if ends.ndim != 1 or ends.dtype.kind not in "iu":
-        raise EnvError(f"data={path}: episode_ends must be a list of whole numbers, got {ends!r}")
-    ends = ends.astype(np.int64)
-    if not len(ends) or ends[-1] != len(obs) or (np.diff(ends, prepend=0) < 1).any():
-        raise EnvError(
-            f"data={path}: episode_ends must rise strictly from above 0 to {len(obs)}, the number "
-            f"of steps; got {np.array2string(ends, threshold=8)}"
-        )
-    outside = np.abs(action) > 1.0
-    if outside.any():
-        text = "%s: %.1f %% of action entries lie outside [-1, 1] (largest %.2f); a policy clips"
-        log.warning(text, path, 100 * outside.mean(), np.abs(action).max())
-    return Episodes(*(torch.from_numpy(array) for array in (obs, action, ends)))
-
-
-def load_arrays(path: str) -> list[NDArray]:
-    """The arrays of KEYS in an npz file. Raises EnvError; nothing is unpickled."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise EnvError(
-            f"data={path}: no such file; give the path of an .npz file with {', '.join(KEYS)}"
-        )
-    try:
-        loaded = np.load(file, allow_pickle=False)
-    except UNREADABLE as error:
-        raise unreadable(path, error) from error
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        raise EnvError(f"data={path}: holds one array; an .npz file with {', '.join(KEYS)} is read")
-    with loaded:
-        for key in KEYS:
-            if key not in loaded:
-                hint = nearest(key, set(loaded.files) - set(KEYS))
-                held = ", ".join(sorted(loaded.files)) or "nothing"
-                raise EnvError(f"data={path}: no key {key!r}; it holds {held}{hint}")
-        try:
-            return [loaded[key] for key in KEYS]
-        except UNREADABLE as error:
-            raise unreadable(path, error) from error
-
-
-def unreadable(path: str, error: Exception) -> EnvError:
-    """The message for a file that is not what it should be."""
-    size = Path(path).expanduser().stat().st_size
-    return EnvError(
-        f"data={path}: not a readable .npz file ({error}); it has {size} bytes. Fetch or write it "
-        "again, without objects in it"
-    )
-
-
-def clean(path: str, key: str, array: NDArray) -> NDArray:
-    """A [steps, dims] array in float32. Raises EnvError with the place of the first bad number."""
-    if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.shape[1]:
-        raise EnvError(
-            f"data={path}: {key} has shape {array.shape} and type {array.dtype}, "
-            "expected numbers [steps, dims]"
-        )
-    with np.errstate(over="ignore"):
-        result = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(result).all():
-        step, dim = np.argwhere(~np.isfinite(result))[0]
-        raise EnvError(
-            f"data={path}: {key}[{step}, {dim}] is {array[step, dim]}; remove that episode"
-        )
-    return result
-
-
-def fingerprint(episodes: Episodes) -> str:
-    """SHA-256 of everything that is read from a file."""
+def fingerprint(recording: Recording) -> str:
+    """SHA-256 of everything that is learned from."""
     digest = hashlib.sha256()
-    for array in episodes:
-        digest.update(str(tuple(array.shape)).encode())
-        digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    for array in recording:
+        if isinstance(array, np.ndarray):
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -133,10 +43,16 @@ def held_out_episodes(count: int, share: float) -> Tensor:
 class Dataset:
     """Chunk windows of recorded episodes: one for every step, none lost at an episode's end.
 
-    Histories before an episode's start repeat its first observation, chunks past its end repeat
-    its last action. batch_size: windows a batch. holdout: share of episodes kept for validation,
-    at least one unless it is 0; the choice is fixed, whatever the run's seed. path: the npz file.
-    obs_steps: observations of history (To). horizon: actions of a window (Tp).
+    S steps, F known successors, To history, Tp chunk. Histories before an episode's start repeat
+    its first observation, chunks past its end repeat its last action and say so in `inside`.
+
+    path: the file, or the name of a known data set (`recordings.read` lists formats). batch_size:
+    windows a batch. holdout: share of episodes kept for validation, at least one unless it is 0;
+    the choice is fixed, whatever the run's seed. obs_steps: observations of history. on_bad: what
+    happens to episodes with broken numbers or actions outside [-1, 1]: "refuse" the file, "drop"
+    those episodes, or "clip" actions (other faults still refuse). storage: "mmap" keeps the large
+    arrays in a temporary file. obs_keys: which observations of a file that names several.
+    time_limit: length of the episodes of a file that marks no ends.
     """
 
     def __init__(
@@ -148,23 +64,38 @@ class Dataset:
         batch_size: int,
         holdout: float,
         obs_steps: int,
+        on_bad: Literal["refuse", "drop", "clip"],
+        storage: Literal["ram", "mmap"],
+        obs_keys: list[str] | None,
+        time_limit: int | None,
     ) -> None:
         if not 0.0 <= holdout < 1.0:
             raise ValueError(f"source.holdout={holdout} must lie in [0, 1)")
         self.generator, self.horizon, self.obs_steps = generator, horizon, obs_steps
         self.batch_size, self.updates = batch_size, 0
-        episodes = read_npz(path)
-        self.digest = fingerprint(episodes)
+        recording = read(path, on_bad, storage, obs_keys, time_limit)
+        self.about = recording.about
+        self.digest = fingerprint(recording)
         device = generator.device
-        self.obs, self.action = episodes.obs.to(device), episodes.action.to(device)
-        starts = torch.cat([torch.zeros(1, dtype=torch.int64), episodes.ends[:-1]])
-        lengths = episodes.ends - starts
-        held = held_out_episodes(len(starts), holdout)
-        self.first = starts.repeat_interleave(lengths).to(device)  # [S] first step of my episode
-        self.last = (episodes.ends - 1).repeat_interleave(lengths).to(device)  # [S]
-        held_steps = held.repeat_interleave(lengths).to(device)
-        self.train_steps = (~held_steps).nonzero()[:, 0]
-        self.held_steps = held_steps.nonzero()[:, 0]
+        self.obs = torch.from_numpy(recording.obs).to(device)  # [S + F, Do]
+        self.action = torch.from_numpy(recording.action).to(device)  # [S, Da]
+        ends = torch.from_numpy(recording.ends)
+        lengths = ends.diff(prepend=torch.zeros(1, dtype=ends.dtype))
+        held = held_out_episodes(len(ends), holdout).repeat_interleave(lengths)
+        small = torch.int32 if len(self.obs) < 2**31 else torch.int64
+        first = (ends - lengths).to(small).repeat_interleave(lengths)
+        last = (ends - 1).to(small).repeat_interleave(lengths)
+        usable = self.prepare(recording, first, last)
+        self.first, self.last = first.to(device), last.to(device)  # [S] of the step's episode
+        steps = torch.arange(len(held), dtype=small)
+        self.train_steps = steps[usable & ~held].to(device)
+        self.held_steps = steps[usable & held].to(device)
+        if not len(self.train_steps):
+            raise ValueError(f"data={path}: no step can be trained on; lower source.holdout")
+
+    def prepare(self, recording: Recording, first: Tensor, last: Tensor) -> Tensor:
+        """What a subclass adds to the tables; which steps [S] bool it can use."""
+        return torch.ones(len(last), dtype=torch.bool)
 
     @property
     def obs_size(self) -> int:
@@ -189,30 +120,40 @@ class Dataset:
         obs = self.obs[self.train_steps].repeat(1, self.obs_steps)
         return obs, self.action[self.train_steps]
 
-    def next(self, act: Any) -> Windows:
-        """A batch of training windows; `act` is not needed."""
+    def next(self, act: Any) -> Any:
+        """A batch of training rows; `act` is not needed."""
         self.updates += 1
-        count = (self.batch_size,)
-        device = self.generator.device
+        count, device = (self.batch_size,), self.generator.device
         pick = torch.randint(len(self.train_steps), count, generator=self.generator, device=device)
-        return self.windows(self.train_steps[pick])
+        return self.rows(self.train_steps[pick])
 
-    def held_out(self) -> Windows | None:
-        """The validation windows, at most HELD_WINDOWS evenly spaced ones; None without any."""
+    def held_out(self) -> Any:
+        """The validation rows, at most HELD_WINDOWS evenly spaced ones; None without any."""
         count = len(self.held_steps)
         if not count:
             return None
         stride = -(-count // HELD_WINDOWS)
-        return self.windows(self.held_steps[::stride])
+        return self.rows(self.held_steps[::stride])
+
+    def rows(self, step: Tensor) -> Any:
+        """The batch of the steps [B]."""
+        return self.windows(step)
 
     def windows(self, step: Tensor) -> Windows:
         """The windows that start at the steps [B]."""
-        device = step.device
-        back = torch.arange(1 - self.obs_steps, 1, device=device)
-        ahead = torch.arange(self.horizon, device=device)
-        past = torch.maximum(step[:, None] + back, self.first[step, None])
-        future = torch.minimum(step[:, None] + ahead, self.last[step, None])
-        return Windows(self.obs[past].flatten(1), self.action[future])
+        last = self.last[step]
+        ahead = torch.arange(self.horizon, device=step.device, dtype=step.dtype)
+        future = step[:, None] + ahead
+        inside = future <= last[:, None]
+        action = self.action[torch.minimum(future, last[:, None])]
+        return Windows(self.history(step, self.first[step]), action, inside)
+
+    def history(self, row: Tensor, first: Tensor) -> Tensor:
+        """Observation histories [B, To*Do] that end at the rows [B] of `obs`."""
+        if self.obs_steps == 1:
+            return self.obs[row]
+        back = torch.arange(1 - self.obs_steps, 1, device=row.device, dtype=row.dtype)
+        return self.obs[torch.maximum(row[:, None] + back, first[:, None])].flatten(1)
 
     def metrics(self) -> dict[str, float]:
         """Nothing to report between batches."""
@@ -235,3 +176,165 @@ class Dataset:
             )
         self.generator.set_state(state["generator"])
         self.updates = state["updates"]
+
+
+class Transitions(Dataset):
+    """Transitions between the decisions of a policy that executes Ta actions of every chunk.
+
+    For a step s with n = min(Ta, steps left) the batch holds sum_k gamma^k r_{s+k} over the n
+    steps, gamma^n (1 - terminated) and the observation n steps on, so an n-step target is
+    `reward + discount * value(next_obs)`; a cut episode keeps its bootstrap, and its last decisions
+    are left out only where the recording does not hold the observation after its end.
+
+    execute: Ta. gamma: discount per environment step. reward_norm: "return_range" multiplies
+    rewards by RETURN_RANGE / (best - worst return), as in arXiv:2110.06169; "none" leaves them.
+    """
+
+    def __init__(
+        self,
+        generator: torch.Generator,
+        horizon: int,
+        *,
+        path: str,
+        batch_size: int,
+        holdout: float,
+        obs_steps: int,
+        on_bad: Literal["refuse", "drop", "clip"],
+        storage: Literal["ram", "mmap"],
+        obs_keys: list[str] | None,
+        time_limit: int | None,
+        execute: int,
+        gamma: float,
+        reward_norm: Literal["none", "return_range"],
+    ) -> None:
+        if execute > horizon:
+            raise ValueError(f"env.execute={execute} is above horizon={horizon}; lower it")
+        self.execute, self.gamma, self.reward_norm = execute, gamma, reward_norm
+        self.path = path
+        super().__init__(
+            generator,
+            horizon,
+            path=path,
+            batch_size=batch_size,
+            holdout=holdout,
+            obs_steps=obs_steps,
+            on_bad=on_bad,
+            storage=storage,
+            obs_keys=obs_keys,
+            time_limit=time_limit,
+        )
+
+    def prepare(self, recording: Recording, first: Tensor, last: Tensor) -> Tensor:
+        if recording.reward is None:
+            raise ValueError(
+                f"data={self.path}: it holds no rewards, which this algorithm learns from; "
+                "use algo=bc, or a file with rewards"
+            )
+        reward = torch.from_numpy(recording.reward)
+        steps = len(reward)
+        step = torch.arange(steps, dtype=last.dtype)
+        left = last - step + 1
+        frames = left.clamp(max=self.execute)
+        self.reward_scale = self.scale_of(recording)
+        total = torch.zeros(steps)
+        for k in range(self.execute):
+            inside = frames > k
+            total[inside] += self.gamma**k * reward[step[inside] + k]
+        at_end = frames == left
+        terminated = at_end & torch.from_numpy(recording.terminated)[last]
+        ends = torch.from_numpy(recording.ends)
+        lengths = ends.diff(prepend=torch.zeros(1, dtype=ends.dtype))
+        successor = torch.from_numpy(recording.successor).to(last.dtype).repeat_interleave(lengths)
+        after = torch.where(at_end, successor, step + frames)
+        usable = (after >= 0) | terminated
+        device = self.generator.device
+        powers = torch.tensor([self.gamma**n for n in range(self.execute + 1)])
+        self.reward = (total * self.reward_scale).to(device)  # [S]
+        self.discount = (powers[frames] * ~terminated).to(device)  # [S]
+        self.after = torch.where(after < 0, step, after).to(device)  # [S] row of the successor
+        return usable
+
+    def scale_of(self, recording: Recording) -> float:
+        """Factor on rewards. Raises ValueError when all returns are equal."""
+        if self.reward_norm == "none":
+            return 1.0
+        starts = np.concatenate([[0], recording.ends[:-1]])
+        returns = np.add.reduceat(np.asarray(recording.reward, np.float64), starts)
+        spread = float(returns.max() - returns.min())
+        if spread <= 0:
+            raise ValueError(
+                f"data={self.path}: all {len(returns)} episodes have the return {returns[0]:g}, so "
+                "their range cannot scale rewards; set source.reward_norm=none"
+            )
+        return RETURN_RANGE / spread
+
+    def rows(self, step: Tensor) -> Batch:
+        """Transitions from the steps [B]."""
+        if self.horizon == 1:
+            action = self.action[step][:, None]
+        else:
+            ahead = torch.arange(self.horizon, device=step.device, dtype=step.dtype)
+            action = self.action[torch.minimum(step[:, None] + ahead, self.last[step, None])]
+        after = self.after[step]
+        if self.obs_steps == 1:
+            obs, next_obs = self.obs[step], self.obs[after]
+        else:
+            first = self.first[step]
+            obs, next_obs = self.history(step, first), self.next_history(step, after, first)
+        return Batch(obs, action, self.reward[step], self.discount[step], next_obs)
+
+    def next_history(self, step: Tensor, after: Tensor, first: Tensor) -> Tensor:
+        """Histories that end at the successors, whose rows do not follow on at episodes' ends."""
+        last = self.last[step]
+        newest = torch.where(after > last, last + 1, after)  # counted as if the rows went on
+        newest = torch.maximum(newest, step)
+        back = torch.arange(1 - self.obs_steps, 1, device=step.device, dtype=step.dtype)
+        rows = torch.maximum(newest[:, None] + back, first[:, None])
+        return self.obs[torch.where(rows > last[:, None], after[:, None], rows)].flatten(1)
+
+
+class Mixed:
+    """Batches of which a share comes from recorded data and the rest from a running replay.
+
+    replay, dataset: the two sources; their batch sizes are set here. batch_size: rows a batch.
+    offline_share: share of recorded rows. The replay's rewards get the data's factor.
+    """
+
+    def __init__(
+        self, replay: Any, dataset: Transitions, *, batch_size: int, offline_share: float
+    ) -> None:
+        offline = round(offline_share * batch_size)
+        if not 0 < offline < batch_size:
+            raise ValueError(
+                f"source.offline_share={offline_share} of source.batch_size={batch_size} leaves "
+                "one of the sources without a row; use source=replay or source=transitions"
+            )
+        self.replay, self.dataset = replay, dataset
+        replay.batch_size, dataset.batch_size = batch_size - offline, offline
+        if replay.env.obs_dim != dataset.obs_size or replay.env.action_dim != dataset.action_dim:
+            raise ValueError(
+                f"data has {dataset.obs_size} observations and {dataset.action_dim} actions, "
+                f"{replay.env.env.id} has {replay.env.obs_dim} and {replay.env.action_dim}"
+            )
+        self.obs_size, self.action_dim = dataset.obs_size, dataset.action_dim
+        self.statistics, self.metrics = dataset.statistics, replay.metrics
+
+    @property
+    def progress(self) -> int:
+        """Environment frames so far."""
+        return self.replay.progress
+
+    def next(self, act: Any) -> Batch:
+        """A batch: rows of the replay, then recorded ones."""
+        online, offline = self.replay.next(act), self.dataset.next(act)
+        online = online._replace(reward=online.reward * self.dataset.reward_scale)
+        return Batch(*(torch.cat(pair) for pair in zip(online, offline, strict=True)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both sources' states."""
+        return {"replay": self.replay.state_dict(), "dataset": self.dataset.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.replay.load_state_dict(state["replay"])
+        self.dataset.load_state_dict(state["dataset"])

@@ -352,12 +352,14 @@ class FlowPolicy(nn.Module):
         noise: Tensor,
         t: Tensor,
         space: Literal["v", "eps", "a"] = "v",
+        inside: Tensor | None = None,
     ) -> Tensor:
         """Matching loss of action chunks, per sample [...]: mean over T * Da, unreduced otherwise.
 
         |form(x_t) - target|^2 at x_t = A a + B noise, in the form that `space` names (flow
         matching arXiv:2210.02747 for v). action [..., T, Da] in environment units, noise of the
         same or more leading dimensions, t [...]. Weights, signed ones too, are the caller's.
+        inside [..., T] bool leaves actions out of the mean, as those past an episode's end.
         """
         lead = noise.ndim - 2
         t = expand_lead(t, lead, 0)
@@ -374,7 +376,11 @@ class FlowPolicy(nn.Module):
         else:
             value = getattr(self.pred(x, t, feat), space)
         target = {"v": c.da * a + c.db * noise, "eps": noise, "a": a}[space]
-        return (value - target).square().mean((-1, -2))
+        error = (value - target).square().mean(-1)
+        if inside is None:
+            return error.mean(-1)
+        inside = expand_lead(inside.to(error.dtype), lead, 1)
+        return (error * inside).sum(-1) / inside.sum(-1).clamp_min(1.0)
 
     def regress(self, obs: Tensor, x: Tensor, t: Tensor, target_v: Tensor) -> Tensor:
         """Squared distance of v(x, t | obs) to given targets, per sample [...]: mean over T * Da.

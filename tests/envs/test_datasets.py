@@ -1,13 +1,14 @@
-"""Windows of recorded episodes against plain loops, and files that cannot be used."""
-
-import pickle
+"""Windows and transitions of recorded episodes against plain loops over ragged episodes."""
 
 import numpy as np
 import pytest
 import torch
 
 from rheo.envs import datasets
-from rheo.envs.datasets import Dataset, read_npz
+from rheo.envs.chunk import ChunkEnv
+from rheo.envs.datasets import RETURN_RANGE, Dataset, Mixed, Transitions
+from rheo.envs.sources import Replay
+from rheo.envs.suites import make
 from rheo.envs.vector import EnvError
 
 LENGTHS = [1, 7, 2, 12, 3, 5]
@@ -36,15 +37,26 @@ def write(tmp_path):
     return save
 
 
-def dataset(path, *, horizon=4, batch_size=6, holdout=0.0, obs_steps=3, seed=0):
-    return Dataset(
-        torch.Generator().manual_seed(seed),
-        horizon,
-        path=path,
-        batch_size=batch_size,
-        holdout=holdout,
-        obs_steps=obs_steps,
-    )
+SETTINGS = {
+    "batch_size": 6,
+    "holdout": 0.0,
+    "obs_steps": 3,
+    "on_bad": "refuse",
+    "storage": "ram",
+    "obs_keys": None,
+    "time_limit": None,
+}
+
+
+def dataset(path, *, horizon=4, seed=0, **changes):
+    settings = {**SETTINGS, **changes}
+    return Dataset(torch.Generator().manual_seed(seed), horizon, path=path, **settings)
+
+
+def transitions(path, *, horizon=4, seed=0, **changes):
+    more = {"execute": 2, "gamma": 0.9, "reward_norm": "none"}
+    settings = {**SETTINGS, **more, **changes}
+    return Transitions(torch.Generator().manual_seed(seed), horizon, path=path, **settings)
 
 
 def expected_windows(horizon, obs_steps):
@@ -67,6 +79,8 @@ def test_every_step_has_one_window_that_stays_in_its_episode(write, horizon, obs
     for step, (past, future) in expected_windows(horizon, obs_steps).items():
         assert windows.obs[step, ::2].tolist() == past
         assert (windows.action[step, :, 0] * 100).round().tolist() == future
+        first_repeat = len(set(future))
+        assert windows.inside[step].tolist() == [i < first_repeat for i in range(horizon)]
     assert data.obs_size == obs_steps * 2 and data.action_dim == 3
     obs, action = data.statistics()
     assert torch.equal(obs, data.obs.repeat(1, obs_steps)) and torch.equal(action, data.action)
@@ -134,105 +148,6 @@ def test_a_run_does_not_go_on_with_other_data(write):
         dataset(write(episode_ends=moved)).load_state_dict(state)
 
 
-def test_actions_outside_the_box_are_kept_and_said(write, caplog, monkeypatch):
-    monkeypatch.setattr(datasets.log, "propagate", True)
-    actions = arrays()["actions"]
-    actions[3, 0] = -1.79
-    episodes = read_npz(write(actions=actions))
-    assert episodes.action[3, 0] == torch.tensor(-1.79)
-    assert "1.1 % of action entries lie outside [-1, 1] (largest 1.79)" in caplog.text
-
-
-def test_whole_numbers_and_unsigned_ends_are_read(write):
-    whole = np.arange(60).reshape(30, 2)
-    ends = np.cumsum(LENGTHS).astype(np.uint32)
-    episodes = read_npz(write(observations=whole, episode_ends=ends))
-    assert episodes.obs.dtype == torch.float32 and episodes.ends.tolist() == [1, 8, 10, 22, 25, 30]
-
-
-def bad(value, step=4, dim=1):
-    result = arrays()["observations"]
-    result[step, dim] = value
-    return result
-
-
-BAD = [
-    ({"actions": None}, "no key 'actions'; it holds episode_ends, observations"),
-    ({"observations": None, "observation": np.ones(3)}, "did you mean 'observation'"),
-    ({"actions": np.zeros((29, 3))}, "30 observations but 29 actions"),
-    ({"observations": bad(np.nan)}, r"observations\[4, 1\] is nan; remove that episode"),
-    ({"observations": bad(-np.inf)}, r"observations\[4, 1\] is -inf"),
-    ({"observations": bad(1e300)}, r"observations\[4, 1\] is 1e\+300"),
-    ({"observations": np.zeros(30)}, r"observations has shape \(30,\)"),
-    ({"observations": np.float64(3.0)}, r"observations has shape \(\)"),
-    ({"observations": np.full((30, 2), "x")}, "expected numbers"),
-    ({"observations": np.zeros((30, 2), complex)}, "expected numbers"),
-    ({"actions": np.zeros((30, 0))}, r"actions has shape \(30, 0\)"),
-    ({"episode_ends": np.array([10, 20])}, "must rise strictly from above 0 to 30"),
-    ({"episode_ends": np.array([10, 40])}, "must rise strictly"),
-    ({"episode_ends": np.array([20, 10, 30])}, "must rise strictly"),
-    ({"episode_ends": np.array([20, 10, 30], np.uint64)}, "must rise strictly"),
-    ({"episode_ends": np.array([10, 10, 30])}, "must rise strictly"),
-    ({"episode_ends": np.array([0, 30])}, "must rise strictly"),
-    ({"episode_ends": np.array([-3, 30])}, "must rise strictly"),
-    ({"episode_ends": np.array([], int)}, "must rise strictly"),
-    ({"episode_ends": np.array([10.0, 30.0])}, "must be a list of whole numbers"),
-    ({"episode_ends": np.array([[10, 30]])}, "must be a list of whole numbers"),
-    ({"actions": np.array([{}] * 30, object)}, "not a readable .npz file"),
-]
-
-
-@pytest.mark.parametrize(("changes", "message"), BAD)
-def test_a_file_that_cannot_be_used_is_refused_by_name(write, changes, message):
-    path = write(**changes)
-    with pytest.raises(EnvError, match=message) as caught:
-        read_npz(path)
-    assert path in str(caught.value)
-
-
-class Trap:
-    """Unpickling it would leave a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-def test_files_that_are_no_archives_are_refused_and_never_unpickled(tmp_path):
-    trap, file = tmp_path / "sprung", tmp_path / "data.npz"
-    np.savez(file, **arrays())
-    whole = file.read_bytes()
-    contents = {
-        "empty": b"",
-        "html": b"<!DOCTYPE html><html>403</html>",
-        "pickle": pickle.dumps(Trap(trap)),
-        "half": whole[: len(whole) // 2],
-        "changed": whole[:300] + bytes([whole[300] ^ 255]) + whole[301:],
-    }
-    for name, content in contents.items():
-        file.write_bytes(content)
-        with pytest.raises(EnvError, match=f"not a readable .npz file .* {len(content)} bytes"):
-            read_npz(str(file))
-        assert not trap.exists(), name
-    np.save(tmp_path / "one.npy", np.zeros(3))
-    with pytest.raises(EnvError, match="holds one array"):
-        read_npz(str(tmp_path / "one.npy"))
-    for missing in (tmp_path / "none.npz", tmp_path):
-        with pytest.raises(EnvError, match="no such file"):
-            read_npz(str(missing))
-
-
-def test_an_object_array_inside_an_archive_is_never_unpickled(write, tmp_path):
-    trap = tmp_path / "sprung"
-    loaded = np.empty(30, object)
-    loaded[:] = [Trap(trap)] * 30
-    with pytest.raises(EnvError, match="without objects"):
-        read_npz(write(actions=loaded))
-    assert not trap.exists()
-
-
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_share_outside_its_range_is_refused(write, share):
     with pytest.raises(ValueError, match="source.holdout=.* must lie in"):
@@ -244,3 +159,124 @@ def test_the_only_episode_cannot_be_held_out(write):
     with pytest.raises(ValueError, match="needs two episodes and there is one; set it to 0"):
         dataset(path, holdout=0.1)
     assert len(dataset(path).train_steps) == 30
+
+
+TERMINATED = np.array([True, False, True, False, False, True])  # of the six episodes
+
+
+def with_rewards(known):
+    """`arrays` with rewards, ends of both kinds and, if `known`, the observations after ends."""
+    content, ends = arrays(), np.cumsum(LENGTHS)
+    terminals, timeouts = np.zeros(30, bool), np.zeros(30, bool)
+    terminals[ends[TERMINATED] - 1], timeouts[ends[~TERMINATED] - 1] = True, True
+    content["rewards"] = np.sin(np.arange(30.0))
+    content["terminals"], content["timeouts"] = terminals, timeouts
+    if known:
+        content["next_observations"] = content["observations"] + 1.0
+        content["next_observations"][ends - 1] += 0.5  # no observation of the recording
+    return content
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("horizon", "execute", "obs_steps"), [(1, 1, 1), (4, 2, 3), (4, 4, 1), (16, 16, 2), (3, 1, 20)]
+)
+def test_transitions_equal_loops_over_episodes(write, known, horizon, execute, obs_steps):
+    path = write(**with_rewards(known))
+    data = transitions(path, horizon=horizon, execute=execute, obs_steps=obs_steps)
+    reward, seen, start = np.sin(np.arange(30.0)), [], 0
+    for length, terminated in zip(LENGTHS, TERMINATED, strict=True):
+        frames = [float(start + i) for i in range(length)] + [start + length + 0.5]
+        for i in range(length):
+            n = min(execute, length - i)
+            ends_here = i + n == length
+            if ends_here and not terminated and not known:
+                continue  # nobody knows where that decision led
+            batch = data.rows(torch.tensor([start + i], dtype=torch.int32))
+            history = [frames[max(i - k, 0)] for k in reversed(range(obs_steps))]
+            after = [frames[max(i + n - k, 0)] for k in reversed(range(obs_steps))]
+            total = sum(0.9**k * reward[start + i + k] for k in range(n))
+            assert batch.obs[0, ::2].tolist() == history
+            assert batch.reward.item() == pytest.approx(total, abs=1e-6)
+            bootstrap = 0.0 if ends_here and terminated else 0.9**n
+            assert batch.discount.item() == pytest.approx(bootstrap)
+            if bootstrap:
+                assert batch.next_obs[0, ::2].tolist() == after
+            chunk = [min(start + i + k, start + length - 1) for k in range(horizon)]
+            assert (batch.action[0, :, 0] * 100).round().tolist() == chunk
+            seen.append(start + i)
+        start += length
+    assert data.train_steps.tolist() == seen
+
+
+def test_rewards_are_scaled_by_the_range_of_returns(write):
+    path = write(**with_rewards(True))
+    plain, scaled = (transitions(path, reward_norm=n) for n in ("none", "return_range"))
+    reward = np.sin(np.arange(30.0))
+    returns = [part.sum() for part in np.split(reward, np.cumsum(LENGTHS)[:-1])]
+    factor = RETURN_RANGE / (max(returns) - min(returns))
+    assert torch.allclose(scaled.reward, plain.reward * factor, rtol=1e-5)
+    assert scaled.reward_scale == pytest.approx(factor) and plain.reward_scale == 1.0
+
+
+def test_data_without_rewards_or_with_equal_returns_say_what_to_do(write):
+    with pytest.raises(ValueError, match="holds no rewards.*use algo=bc"):
+        transitions(write())
+    with pytest.raises(ValueError, match="all 6 episodes have the return 0.*reward_norm=none"):
+        transitions(
+            write(**{**with_rewards(True), "rewards": np.zeros(30)}), reward_norm="return_range"
+        )
+
+
+def test_storage_on_disk_gives_the_same_batches(write):
+    path = write(**with_rewards(True))
+    ram, disk = (transitions(path, storage=storage) for storage in ("ram", "mmap"))
+    for _ in range(3):
+        assert all(map(torch.equal, ram.next(None), disk.next(None)))
+
+
+def mixed(path, share=0.25, reward_norm="return_range"):
+    env = ChunkEnv(make("Pendulum-v1", 2), execute=1, obs_steps=1, gamma=0.9)
+    env.reset(0)
+    replay = Replay(
+        env,
+        torch.Generator().manual_seed(0),
+        1,
+        capacity=100,
+        batch_size=8,
+        warmup=4,
+        update_ratio=1.0,
+    )
+    data = transitions(path, horizon=1, execute=1, obs_steps=1, reward_norm=reward_norm)
+    return Mixed(replay, data, batch_size=16, offline_share=share)
+
+
+@pytest.fixture
+def pendulum(write):
+    """Recorded steps of the size of Pendulum-v1."""
+    content = with_rewards(True)
+    for key in ("observations", "next_observations"):
+        content[key] = content[key][:, :1] + np.zeros(3)
+    content["actions"] = content["actions"][:, :1]
+    return write(**content)
+
+
+def test_a_mixed_batch_holds_the_asked_shares_with_one_scale_of_rewards(pendulum):
+    source = mixed(pendulum)
+    act = lambda obs: torch.zeros(len(obs), 1, 1)  # noqa: E731
+    batch = source.next(act)
+    recorded = batch.obs[:, 0] == batch.obs[:, 1]  # pendulum's are cosine and sine
+    assert recorded.tolist() == [False] * 12 + [True] * 4
+    assert source.progress == source.replay.frames > 0
+    buffer = source.replay.buffer
+    stored = set(buffer.rows[: buffer.size, -2].mul(source.dataset.reward_scale).tolist())
+    assert set(batch.reward[:12].tolist()) <= stored
+    other = mixed(pendulum)
+    other.load_state_dict(source.state_dict())
+    assert all(map(torch.equal, source.next(act), other.next(act)))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 0.01])
+def test_a_share_that_leaves_a_source_empty_is_refused(pendulum, share):
+    with pytest.raises(ValueError, match=f"source.offline_share={share}.*without a row"):
+        mixed(pendulum, share)

@@ -1,0 +1,156 @@
+"""Recording what happens in environments, step by step, as episodes."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .batch import Step
+from .chunk import ChunkEnv
+from .record import Recording
+from .vector import VectorEnv
+
+
+class Act(Protocol):
+    """Behaviour to record: obs [N, O] -> action chunk [N, T, Da] in [-1, 1]."""
+
+    def __call__(self, obs: Tensor, /) -> Tensor: ...
+
+
+class Recorder:
+    """A vector environment that remembers every step it takes.
+
+    It stands where the environment stood, also inside a ChunkEnv, so chunks and histories are
+    recorded as the single steps that were executed. Actions are clipped to [-1, 1], and the clipped
+    ones are both executed and recorded.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        self.env = env
+        self.obs = torch.zeros(0)
+        self.columns: list[list[NDArray]] = [[] for _ in range(6)]
+        self.steps = np.zeros(env.num_envs, np.int64)  # recorded so far, of each environment
+        self.finished = np.zeros(env.num_envs, np.int64)  # episodes of each environment
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.env, name)
+
+    def reset(self, seed: int | None = None) -> Tensor:
+        """New episodes, [N, Do]."""
+        self.obs = self.env.reset(seed)
+        return self.obs
+
+    def step(self, action: Tensor, active: Tensor | None = None) -> Step:
+        """One step; rows that are not active are not recorded."""
+        action = action.clamp(-1.0, 1.0)
+        out = self.env.step(action, active)
+        stepped = np.ones(len(action), bool) if active is None else active.numpy().copy()
+        ended = (out.terminated | out.truncated).numpy()
+        good = out.valid.numpy() & stepped
+        row = (self.obs, action, out.reward, out.final_obs)
+        values = [value.detach().cpu().numpy().astype(np.float32) for value in row]
+        flags = good * 1 + (out.terminated.numpy() & good) * 2 + (ended & stepped) * 4
+        for column, value in zip(self.columns, [*values, flags, stepped], strict=True):
+            column.append(value)
+        self.steps += good
+        self.finished += ended & stepped
+        self.obs = out.obs
+        return out
+
+    def recording(self, steps: int | None, episodes: NDArray | None, **about: Any) -> Recording:
+        """Everything so far, environment after environment.
+
+        steps: total number kept; running episodes are cut there, with the observation that follows.
+        episodes: number kept of each environment [N]; later steps are left out.
+        """
+        obs, action, reward, after, flags, stepped = (np.stack(column) for column in self.columns)
+        parts, left = [], steps
+        for i in range(self.env.num_envs):
+            share = None
+            if left is not None:
+                share = -(-left // (self.env.num_envs - i))
+                left -= share
+            mine = stepped[:, i]
+            columns = [x[mine, i] for x in (obs, action, reward, after, flags)]
+            parts.append(_episodes(columns, share, None if episodes is None else int(episodes[i])))
+        return _joined(parts, about)
+
+
+def _episodes(columns: list[NDArray], steps: int | None, episodes: int | None) -> tuple:
+    """(obs, action, reward, terminated, lengths, successors) of one environment's steps.
+
+    A step that broke (flag 1 missing) is left out, and the episode ends before it.
+    """
+    flags = columns[4]
+    if episodes is not None:
+        count = int(np.flatnonzero(flags & 4)[episodes - 1]) + 1 if episodes else 0
+        columns = [column[:count] for column in columns]
+    good = (columns[4] & 1).astype(bool)
+    boundary = (columns[4] & 4).astype(bool)
+    boundary[:-1] |= ~good[1:]  # the step before a broken one is the last of its episode
+    obs, action, reward, after, flags = (column[good] for column in columns)
+    boundary = boundary[good]
+    if steps is not None:
+        obs, action, reward, after = (x[:steps] for x in (obs, action, reward, after))
+        flags, boundary = flags[:steps], boundary[:steps]
+    boundary = boundary.copy()
+    boundary[-1:] = True
+    ends = np.flatnonzero(boundary) + 1
+    terminated = (flags & 2).astype(bool)
+    return obs, action, reward, terminated, np.diff(ends, prepend=0), after[ends - 1]
+
+
+def _joined(parts: list[tuple], about: dict[str, Any]) -> Recording:
+    obs, action, reward, terminated, lengths, after = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
+    ends = np.cumsum(lengths).astype(np.int64)
+    successor = len(obs) + np.arange(len(ends), dtype=np.int64)
+    return Recording(
+        np.concatenate([obs, after]), action, reward, terminated, ends, successor, about
+    )
+
+
+def collect(
+    env: ChunkEnv, act: Act, *, steps: int | None, episodes: int | None, seed: int
+) -> Recording:
+    """Records `steps` steps, or exactly `episodes` episodes, of a behaviour.
+
+    Steps are shared out evenly among the environments and episodes are the first ones of each, so
+    short episodes are not favoured; with `steps` the last episode of each environment may be cut.
+    Raises ValueError unless one of the two is given.
+    """
+    if (steps is None) == (episodes is None):
+        raise ValueError("give either steps or episodes")
+    count = env.num_envs
+    owed = None
+    if episodes is not None:
+        owed = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
+    inner = env.env
+    recorder = Recorder(inner)
+    env.env = recorder  # type: ignore[assignment]  # it answers like the environment it holds
+    try:
+        obs = env.reset(seed)
+        while True:
+            if steps is not None and recorder.steps.min() * count >= steps:
+                break
+            if owed is not None and (recorder.finished >= owed).all():
+                break
+            obs = env.step(act(obs)).obs
+    finally:
+        env.env = inner
+    return recorder.recording(steps, owed, env_id=inner.id)
+
+
+def joined(recordings: list[Recording], **about: Any) -> Recording:
+    """Recordings of one kind end to end."""
+    parts = []
+    for one in recordings:
+        steps = len(one.action)
+        lengths = np.diff(one.ends, prepend=0)
+        reward = np.zeros(steps, np.float32) if one.reward is None else one.reward
+        flags = one.terminated
+        parts.append((one.obs[:steps], one.action, reward, flags, lengths, one.obs[one.successor]))
+    return _joined(parts, about)
