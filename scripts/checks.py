@@ -119,11 +119,11 @@ def environment(tree: dict[str, Any]) -> list[str]:
 
 
 def elsewhere() -> dict[str, tuple[str, str]]:
-    """Which packages register other ids: the table of envs/suites.py, read without importing it."""
-    for node in schema.parse(schema.ROOT / "envs" / "suites.py").body:
+    """Which packages register other ids: the table of envs/families.py, read unimported."""
+    for node in schema.parse(schema.ROOT / "envs" / "families.py").body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ELSEWHERE":
             return ast.literal_eval(node.value)
-    raise LookupError("envs/suites.py has no table ELSEWHERE")
+    raise LookupError("envs/families.py has no table ELSEWHERE")
 
 
 def suggest(name: str, ids: list[str]) -> str:
@@ -156,10 +156,19 @@ def world(tree: dict[str, Any]) -> list[str]:
 def data(tree: dict[str, Any]) -> list[str]:
     """The data set is there, and so is the run to start from."""
     errors = []
-    for key in ("data", "init"):
-        name = tree.get(key)
-        if name and not (Path(name).expanduser().exists() or Path("runs", name).exists()):
-            errors.append(f"{key}={name!r}: no such {'file' if key == 'data' else 'run'}")
+    name, run = tree.get("data"), tree.get("init")
+    if name:
+        from rheo.envs.catalogue import file_remedy  # numpy and h5py, not torch
+        from rheo.envs.record import Refused
+        from rheo.envs.recordings import is_there, where
+
+        try:
+            if not is_there(where(name)):
+                errors.append(f"data={name!r}: no such file or data set; {file_remedy(name)}")
+        except Refused as error:
+            errors.append(str(error))
+    if run and not (Path(run).expanduser().exists() or Path("runs", run).exists()):
+        errors.append(f"init={run!r}: no such run")
     return errors
 
 

@@ -6,6 +6,7 @@ is reported at once. Interpolations may only name other keys: resolvers (`${oc.e
 a file read the machine, and are refused.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from .overrides import RESOLVER, flags, is_group, known_option, parse, put
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+log = logging.getLogger("rheo")
 HOME = Path(__file__).resolve().parents[1] / "configs"
 ALIAS = re.compile(r"\$\{([\w.]+)\}")
 ABSENT = object()
@@ -61,11 +63,38 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     empty = [one for one in groups if one.value() is None]
     chosen = [str(one.input_line) for one in groups if known_option(one, roots, errors)]
     chosen += [f"{one.key_or_group}=none" for one in empty if has_none(one.key_or_group)]
+    if not any(one.key_or_group == "env" for one in groups):
+        chosen += recorded_in(overrides)
     base = compose_groups(chosen, roots[1:], errors)
     base["config_dir"] = [str(root) for root in roots[1:]]
     values = [one for one in overrides if one not in groups]
     values += [one for one in empty if one.key_or_group in base and not has_none(one.key_or_group)]
     return finish(base, values, roots, errors)
+
+
+def recorded_in(overrides: "list[Override]") -> list[str]:
+    """The choice of the environment that the data were recorded in, when there is a file for it.
+
+    So a D4RL set is scored without being told where.
+    """
+    names = [str(one.value()) for one in overrides if one.key_or_group == "data" and one.value()]
+    if not names:
+        return []
+    from rheo.envs.recordings import env_of  # numpy and h5py, not torch
+
+    try:
+        env_id = env_of(names[-1])
+    except ValueError:  # the checks say what is wrong with the file
+        return []
+    found = [
+        file.stem
+        for file in sorted((HOME / "env").glob("*.yaml"))
+        if env_id is not None and f"id: {env_id}" in file.read_text().splitlines()
+    ]
+    lacking = checks.environment({"env": {"id": env_id}}) if found else []
+    if lacking:
+        log.warning("%s; without it the run is not evaluated in the data's environment", lacking[0])
+    return [f"env={found[0]}"] if found and not lacking else []
 
 
 def has_none(group: str) -> bool:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
 from rheo.scripts import schema
@@ -15,11 +17,11 @@ from rheo.scripts.config import HOME, compose, load, validate, walk
 from rheo.scripts.errors import RheoError
 
 GOOD = ["algo=rfm", "env=hopper"]
-MODULE = '''
+MODULE = """
 class Mine:
     def __init__(self, policy, critic, generator, *, lr: float, mode: str):
         self.lr = lr
-'''
+"""
 FILE = """# @package _global_
 defaults:
   - override /policy: gaussian
@@ -226,19 +228,22 @@ def test_a_run_never_chooses_by_itself_whose_code_is_imported(
     assert load(run, [f"--config-dir={moved}"])["config_dir"] == [str(moved)]
 
 
+DATA = HOME / "config.yaml"  # any file: compositions only ask whether it is there
 ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))
 ENVS = sorted(file.stem for file in (HOME / "env").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("algo", ALGOS)
 def test_every_shipped_algorithm_has_a_complete_configuration(algo: str) -> None:
-    tree = compose([f"algo={algo}", f"data={HOME}", "env=hopper"])
+    tree = compose([f"algo={algo}", f"data={DATA}", "env=hopper"])
     for node in nodes(tree):
         wanted = schema.from_source(node["_target_"])
         assert set(wanted.keys) >= set(node) - {"_target_"} - set(wanted.slots)
 
 
-@pytest.mark.parametrize("env", [name for name in ENVS if name not in ("base", "gym", "none")])
+@pytest.mark.parametrize(
+    "env", [name for name in ENVS if name not in ("base", "gym", "none", "ogbench")]
+)
 def test_every_shipped_environment_composes(env: str) -> None:
     tree = compose(["algo=sac", f"env={env}"])
     assert tree["env"]["id"]
@@ -256,10 +261,49 @@ def test_every_shipped_recipe_composes(recipe: str) -> None:
 
 @pytest.mark.parametrize("algo", ALGOS)
 def test_hyper_parameters_have_yaml_types_and_no_defaults(algo: str) -> None:
-    node = compose([f"algo={algo}", f"data={HOME}", "env=hopper"])["algo"]
+    node = compose([f"algo={algo}", f"data={DATA}", "env=hopper"])["algo"]
     wanted = schema.from_source(node["_target_"])
     assert wanted.required == set(wanted.keys)
     assert all(known(annotation) for annotation in wanted.keys.values())
+
+
+def recorded(folder: Path, name: str, **attributes: str) -> Path:
+    """A small HDF5 file in D4RL's layout."""
+    file = folder / name
+    with h5py.File(file, "w") as data:
+        data["observations"], data["actions"] = np.zeros((4, 11)), np.zeros((4, 3))
+        data["rewards"], data["terminals"] = np.zeros(4), np.array([0, 1, 0, 1], bool)
+        data.attrs.update(attributes)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "env_id"),
+    [
+        ("hopper_medium-v2.hdf5", {}, "Hopper-v4"),
+        ("walker2d_medium_expert-v2.hdf5", {}, "Walker2d-v4"),
+        ("mine.hdf5", {"env_id": "HalfCheetah-v4"}, "HalfCheetah-v4"),
+        ("mine.hdf5", {"env_id": "Elsewhere-v0"}, None),
+        ("mine.hdf5", {}, None),
+    ],
+)
+def test_data_choose_the_environment_they_were_recorded_in(
+    tmp_path: Path, name: str, attributes: dict[str, str], env_id: str | None
+) -> None:
+    file = recorded(tmp_path, name, **attributes)
+    assert compose(["algo=bc", f"data={file}"])["env"]["id"] == env_id
+    assert compose(["algo=bc", f"data={file}", "env=hopper"])["env"]["id"] == "Hopper-v5"
+    assert compose(["algo=bc", f"data={file}", "env=null"])["env"]["id"] is None
+
+
+def test_a_known_data_set_is_found_where_d4rl_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
+    missing = errors("algo=bc", "data=hopper-medium-v2")
+    assert len(missing) == 1 and "run `rheo data fetch hopper-medium-v2`" in missing[0]
+    recorded(tmp_path, "hopper_medium-v2.hdf5")
+    assert compose(["algo=bc", "data=hopper-medium-v2"])["env"]["id"] == "Hopper-v4"
 
 
 def nodes(tree: dict[str, Any]) -> list[dict[str, Any]]:
