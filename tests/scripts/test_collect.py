@@ -1,0 +1,138 @@
+"""`rheo collect` end to end: files that can be trained on, and cards that tell the truth."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rheo.envs.recordings import read
+from rheo.envs.scores import REFERENCES
+from rheo.scripts.cli import main
+
+EXPERTS = (
+    Path(os.environ.get("RHEO_DATA", Path(__file__).parents[3] / "shared" / "data")) / "experts"
+)
+needs_experts = pytest.mark.skipif(not EXPERTS.is_dir(), reason=f"no actors in {EXPERTS}")
+
+
+@pytest.fixture
+def collect(tmp_path, monkeypatch, capsys):
+    """Runs the verb; returns its status, the recording if there is one, and what was printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, out="set.hdf5"):
+        code = main(["collect", *words, f"out={out}"])
+        printed = capsys.readouterr()
+        file = tmp_path / out
+        return code, read(str(file)) if code == 0 else None, printed.out + printed.err
+
+    return run
+
+
+def card_of(file):
+    return json.loads(Path(f"{file}.card.json").read_text())
+
+
+@pytest.mark.parametrize("out", ["set.hdf5", "set.npz"])
+def test_random_actions_are_recorded_with_a_card_that_names_the_file(collect, out):
+    code, recording, _ = collect("random", "env=hopper_v4", "steps=300", "num_envs=4", out=out)
+    assert code == 0 and len(recording.action) == 300 and recording.about["env_id"] == "Hopper-v4"
+    assert -0.2 < recording.action.mean() < 0.2 and recording.action.std() == pytest.approx(
+        3**-0.5, abs=0.05
+    )
+    card = card_of(out)
+    assert card["sha256"] == hashlib.sha256(Path(out).read_bytes()).hexdigest()
+    assert card["steps"] == 300 and card["env_id"] == "Hopper-v4"
+    whole = recording.terminated[recording.ends - 1]
+    starts = np.concatenate([[0], recording.ends[:-1]])
+    returns = np.add.reduceat(recording.reward, starts)[whole]
+    assert card["whole"] == whole.sum()
+    assert card["return_mean"] == pytest.approx(returns.mean(), rel=1e-5)
+    low, high = REFERENCES["Hopper-v4"]
+    assert card["score"] == pytest.approx(100 * (returns.mean() - low) / (high - low), rel=1e-4)
+
+
+def test_the_same_seed_records_the_same_set(collect):
+    words = ("random", "env=hopper_v4", "steps=200")
+    sets = [collect(*words, f"seed={s}", out=f"{i}.hdf5")[1] for i, s in enumerate((3, 3, 4))]
+    assert np.array_equal(sets[0].obs, sets[1].obs)
+    assert not np.array_equal(sets[0].obs, sets[2].obs)
+
+
+@needs_experts
+def test_an_actor_of_another_library_keeps_its_return(collect):
+    actor = str(EXPERTS / "hopper_tqc_sb3.npz")
+    _, recording, _ = collect(actor, "env=hopper_v4", "episodes=4")
+    assert len(recording.ends) == 4
+    assert recording.reward.sum() / 4 > 2500  # 3,256 over five episodes
+    _, noisy, _ = collect(actor, "env=hopper_v4", "episodes=4", "noise=1.0", out="noisy.hdf5")
+    assert noisy.reward.sum() / 4 < 1500
+    source = card_of("noisy.hdf5")["sources"][0]
+    assert source["noise"] == 1.0 and source["name"] == "hopper_tqc_sb3.npz"
+
+
+@needs_experts
+@pytest.mark.parametrize("name", ["medium", "medium_replay", "medium_expert", "expert"])
+def test_graded_sets_are_made_of_the_actors_that_the_card_names(collect, monkeypatch, name):
+    monkeypatch.setattr("rheo.scripts.behaviours.SCORED", 3)
+    words = (f"set={name}", "env=hopper_v4", f"actors={EXPERTS}", "steps=900", "num_envs=3")
+    code, recording, printed = collect(*words)
+    assert code == 0 and len(recording.action) == 900, printed
+    sources = card_of("set.hdf5")["sources"]
+    assert sum(source["steps"] for source in sources) == 900
+    names = [source["name"] for source in sources]
+    expected = {
+        "medium": 1,
+        "expert": 1,
+        "medium_expert": 2,
+    }
+    assert len(names) == expected.get(name, len(names))
+    if name == "medium_replay":
+        assert names[0] == "random" and names[-1] in ("hopper_sac_sb3.npz", "hopper_a2c_sb3.npz")
+
+
+def test_a_run_folder_is_recorded_in_its_own_environment(collect, tiny):
+    assert main(["train", *tiny("sac", "runs/mine", "steps=60", "env.num_envs=2")]) == 0
+    code, recording, _ = collect("mine", "episodes=3")
+    assert code == 0 and recording.about["env_id"] == "InvertedPendulum-v5"
+    assert len(recording.ends) == 3 and recording.obs.shape[1] == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["random"], "random: give the environment to act in"),
+        (["random", "env=hoper"], "did you mean 'hopper'?"),
+        (["nosuch.npz", "env=hopper_v4"], "nosuch.npz: no such actor file"),
+        (["nosuchrun"], "no run at"),
+        ([], "usage: rheo collect"),
+        (["random", "set=medium"], "set= needs env=NAME"),
+        (["set=best", "env=hopper_v4"], "set=best: must be one of random, medium"),
+        (["set=medium", "env=hopper_v4"], "needs actors=FOLDER"),
+        (["set=medium", "env=hopper_v4", "actors=.", "steps=9"], "no actor that fits"),
+        (["random", "env=hopper_v4", "steps=3", "episodes=3"], "contradict each other"),
+        (["random", "env=hopper_v4", "steps=0"], "steps=0: must be positive"),
+        (["random", "env=hopper_v4", "noise=x"], "noise=x: must be a number"),
+        (["random", "env=hopper_v4", "sampel=true"], "did you mean 'sample'?"),
+    ],
+)
+def test_a_bad_request_is_refused_before_anything_is_written(collect, tmp_path, words, message):
+    code, _, printed = collect(*words)
+    assert code == 2 and message in printed
+    assert not list(tmp_path.glob("*.hdf5*"))
+
+
+def test_files_are_never_overwritten(collect, tmp_path):
+    (tmp_path / "set.hdf5").write_text("mine")
+    code, _, printed = collect("random", "env=hopper_v4")
+    assert code == 2 and "exists; choose another name" in printed
+    assert (tmp_path / "set.hdf5").read_text() == "mine"
+
+
+@needs_experts
+def test_an_actor_of_another_environment_is_refused_with_both_sizes(collect):
+    code, _, printed = collect(str(EXPERTS / "walker2d_tqc_sb3.npz"), "env=hopper_v4", "steps=5")
+    assert code == 2 and "gives 6, but Hopper-v4 has 11 observations and 3 actions" in printed
