@@ -125,13 +125,13 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
     sizes = agree(cfg, env, source)
     algo = make_algo(cfg, sizes, cfg["steps"])
     if hasattr(source, "statistics"):
-        fit_statistics(algo, source)
+        fit_statistics(algo, *source.statistics())
     return Experiment(algo, source, sizes, device)
 
 
-def fit_statistics(algo: Any, source: Any) -> None:
+def fit_statistics(algo: Any, obs: torch.Tensor, action: torch.Tensor) -> None:
     """Fits the normalisers of all networks of an algorithm; equal kinds share their numbers."""
-    data = dict(zip(("obs_norm", "action_norm"), source.statistics(), strict=True))
+    data = {"obs_norm": obs, "action_norm": action}
     fitted: dict[tuple[str, str], Any] = {}
     networks = [part for part in vars(algo).values() if isinstance(part, torch.nn.Module)]
     for name, norm in ((n, getattr(net, n)) for net in networks for n in data if hasattr(net, n)):

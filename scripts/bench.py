@@ -16,7 +16,7 @@ GROUPS = {  # WHAT -> module and its function from a plan to rows
     "env": ("bench_env", "measure"),
     "act": ("bench_act", "measure_act"),
     "update": ("bench_update", "measure"),
-    "replay": ("bench_act", "measure_replay"),
+    "data": ("bench_data", "measure"),
     "startup": ("bench_startup", "measure"),
 }
 KEYS = ("quick", "fast", "csv", "json")

@@ -1,4 +1,4 @@
-"""Sampling actions and sampling from the replay, on one thread."""
+"""Sampling actions, on one thread."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,17 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rheo.envs.batch import Batch
-from rheo.envs.buffer import Buffer
-
 from .bench_measure import Goal, Plan, Row, against_limit, alternate, gigaflop, products, shorter
-from .bench_update import BC, SIZES, fresh, transitions
+from .bench_update import BC, SIZES, fresh
 from .config import compose
 from .fast import fast_deploy
 
 GOALS = {1: (Goal("ratio", "<=", 0.35),), 256: (Goal("share", ">=", 0.85),)}
-REPLAY_GOAL = (Goal("ratio", "<=", 0.25),)
-NAIVE, TENSORS = "naive loop", "five indexed tensors"
+NAIVE = "naive loop"
 
 
 def measure_act(plan: Plan) -> Iterator[Row]:
@@ -55,22 +51,3 @@ def samplers(
         return policy.to_action(x)
 
     return lambda: deploy(obs, generator), naive
-
-
-def measure_replay(plan: Plan) -> Iterator[Row]:
-    """A batch of 256 out of a million transitions, against a gather from each of five tensors."""
-    capacity, rows = (10_000 if plan.quick else 1_000_000), 256
-    generator = torch.Generator().manual_seed(3)
-    buffer = Buffer(capacity, SIZES.obs_dim, 1, SIZES.action_dim, "cpu")
-    data = transitions(capacity, generator)
-    valid = torch.ones(capacity // 10, dtype=torch.bool)
-    for parts in zip(*(x.split(len(valid)) for x in data), strict=True):
-        buffer.add(Batch(*parts), valid)
-
-    def gather() -> Batch:
-        index = torch.randint(capacity, (rows,), generator=generator)
-        return Batch(*(x[index] for x in data))
-
-    sides = {"ours": lambda: buffer.sample(rows, generator), TENSORS: gather}
-    row = Row(f"replay of {capacity:,}, batch {rows}", "us", 0.0, goals=REPLAY_GOAL)
-    yield shorter(row, alternate(plan, sides, cpu=True), TENSORS)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rheo.scripts import bench, bench_act, bench_update
+from rheo.scripts import bench, bench_act, bench_data, bench_update
 from rheo.scripts.bench_measure import Goal, Plan, Row, alternate, faster, gigaflop, shorter
 from rheo.scripts.config import compose
 from rheo.scripts.errors import RheoError
@@ -25,7 +25,7 @@ WITH_GOALS = {
 def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
     """Rows of a short pass, and the folder with its files."""
     folder = tmp_path_factory.mktemp("bench")
-    words = ["env", "act", "update", "replay", "quick=true"]
+    words = ["env", "act", "update", "data", "quick=true"]
     assert bench.main([*words, f"json={folder / 'b.json'}", f"csv={folder / 'b.csv'}"]) == 0
     return json.loads((folder / "b.json").read_text())["rows"], folder
 
@@ -85,6 +85,14 @@ def test_both_samplers_give_the_same_actions() -> None:
             actions.append(side())
         torch.testing.assert_close(*actions, atol=1e-5, rtol=1e-5)
         assert actions[0].std() > 0.01
+
+
+def test_all_loaders_of_recorded_chunks_give_the_same_transitions(tmp_path: Path) -> None:
+    data = bench_data.recorded(2000, tmp_path / "steps.npz")
+    step = torch.tensor([0, 995, 996, 997, 999, 1000, 1500], dtype=torch.int32)
+    rows = [bench_data.item(data, int(s)) for s in step]
+    for ours, theirs in zip(data.rows(step), zip(*rows, strict=True), strict=True):
+        assert torch.equal(ours, torch.stack(theirs))
 
 
 def test_both_copies_of_an_update_start_from_the_same_numbers() -> None:
