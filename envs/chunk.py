@@ -28,6 +28,8 @@ class ChunkStep(NamedTuple):
     frames: Tensor  # [N] int64: environment steps executed
     episode_return: Tensor  # [N] float64, undiscounted; meaningful where the episode ended
     episode_length: Tensor  # [N] int64, in environment steps; likewise
+    success_once: Tensor | None = None  # [N] bool: solved at any step of the episode; likewise
+    success_at_end: Tensor | None = None  # [N] bool: solved by the last step executed
 
 
 class ChunkEnv:
@@ -54,6 +56,7 @@ class ChunkEnv:
         self._history = np.zeros((n, obs_steps, env.obs_dim), self._powers.dtype)
         self._return = np.zeros(n)
         self._length = np.zeros(n, np.int64)
+        self._solved = np.zeros(n, bool)  # at any step of the running episodes
         self._one = np.ones(n, np.int64)
 
     def reset(self, seed: int | None = None) -> Tensor:
@@ -61,6 +64,7 @@ class ChunkEnv:
         obs = self.env.reset(seed)
         self._return[:] = 0
         self._length[:] = 0
+        self._solved[:] = False
         self._history = obs.numpy()[:, None].repeat(self.obs_steps, axis=1)
         return self._flat(self._history)
 
@@ -87,7 +91,12 @@ class ChunkEnv:
         terminated = out.terminated.numpy()
         self._return += out.reward.numpy()
         self._length += 1
-        returns, lengths = self._finish(terminated | out.truncated.numpy())
+        done = terminated | out.truncated.numpy()
+        returns, lengths = self._finish(done)
+        once = None
+        if out.success is not None:  # nothing is spent where there is no such notion
+            self._solved |= out.success.numpy()
+            once = self._ever(done)
         return ChunkStep(
             out.obs,
             out.reward,
@@ -99,6 +108,8 @@ class ChunkEnv:
             torch.from_numpy(self._one.copy()),
             returns,
             lengths,
+            once,
+            out.success,
         )
 
     def _chunk(self, action: Tensor) -> ChunkStep:
@@ -106,7 +117,7 @@ class ChunkEnv:
         active, valid = np.ones(n, bool), np.ones(n, bool)
         terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
         reward, frames = np.zeros(n, self._powers.dtype), np.zeros(n, np.int64)
-        first = history[:, 0]
+        first, solved = history[:, 0], None
         all_active = True
         for k in range(self.execute):
             out = self.env.step(action[:, k], None if all_active else torch.from_numpy(active))
@@ -115,6 +126,8 @@ class ChunkEnv:
             self._return += rewards
             frames += active
             history = self._extended(history, out.final_obs.numpy(), None if all_active else active)
+            if out.success is not None:
+                solved = self._noted(out.success.numpy(), active, solved)
             valid &= out.valid.numpy() | ~active
             terminated |= out.terminated.numpy()
             truncated |= out.truncated.numpy()
@@ -140,7 +153,14 @@ class ChunkEnv:
             torch.from_numpy(frames),
             returns,
             lengths,
+            None if solved is None else self._ever(done),
+            None if solved is None else torch.from_numpy(solved),
         )
+
+    def _noted(self, success: NDArray, active: NDArray, before: NDArray | None) -> NDArray:
+        """Success [N] at the latest step of every row, after it is added to the episodes' own."""
+        self._solved |= success
+        return success if before is None else np.where(active, success, before)
 
     def _extended(self, history: NDArray, newest: NDArray, active: NDArray | None) -> NDArray:
         """The histories with the newest observation appended, as a new array."""
@@ -149,6 +169,12 @@ class ChunkEnv:
         else:
             extended = np.concatenate([history[:, 1:], newest[:, None]], axis=1)
         return extended if active is None else np.where(active[:, None, None], extended, history)
+
+    def _ever(self, done: NDArray) -> Tensor:
+        """Whether the episodes were solved so far, [N]; starts anew for the rows that are done."""
+        solved = torch.from_numpy(self._solved.copy())
+        self._solved[done] = False
+        return solved
 
     def _finish(self, done: NDArray) -> tuple[Tensor, Tensor]:
         """Returns and lengths so far, [N] each; restarts them for the rows that are done."""
@@ -166,6 +192,7 @@ class ChunkEnv:
             "history": self._history.copy(),
             "return": self._return.copy(),
             "length": self._length.copy(),
+            "solved": self._solved.copy(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -174,6 +201,7 @@ class ChunkEnv:
         self._history = np.array(state["history"], self._powers.dtype)
         self._return[:] = np.asarray(state["return"])
         self._length[:] = np.asarray(state["length"])
+        self._solved[:] = np.asarray(state["solved"]) if "solved" in state else False  # older runs
 
     def close(self) -> None:
         """Close the environments."""

@@ -1,5 +1,7 @@
 """Evaluation: exactly N episodes, without favouring the short ones."""
 
+import math
+from statistics import NormalDist
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -29,6 +31,8 @@ class Episode(NamedTuple):
     length: int  # environment frames
     truncated: bool
     broken: bool  # cut because the physics or the observation broke; such a return is no result
+    success_once: bool | None = None  # solved at any step; None: no notion of success
+    success_at_end: bool | None = None  # solved by the last step; likewise
 
 
 def evaluate(
@@ -64,6 +68,8 @@ def evaluate(
                     length=int(step.episode_length[i]),
                     truncated=bool(step.truncated[i]),
                     broken=not bool(step.valid[i]),
+                    success_once=flag(step.success_once, i),
+                    success_at_end=flag(step.success_at_end, i),
                 )
             )
         done_before += ended
@@ -75,11 +81,47 @@ def evaluate(
     return sorted(rows)
 
 
+def flag(value: Tensor | None, row: Any) -> bool | None:
+    """One row of a success, None where there is no such thing."""
+    return None if value is None else bool(value[row])
+
+
+def wilson(successes: int, count: int) -> tuple[float, float]:
+    """95 % interval of a success rate p = successes / count (Wilson, JASA 22:209, 1927).
+
+    (p + z^2/2n -+ z sqrt(p (1 - p) / n + z^2/4n^2)) / (1 + z^2/n) with z = 1.96 for n = count: the
+    rates that a test at 5 % would not reject. It has a width also when none or all succeed.
+    """
+    rate, z = successes / count, NormalDist().inv_cdf(0.975)
+    middle = rate + z**2 / (2 * count)
+    half = z * math.sqrt(rate * (1 - rate) / count + (z / (2 * count)) ** 2)
+    scale = 1 + z**2 / count
+    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
+
+
+def success_rates(rows: list[Episode]) -> dict[str, float]:
+    """Shares of episodes solved at any step and at the end, with Wilson's 95 % intervals.
+
+    Empty where no episode has a notion of success. An environment may say nothing until it first
+    succeeds: episodes before that count as not solved, as soon as any later one says something.
+    """
+    figures: dict[str, float] = {}
+    for name in ("success_once", "success_at_end"):
+        values = [getattr(row, name) for row in rows]
+        if any(value is not None for value in values):
+            count = sum(value is True for value in values)
+            low, high = wilson(count, len(rows))
+            figures[f"eval/{name}"] = count / len(rows)
+            figures |= {f"eval/{name}_low": low, f"eval/{name}_high": high}
+    return figures
+
+
 def summary(rows: list[Episode], samples: int = 2000) -> dict[str, float]:
     """Mean return and length with a 95 % bootstrap interval of the mean return over episodes.
 
     The interval is the percentile bootstrap with a fixed seed, so it is a function of the rows.
     `eval/broken` counts episodes that the physics guard cut; it is there when it is not zero.
+    Success rates are there where the environment has a notion of success.
     """
     broken = sum(row.broken for row in rows)
     returns = np.array([row.ret for row in rows])
@@ -92,9 +134,10 @@ def summary(rows: list[Episode], samples: int = 2000) -> dict[str, float]:
         "eval/return_std": float(returns.std()),
         "eval/length": float(np.mean([row.length for row in rows])),
         "eval/episodes": float(len(rows)),
+        **success_rates(rows),
     } | ({"eval/broken": float(broken)} if broken else {})
 
 
 def as_rows(rows: list[Episode]) -> list[dict[str, Any]]:
-    """Plain dictionaries, for a file of per-episode results."""
-    return [row._asdict() for row in rows]
+    """Plain dictionaries, for a file of per-episode results; without what is not known."""
+    return [{k: v for k, v in row._asdict().items() if v is not None} for row in rows]

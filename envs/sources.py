@@ -27,7 +27,10 @@ class Act(Protocol):
 
 def to_device(step: ChunkStep, device: torch.device) -> ChunkStep:
     """The step's tensors where the policy is; free when they are there already."""
-    return step if device.type == "cpu" else ChunkStep(*(value.to(device) for value in step))
+    if device.type == "cpu":
+        return step
+    moved: Any = (value if value is None else value.to(device) for value in step)
+    return ChunkStep(*moved)
 
 
 def placed(obs: Tensor, device: torch.device) -> Tensor:
@@ -159,11 +162,16 @@ class Replay:
 
 
 class EpisodeStats:
-    """Returns and lengths of finished episodes, averaged when they are drained."""
+    """Returns, lengths and successes of finished episodes, averaged when they are drained.
+
+    env/success: share of the episodes that were solved at any of their steps; only where the
+    environment says so.
+    """
 
     def __init__(self) -> None:
         self.returns: list[float] = []
         self.lengths: list[float] = []
+        self.solved: list[bool] = []  # as long as the others once the environment reports success
 
     def add(self, step: ChunkStep) -> None:
         """Takes the rows of a chunk step that ended."""
@@ -171,6 +179,8 @@ class EpisodeStats:
         if bool(done.any()):
             self.returns += step.episode_return[done].tolist()
             self.lengths += step.episode_length[done].tolist()
+            if step.success_once is not None:
+                self.solved += step.success_once[done].tolist()
 
     def drain(self) -> dict[str, float]:
         """Means since the last call; nothing when no episode ended."""
@@ -182,16 +192,20 @@ class EpisodeStats:
             "env/length": sum(self.lengths) / count,
             "env/episodes": float(count),
         }
-        self.returns, self.lengths = [], []
+        if self.solved:
+            means["env/success"] = sum(self.solved) / len(self.solved)
+        self.returns, self.lengths, self.solved = [], [], []
         return means
 
     def state_dict(self) -> dict[str, Any]:
         """Episodes not yet drained."""
-        return {"returns": list(self.returns), "lengths": list(self.lengths)}
+        state = {"returns": self.returns, "lengths": self.lengths, "solved": self.solved}
+        return {name: list(values) for name, values in state.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.returns, self.lengths = list(state["returns"]), list(state["lengths"])
+        self.solved = list(state["solved"]) if "solved" in state else []  # older runs have none
 
 
 class Rollout(NamedTuple):

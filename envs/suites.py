@@ -1,49 +1,21 @@
 """Environments by name."""
 
-import importlib
-import importlib.util
 import logging
 from typing import Any, Literal
 
-import gymnasium
 import torch
 
 from . import native, physics
 from .adapter import GymnasiumVector
 from .chunk import ChunkEnv
+from .families import register
 from .native import NativeVector
-from .vector import EnvError, VectorEnv, nearest
+from .vector import EnvError, VectorEnv
 
 log = logging.getLogger("rheo")
 
-# Environment families outside gymnasium: id prefix -> (module that registers them, pip name).
-ELSEWHERE = {
-    "AdroitHand": ("gymnasium_robotics", "gymnasium-robotics"),
-    "AntMaze": ("gymnasium_robotics", "gymnasium-robotics"),
-    "Fetch": ("gymnasium_robotics", "gymnasium-robotics"),
-    "FrankaKitchen": ("gymnasium_robotics", "gymnasium-robotics"),
-    "HandManipulate": ("gymnasium_robotics", "gymnasium-robotics"),
-    "HandReach": ("gymnasium_robotics", "gymnasium-robotics"),
-    "PointMaze": ("gymnasium_robotics", "gymnasium-robotics"),
-    "gym_aloha/": ("gym_aloha", "gym-aloha"),
-    "gym_pusht/": ("gym_pusht", "gym-pusht"),
-}
 BACKENDS = ("auto", "native", "gymnasium")
 _said: set[str] = set()
-
-
-def register(env_id: str) -> None:
-    """Make sure the id is registered; EnvError with the nearest id or the missing package."""
-    if ":" in env_id or env_id in gymnasium.registry:
-        return
-    for prefix, (module, package) in ELSEWHERE.items():
-        if not env_id.startswith(prefix):
-            continue
-        if importlib.util.find_spec(module) is None:
-            raise EnvError(f"{env_id} needs a package that is missing: pip install {package}")
-        gymnasium.register_envs(importlib.import_module(module))
-    if env_id not in gymnasium.registry:
-        raise EnvError(f"unknown environment {env_id!r}{nearest(env_id, gymnasium.registry)}")
 
 
 def choose(env_id: str, backend: str, options: dict[str, Any]) -> str:

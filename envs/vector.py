@@ -86,7 +86,9 @@ class VectorEnv(ABC):
         A row that ends is reset within the step: `obs` is the new episode's first observation and
         `final_obs` the ended one's last; when no row ended the two are one tensor. Inactive rows
         are left alone: obs unchanged, reward 0, flags False, valid False. The time limit sets
-        `truncated` also where `terminated` is set, as gymnasium does. Raises NonFiniteAction.
+        `truncated` also where `terminated` is set, as gymnasium does. `success` says which rows the
+        step solved, and is None as long as the environment has reported no success of any kind.
+        Raises NonFiniteAction.
         """
 
     @abstractmethod

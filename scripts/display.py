@@ -152,9 +152,11 @@ class Display:
         share = min(self.step / self.total, 1.0) if self.total else 1.0  # a chunk may overshoot
         parts = [self.title] if self.title else []
         parts.append(f"step {self.step:,} / {self.total:,} ({share:.0%})")
-        for name, label in (("env/return", "return"), ("eval/return", "eval return")):
-            if name in self.metrics:
-                parts.append(f"{label} {self.metrics[name]:.4g}")
+        for kind, label, success in (("env", "", "success"), ("eval", "eval ", "success_once")):
+            if f"{kind}/return" in self.metrics:
+                parts.append(f"{label}return {self.metrics[f'{kind}/return']:.4g}")
+            if f"{kind}/{success}" in self.metrics:
+                parts[-1] += f" success {self.metrics[f'{kind}/{success}']:.0%}"
         loss = next((m for m in ("val/loss", "policy/loss") if m in self.metrics), None)
         if loss and "env/return" not in self.metrics:
             parts.append(f"{loss} {self.metrics[loss]:.4g}")

@@ -2,10 +2,11 @@
 
 import json
 import logging
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 from rheo.envs.rollout import Episode, as_rows, evaluate, summary
-from rheo.envs.scores import normalized_score
+from rheo.envs.scores import REFERENCES, scaled
 
 from .assemble import EVAL_SEED, Sizes, make_algo, make_env, prepare
 from .errors import NUMERICS, RheoError, nearest
@@ -17,7 +18,24 @@ from .state import restore
 
 log = logging.getLogger("rheo")
 MAX_ENVS = 64  # environments of an evaluation at a time
-USAGE = "usage: rheo eval RUN [episodes=50] [device=cpu]"
+SUCCESS = {"success_once": "at any step", "success_at_end": "at the last step"}
+USAGE = "usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]"
+
+
+class References(NamedTuple):
+    """The returns that a score of 0 and of 100 stand for."""
+
+    low: float
+    high: float
+    origin: str
+
+
+class Options(NamedTuple):
+    """What may follow the run's name."""
+
+    episodes: int
+    values: list[str]  # values of the configuration to change
+    references: References | None  # given by the user
 
 
 def main(argv: list[str]) -> int:
@@ -25,32 +43,72 @@ def main(argv: list[str]) -> int:
     folders, words = flags(argv)
     if not words or "=" in words[0]:
         raise RheoError(USAGE)
-    episodes, values = parse(words[1:])
+    options = parse(words[1:])
     flagged = [word for folder in folders for word in ("--config-dir", folder)]
-    run = Run.open(words[0], [*flagged, *values])
-    print(report(run, evaluate_folder(run, episodes)))
+    run = Run.open(words[0], [*flagged, *options.values])
+    print(report(run, evaluate_folder(run, options.episodes, options.references)))
     return 0
 
 
-def parse(words: list[str]) -> tuple[int, list[str]]:
-    """The number of episodes, and values to change. Raises RheoError naming the bad word."""
-    episodes, values = 50, []
+def parse(words: list[str]) -> Options:
+    """Episodes, values to change, references. Raises RheoError naming the bad word."""
+    episodes, values, given = 50, [], {}
     for word in words:
         key, _, value = word.partition("=")
         if key == "device":
             values.append(word)
+        elif key in ("ref_min", "ref_max"):
+            given[key] = number(word, value)
         elif key != "episodes":
-            known = nearest(key, ["episodes", "device"])
+            known = nearest(key, ["episodes", "device", "ref_min", "ref_max"])
             raise RheoError(f"unknown option {key!r}{known}; the run's own values are used")
         elif not value.isdecimal() or int(value) < 1:
             raise RheoError(f"{word}: a positive whole number is needed")
         else:
             episodes = int(value)
-    return episodes, values
+    return Options(episodes, values, given_references(given))
 
 
-def evaluate_folder(run: Run, episodes: int) -> dict[str, Any]:
-    """Figures of `episodes` episodes of a run's last checkpoint; per-episode rows are stored."""
+def number(word: str, value: str) -> float:
+    """A finite number. Raises RheoError naming the word."""
+    try:
+        result = float(value)
+    except ValueError:
+        result = math.nan
+    if not math.isfinite(result):
+        raise RheoError(f"{word}: a return is needed, for example {word.partition('=')[0]}=3234.3")
+    return result
+
+
+def given_references(given: dict[str, float]) -> References | None:
+    """The references on the command line, both or none."""
+    if not given:
+        return None
+    if len(given) < 2:
+        have = next(iter(given))
+        other = "ref_max" if have == "ref_min" else "ref_min"
+        raise RheoError(
+            f"{have} without {other}: a score needs the return that is 0 (ref_min, a random "
+            f"policy's) and the one that is 100 (ref_max, an expert's); add {other}="
+        )
+    low, high = given["ref_min"], given["ref_max"]
+    if low >= high:
+        raise RheoError(f"ref_min={low:g} is not below ref_max={high:g}: 0 and 100 are exchanged")
+    return References(low, high, "given on the command line")
+
+
+def known_references(env_id: str) -> References | None:
+    """D4RL's references for an environment, if it has any."""
+    return References(*REFERENCES[env_id], "D4RL") if env_id in REFERENCES else None
+
+
+def evaluate_folder(
+    run: Run, episodes: int, references: References | None = None
+) -> dict[str, Any]:
+    """Figures of `episodes` episodes of a run's last checkpoint; per-episode rows are stored.
+
+    references: what the score is computed with, D4RL's for the environment by default.
+    """
     config = run.config
     prepare(config)
     env = make_env(config, min(episodes, MAX_ENVS))
@@ -69,7 +127,10 @@ def evaluate_folder(run: Run, episodes: int) -> dict[str, Any]:
         rows = episodes_of(env, algo, episodes, config["fast"])
     except FloatingPointError as error:  # the guard before the physics
         raise RheoError(f"{run.path}, step {run.step}: {error}", NUMERICS) from error
-    figures: dict[str, Any] = {"env": env.env.id, **score(env.env.id, rows)}
+    used = references or known_references(env.env.id)
+    figures: dict[str, Any] = {"env": env.env.id, **score(env.env.id, rows, used)}
+    if used is not None:
+        figures["references"] = used._asdict()
     file = run.record_eval(run.step, as_rows(rows), label=f"{episodes}", **figures)
     env.close()
     return figures | {"step": run.step, "file": str(file)}
@@ -81,11 +142,16 @@ def episodes_of(env: Any, algo: Any, episodes: int, mode: str | bool) -> list[Ep
     return evaluate(env, deploy, episodes, EVAL_SEED, str(algo.generator.device))
 
 
-def score(env_id: str, rows: list[Episode]) -> dict[str, float]:
+def score(
+    env_id: str, rows: list[Episode], references: References | None = None
+) -> dict[str, float]:
     """Summary of evaluation episodes, with the normalised score where one is defined."""
     figures = summary(rows)
-    normalized = normalized_score(env_id, figures["eval/return"])
-    return figures if normalized is None else figures | {"eval/score": normalized}
+    references = references or known_references(env_id)
+    if references is None:
+        return figures
+    low, high, _ = references
+    return figures | {"eval/score": scaled(figures["eval/return"], low, high)}
 
 
 def warn_of_versions(run: Run) -> None:
@@ -115,7 +181,21 @@ def report(run: Run, figures: dict[str, Any]) -> str:
     ]
     if "eval/broken" in figures:
         lines.append(f"{figures['eval/broken']:.0f} episodes were cut because the physics broke")
+    lines += [success_line(figures, name) for name in SUCCESS if f"eval/{name}" in figures]
     if "eval/score" in figures:
-        lines.append(f"normalised score {figures['eval/score']:.1f} (0 random, 100 expert, D4RL)")
+        low, high, origin = figures["references"].values()
+        lines.append(
+            f"score {figures['eval/score']:.1f} for return {figures['eval/return']:.1f} in "
+            f"{figures['env']} (0 is {low:g}, 100 is {high:g}: {origin})"
+        )
     lines.append(f"episodes in {figures['file']}")
     return "\n".join(lines)
+
+
+def success_line(figures: dict[str, Any], name: str) -> str:
+    """A success rate with its interval."""
+    rate, low, high = (100 * figures[f"eval/{name}{end}"] for end in ("", "_low", "_high"))
+    return (
+        f"success {SUCCESS[name]} {rate:.1f} %  95 % interval [{low:.1f}, {high:.1f}]  "
+        f"(Wilson, {figures['eval/episodes']:.0f} episodes)"
+    )

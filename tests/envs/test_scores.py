@@ -21,6 +21,9 @@ def test_random_is_zero_and_expert_is_a_hundred():
 def test_no_score_is_made_up_for_other_tasks():
     assert normalized_score("Hopper-v5", 3000.0) is None
     assert normalized_score("InvertedPendulum-v5", 1000.0) is None
+    assert normalized_score("AdroitHandPen-v1", 1000.0) is None  # another time limit than D4RL's
+    assert normalized_score("PointMaze_UMaze-v3", 100.0) is None  # another reward
+    assert normalized_score("AntMaze_UMaze-v4", 1.0) is None
 
 
 def test_the_references_are_those_of_d4rl():
@@ -29,5 +32,6 @@ def test_the_references_are_those_of_d4rl():
         pytest.skip(f"no reference table at {file}")
     table = json.loads(file.read_text())["scores"]
     for name, (low, high) in REFERENCES.items():
-        task = name.lower().removesuffix("-v4")
-        assert [low, high] == table[f"{task}-medium-v2"]
+        task = name.rpartition("-")[0].removeprefix("AdroitHand").lower()
+        recorded = f"{task}-human-v1" if name.startswith("Adroit") else f"{task}-medium-v2"
+        assert [low, high] == table[recorded]

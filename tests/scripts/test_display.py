@@ -72,6 +72,16 @@ def test_without_a_terminal_every_update_is_a_plain_line() -> None:
     assert note == "a note" and "\x1b" not in line
 
 
+def test_success_stands_beside_the_return() -> None:
+    out = io.StringIO()
+    with Display(1000, stream=out) as display:
+        display.update(100, {"env/return": 12.5, "env/success": 0.25})
+        display.update(200, {"eval/return": 3.0, "eval/success_once": 0.8})
+    first, second = out.getvalue().splitlines()
+    assert " | return 12.5 success 25% | " in first
+    assert " | return 12.5 success 25% | eval return 3 success 80% | " in second
+
+
 def test_a_chunk_that_overshoots_the_end_shows_a_finished_run() -> None:
     out = io.StringIO()
     with Display(1000, stream=out) as display:

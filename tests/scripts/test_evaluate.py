@@ -3,6 +3,8 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from rheo.envs.rollout import Episode
 from rheo.scripts.cli import main
 from rheo.scripts.errors import RheoError
-from rheo.scripts.evaluate import parse, score
+from rheo.scripts.evaluate import References, known_references, parse, report, score
 from rheo.scripts.run import Run
 
 
@@ -64,16 +66,25 @@ def test_runs_without_environment_or_checkpoint_are_refused(tiny, capsys):
 
 
 def test_options_are_checked():
-    assert parse(["episodes=7", "device=cpu"]) == (7, ["device=cpu"])
-    assert parse([]) == (50, [])
+    assert parse(["episodes=7", "device=cpu"]) == (7, ["device=cpu"], None)
+    assert parse([]) == (50, [], None)
+    low, high, origin = parse(["ref_max=3e3", "ref_min=-20.5"]).references or (0, 0, "")
+    assert (low, high) == (-20.5, 3000.0) and "command line" in origin
     for word, message in [
         ("episode=3", "did you mean 'episodes'"),
         ("episodes=0", "positive whole number"),
         ("episodes=x", "positive whole number"),
         ("algo.policy_lr=1", "unknown option"),
+        ("ref_mn=1", "did you mean 'ref_min'"),
+        ("ref_min=low", "ref_min=low: a return is needed"),
+        ("ref_max=nan", "ref_max=nan: a return is needed"),
+        ("ref_max=100", "ref_max without ref_min.*add ref_min="),
+        ("ref_min=100", "ref_min without ref_max.*add ref_max="),
     ]:
         with pytest.raises(RheoError, match=message):
             parse([word])
+    with pytest.raises(RheoError, match="ref_min=5 is not below ref_max=5"):
+        parse(["ref_min=5", "ref_max=5"])
 
 
 def test_a_changed_package_is_said_aloud(tiny, capsys):
@@ -91,3 +102,34 @@ def test_a_score_is_given_where_one_is_defined():
     rows = [Episode(0, 0, 0, 3234.3, 1000, True, False)]
     assert score("Hopper-v4", rows)["eval/score"] == pytest.approx(100.0)
     assert "eval/score" not in score("Hopper-v5", rows)
+    given = References(0.0, 6468.6, "given on the command line")
+    assert score("Hopper-v5", rows, given)["eval/score"] == pytest.approx(50.0)
+    assert score("Hopper-v4", rows, given)["eval/score"] == pytest.approx(50.0)
+
+
+def test_a_score_stands_beside_its_return_task_and_references(tiny, capsys):
+    assert main(["train", *tiny("sac", "r", "steps=60")]) == 0
+    capsys.readouterr()
+    assert main(["eval", "r", "episodes=2", "ref_min=0", "ref_max=1000"]) == 0
+    line = next(l for l in capsys.readouterr().out.splitlines() if l.startswith("score"))  # noqa: E741
+    stored = json.loads(Path(f"runs/r/eval/{60:012d}-2.json").read_text())
+    value = stored["eval/return"]
+    assert line == (
+        f"score {value / 10:.1f} for return {value:.1f} in InvertedPendulum-v5 "
+        "(0 is 0, 100 is 1000: given on the command line)"
+    )
+    assert stored["eval/score"] == pytest.approx(value / 10)
+    assert stored["references"] == {"low": 0, "high": 1000, "origin": "given on the command line"}
+
+
+def test_success_and_score_are_printed_with_interval_and_episodes(tmp_path):
+    solved = [Episode(0, 0, i, 2880.6, 200, True, False, i < 40, i < 32) for i in range(50)]
+    known = known_references("AdroitHandDoor-v1")
+    figures = {"env": "AdroitHandDoor-v1", "step": 7, "file": "f.json", **score("x", solved, known)}
+    assert known is not None
+    text = report(
+        cast(Any, SimpleNamespace(path=tmp_path)), {**figures, "references": known._asdict()}
+    )
+    assert "success at any step 80.0 %  95 % interval [67.0, 88.8]  (Wilson, 50 episodes)" in text
+    assert "success at the last step 64.0 %  95 % interval [50.1, 75.9]" in text
+    assert "score 100.0 for return 2880.6 in AdroitHandDoor-v1 (0 is -56.5128, 100 is" in text

@@ -1,0 +1,207 @@
+"""What the environments of other packages need before they fit the vector contract.
+
+gymnasium-robotics (Adroit, mazes), OGBench and PushT are optional: nothing here imports them until
+one of their environments is asked for. All of them are stepped in a loop in the learner's process:
+a step takes 0.1-0.5 ms (Adroit, mazes, PushT), or 1-2 ms and a second or two to build (OGBench's
+cube, scene and puzzle).
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from .vector import EnvError, gymnasium_make, nearest
+
+log = logging.getLogger("rheo")
+
+# Environment families outside gymnasium: id prefix -> (module that registers them, pip name).
+ELSEWHERE = {
+    "AdroitHand": ("gymnasium_robotics", "gymnasium-robotics"),
+    "AntMaze": ("gymnasium_robotics", "gymnasium-robotics"),
+    "Fetch": ("gymnasium_robotics", "gymnasium-robotics"),
+    "FrankaKitchen": ("gymnasium_robotics", "gymnasium-robotics"),
+    "HandManipulate": ("gymnasium_robotics", "gymnasium-robotics"),
+    "HandReach": ("gymnasium_robotics", "gymnasium-robotics"),
+    "PointMaze": ("gymnasium_robotics", "gymnasium-robotics"),
+    "antmaze-": ("ogbench", "ogbench"),
+    "antsoccer-": ("ogbench", "ogbench"),
+    "cube-": ("ogbench", "ogbench"),
+    "gym_aloha/": ("gym_aloha", "gym-aloha"),
+    "gym_pusht/": ("gym_pusht", "gym-pusht"),
+    "humanoidmaze-": ("ogbench", "ogbench"),
+    "pointmaze-": ("ogbench", "ogbench"),
+    "puzzle-": ("ogbench", "ogbench"),
+    "scene-": ("ogbench", "ogbench"),
+}
+# Where an environment says in a step's info that its task is solved at that moment.
+SUCCESS_KEYS = ("success", "is_success", "goal_achieved")
+GOAL_KEYS = ("achieved_goal", "observation", "desired_goal")
+# Environments whose observation holds the achieved goal already (elsewhere it says something new).
+REPEATED = ("PointMaze", "Fetch", "HandReach", "HandManipulate")
+
+
+def home(env_id: str) -> tuple[str, str]:
+    """Module and pip name of the package of an id; gymnasium's own when nobody claims it."""
+    claims = (ELSEWHERE[prefix] for prefix in ELSEWHERE if env_id.startswith(prefix))
+    return next(claims, ("gymnasium", "gymnasium"))
+
+
+def register(env_id: str) -> None:
+    """Make sure the id is registered; EnvError with the nearest id or the missing package."""
+    if ":" in env_id or env_id in gymnasium.registry:
+        return
+    module, package = home(env_id)
+    if importlib.util.find_spec(module) is None:
+        raise EnvError(f"{env_id} needs a package that is missing: pip install {package}")
+    try:
+        gymnasium.register_envs(importlib.import_module(module))
+    except ImportError as error:
+        raise EnvError(
+            f"{env_id} needs the package {package}, which is installed but cannot be imported "
+            f"({error}): pip install --force-reinstall {package}"
+        ) from error
+    if env_id not in gymnasium.registry and module != "ogbench":
+        raise EnvError(f"unknown environment {env_id!r}{nearest(env_id, gymnasium.registry)}")
+
+
+def success_key(info: Mapping[str, Any]) -> str | None:
+    """The key of a step's info under which this environment reports success, if it does."""
+    return next((key for key in SUCCESS_KEYS if key in info), None)
+
+
+def make(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
+    """A registered environment with a 1-D Box observation. Raises EnvError."""
+    if home(env_id)[0] != "ogbench":
+        return flat_box(gymnasium_make(env_id, options), env_id)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a missing display, and the precision of its bounds
+        registered = env_id in gymnasium.registry
+        env = gymnasium_make(env_id, options) if registered else _ogbench(env_id, options)
+        refuse_unseen_goal(env, env_id)
+        return flat_box(Seeded(env), env_id)
+
+
+def _ogbench(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
+    """The environment of an OGBench data set's name; no data is loaded or downloaded."""
+    ogbench = importlib.import_module("ogbench")
+    settings = {"disable_env_checker": True, **options}
+    try:
+        return ogbench.make_env_and_datasets(env_id, env_only=True, **settings)
+    except gymnasium.error.Error as error:
+        raise EnvError(
+            f"unknown environment {env_id!r}: OGBench's names are TASK-DATA-singletask-v0, "
+            f"for example antmaze-large-navigate-singletask-v0 ({error})"
+        ) from error
+    except TypeError as error:
+        raise EnvError(f"{env_id} refuses its options {options}: {error}") from error
+
+
+def refuse_unseen_goal(env: gymnasium.Env, env_id: str) -> None:
+    """Raises EnvError for OGBench's goal-conditioned tasks: no observation shows their goal."""
+    if getattr(env.unwrapped, "_reward_task_id", None) is None:
+        name = env_id.removesuffix("-v0")
+        raise EnvError(
+            f"{env_id} draws a goal that its observation does not contain: use a single-task "
+            f"environment, {name}-singletask-v0 or {name}-singletask-task1-v0 to -task5-v0"
+        )
+
+
+def flat_box(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
+    """The environment with a 1-D Box observation; Dict and Tuple ones are flattened.
+
+    Goal environments become `GoalVector`; in others the entries follow in gymnasium's order.
+    """
+    space = env.observation_space
+    if isinstance(space, spaces.Dict) and set(space.spaces) == set(GOAL_KEYS) and _flat(space):
+        repeated = env_id.rpartition("/")[2].startswith(REPEATED)
+        env = GoalVector(env, GOAL_KEYS[1:] if repeated else GOAL_KEYS)
+        _say(f"{env_id}: observed are {' and '.join(env.keys)}, in this order")
+    elif isinstance(space, (spaces.Dict, spaces.Tuple)) and space.is_np_flattenable:
+        _say(f"{env_id}: its {type(space).__name__} observation is flattened")
+        env = gymnasium.wrappers.FlattenObservation(env)
+    space = env.observation_space
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise EnvError(
+            f"{env_id} has the observation space {space}, but a vector (1-D Box) is needed: wrap "
+            "the environment, for example in gymnasium.wrappers.FlattenObservation, and register it"
+        )
+    return env
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Once per process, however many copies are made."""
+    log.info("%s", text)
+
+
+def _flat(space: spaces.Dict) -> bool:
+    parts = space.spaces.values()
+    return all(isinstance(part, spaces.Box) and len(part.shape) == 1 for part in parts)
+
+
+class GoalVector(gymnasium.ObservationWrapper):
+    """A goal environment's dictionary as one vector: [achieved_goal,] observation, desired_goal.
+
+    achieved_goal is left out where the observation contains it (PointMaze: x, y, their speeds, goal
+    x, goal y). Where it does not it comes first, so that AntMaze-v4 begins with the 29 numbers of
+    D4RL's antmaze recordings: x, y, 13 joint positions, 14 velocities; the goal's x, y follow.
+    """
+
+    def __init__(self, env: gymnasium.Env, keys: tuple[str, ...]) -> None:
+        super().__init__(env)
+        self.keys = keys
+        space: Any = env.observation_space
+        low, high = (
+            np.concatenate([getattr(space[key], end) for key in keys]).astype(np.float64)
+            for end in ("low", "high")
+        )
+        self.observation_space = spaces.Box(low, high, dtype=np.float64)
+
+    def observation(self, observation: Mapping[str, NDArray]) -> NDArray:
+        return np.concatenate([observation[key] for key in self.keys])
+
+
+class Seeded(gymnasium.Wrapper):
+    """An OGBench task whose randomness follows the seed given to `reset`.
+
+    Its mazes draw start, goal and teleports from numpy's global generator, which `reset(seed)` does
+    not seed. Here that generator is exchanged for one of the environment's own while the task runs.
+    (The unseeded random actions inside OGBench's `reset` leave no trace in the episode.)
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self.action_space = env.action_space  # some tasks build a new one at every look
+        self.bits = np.random.MT19937()
+
+    @contextlib.contextmanager
+    def own(self) -> Iterator[None]:
+        """numpy's global generator is this environment's."""
+        everyones: Any = np.random  # numpy's stubs do not know these two functions
+        outer = everyones.get_bit_generator()
+        everyones.set_bit_generator(self.bits)
+        try:
+            yield
+        finally:
+            everyones.set_bit_generator(outer)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        if seed is not None:
+            self.bits = np.random.MT19937(seed)
+        with self.own(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the precision of the bounds it builds
+            return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        with self.own():
+            return self.env.step(action)
