@@ -54,6 +54,8 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     Raises RheoError that lists every mistake. `config_dir` holds the folders that were named.
     """
     folders, words = flags(argv)
+    # the source reads the data, so their settings are keys of the source
+    words = [re.sub(r"^data\.", "source.", word) for word in words]
     schema.allow(folders)
     roots = [HOME, *(Path(folder).expanduser().resolve() for folder in folders)]
     refuse_hidden(roots)

@@ -107,6 +107,6 @@ def refuse_other_shapes(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
         here, there = (tuple(d[name].shape) if name in d else "none" for d in (mine, theirs))
         if here != there:
             raise RheoError(
-                f"{who}: its policy has another architecture: {name} is {there} there and {here} "
-                "here; set the same policy, horizon and env"
+                f"{who}: its networks have another architecture: {name} is {there} there and "
+                f"{here} here; set the same policy, critic, horizon and env"
             )

@@ -99,9 +99,11 @@ def default_name(config: dict[str, Any]) -> str:
 
 
 def start_from(algo: Any, config: dict[str, Any]) -> None:
-    """Loads the deployed policy of another run into this algorithm's policies.
+    """Loads another run's networks: all of them from the same algorithm, else its deployed policy.
 
-    Raises RheoError naming the tensor or the setting that makes its weights mean something else.
+    So a run on recorded data goes on online with its critics too, and any policy can be the base of
+    another algorithm. Raises RheoError naming the tensor or the setting that makes weights mean
+    something else.
     """
     name = config["init"]
     flagged = [word for folder in config["config_dir"] for word in ("--config-dir", folder)]
@@ -109,16 +111,23 @@ def start_from(algo: Any, config: dict[str, Any]) -> None:
     tree = run.load()
     if tree is None:
         raise RheoError(f"init={name}: that run has no checkpoint yet")
-    donor = tree["algo"].get("average", tree["algo"]["policy"])
-    refuse_other_shapes(algo.policy.state_dict(), donor, f"init={name}")
+    saved, who = tree["algo"], f"init={name}"
+    if config["algo"]["_target_"] == run.config["algo"]["_target_"]:
+        modules = {k: v for k, v in vars(algo).items() if isinstance(v, torch.nn.Module)}
+        pairs = [(part, saved[k]) for k, part in modules.items() if k in saved]
+    else:
+        donor = next(saved[key] for key in ("average", "policy") if key in saved)
+        pairs = [(policy, donor) for policy in (algo.policy, *twins(algo))]
+    for part, state in pairs:
+        refuse_other_shapes(part.state_dict(), state, who)
     here, there = (meaning(node, "policy") for node in (config["policy"], run.config["policy"]))
     for key in [key for key in here if here[key] != there.get(key)]:
         raise RheoError(
-            f"init={name}: its {key} is {there.get(key)} and here it is {here[key]}, which gives "
+            f"{who}: its {key} is {there.get(key)} and here it is {here[key]}, which gives "
             f"the same weights another meaning; set {key}={there.get(key)}"
         )
-    for policy in (algo.policy, *twins(algo)):
-        policy.load_state_dict(donor)
+    for part, state in pairs:
+        part.load_state_dict(state)
 
 
 def meaning(node: dict[str, Any], place: str) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name() -> None:
         (["~algo"], "~algo: nothing can be removed"),
         (["config_dir=[x]"], "name the folder with --config-dir"),
         (["hydra.run.dir=x"], "hydra.run.dir=x: Hydra's own settings are fixed"),
-        (["data.path=3"], "data.path=3: data is not a group"),
+        (["data.on_bad=drop"], "source.on_bad: unknown key"),  # of a replay
+        (["seed.path=3"], "seed.path=3: seed is not a group"),
         (["algo=null"], "algo: must be dict, got nothing"),
         (["nonsense/deep=1"], "nonsense/deep=1: unknown group"),
         (["+extra=1"], "extra: unknown key"),
@@ -294,6 +295,12 @@ def test_data_choose_the_environment_they_were_recorded_in(
     assert compose(["algo=bc", f"data={file}"])["env"]["id"] == env_id
     assert compose(["algo=bc", f"data={file}", "env=hopper"])["env"]["id"] == "Hopper-v5"
     assert compose(["algo=bc", f"data={file}", "env=null"])["env"]["id"] is None
+
+
+def test_settings_of_the_data_are_keys_of_their_source() -> None:
+    tree = compose(["algo=bc", f"data={DATA}", "data.on_bad=drop", "data.storage=mmap"])
+    assert (tree["source"]["on_bad"], tree["source"]["storage"]) == ("drop", "mmap")
+    assert tree["data"] == str(DATA)
 
 
 def test_a_known_data_set_is_found_where_d4rl_keeps_it(

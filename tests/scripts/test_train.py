@@ -297,13 +297,33 @@ def test_a_run_starts_from_the_weights_of_another(tiny):
     training.start_from(algo, config)
     tree = Run.open("a").load()
     assert tree is not None
-    for policy in (algo.policy, algo.average):
-        for name, tensor in policy.state_dict().items():
-            assert torch.equal(tensor, tree["algo"]["average"][name]), name
+    for part in ("policy", "average"):
+        for name, tensor in getattr(algo, part).state_dict().items():
+            assert torch.equal(tensor, tree["algo"][part][name]), name
     assert main(["train", *tiny("bc", "b", "init=a", "steps=20")]) == 0
     first = [row["val/loss"] for row in rows("b") if "val/loss" in row][0]
     last = [row["val/loss"] for row in rows("a") if "val/loss" in row][-1]
     assert first == last
+
+
+def test_the_same_algorithm_starts_with_its_critics_and_another_with_the_deployed_policy(tiny):
+    assert main(["train", *tiny("rfm", "a", "steps=80")]) == 0
+    tree = Run.open("a").load()
+    assert tree is not None
+    config = compose(tiny("rfm", "b", "init=a", "seed=5"))
+    algo = assemble(config).algo
+    training.start_from(algo, config)
+    for part in ("policy", "average", "critic", "target"):
+        for name, tensor in getattr(algo, part).state_dict().items():
+            assert torch.equal(tensor, tree["algo"][part][name]), (part, name)
+    config = compose(tiny("bc", "c", "init=a", "env=inverted_pendulum", "policy/net=mlp_small"))
+    config["policy"] = compose(tiny("rfm", "b"))["policy"]
+    config["source"] = compose(tiny("rfm", "b"))["source"]
+    other = assemble(config).algo
+    training.start_from(other, config)
+    for policy in (other.policy, other.average):
+        for name, tensor in policy.state_dict().items():
+            assert torch.equal(tensor, tree["algo"]["average"][name]), name
 
 
 @pytest.mark.parametrize(
