@@ -20,6 +20,7 @@ from .catalogue import file_remedy
 from .record import Column, Refused, block_rows, refuse
 
 HDF5, ZIP, NUMPY = b"\x89HDF\r\n\x1a\n", (b"PK\x03\x04", b"PK\x05\x06"), b"\x93NUMPY"
+CACHE = 1 << 20  # bytes for each dataset: pieces end where chunks end, so none is needed twice
 ZIP_FAULTS = (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, MemoryError)
 ZIP_ERRORS = (*ZIP_FAULTS, zipfile.BadZipFile, zlib.error)
 
@@ -76,7 +77,7 @@ def hdf5(path: Path) -> Iterator[h5py.File]:
     The library's own message of a truncated file names neither the file nor its size.
     """
     try:
-        file = h5py.File(path, "r", locking=False)
+        file = h5py.File(path, "r", locking=False, rdcc_nbytes=CACHE)
     except OSError as error:
         stored = re.search(r"stored_eof = (\d+)", str(error))
         if stored:
@@ -85,8 +86,18 @@ def hdf5(path: Path) -> Iterator[h5py.File]:
     with file:
         try:
             yield file
-        except (OSError, RuntimeError) as error:  # h5py has both for a damaged piece
+        except Exception as error:  # noqa: BLE001 - h5py has many types for a damaged piece
+            if not from_h5py(error):
+                raise
             raise broken(path, f"damaged HDF5 ({one_line(error)})") from error
+
+
+def from_h5py(error: Exception) -> bool:
+    """Whether h5py raised it, not code of ours."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and "h5py" in frame.tb_frame.f_code.co_filename
 
 
 def one_line(error: Exception) -> str:

@@ -135,7 +135,7 @@ def outside(recording: Recording) -> Fault | None:
     value = float(recording.action[steps[row], dim])
     text = (
         f"{count:,} of {recording.action.size:,} entries lie outside [-1, 1], the largest "
-        f"{abs(value):.3g}; source.on_bad=clip cuts them, =drop leaves the episodes out"
+        f"{abs(value):.3g}; source.on_bad=clip cuts them, {LEAVE_OUT}"
     )
     return Fault("error", "actions", episode, step, value, text)
 

@@ -100,7 +100,8 @@ class Flat:
         """A needed column of numbers [steps, dims]."""
         if key not in self.columns:
             held = ", ".join(sorted(self.columns)) or "nothing"
-            raise refuse(self.path, f"no key {key!r}; it holds {held}", key)
+            text = f"no key {key!r}; it holds {held}; store it under that name"
+            raise refuse(self.path, text, key)
         column = self.columns[key]
         if len(column.shape) != 2 or column.dtype.kind not in "fiu" or not column.shape[1]:
             text = f"has shape {column.shape} and type {column.dtype}"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_BYTES = 1 << 24  # a file is read, checked and written in pieces of about this size
+BLOCK_BYTES = 1 << 22  # a file is read, checked and written in pieces of about this size
 SHOWN = 5  # faults that a message lists
 
 

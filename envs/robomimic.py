@@ -5,7 +5,7 @@ Layout as in ARISE-Initiative/robomimic, docs/datasets/overview.md.
 
 import re
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import h5py
 import numpy as np
@@ -42,7 +42,7 @@ class Robomimic:
         data = file["data"]
         assert isinstance(data, h5py.Group)
         self.path, self.attributes = path, hdf5_attributes(data)
-        groups = {name: data[name] for name in sorted(data, key=natural)}
+        groups = {name: data.get(name) for name in sorted(map(str, data), key=natural)}
         self.demos = {k: g for k, g in groups.items() if isinstance(g, h5py.Group)}
         if not self.demos:
             raise refuse(path, "empty: no demonstrations; fetch or write it again", "data")
@@ -105,10 +105,11 @@ class Robomimic:
             if item.shape[0] != steps or not steps:
                 text = f"{name_of(demo)} has {item.shape[0]} rows and {steps} actions"
                 yield fault(key, index, f"{text}; every step needs one of each")
-            first = next(iter(self.demos.values())).get(key)
-            if wanted == 2 and key in needed and item.shape[1] != cast(Any, first).shape[1]:
-                text = f"{name_of(demo)} is {item.shape[1]} wide, the first one is"
-                yield fault(key, index, f"{text} {cast(Any, first).shape[1]}")
+            like = next(iter(self.demos.values())).get(key.replace("next_obs/", "obs/"))
+            width = getattr(like, "shape", ())[1:]
+            if wanted == 2 and item.shape[1:] != width:
+                text = f"{name_of(demo)} has rows of shape {item.shape[1:]}, the first one"
+                yield fault(key, index, f"{text} {width}")
 
     def following(self, demo: h5py.Group) -> list[h5py.Dataset] | None:
         """next_obs of the keys that are read; None where one is missing."""

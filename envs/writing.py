@@ -50,7 +50,7 @@ def store(recording: Recording, path: str | os.PathLike, **attrs: Any) -> None:
     atomically(file, lambda part: writer(part, columns(recording), told))
 
 
-def atomically(file: Path, action: Callable[[Path], None]) -> None:
+def atomically(file: Path, action: Callable[[Path], object]) -> None:
     """Lets `action` write a temporary file beside `file`, then puts it there."""
     part = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:

@@ -1,0 +1,205 @@
+"""`rheo data`: look at recorded data, check them, convert them, fetch public ones."""
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from rheo.envs.faults import faults, saturated, starts, tables
+from rheo.envs.record import Recording, Refused, refuse
+from rheo.envs.recordings import AUTO, load, mended, size_text
+from rheo.envs.scores import normalized_score
+from rheo.envs.writing import SUFFIXES, store
+
+from .errors import USER, RheoError
+from .fetch import fetch
+
+USAGE = """usage: rheo data info FILE...                what is in files, or minari:DATASET_ID
+       rheo data check FILE|FOLDER...       what is wrong, a line each; 2 when something is
+       rheo data convert IN OUT             to .hdf5 or .npz, without loss
+       rheo data fetch NAME [--from FILE|URL] [--to DIR] [--yes]
+options: --time-limit N   length of episodes in files that do not mark them
+         --obs-keys A,B   observations of robomimic and Minari data sets
+         --on-bad refuse|drop|clip|keep   what convert does with errors"""
+FLAGS = {"source.on_bad=": "--on-bad ", "source.time_limit=": "--time-limit "}
+
+
+class Words(argparse.ArgumentParser):
+    """Arguments whose mistakes are RheoError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RheoError(f"{message}\n{USAGE}")
+
+
+def main(argv: list[str]) -> int:
+    """Runs one of the four; returns the exit status."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if argv else USER
+    options = parser().parse_args(argv)
+    try:
+        return options.run(options)
+    except Refused as refused:
+        text = str(refused)
+        for key, flag in FLAGS.items():
+            text = text.replace(key, flag)
+        raise RheoError(text) from refused
+
+
+def parser() -> Words:
+    """The arguments of the four."""
+    words = Words("rheo data", add_help=False, allow_abbrev=False)
+    verbs = words.add_subparsers(required=True, metavar="info|check|convert|fetch")
+    reading = Words(add_help=False)
+    reading.add_argument("--time-limit", type=int)
+    reading.add_argument("--obs-keys", type=lambda text: text.split(","))
+    for name, run in (("info", info), ("check", check)):
+        verb = verbs.add_parser(name, parents=[reading], add_help=False)
+        verb.add_argument("files", nargs="+", metavar="FILE")
+        verb.set_defaults(run=run)
+    verb = verbs.add_parser("convert", parents=[reading], add_help=False)
+    verb.add_argument("source", metavar="IN")
+    verb.add_argument("target", metavar="OUT")
+    choices = ("refuse", "drop", "clip", "keep")
+    verb.add_argument("--on-bad", choices=choices, default="refuse")
+    verb.set_defaults(run=convert)
+    verb = verbs.add_parser("fetch", add_help=False)
+    verb.add_argument("name", metavar="NAME")
+    verb.add_argument("--from", dest="source", metavar="FILE|URL")
+    verb.add_argument("--to", metavar="DIR")
+    verb.add_argument("--yes", action="store_true")
+    verb.set_defaults(run=lambda o: fetch(o.name, o.source, o.to, o.yes))
+    return words
+
+
+def opened(path: str, options: argparse.Namespace) -> Recording:
+    """The recording behind a path, with whatever is wrong in it. Raises Refused."""
+    return load(path, AUTO, options.obs_keys, options.time_limit)
+
+
+def info(options: argparse.Namespace) -> int:
+    """Prints what is in each file; 2 when one cannot be read."""
+    code = 0
+    for path in options.files:
+        try:
+            print("\n".join(described(opened(path, options))), flush=True)
+        except Refused as refused:
+            code = USER
+            for fault in refused.faults:
+                print(f"{path}: {fault.level}: {fault.line()}", flush=True)
+    return code
+
+
+def described(recording: Recording) -> list[str]:
+    """The report of one file."""
+    about, lengths = recording.about, recording.ends - starts(recording)
+    arrays = [value for value in recording if isinstance(value, np.ndarray)]
+    count, ended = len(lengths), int(recording.terminated.sum())
+    known = int((recording.successor >= 0).sum())
+    lines = [
+        about["path"],
+        f"  format       {about['format']}{on_disk(about['path'])}, "
+        f"{size_text(sum(array.nbytes for array in arrays))} in memory",
+        f"  environment  {about['env_id'] or 'not told'}",
+        f"  time step    {seconds(about.get('dt'))}",
+        f"  steps        {len(recording.action):,} in {count:,} episodes",
+        f"  ends         {ended:,} by the task, {count - ended:,} cut off; "
+        f"the observation after {known:,} of them is known",
+        f"  length       {quantiles(lengths)}",
+        f"  return       {returns(recording)}",
+    ]
+    for key, table in tables(recording).items():
+        lines.append(f"  {key:12} {table.shape[1]} dimensions, {bounds(table)}")
+    lines[-1] += f", {100 * saturated(recording):.1f} % at a bound"
+    for key in ("obs_keys", "left_out"):
+        if about.get(key):
+            lines.append(f"  {key.replace('_', ' '):12} {', '.join(about[key])}")
+    return [*lines, *(f"  {fault.level:12} {fault.line()}" for fault in faults(recording))]
+
+
+def on_disk(path: str) -> str:
+    """Size of a file."""
+    file = Path(path)
+    return f", {size_text(file.stat().st_size)}" if file.is_file() else ""
+
+
+def seconds(dt: Any) -> str:
+    """A time step for people."""
+    return f"{dt:g} s" if isinstance(dt, int | float) else "not told"
+
+
+def quantiles(values: np.ndarray) -> str:
+    """Five quantiles and the mean."""
+    five = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
+    names = ("min", "25 %", "median", "75 %", "max")
+    parts = [f"{name} {value:,.6g}" for name, value in zip(names, five, strict=True)]
+    return f"{', '.join(parts)}; mean {values.mean():,.6g}"
+
+
+def returns(recording: Recording) -> str:
+    """Quantiles of the episodes' returns, and the mean's score where references are known."""
+    if recording.reward is None:
+        return "no rewards"
+    values = np.add.reduceat(recording.reward, starts(recording), dtype=np.float64)
+    score = normalized_score(recording.about["env_id"] or "", float(values.mean()))
+    told = "" if score is None else f" (D4RL score {score:.1f} of 100)"
+    return quantiles(values) + told
+
+
+def bounds(table: np.ndarray) -> str:
+    """Smallest and largest number."""
+    low, high = np.fmin.reduce(table, axis=None), np.fmax.reduce(table, axis=None)  # pass over NaN
+    return f"{low:.4g} to {high:.4g}"
+
+
+def check(options: argparse.Namespace) -> int:
+    """Prints a line for each fault of each file; 2 when one is an error."""
+    code = 0
+    for path in files(options.files):
+        try:
+            recording = opened(path, options)
+            found, size = faults(recording), (len(recording.action), len(recording.ends))
+        except Refused as refused:
+            found, size = refused.faults, None
+        for fault in found:
+            print(f"{path}: {fault.level}: {fault.line()}", flush=True)
+        if any(fault.level == "error" for fault in found):
+            code = USER
+        elif size is not None:
+            print(f"{path}: ok: {size[0]:,} steps in {size[1]:,} episodes", flush=True)
+    return code
+
+
+def files(paths: list[str]) -> list[str]:
+    """Files as they are, folders as the data files below them."""
+    found: list[str] = []
+    for path in paths:
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(file for file in folder.rglob("*") if file.suffix in SUFFIXES)
+        if not inside:
+            raise RheoError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
+        found.extend(str(file) for file in inside if file.is_file())
+    return found
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Writes a file in another format. Refuses to write over one."""
+    target = Path(options.target).expanduser()
+    if target.exists():
+        raise RheoError(f"{target} exists; remove it or choose another name")
+    if target.suffix not in SUFFIXES:
+        raise RheoError(f"{target}: the suffix must be one of {', '.join(SUFFIXES)}")
+    recording = opened(options.source, options)
+    if options.on_bad != "keep":
+        recording = mended(recording, options.on_bad)
+    elif "jumps" in recording.about:
+        text = "next_observations that are not the following ones cannot be kept; --on-bad drop"
+        raise refuse(options.source, text)
+    store(recording, target)
+    steps, episodes = len(recording.action), len(recording.ends)
+    print(f"{target}: {steps:,} steps in {episodes:,} episodes, {on_disk(str(target))[2:]}")
+    return 0

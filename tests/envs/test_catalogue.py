@@ -1,0 +1,64 @@
+"""Names of public data sets."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rheo.envs.catalogue import addresses, file_name, known
+from rheo.envs.recordings import env_of, locate, read
+from rheo.envs.vector import EnvError
+
+
+def small(file: Path) -> None:
+    """A data set; what is in a file decides its format, whatever its suffix."""
+    content = {"observations": np.eye(4), "actions": np.eye(4), "episode_ends": np.array([2, 4])}
+    with file.open("wb") as out:
+        np.savez(out, **content)
+
+
+def test_names_are_found_in_the_usual_folders_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, folder in (("D4RL_DATASET_DIR", "a"), ("HOME", "b"), ("RHEO_DATASETS", "c")):
+        monkeypatch.setenv(key, str(tmp_path / folder))
+    with pytest.raises(EnvError, match="run `rheo data fetch hopper-medium-v2`"):
+        locate("hopper_medium-v2")
+    for folder in ("c", "b/.d4rl/datasets", "a"):
+        (tmp_path / folder).mkdir(parents=True)
+        file = tmp_path / folder / "hopper_medium-v2.hdf5"
+        small(file)
+        assert locate("hopper-medium-v2") == locate("hopper_medium-v2") == file
+    assert read("hopper-medium-v2").ends.tolist() == [2, 4]
+    assert locate(str(file)) == file
+    with pytest.raises(EnvError, match="no such file or data set"):
+        locate("nothing-v0")
+
+
+@pytest.mark.parametrize(
+    ("name", "env_id"),
+    [
+        ("hopper-medium-v2", "Hopper-v4"),
+        ("data/halfcheetah_full_replay-v2.hdf5", "HalfCheetah-v4"),
+        ("walker2d-expert-v2", "Walker2d-v4"),
+        ("ant-random-v2", "Ant-v4"),
+        ("antmaze-umaze-v2", None),
+        ("pen-cloned-v1", "AdroitHandPen-v1"),
+        ("relocate-human-v1", "AdroitHandRelocate-v1"),
+        ("mine.npz", None),
+    ],
+)
+def test_a_name_tells_the_environment(name: str, env_id: str | None) -> None:
+    assert env_of(name) == env_id
+
+
+def test_addresses_are_those_of_the_public_server() -> None:
+    base = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
+    assert len(addresses()) == 24 + 12
+    mujoco, hand = f"{base}/gym_mujoco_v2", f"{base}/hand_dapg_v1"
+    assert addresses()["hopper-medium-v2"] == f"{mujoco}/hopper_medium-v2.hdf5"
+    assert addresses()["ant-full-replay-v2"] == f"{mujoco}/ant_full_replay-v2.hdf5"
+    assert addresses()["door-human-v1"] == f"{hand}/door-human-v1.hdf5"
+    assert known("x/hopper_medium_replay-v2.hdf5") == "hopper-medium-replay-v2"
+    assert file_name("hopper-medium-replay-v2") == "hopper_medium_replay-v2.hdf5"
+    assert known("hopper-medium-v3") is None
