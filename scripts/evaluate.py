@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rheo.envs.rollout import Episode, as_rows, evaluate, summary
@@ -17,6 +18,8 @@ from .run import Run
 from .state import restore
 
 log = logging.getLogger("rheo")
+# what may differ from the run, besides algo.deploy_*, since weights mean the same
+AT_WILL = ("policy.steps", "policy.sampler", "policy.eta", "policy.clip_x", "policy.clip_a")
 MAX_ENVS = 64  # environments of an evaluation at a time
 SUCCESS = {"success_once": "at any step", "success_at_end": "at the last step"}
 USAGE = "usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]"
@@ -46,7 +49,8 @@ def main(argv: list[str]) -> int:
     options = parse(words[1:])
     flagged = [word for folder in folders for word in ("--config-dir", folder)]
     run = Run.open(words[0], [*flagged, *options.values])
-    print(report(run, evaluate_folder(run, options.episodes, options.references)))
+    changed = [word for word in options.values if not word.startswith("device=")]
+    print(report(run, evaluate_folder(run, options.episodes, options.references, changed)))
     return 0
 
 
@@ -55,12 +59,12 @@ def parse(words: list[str]) -> Options:
     episodes, values, given = 50, [], {}
     for word in words:
         key, _, value = word.partition("=")
-        if key == "device":
+        if key == "device" or key.startswith("algo.deploy_") or key in AT_WILL:
             values.append(word)
         elif key in ("ref_min", "ref_max"):
             given[key] = number(word, value)
         elif key != "episodes":
-            known = nearest(key, ["episodes", "device", "ref_min", "ref_max"])
+            known = nearest(key, ["episodes", "device", "ref_min", "ref_max", *AT_WILL])
             raise RheoError(f"unknown option {key!r}{known}; the run's own values are used")
         elif not value.isdecimal() or int(value) < 1:
             raise RheoError(f"{word}: a positive whole number is needed")
@@ -103,11 +107,13 @@ def known_references(env_id: str) -> References | None:
 
 
 def evaluate_folder(
-    run: Run, episodes: int, references: References | None = None
+    run: Run, episodes: int, references: References | None = None, changed: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Figures of `episodes` episodes of a run's last checkpoint; per-episode rows are stored.
 
-    references: what the score is computed with, D4RL's for the environment by default.
+    references: what the score is computed with, D4RL's for the environment by default. changed:
+    values of the run that are other ones here; the stored file is named after them. A policy that
+    is deployed as the best of several samples is evaluated with one sample too ("single/...").
     """
     config = run.config
     prepare(config)
@@ -123,15 +129,21 @@ def evaluate_folder(
     warn_of_versions(run)
     algo = make_algo(config, Sizes(**tree["sizes"]), config["steps"])
     restore(algo, tree["algo"], generators=False)
+    used = references or known_references(env.env.id)
+    figures: dict[str, Any] = {"env": env.env.id, "changed": list(changed)}
     try:
         rows = episodes_of(env, algo, episodes, config["fast"])
+        figures |= score(env.env.id, rows, used)
+        if getattr(algo, "deploy_candidates", 1) > 1:
+            figures["candidates"], algo.deploy_candidates = algo.deploy_candidates, 1
+            single = score(env.env.id, episodes_of(env, algo, episodes, config["fast"]), used)
+            figures |= {name.replace("eval/", "single/"): x for name, x in single.items()}
     except FloatingPointError as error:  # the guard before the physics
         raise RheoError(f"{run.path}, step {run.step}: {error}", NUMERICS) from error
-    used = references or known_references(env.env.id)
-    figures: dict[str, Any] = {"env": env.env.id, **score(env.env.id, rows, used)}
     if used is not None:
         figures["references"] = used._asdict()
-    file = run.record_eval(run.step, as_rows(rows), label=f"{episodes}", **figures)
+    label = "-".join([f"{episodes}", *(word.rpartition(".")[2] for word in changed)])
+    file = run.record_eval(run.step, as_rows(rows), label=label, **figures)
     env.close()
     return figures | {"step": run.step, "file": str(file)}
 
@@ -181,6 +193,12 @@ def report(run: Run, figures: dict[str, Any]) -> str:
     ]
     if "eval/broken" in figures:
         lines.append(f"{figures['eval/broken']:.0f} episodes were cut because the physics broke")
+    if "candidates" in figures:
+        lines.append(
+            f"the policy takes the best of {figures['candidates']} samples; with one sample: "
+            f"return {figures['single/return']:.1f} [{figures['single/return_low']:.1f}, "
+            f"{figures['single/return_high']:.1f}]"
+        )
     lines += [success_line(figures, name) for name in SUCCESS if f"eval/{name}" in figures]
     if "eval/score" in figures:
         low, high, origin = figures["references"].values()

@@ -15,7 +15,7 @@ from .assemble import EVAL_SEED, Experiment, assemble, make_env, twins
 from .config import compose
 from .display import Display, Timer
 from .errors import MACHINE, NUMERICS, REQUEUE, RheoError, nearest
-from .evaluate import MAX_ENVS, episodes_of, score
+from .evaluate import AT_WILL, MAX_ENVS, episodes_of, score
 from .fast import fast
 from .overrides import flags
 from .plot import plot
@@ -27,7 +27,6 @@ log = logging.getLogger("rheo")
 ON_RESUME = (  # what may change between two starts of a run; all else is in its checkpoint
     "steps", "log_every", "eval_every", "save_every", "episodes", "threads", "fast",
 )  # fmt: skip
-AT_WILL = ("steps", "sampler", "eta", "clip_x", "clip_a")  # of a policy, whatever its weights
 
 
 def main(argv: list[str]) -> int:
@@ -136,7 +135,7 @@ def meaning(node: dict[str, Any], place: str) -> dict[str, Any]:
     for key, value in node.items():
         if isinstance(value, dict):
             settings |= meaning(value, f"{place}.{key}")
-        elif place != "policy" or key not in AT_WILL:
+        elif f"{place}.{key}" not in AT_WILL:
             settings[f"{place}.{key}"] = value
     return settings
 
@@ -179,6 +178,13 @@ class Loop:
             print(f"stopped by {stop.signal} and saved; go on with: {self.run.resume_command()}")
             return REQUEUE
         curve = self.curve()
+        rows = [row for row in self.run.rows() if row.get("eval/return") is not None]
+        if rows:
+            best = max(rows, key=lambda row: row["eval/return"])
+            print(
+                f"last evaluation: return {rows[-1]['eval/return']:.1f}; the best on the way, not "
+                f"to be reported: {best['eval/return']:.1f} at step {best['step']}"
+            )
         print(f"run {self.run.path}" + (f", curve {curve}" if curve else ""))
         return 0
 

@@ -49,6 +49,22 @@ def test_the_report_names_the_run_the_task_and_the_interval(tiny, capsys):
     assert f"episodes in moved/eval/{60:012d}-4.json" in out
 
 
+def test_a_choice_among_samples_is_reported_with_and_without(tiny, capsys):
+    assert main(["train", *tiny("rfm", "r", "steps=60", "algo.deploy_candidates=4")]) == 0
+    capsys.readouterr()
+    assert main(["eval", "r", "episodes=3"]) == 0
+    printed = capsys.readouterr().out
+    assert "best of 4 samples; with one sample: return" in printed
+    assert main(["eval", "r", "episodes=3", "algo.deploy_candidates=1", "policy.steps=3"]) == 0
+    assert "best of" not in capsys.readouterr().out
+    both = json.loads(Path(f"runs/r/eval/{60:012d}-3.json").read_text())
+    one = json.loads(Path(f"runs/r/eval/{60:012d}-3-deploy_candidates=1-steps=3.json").read_text())
+    assert both["candidates"] == 4 and "single/return" in both
+    assert one["changed"] == ["algo.deploy_candidates=1", "policy.steps=3"]
+    assert main(["eval", "r", "algo.particles=3"]) == 2
+    assert "unknown option 'algo.particles'" in capsys.readouterr().err
+
+
 def test_a_run_can_be_evaluated_while_it_is_being_written(tiny):
     assert main(["train", *tiny("sac", "r", "steps=60")]) == 0
     with Run.open("r", write=True):
