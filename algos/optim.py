@@ -24,6 +24,12 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float | None 
     optimizer.step()
 
 
+def anneal(optimizer: torch.optim.Optimizer, lr: float, share: float, floor: float) -> None:
+    """Sets the learning rate of a point of the run: a cosine from `lr` to `lr * floor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * cosine(share, 0.0, floor)
+
+
 def cosine(progress: float, warmup: float, floor: float) -> float:
     """Learning-rate factor: linear warm-up, then half a cosine from 1 to `floor`.
 

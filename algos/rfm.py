@@ -81,7 +81,7 @@ class RFM:
             replay_share=replay_share,
             weighting=weighting,
         )
-        self.reverse.refuse_squash(policy.squash)
+        self.reverse.refuse(policy.squash, "algo")
         self.policy = policy
         self.average = clone(policy)
         self.critic = critic

@@ -59,28 +59,29 @@ class Reverse:
     replay_share: float
     weighting: Literal["ramp", "data"]
 
-    def __post_init__(self) -> None:
-        if self.estimator == "gradient" and self.box:
-            raise ValueError(
-                "algo.estimator=gradient is biased on a box: the walls carry a flux that it "
-                "ignores; use estimator=combined (safe controls), noise, or support=tanh"
-            )
-        if self.particles < 2:
-            raise ValueError(
-                f"algo.particles={self.particles}: importance sampling needs at least 2"
-            )
-
     @property
     def box(self) -> bool:
         """Whether actions end at the walls of [-1, 1]^D."""
         return self.support == "box"
 
-    def refuse_squash(self, squash: str) -> None:
-        """Raises ValueError for a policy that ends its actions in another way."""
+    def refuse(self, squash: str, key: str) -> None:
+        """Raises ValueError for values that do not fit each other or the policy's `squash`.
+
+        `key` is where these values stand in the configuration.
+        """
+        if self.estimator == "gradient" and self.box:
+            raise ValueError(
+                f"{key}.estimator=gradient is biased on a box: the walls carry a flux that it "
+                "ignores; use estimator=combined (safe controls), noise, or support=tanh"
+            )
         if (self.support == "tanh") != (squash == "tanh"):
             raise ValueError(
-                f"algo.support={self.support} does not fit policy.squash={squash}: "
+                f"{key}.support={self.support} does not fit policy.squash={squash}: "
                 "set policy.squash=tanh for support=tanh and policy.squash=clip for support=box"
+            )
+        if self.particles < 2:
+            raise ValueError(
+                f"{key}.particles={self.particles}: importance sampling needs at least 2"
             )
 
     def draw(self, policy: Any, rows: int, generator: torch.Generator) -> Draws:

@@ -4,12 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from rheo.policies.critics import QEnsemble
+from rheo.policies.deterministic import Deterministic
 from rheo.policies.flow import FlowPolicy
+from rheo.policies.gaussian import TanhGaussian
 from rheo.policies.nets import MLP
 from rheo.policies.normalize import Normalizer
-from rheo.scripts.config import compose
+from rheo.scripts.assemble import make_part
+from rheo.scripts.config import HOME, compose
 
 
 def make_flow(
@@ -75,7 +79,11 @@ def settings():
 
     def read(name, **changes):
         values = dict(
-            compose([f"algo={name}", "data=."] if name == "bc" else [f"algo={name}"])["algo"]
+            compose(
+                [f"algo={name}", f"data={HOME / 'config.yaml'}"]
+                if name == "bc"
+                else [f"algo={name}"]
+            )["algo"]
         )
         values.pop("_target_")
         return {**values, **changes}
@@ -87,3 +95,34 @@ def settings():
 def generator():
     """A seeded generator."""
     return torch.Generator().manual_seed(0)
+
+
+def make_learner(
+    name, obs_dim, action_dim, *, policy=None, critic=None, run_updates=1000, **changes
+):
+    """A small algorithm for recorded data: its shipped values with changes, small networks."""
+    node = {**yaml.safe_load((HOME / "algo" / f"{name}.yaml").read_text())["algo"], **changes}
+    if "value" in node:
+        small: dict[str, Any] = {
+            "width": 32,
+            "obs_norm": {**node["value"]["obs_norm"], "kind": "none"},
+        }
+        node["value"] = {**node["value"], **small}
+    small = {"width": 64, "depth": 2, "activation": "relu"}
+    if policy is None and name == "td3bc":
+        policy = Deterministic(obs_dim, action_dim, 1, **small)
+    if policy is None and name == "iql_gaussian":
+        small |= {"log_std_min": -5.0, "log_std_max": 2.0}
+        policy = TanhGaussian(obs_dim, action_dim, 1, **small)
+    if policy is None:
+        policy = make_flow(obs_dim, action_dim)
+    critic = make_critic(obs_dim, action_dim, width=64) if critic is None else critic
+    shape = {"obs_dim": obs_dim, "action_dim": action_dim, "horizon": policy.horizon}
+    given = {"generator": torch.Generator().manual_seed(0), "run_updates": run_updates}
+    return make_part(node, "algo", shape, policy=policy, critic=critic, **given)
+
+
+@pytest.fixture
+def learner():
+    """Makes small algorithms for recorded data."""
+    return make_learner

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rheo.policies.gaussian import TanhGaussian, log_tanh_slope
+from rheo.policies.normalize import Normalizer
 
 
 def actor(obs_dim=3, action_dim=1, horizon=1, **changes):
@@ -82,3 +83,30 @@ def test_several_noises_per_state_broadcast():
 def test_bounds_in_the_wrong_order_are_refused():
     with pytest.raises(ValueError, match="must be below"):
         actor(log_std_min=1.0, log_std_max=1.0)
+
+
+def test_the_density_of_a_given_action_is_that_of_its_sample():
+    policy = actor(action_dim=2, horizon=3).double()
+    obs, noise = torch.randn(5, 3, dtype=torch.float64), policy.noise(5, torch.manual_seed(2))
+    action, logp = policy.sample(obs, noise)
+    assert action.abs().max() < 0.999
+    torch.testing.assert_close(policy.log_prob(obs, action), logp)
+    several = policy.log_prob(obs, action[:, None].expand(5, 4, 3, 2))
+    torch.testing.assert_close(several, logp[:, None].expand(5, 4))
+
+
+def test_actions_on_the_border_have_a_finite_density_and_gradient():
+    policy = actor()
+    border = torch.tensor([[[-1.0]], [[1.0]], [[0.999]]])
+    logp = policy.log_prob(torch.zeros(3, 3), border)
+    logp.sum().backward()
+    assert logp.isfinite().all() and torch.allclose(logp[1], logp[2])
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.parameters())
+
+
+def test_observations_are_normalised_before_the_network():
+    norm = Normalizer(3, kind="gaussian")
+    norm.fit(torch.randn(100, 3, generator=torch.manual_seed(0)) * 4 + 2)
+    plain, normed = actor(), actor(obs_norm=norm)
+    obs = torch.randn(5, 3)
+    torch.testing.assert_close(normed.mean(obs), plain.mean(norm(obs)))

@@ -1,0 +1,146 @@
+"""Flow Q-learning: a one-step head that climbs Q, distilled from a cloned flow."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..envs.batch import Batch
+from ..policies.critics import QEnsemble
+from ..policies.flow import FlowPolicy
+from ..policies.nets import clone, lerp_
+from . import select
+from .losses import stratified
+from .optim import adam, frozen, step
+from .returns import td_loss, td_target
+
+
+class Draws(NamedTuple):
+    """The randomness of a policy step."""
+
+    noise: Tensor  # [B, T, Da] of the matching loss
+    t: Tensor  # [B]
+    start: Tensor  # [B, T, Da] noise that flow and head map to actions
+
+
+class FQL:
+    """Flow Q-learning (arXiv:2502.02538).
+
+    `policy` is a flow matched to the recorded actions and nothing else. `head`, the same field with
+    one step, minimises alpha |head(s, z) - flow(s, z)|^2 - mean Q(s, head(s, z)) / mean|Q|: it maps
+    a noise z to the flow's action in one network call and moves it uphill. Q is the mean of the
+    critics; they learn r + discount Q'(s', head(s', z')). No gradient goes through the flow's
+    steps. B batch, T chunk, Da action dimension.
+
+    alpha: weight of the distillation against the Q term, which has no unit (published values are
+    for Q itself, not divided by its mean). target_join: how the TD target joins the critics.
+    target_rate: Polyak rate of Q'. Learning rates: Adam; policy_lr is that of flow and head.
+    deploy_candidates, deploy_temperature: as in `IQL`, over samples of the head.
+    Raises ValueError for a noise prediction, which says nothing about the action at t = 0.
+    """
+
+    pure = ("critic_loss", "policy_loss")
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        critic: QEnsemble,
+        generator: torch.Generator,
+        *,
+        alpha: float,
+        target_join: Literal["mean", "min"],
+        policy_lr: float,
+        critic_lr: float,
+        target_rate: float,
+        deploy_candidates: int,
+        deploy_temperature: float,
+    ) -> None:
+        if policy.prediction == "eps":
+            raise ValueError(
+                "policy.prediction=eps: a one-step head cannot find an action from the noise in "
+                "its input; use policy.prediction=v or a"
+            )
+        self.policy, self.head = policy, clone(policy, frozen=False)
+        self.head.steps = 1
+        self.critic, self.target = critic, clone(critic)
+        self.generator = generator
+        both = [*policy.parameters(), *self.head.parameters()]
+        self.policy_opt = adam(both, policy_lr)
+        self.critic_opt = adam(critic.parameters(), critic_lr)
+        self.alpha, self.target_rate = alpha, target_rate
+        self.target_join = target_join
+        self.deploy_candidates = deploy_candidates
+        self.deploy_temperature = deploy_temperature
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Tensor:
+        """A sample of the head, [N, T, Da]."""
+        return self.head.act(obs, self.head.noise(len(obs), self.generator))
+
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """A chosen sample of the head, [N, T, Da]."""
+        chosen = self.deploy_candidates, self.deploy_temperature
+        return select.sample(self.head, self.critic, obs, generator, *chosen)
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One critic step and one step of flow and head; metrics are 0-d."""
+        rows = len(batch.obs)
+        loss, metrics = self.critic_loss(batch, self.head.noise(rows, self.generator))
+        step(self.critic_opt, loss)
+        with frozen(self.critic):
+            loss, more = self.policy_loss(batch.obs, batch.action, self.draw(rows, self.generator))
+            step(self.policy_opt, loss)
+        lerp_(self.target, self.critic, self.target_rate)
+        return metrics | more
+
+    def draw(self, rows: int, generator: torch.Generator) -> Draws:
+        """Randomness of a policy step."""
+        noise, t = self.policy.noise(rows, generator), stratified((rows,), generator)
+        return Draws(noise, t, self.policy.noise(rows, generator))
+
+    @torch.no_grad()
+    def validate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Matching loss of the flow, and the head's distance to it, on held-out data."""
+        draws = self.draw(len(batch.obs), generator)
+        return {
+            "val/loss": self.cloning(batch.obs, batch.action, draws),
+            "val/distance": self.distance(batch.obs, draws)[0],
+        }
+
+    def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """TD loss of the ensemble; noise [B, T, Da] of the next actions."""
+        with torch.no_grad():
+            values = self.target(batch.next_obs, self.head.act(batch.next_obs, noise))
+            value = values.mean(0) if self.target_join == "mean" else values.amin(0)
+            target = td_target(batch.reward, batch.discount, value)
+        q = self.critic(batch.obs, batch.action)
+        loss = td_loss(q, target)
+        return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+
+    def policy_loss(
+        self, obs: Tensor, action: Tensor, draws: Draws
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Matching of the flow, distillation and normalised Q of the head, [], and metrics."""
+        cloning = self.cloning(obs, action, draws)
+        distance, own = self.distance(obs, draws)
+        q = self.critic(obs, own.clamp(-1.0, 1.0)).mean(0)
+        climb = -q.mean() / q.detach().abs().mean().clamp_min(1e-8)
+        loss = cloning + self.alpha * distance + climb
+        return loss, {
+            "policy/loss": loss.detach(),
+            "policy/bc": cloning.detach(),
+            "policy/distance": distance.detach(),
+        }
+
+    def cloning(self, obs: Tensor, action: Tensor, draws: Draws) -> Tensor:
+        """Matching loss of the flow, []."""
+        policy = self.policy
+        return policy.match(obs, action, draws.noise, draws.t, space=policy.prediction).mean()
+
+    def distance(self, obs: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Mean squared distance of the head to the flow from the same noise [], and the head's
+        actions [B, T, Da] before they are clipped."""
+        with torch.no_grad():
+            goal = self.policy.act(obs, draws.start)
+        own = self.head.act(obs, draws.start, clip=False)
+        return (own - goal).square().mean(), own

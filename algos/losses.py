@@ -1,0 +1,92 @@
+"""Pieces of weighted matching: weights, surrogates of a matching error, times. Pure functions.
+
+A policy is matched to actions by its squared error l at points x_t = A(t) a + B(t) eps; t = 0 is
+noise. B batch, K actions per state, J (time, noise) pairs.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Surrogate = Literal["square", "huber", "ghuber"]
+TimeWeight = Literal["uniform", "noise", "noise2", "likelihood"]
+GHUBER_POWER = 0.25
+LIKELIHOOD_MAX = 10.0
+FLAT_GROUP = 1e-6
+
+
+def exp_weight(advantage: Tensor, beta: float, limit: float) -> Tensor:
+    """min(exp(beta A), limit), the positive weight of arXiv:1910.00177 and arXiv:2110.06169.
+
+    Matching data with weights w(s, a) learns the density mu(a|s) w(s, a) / Z(s).
+    """
+    return (beta * advantage).clamp(max=math.log(limit)).exp()
+
+
+def group_advantage(q: Tensor, clip: float, limit: float) -> Tensor:
+    """Signed advantage of K actions of a state among themselves, q [B, K] -> [B, K].
+
+    A = (q - mean_K q) / (std + 1e-4), the deviation over the whole batch of centred values,
+    clipped to +-clip and scaled to +-limit (arXiv:2509.25050). A state whose actions are all worth
+    the same has no signal but rounding: its advantages are 0.
+    """
+    centred = q - q.mean(1, keepdim=True)
+    flat = centred.std(1, correction=0, keepdim=True) < FLAT_GROUP
+    scaled = centred / (centred.std(correction=0) + 1e-4)
+    return (scaled.clamp(-clip, clip) * (limit / clip)).masked_fill(flat, 0.0)
+
+
+def psi(error: Tensor, kind: Surrogate) -> Tensor:
+    """Surrogate of a matching error l >= 0, elementwise and 0 at 0 (arXiv:2509.25050).
+
+    "square" is l itself, "huber" sqrt(l), "ghuber" l^p / p with p = 1/4. The last two push an
+    action away the less the farther it is: their slope in the velocity falls with distance.
+    """
+    if kind == "square":
+        return error
+    if kind == "huber":
+        return (error + 1e-10).sqrt() - 1e-5
+    return ((error + 1e-10).pow(GHUBER_POWER) - 1e-10**GHUBER_POWER) / GHUBER_POWER
+
+
+def time_weight(t: Tensor, kind: TimeWeight) -> Tensor:
+    """Weight of a squared velocity error at the times t, the linear path's: 1, (1 - t), (1 - t)^2.
+
+    "likelihood" is t / (1 - t), the weight that makes the error a bound of log density, at most
+    LIKELIHOOD_MAX.
+    """
+    if kind == "uniform":
+        return torch.ones_like(t)
+    if kind == "noise":
+        return 1 - t
+    if kind == "noise2":
+        return (1 - t).square()
+    return (t / (1 - t).clamp_min(1e-6)).clamp(max=LIKELIHOOD_MAX)
+
+
+def stratified(
+    lead: tuple[int, ...],
+    generator: torch.Generator,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> Tensor:
+    """Times in [low, high], one in each equal part along the last axis of `lead`, in order."""
+    jitter = torch.rand(lead, generator=generator, device=generator.device)
+    part = torch.arange(lead[-1], device=generator.device)
+    return low + (high - low) * (part + jitter) / lead[-1]
+
+
+def refuse_unbounded(repulsion: float, pull: float, keys: str) -> None:
+    """Raises ValueError where signed weights have no minimum: a pull below the repulsion.
+
+    At a point x the loss E[A |v - u|^2] + b |v - v_ref|^2 has its only stationary point at
+    v = (b v_ref + E[A u]) / (b + E[A]), a minimum if b + E[A] > 0; E[A] may reach -repulsion.
+    `keys` names the settings.
+    """
+    if pull < repulsion:
+        raise ValueError(
+            f"{keys}: signed weights down to -{repulsion:g} against a pull of {pull:g} push the "
+            "velocity away without bound; raise the pull or lower the weights"
+        )
