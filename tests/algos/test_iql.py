@@ -76,7 +76,7 @@ def test_the_policys_rate_falls_to_its_floor_and_the_critics_stays(learner, gene
 
 
 def test_the_gaussian_climbs_the_weighted_density_of_its_data(learner, generator):
-    """One state, actions 0.5 and -0.5 with weights 3 : 1; the mean before the tanh is their mean."""
+    """Actions 0.5 and -0.5 with weights 3 : 1: the Gaussian before the tanh has their moments."""
     torch.manual_seed(0)
     algo = learner("iql_gaussian", 1, 1)
     action = torch.tensor([0.5, -0.5]).repeat(32)[:, None, None]
