@@ -78,8 +78,9 @@ class BC:
 
     def example(self, batch: Batch | Windows) -> tuple[Tensor, Tensor, Tensor | None]:
         """Observations, actions, and which of those count (None: all)."""
-        known = isinstance(batch, Windows) and not self.learn_padding
-        return batch.obs, batch.action, batch.inside if known else None
+        if self.learn_padding or not isinstance(batch, Windows):
+            return batch.obs, batch.action, None
+        return batch.obs, batch.action, batch.inside
 
     def draw(self, batch: Batch | Windows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Noise [B, T, Da] and stratified times [B] of a matching step."""

@@ -44,6 +44,7 @@ def train(config: dict[str, Any], name: str) -> int:
             loop = Loop(run, assemble(config))
             if config["init"] is not None:
                 start_from(loop.algo, config)
+            refuse_unfitted(loop.algo)
         except BaseException:
             run.close()
             discard(path, made)
@@ -127,6 +128,18 @@ def start_from(algo: Any, config: dict[str, Any]) -> None:
         )
     for part, state in pairs:
         part.load_state_dict(state)
+
+
+def refuse_unfitted(algo: Any) -> None:
+    """Raises RheoError for statistics that neither data nor another run have given."""
+    for name, part in vars(algo).items():
+        for norm in ("obs_norm", "action_norm"):
+            if not getattr(getattr(part, norm, None), "ready", True):
+                group = {"policy": "policy", "critic": "critic"}.get(name, f"algo.{name}")
+                raise RheoError(
+                    f"{group}.{norm}: there are no recorded data to take statistics from; set "
+                    f"{group}.{norm}.kind=none, or data=FILE with source=mixed, or init=RUN"
+                )
 
 
 def meaning(node: dict[str, Any], place: str) -> dict[str, Any]:

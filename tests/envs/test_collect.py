@@ -35,6 +35,7 @@ def test_recorded_steps_replay_in_gymnasium():
     act, _ = behaviour(env, 1)
     recording = collect(env, act, steps=200, episodes=None, seed=7)
     assert len(recording.action) == 200 and recording.ends[-1] == 200
+    assert recording.reward is not None
     cursor, single = 0, gymnasium.make("Hopper-v4")
     for i, share in enumerate((67, 67, 66)):
         obs, _ = single.reset(seed=7 + i)
