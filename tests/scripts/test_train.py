@@ -176,7 +176,7 @@ def test_what_cannot_be_trained_is_one_message_and_leaves_nothing(
                 "actions": np.zeros((5, 2)),
                 "episode_ends": [2, 5],
             },
-            r"observations[0, 0] is nan",
+            r"observations, episode 0, step 0, value nan",
         ),
     ],
 )
