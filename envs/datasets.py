@@ -269,19 +269,25 @@ class Transitions(Dataset):
         return RETURN_RANGE / spread
 
     def rows(self, step: Tensor) -> Batch:
-        """Transitions from the steps [B]."""
-        if self.horizon == 1:
-            action = self.action[step][:, None]
-        else:
-            ahead = torch.arange(self.horizon, device=step.device, dtype=step.dtype)
-            action = self.action[torch.minimum(step[:, None] + ahead, self.last[step, None])]
-        after = self.after[step]
+        """Transitions from the steps [B]. (index_select: half the time of indexing by a tensor.)"""
+        step = step.long()
+        reward, discount = self.reward.index_select(0, step), self.discount.index_select(0, step)
+        after = self.after.index_select(0, step)
         if self.obs_steps == 1:
-            obs, next_obs = self.obs[step], self.obs[after]
+            obs, next_obs = self.obs.index_select(0, step), self.obs.index_select(0, after)
         else:
             first = self.first[step]
             obs, next_obs = self.history(step, first), self.next_history(step, after, first)
-        return Batch(obs, action, self.reward[step], self.discount[step], next_obs)
+        return Batch(obs, self.chunk(step), reward, discount, next_obs)
+
+    def chunk(self, step: Tensor) -> Tensor:
+        """Actions [B, Tp, Da] from the steps on, the last one repeated past an episode's end."""
+        if self.horizon == 1:
+            return self.action.index_select(0, step)[:, None]
+        ahead = torch.arange(self.horizon, device=step.device)
+        future = torch.minimum(step[:, None] + ahead, self.last.index_select(0, step)[:, None])
+        action = self.action.index_select(0, future.flatten())
+        return action.unflatten(0, (len(step), self.horizon))
 
     def next_history(self, step: Tensor, after: Tensor, first: Tensor) -> Tensor:
         """Histories that end at the successors, whose rows do not follow on at episodes' ends."""

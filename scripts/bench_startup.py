@@ -48,14 +48,29 @@ def short_run() -> tuple[float, float]:
         start = perf_counter()
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            first = next((perf_counter() - start for line in process.stdout if updated(line)), None)
-            process.stdout.read()
+            first, memory = None, 0.0
+            for line in process.stdout:
+                if first is None and updated(line):
+                    first = perf_counter() - start
+                memory = peak(process.pid) or memory  # the last line comes at the run's end
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
     if first is None or process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     per_mib = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there
-    return first, usage.ru_maxrss / per_mib
+    return first, memory or usage.ru_maxrss / per_mib
+
+
+def peak(pid: int) -> float:
+    """Peak memory of a running process in MiB; 0 where the system does not tell.
+
+    A finished child's `ru_maxrss` is no substitute: on Linux it starts from its parent's memory.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(x.split()[1]) / 2**10 for x in lines if x.startswith("VmHWM:")), 0.0)
 
 
 def updated(line: str) -> bool:
