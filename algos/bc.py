@@ -8,6 +8,7 @@ from torch import Tensor
 from ..envs.batch import Batch, Windows
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
+from .losses import stratified
 from .optim import adam, cosine, step
 
 
@@ -84,10 +85,8 @@ class BC:
 
     def draw(self, batch: Batch | Windows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Noise [B, T, Da] and stratified times [B] of a matching step."""
-        rows, device = len(batch.obs), batch.obs.device
-        noise = self.policy.noise(rows, generator)
-        jitter = torch.rand(rows, generator=generator, device=device)
-        return noise, (torch.arange(rows, device=device) + jitter) / rows
+        rows = len(batch.obs)
+        return self.policy.noise(rows, generator), stratified((rows,), generator)
 
     @staticmethod
     def loss(

@@ -201,7 +201,7 @@ class ChunkEnv:
         self._history = np.array(state["history"], self._powers.dtype)
         self._return[:] = np.asarray(state["return"])
         self._length[:] = np.asarray(state["length"])
-        self._solved[:] = np.asarray(state["solved"]) if "solved" in state else False  # older runs
+        self._solved[:] = np.asarray(state["solved"])
 
     def close(self) -> None:
         """Close the environments."""

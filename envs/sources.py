@@ -205,7 +205,7 @@ class EpisodeStats:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.returns, self.lengths = list(state["returns"]), list(state["lengths"])
-        self.solved = list(state["solved"]) if "solved" in state else []  # older runs have none
+        self.solved = list(state["solved"])
 
 
 class Rollout(NamedTuple):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +108,12 @@ def parse(words: list[str]) -> Options:
     return Options(**values, words=extra)
 
 
-def number(word: str, text: str, kind: Callable[[str], Any]) -> Any:
+def number(word: str, text: str, kind: type[int] | type[float]) -> Any:
     """A number that is not negative (counts: at least 1). Raises RheoError."""
     try:
         value = kind(text)
     except ValueError as error:
-        raise RheoError(f"{word}: must be a number ({kind.__name__})") from error  # type: ignore
+        raise RheoError(f"{word}: must be a number ({kind.__name__})") from error
     if value < 0 or value != value or (value == 0 and word.split("=")[0] not in ("noise", "seed")):
         raise RheoError(f"{word}: must be positive")
     return value

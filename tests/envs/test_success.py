@@ -98,16 +98,10 @@ def test_a_saved_episode_remembers_that_it_was_solved() -> None:
     saved = env.state_dict()
     other = chunks(2)
     other.reset()
-    other.env.load_state_dict = lambda state: None  # type: ignore[method-assign]
     other.load_state_dict(saved)
     step = other.step(torch.zeros(1, 2, 1))
     assert step.success_once is not None
     assert step.success_once.tolist() == [True]
-    older = {name: value for name, value in saved.items() if name != "solved"}
-    other.load_state_dict(older)
-    step = other.step(torch.zeros(1, 2, 1))
-    assert step.success_once is not None
-    assert step.success_once.tolist() == [False]
 
 
 def by_step(obs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
