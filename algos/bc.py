@@ -1,4 +1,4 @@
-"""Behaviour cloning with the matching loss of any flow or diffusion field."""
+"""Behaviour cloning: the matching loss of a flow or diffusion field, or a Gaussian's density."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..envs.batch import Batch, Windows
 from ..policies.flow import FlowPolicy
+from ..policies.gaussian import Gaussian, log_density
 from ..policies.nets import clone, lerp_
 from .losses import stratified
 from .optim import adam, cosine, step
@@ -74,8 +75,8 @@ class BC:
     @torch.no_grad()
     def validate(self, batch: Batch | Windows, generator: torch.Generator) -> dict[str, Tensor]:
         """Matching loss of the averaged policy on held-out data."""
-        noise, t = self.draw(batch, generator)
-        return {"val/loss": self.loss(self.average, *self.example(batch), noise, t)}
+        draws = self.draw(batch, generator)
+        return {"val/loss": self.loss(self.average, *self.example(batch), *draws)}
 
     def example(self, batch: Batch | Windows) -> tuple[Tensor, Tensor, Tensor | None]:
         """Observations, actions, and which of those count (None: all)."""
@@ -83,14 +84,65 @@ class BC:
             return batch.obs, batch.action, None
         return batch.obs, batch.action, batch.inside
 
-    def draw(self, batch: Batch | Windows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, batch: Batch | Windows, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Noise [B, T, Da] and stratified times [B] of a matching step."""
         rows = len(batch.obs)
         return self.policy.noise(rows, generator), stratified((rows,), generator)
 
     @staticmethod
     def loss(
-        policy: Any, obs: Tensor, action: Tensor, inside: Tensor | None, noise: Tensor, t: Tensor
+        policy: Any, obs: Tensor, action: Tensor, inside: Tensor | None, *draws: Tensor
     ) -> Tensor:
         """Mean matching error, []."""
+        noise, t = draws
         return policy.match(obs, action, noise, t, space=policy.prediction, inside=inside).mean()
+
+
+class BCGaussian(BC):
+    """Cloning by the likelihood of a Gaussian with a learned constant std, deployed by its mean.
+
+    The baseline of DAPG (arXiv:1709.10087): with one std for all states the mean is the weighted
+    least-squares fit. Arguments as `BC`.
+    """
+
+    def __init__(
+        self,
+        policy: Gaussian,
+        critic: Any,
+        generator: torch.Generator,
+        run_updates: int,
+        *,
+        lr: float,
+        weight_decay: float,
+        lr_warmup: float,
+        lr_floor: float,
+        ema_rate: float,
+        learn_padding: bool,
+        max_norm: float,
+    ) -> None:
+        super().__init__(
+            policy,  # type: ignore[arg-type]
+            critic, generator, run_updates, lr=lr, weight_decay=weight_decay,
+            lr_warmup=lr_warmup, lr_floor=lr_floor, ema_rate=ema_rate,
+            learn_padding=learn_padding, max_norm=max_norm,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """The mean of the averaged policy, [N, T, Da]."""
+        return self.average.mean(obs)
+
+    def draw(self, batch: Batch | Windows, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Nothing: a likelihood needs no draws."""
+        return ()
+
+    @staticmethod
+    def loss(
+        policy: Any, obs: Tensor, action: Tensor, inside: Tensor | None, *draws: Tensor
+    ) -> Tensor:
+        """Mean negative log density of an action step (of the chunk's T), []."""
+        mean, log_std = policy(obs)
+        error = -log_density((action - mean) * (-log_std).exp(), log_std).sum(-1)
+        if inside is None:
+            return error.mean()
+        return ((error * inside).sum(-1) / inside.sum(-1).clamp_min(1)).mean()

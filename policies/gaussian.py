@@ -1,4 +1,4 @@
-"""Tanh-Gaussian policy over action chunks: the actor of SAC, residual and noise-space heads."""
+"""Gaussian policies over action chunks: SAC's, squashed by a tanh, and the plain one of PPO."""
 
 import math
 
@@ -42,10 +42,7 @@ class TanhGaussian(nn.Module):
 
     def noise(self, lead: int | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         """Standard normal noise [*lead, T, Da] for `sample`."""
-        shape = (lead,) if isinstance(lead, int) else tuple(lead)
-        where = next(self.parameters())
-        size = (*shape, self.horizon, self.action_dim)
-        return torch.randn(size, generator=generator, device=where.device, dtype=where.dtype)
+        return normal_noise(self, lead, generator)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation before the tanh, each [..., T, Da]."""
@@ -58,7 +55,7 @@ class TanhGaussian(nn.Module):
         """The action of that noise and its log density; differentiable in the network."""
         mean, log_std = self(expand_lead(obs, noise.ndim - 2, 1))
         raw = mean + log_std.exp() * noise
-        normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        normal = log_density(noise, log_std)
         return raw.tanh(), (normal - log_tanh_slope(raw)).sum((-1, -2))
 
     def log_prob(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -69,13 +66,83 @@ class TanhGaussian(nn.Module):
         """
         mean, log_std = self(expand_lead(obs, action.ndim - 2, 1))
         raw = action.clamp(-TANH_EDGE, TANH_EDGE).atanh()
-        gap = (raw - mean) * (-log_std).exp()
-        normal = -0.5 * gap.square() - log_std - 0.5 * math.log(2 * math.pi)
+        normal = log_density((raw - mean) * (-log_std).exp(), log_std)
         return (normal - log_tanh_slope(raw)).sum((-1, -2))
 
     def mean(self, obs: Tensor) -> Tensor:
         """The deterministic action tanh(mean) [..., T, Da]."""
         return self(obs)[0].tanh()
+
+
+class Gaussian(nn.Module):
+    """a ~ N(mean(obs), std^2) with one learned std per action dimension (PPO, arXiv:1707.06347).
+
+    The density is that of the raw action; whoever acts clips it to [-1, 1], so recorded actions on
+    the border have a density like all others. obs [..., O], noise and actions [..., T, Da], log
+    densities [...] summed over T * Da. std: at the start. obs_norm: statistics of the observations,
+    the identity when there are none.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        horizon: int,
+        obs_norm: Normalizer | None = None,
+        *,
+        width: int,
+        depth: int,
+        activation: str,
+        std: float,
+    ):
+        super().__init__()
+        if std <= 0:
+            raise ValueError(f"std={std} must be positive")
+        self.obs_norm = Normalizer(obs_dim, kind="none") if obs_norm is None else obs_norm
+        self.obs_dim, self.action_dim, self.horizon = obs_dim, action_dim, horizon
+        self.net = Stack([obs_dim] + [width] * depth + [horizon * action_dim], activation)
+        with torch.no_grad():
+            self.net.layers[-1].weight.mul_(0.01)  # starts near the middle of the box
+        self.log_std = nn.Parameter(torch.full((horizon, action_dim), math.log(std)))
+
+    def noise(self, lead: int | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        """Standard normal noise [*lead, T, Da] for `sample`."""
+        return normal_noise(self, lead, generator)
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of the raw action, each [..., T, Da]."""
+        raw = self.net(self.obs_norm(obs))
+        mean = raw.unflatten(-1, (self.horizon, self.action_dim))
+        return mean, self.log_std.expand_as(mean)
+
+    def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The raw action of that noise, not clipped, and its log density; differentiable."""
+        mean, log_std = self(expand_lead(obs, noise.ndim - 2, 1))
+        return mean + log_std.exp() * noise, log_density(noise, log_std).sum((-1, -2))
+
+    def log_prob(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Log density [...] of given raw actions, differentiable in the network."""
+        mean, log_std = self(expand_lead(obs, action.ndim - 2, 1))
+        return log_density((action - mean) * (-log_std).exp(), log_std).sum((-1, -2))
+
+    def mean(self, obs: Tensor) -> Tensor:
+        """The deterministic action [..., T, Da], clipped to [-1, 1]."""
+        return self(obs)[0].clamp(-1, 1)
+
+
+def normal_noise(
+    policy: TanhGaussian | Gaussian, lead: int | tuple[int, ...], generator: torch.Generator | None
+) -> Tensor:
+    """Standard normal noise [*lead, T, Da] on the policy's device and in its precision."""
+    shape = (lead,) if isinstance(lead, int) else tuple(lead)
+    where = next(policy.parameters())
+    size = (*shape, policy.horizon, policy.action_dim)
+    return torch.randn(size, generator=generator, device=where.device, dtype=where.dtype)
+
+
+def log_density(noise: Tensor, log_std: Tensor) -> Tensor:
+    """log N(x; mean, std^2) per element, at x = mean + std noise."""
+    return -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
 
 
 def log_tanh_slope(raw: Tensor) -> Tensor:

@@ -14,11 +14,23 @@ REPLAY = [
     *("env=inverted_pendulum", "env.num_envs=2", "critic.width=16", "critic.depth=1"),
     *("source.batch_size=16", "source.warmup=40", "source.capacity=250"),
 ]
+CRITIC = ["critic.width=16", "critic.depth=1", "source.batch_size=16"]
+VALUE = ["algo.value.width=16", "algo.value.depth=1"]
+GAUSSIAN = ["policy.width=16", "policy.depth=1"]
 WORDS = {
+    "awm": [*FLOW, *CRITIC, *VALUE],
     "bc": [*FLOW, "source.batch_size=16"],
+    "bc_gaussian": [*GAUSSIAN, "source.batch_size=16"],
+    "dql": [*FLOW, *CRITIC],
+    "fql": [*FLOW, *CRITIC],
+    "iql": [*FLOW, *CRITIC, *VALUE],
+    "iql_gaussian": [*GAUSSIAN, *CRITIC, *VALUE],
     "rfm": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
-    "sac": [*REPLAY, "policy.width=16", "policy.depth=1"],
+    "rfm_offline": [*FLOW, *CRITIC, *VALUE, "algo.reverse.particles=4", "algo.policy_batch=8"],
+    "sac": [*REPLAY, *GAUSSIAN],
+    "td3bc": [*GAUSSIAN, *CRITIC],
 }
+ONLINE = ("rfm", "sac")
 
 
 def write_episodes(path: Path, lengths: list[int], obs_dim: int = 3, action_dim: int = 2) -> Path:
@@ -28,6 +40,7 @@ def write_episodes(path: Path, lengths: list[int], obs_dim: int = 3, action_dim:
         path,
         observations=rng.normal(size=(steps, obs_dim)),
         actions=rng.uniform(-1, 1, (steps, action_dim)),
+        rewards=rng.normal(size=steps),
         episode_ends=np.cumsum(lengths),
     )
     return path
@@ -52,7 +65,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
 
     def words(algo: str, name: str, *more: str) -> list[str]:
         data = []
-        if algo == "bc":
+        if algo not in ONLINE:
             data = [f"data={write_episodes(tmp_path / 'data.npz', [9, 30, 25, 40])}"]
         periods = ["steps=200", "log_every=20", "eval_every=100", "save_every=60", "episodes=2"]
         return [f"algo={algo}", *WORDS[algo], *data, *periods, f"name={name}", *more]

@@ -78,13 +78,8 @@ def settings():
     """The shipped values of an algorithm, with changes, as constructor arguments."""
 
     def read(name, **changes):
-        values = dict(
-            compose(
-                [f"algo={name}", f"data={HOME / 'config.yaml'}"]
-                if name == "bc"
-                else [f"algo={name}"]
-            )["algo"]
-        )
+        cloning = [f"data={HOME / 'config.yaml'}"] if name.startswith("bc") else []
+        values = dict(compose([f"algo={name}", *cloning])["algo"])
         values.pop("_target_")
         return {**values, **changes}
 

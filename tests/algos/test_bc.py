@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from rheo.algos.bc import BC
+from rheo.algos.bc import BC, BCGaussian
 from rheo.algos.optim import cosine
 from rheo.envs.batch import Windows
+from rheo.policies.gaussian import Gaussian
 
 
 def windows(obs, action):
@@ -65,3 +66,43 @@ def test_actions_past_an_episodes_end_count_only_when_asked(flow, settings, gene
     rows = [error[i].mean() if learn else error[i][inside[i]].mean() for i in range(8)]
     assert losses[0].item() == pytest.approx(torch.stack(rows).mean().item(), rel=1e-5)
     assert (losses[0] == losses[1]) == (not learn)
+
+
+def test_a_gaussian_clones_the_least_squares_line_and_its_spread(settings):
+    """Maximum likelihood in closed form: the regression line and the residuals' deviation."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    policy = Gaussian(1, 2, 1, width=1, depth=0, activation="relu", std=0.5)
+    obs = torch.randn((400, 1), generator=generator)
+    spread = torch.tensor([0.05, 0.2])
+    noise = spread * torch.randn((400, 1, 2), generator=generator)
+    action = 0.3 * obs[:, None] * torch.tensor([1.0, -0.5]) + 0.1 + noise
+    algo = BCGaussian(policy, None, generator, 1500, **settings("bc_gaussian", lr=1e-2))
+    for _ in range(1500):
+        algo.update(windows(obs, action))
+    design = torch.cat([obs, torch.ones_like(obs)], 1)
+    line = torch.linalg.lstsq(design, action[:, 0]).solution
+    torch.testing.assert_close(policy(obs)[0][:, 0], design @ line, atol=5e-3, rtol=0)
+    residual = (action[:, 0] - design @ line).std(0, correction=0)
+    torch.testing.assert_close(policy.log_std.exp()[0].detach(), residual, rtol=0.02, atol=0)
+    deployed = algo.deploy(obs, generator)
+    torch.testing.assert_close(deployed, algo.average(obs)[0].clamp(-1, 1))
+
+
+def test_the_gaussian_leaves_out_what_lies_past_an_episodes_end(settings, generator):
+    policy = Gaussian(2, 1, 4, width=8, depth=1, activation="relu", std=0.5)
+    obs, action = torch.randn(8, 2), torch.rand(8, 4, 1)
+    inside = torch.arange(4) < torch.tensor([1, 2, 3, 4, 4, 1, 2, 3])[:, None]
+    changed = torch.where(inside[..., None], action, -action)
+    for learn in (True, False):
+        algo = BCGaussian(
+            policy, None, generator, 10, **settings("bc_gaussian", learn_padding=learn)
+        )
+        losses = [
+            algo.validate(Windows(obs, a, inside), generator)["val/loss"] for a in (action, changed)
+        ]
+        assert (losses[0] == losses[1]) == (not learn)
+        normal = torch.distributions.Normal(policy(obs)[0], policy.log_std.exp())
+        each = -normal.log_prob(action)[..., 0]
+        rows = [each[i].mean() if learn else each[i][inside[i]].mean() for i in range(8)]
+        assert losses[0].item() == pytest.approx(torch.stack(rows).mean().item(), rel=1e-5)

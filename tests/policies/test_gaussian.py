@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rheo.policies.gaussian import TanhGaussian, log_tanh_slope
+from rheo.policies.gaussian import Gaussian, TanhGaussian, log_tanh_slope
 from rheo.policies.normalize import Normalizer
 
 
@@ -110,3 +110,25 @@ def test_observations_are_normalised_before_the_network():
     plain, normed = actor(), actor(obs_norm=norm)
     obs = torch.randn(5, 3)
     torch.testing.assert_close(normed.mean(obs), plain.mean(norm(obs)))
+
+
+def test_the_plain_gaussian_equals_that_of_torch_distributions_and_clips_only_its_mean():
+    torch.manual_seed(0)
+    policy = Gaussian(3, 2, 3, width=16, depth=2, activation="tanh", std=0.7).double()
+    with torch.no_grad():
+        policy.net.layers[-1].bias.fill_(2.0)
+        policy.log_std.add_(torch.randn(3, 2))
+    obs = torch.randn(5, 3, dtype=torch.float64)
+    noise = policy.noise((5, 4), torch.manual_seed(2))
+    raw, logp = policy.sample(obs, noise)
+    mean, log_std = policy(obs)
+    normal = torch.distributions.Normal(mean[:, None], log_std.exp()[:, None])
+    assert raw.shape == (5, 4, 3, 2) and raw.abs().max() > 1
+    torch.testing.assert_close(logp, normal.log_prob(raw).sum((-1, -2)))
+    torch.testing.assert_close(policy.log_prob(obs, raw), logp)
+    assert bool((policy.mean(obs) == 1).all())
+
+
+def test_the_plain_gaussian_refuses_a_std_that_is_not_positive():
+    with pytest.raises(ValueError, match="std=0"):
+        Gaussian(3, 2, 1, width=16, depth=2, activation="tanh", std=0.0)

@@ -16,6 +16,7 @@ from rheo.scripts.config import HOME, compose
 from rheo.scripts.errors import RheoError
 
 DATA = Path(os.environ.get("RHEO_DATA", Path(__file__).parents[3] / "shared" / "data"))
+ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))
 ENVS = sorted(file.stem for file in (HOME / "env").glob("*.yaml"))
 TASKS = [name for name in ENVS if name not in ("base", "gym", "none", "ogbench")]
 NETS = sorted(file.stem for file in (HOME / "policy" / "net").glob("*.yaml"))
@@ -70,7 +71,7 @@ def test_any_gymnasium_task_is_named_by_its_id():
             compose(["algo=sac", f"env={group}"])
 
 
-@pytest.mark.parametrize("algo", ["bc", "rfm", "sac"])
+@pytest.mark.parametrize("algo", ALGOS)
 def test_an_algorithm_learns_with_its_own_defaults(tiny, algo):
     """Shipped widths and counts; only the task and the warm-up are small."""
     data = [word for word in tiny(algo, "r") if word.startswith("data=")]
@@ -92,8 +93,9 @@ def test_every_network_learns_single_actions_and_chunks(tiny, algo, net, shape):
         assert batch.action.shape == (16, 4, 1) and batch.obs.shape == (16, 8)
 
 
-def test_the_gaussian_baseline_learns_chunks(tiny):
-    learn([*tiny("sac", "r"), *CHUNKS])
+@pytest.mark.parametrize("algo", ALGOS)
+def test_every_algorithm_learns_chunks(tiny, algo):
+    learn([*tiny(algo, "r"), *CHUNKS])
 
 
 @pytest.mark.parametrize("path", ["linear", "cosine", "betas"])
