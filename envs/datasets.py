@@ -14,6 +14,7 @@ from .vector import EnvError
 
 HELD_WINDOWS = 8192  # at most so many validation windows: a validation is one batch
 RETURN_RANGE = 1000.0  # what reward_norm=return_range scales the spread of returns to
+SPARSE = 0.05  # below this share of steps with another reward than the usual one, rewards are sparse
 AnyBatch = TypeVar("AnyBatch", Batch, Windows)
 
 
@@ -187,7 +188,9 @@ class Transitions(Dataset):
     are left out only where the recording does not hold the observation after its end.
 
     execute: Ta. gamma: discount per environment step. reward_norm: "return_range" multiplies
-    rewards by RETURN_RANGE / (best - worst return), as in arXiv:2110.06169; "none" leaves them.
+    rewards by RETURN_RANGE / (best - worst return), as in arXiv:2110.06169; "none" leaves them;
+    "auto" scales dense rewards and leaves sparse ones (a goal's 0 and 1), whose range is that of
+    one step.
     """
 
     def __init__(
@@ -205,7 +208,7 @@ class Transitions(Dataset):
         time_limit: int | None,
         execute: int,
         gamma: float,
-        reward_norm: Literal["none", "return_range"],
+        reward_norm: Literal["auto", "none", "return_range"],
     ) -> None:
         if execute > horizon:
             raise ValueError(f"env.execute={execute} is above horizon={horizon}; lower it")
@@ -257,6 +260,10 @@ class Transitions(Dataset):
     def scale_of(self, recording: Recording) -> float:
         """Factor on rewards. Raises ValueError when all returns are equal."""
         if self.reward_norm == "none":
+            return 1.0
+        assert recording.reward is not None
+        _, counts = np.unique(recording.reward, return_counts=True)
+        if self.reward_norm == "auto" and counts.max() > (1 - SPARSE) * len(recording.reward):
             return 1.0
         starts = np.concatenate([[0], recording.ends[:-1]])
         returns = np.add.reduceat(np.asarray(recording.reward, np.float64), starts)

@@ -62,10 +62,16 @@ def call(verb: str, argv: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise RheoError(f"unknown verb {verb!r}{nearest(verb, VERBS)}\n`rheo --help` lists them.")
-    module, function, _ = VERBS[verb]
+    module, function, text = VERBS[verb]
     listen()
-    answer_early(verb, argv)
-    return getattr(importlib.import_module(f"rheo.scripts.{module}"), function)(argv)
+    asked = any(word in ("-h", "--help") for word in argv)
+    if not asked:
+        answer_early(verb, argv)
+    home = importlib.import_module(f"rheo.scripts.{module}")
+    if asked:
+        print(getattr(home, "USAGE", f"rheo {verb}: {text}\n\n{usage()}"), flush=True)
+        return 0
+    return getattr(home, function)(argv)
 
 
 def answer_early(verb: str, argv: list[str]) -> None:

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rheo.envs.rollout import Episode, as_rows, evaluate, summary
@@ -101,9 +101,11 @@ def given_references(given: dict[str, float]) -> References | None:
     return References(low, high, "given on the command line")
 
 
-def known_references(env_id: str) -> References | None:
-    """D4RL's references for an environment, if it has any."""
-    return References(*REFERENCES[env_id], "D4RL") if env_id in REFERENCES else None
+def known_references(node: Mapping[str, Any]) -> References | None:
+    """D4RL's references for an environment, if it has any and is used as D4RL does."""
+    if node["id"] not in REFERENCES or set(node.get("options") or ()) - {"render_mode"}:
+        return None
+    return References(*REFERENCES[node["id"]], "D4RL")
 
 
 def evaluate_folder(
@@ -129,14 +131,14 @@ def evaluate_folder(
     warn_of_versions(run)
     algo = make_algo(config, Sizes(**tree["sizes"]), config["steps"])
     restore(algo, tree["algo"], generators=False)
-    used = references or known_references(env.env.id)
+    used = references or known_references(config["env"])
     figures: dict[str, Any] = {"env": env.env.id, "changed": list(changed)}
     try:
         rows = episodes_of(env, algo, episodes, config["fast"])
-        figures |= score(env.env.id, rows, used)
+        figures |= score(rows, used)
         if getattr(algo, "deploy_candidates", 1) > 1:
             figures["candidates"], algo.deploy_candidates = algo.deploy_candidates, 1
-            single = score(env.env.id, episodes_of(env, algo, episodes, config["fast"]), used)
+            single = score(episodes_of(env, algo, episodes, config["fast"]), used)
             figures |= {name.replace("eval/", "single/"): x for name, x in single.items()}
     except FloatingPointError as error:  # the guard before the physics
         raise RheoError(f"{run.path}, step {run.step}: {error}", NUMERICS) from error
@@ -154,12 +156,9 @@ def episodes_of(env: Any, algo: Any, episodes: int, mode: str | bool) -> list[Ep
     return evaluate(env, deploy, episodes, EVAL_SEED, str(algo.generator.device))
 
 
-def score(
-    env_id: str, rows: list[Episode], references: References | None = None
-) -> dict[str, float]:
-    """Summary of evaluation episodes, with the normalised score where one is defined."""
+def score(rows: list[Episode], references: References | None) -> dict[str, float]:
+    """Summary of evaluation episodes, with the normalised score where there are references."""
     figures = summary(rows)
-    references = references or known_references(env_id)
     if references is None:
         return figures
     low, high, _ = references

@@ -15,7 +15,7 @@ from .assemble import EVAL_SEED, Experiment, assemble, make_env, twins
 from .config import compose
 from .display import Display, Timer
 from .errors import MACHINE, NUMERICS, REQUEUE, RheoError, nearest
-from .evaluate import AT_WILL, MAX_ENVS, episodes_of, score
+from .evaluate import AT_WILL, MAX_ENVS, episodes_of, known_references, score
 from .fast import fast
 from .overrides import flags
 from .plot import plot
@@ -253,7 +253,7 @@ class Loop:
             if self.eval_env is not None:
                 episodes = self.cfg["episodes"]
                 rows = episodes_of(self.eval_env, self.algo, episodes, self.cfg["fast"])
-                figures |= score(self.eval_env.env.id, rows)
+                figures |= score(rows, known_references(self.cfg["env"]))
                 self.run.record_eval(step, as_rows(rows), **figures)
             held = self.source.held_out() if hasattr(self.source, "held_out") else None
             if held is not None and hasattr(self.algo, "validate"):

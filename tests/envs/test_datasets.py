@@ -219,6 +219,16 @@ def test_rewards_are_scaled_by_the_range_of_returns(write):
     assert scaled.reward_scale == pytest.approx(factor) and plain.reward_scale == 1.0
 
 
+def test_only_dense_rewards_are_scaled_by_themselves(write):
+    dense, goal = with_rewards(True), np.zeros(30)
+    goal[4] = 1.0
+    sparse = {**dense, "rewards": goal}
+    assert transitions(write(**sparse), reward_norm="auto").reward_scale == 1.0
+    ranged = transitions(write(**dense), reward_norm="return_range")
+    auto = transitions(write(**dense), reward_norm="auto")
+    assert auto.reward_scale == ranged.reward_scale != 1.0
+
+
 def test_data_without_rewards_or_with_equal_returns_say_what_to_do(write):
     with pytest.raises(ValueError, match="holds no rewards.*use algo=bc"):
         transitions(write())

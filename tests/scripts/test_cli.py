@@ -35,6 +35,12 @@ def test_help_lists_every_verb_and_imports_nothing_heavy() -> None:
     assert all(f"  {verb}" in out for verb in VERBS)
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_tells_its_own_usage(verb, capsys) -> None:
+    assert main([verb, "--help"]) == 0
+    assert f"rheo {verb}" in capsys.readouterr().out.splitlines()[0]
+
+
 def test_a_wrong_verb_is_answered_with_the_nearest() -> None:
     code, heavy, _, err = spy("trian")
     assert (code, heavy) == (2, [])

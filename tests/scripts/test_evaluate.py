@@ -116,11 +116,17 @@ def test_a_changed_package_is_said_aloud(tiny, capsys):
 
 def test_a_score_is_given_where_one_is_defined():
     rows = [Episode(0, 0, 0, 3234.3, 1000, True, False)]
-    assert score("Hopper-v4", rows)["eval/score"] == pytest.approx(100.0)
-    assert "eval/score" not in score("Hopper-v5", rows)
+    known = known_references({"id": "Hopper-v4", "options": {}})
+    assert score(rows, known)["eval/score"] == pytest.approx(100.0)
+    assert known_references({"id": "Hopper-v5", "options": {}}) is None
+    assert "eval/score" not in score(rows, None)
     given = References(0.0, 6468.6, "given on the command line")
-    assert score("Hopper-v5", rows, given)["eval/score"] == pytest.approx(50.0)
-    assert score("Hopper-v4", rows, given)["eval/score"] == pytest.approx(50.0)
+    assert score(rows, given)["eval/score"] == pytest.approx(50.0)
+
+
+def test_there_is_no_score_where_options_make_another_task():
+    assert known_references({"id": "Hopper-v4", "options": {"healthy_reward": 0.0}}) is None
+    assert known_references({"id": "Hopper-v4", "options": {"render_mode": "rgb_array"}})
 
 
 def test_a_score_stands_beside_its_return_task_and_references(tiny, capsys):
@@ -140,8 +146,8 @@ def test_a_score_stands_beside_its_return_task_and_references(tiny, capsys):
 
 def test_success_and_score_are_printed_with_interval_and_episodes(tmp_path):
     solved = [Episode(0, 0, i, 2880.6, 200, True, False, i < 40, i < 32) for i in range(50)]
-    known = known_references("AdroitHandDoor-v1")
-    figures = {"env": "AdroitHandDoor-v1", "step": 7, "file": "f.json", **score("x", solved, known)}
+    known = known_references({"id": "AdroitHandDoor-v1"})
+    figures = {"env": "AdroitHandDoor-v1", "step": 7, "file": "f.json", **score(solved, known)}
     assert known is not None
     text = report(
         cast(Any, SimpleNamespace(path=tmp_path)), {**figures, "references": known._asdict()}
