@@ -23,6 +23,8 @@ log = logging.getLogger("rheo")
 HOME = Path(__file__).resolve().parents[1] / "configs"
 ALIAS = re.compile(r"\$\{([\w.]+)\}")
 ABSENT = object()
+# settings of a policy that its weights do not depend on
+AT_WILL = ("policy.steps", "policy.sampler", "policy.eta", "policy.clip_x", "policy.clip_a")
 NODE = "dict | None"
 TOP = {
     "algo": "dict",
@@ -69,6 +71,7 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
         chosen += recorded_in(overrides)
     base = compose_groups(chosen, roots[1:], errors)
     base["config_dir"] = [str(root) for root in roots[1:]]
+    inherit(base, overrides)
     values = [one for one in overrides if one not in groups]
     values += [one for one in empty if one.key_or_group in base and not has_none(one.key_or_group)]
     return finish(base, values, roots, errors)
@@ -97,6 +100,34 @@ def recorded_in(overrides: "list[Override]") -> list[str]:
     if lacking:
         log.warning("%s; without it the run is not evaluated in the data's environment", lacking[0])
     return [f"env={found[0]}"] if found and not lacking else []
+
+
+def inherit(base: dict[str, Any], overrides: "list[Override]") -> None:
+    """Takes the policy's architecture and the chunking of init=RUN, which fix what weights mean.
+
+    What may change between runs (`AT_WILL`) and whatever is set by hand stay. A policy of another
+    class is left alone: `train.start_from` answers for it.
+    """
+    names = [str(one.value()) for one in overrides if one.key_or_group == "init" and one.value()]
+    if not names:
+        return
+    from .run import existing
+
+    try:
+        folder = existing(names[-1])
+    except RheoError:  # the checks say what is wrong with it
+        return
+    theirs = stored(folder)
+    mine, given = base["policy"], theirs.get("policy") or {}
+    if given.get("_target_") != mine["_target_"]:
+        return
+    kept = {place.partition(".")[2] for place in AT_WILL}
+    kept |= {one.key_or_group.partition("/")[2] for one in overrides}  # policy/net=... by hand
+    base["policy"] = {**given, **{key: mine[key] for key in mine if key in kept}}
+    base["horizon"] = theirs["horizon"]
+    for key in ("execute", "obs_steps"):
+        if isinstance(base.get("env"), dict) and key in (theirs.get("env") or {}):
+            base["env"][key] = theirs["env"][key]
 
 
 def has_none(group: str) -> bool:

@@ -10,6 +10,7 @@ from rheo.envs.rollout import Episode, as_rows, evaluate, summary
 from rheo.envs.scores import REFERENCES, scaled
 
 from .assemble import EVAL_SEED, Sizes, make_algo, make_env, prepare
+from .config import AT_WILL
 from .errors import NUMERICS, RheoError, nearest
 from .fast import fast_deploy
 from .overrides import flags
@@ -19,7 +20,6 @@ from .state import restore
 
 log = logging.getLogger("rheo")
 # what may differ from the run, besides algo.deploy_*, since weights mean the same
-AT_WILL = ("policy.steps", "policy.sampler", "policy.eta", "policy.clip_x", "policy.clip_a")
 MAX_ENVS = 64  # environments of an evaluation at a time
 SUCCESS = {"success_once": "at any step", "success_at_end": "at the last step"}
 USAGE = "usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]"

@@ -12,10 +12,10 @@ import torch
 from rheo.envs.rollout import as_rows
 
 from .assemble import EVAL_SEED, Experiment, assemble, make_env, twins
-from .config import compose
+from .config import AT_WILL, compose
 from .display import Display, Timer
 from .errors import MACHINE, NUMERICS, REQUEUE, RheoError, nearest
-from .evaluate import AT_WILL, MAX_ENVS, episodes_of, known_references, score
+from .evaluate import MAX_ENVS, episodes_of, known_references, score
 from .fast import fast
 from .overrides import flags
 from .plot import plot
