@@ -14,14 +14,21 @@ def adam(
     return torch.optim.AdamW(list(parameters), lr=lr, weight_decay=weight_decay, fused=True)
 
 
-def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float | None = None) -> None:
-    """One descent step on `loss` [] over the optimiser's parameters; others keep their grads."""
+def step(
+    optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float | None = None
+) -> Tensor | None:
+    """One descent step on `loss` [] over the optimiser's parameters; others keep their grads.
+
+    Returns the gradient's norm [] before it was limited, where there is a limit.
+    """
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    norm = None
     if max_norm is not None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, max_norm)
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()
+    return norm
 
 
 def anneal(optimizer: torch.optim.Optimizer, lr: float, share: float, floor: float) -> None:

@@ -31,6 +31,32 @@ class Windows(NamedTuple):
     inside: Tensor  # [B, Tp] bool: False past the end, where the action is such a repeat
 
 
+class Choice(NamedTuple):
+    """What a behaviour chose for N observations, and what its later update needs of the choice."""
+
+    action: Tensor  # [N, T, Da], clipped to [-1, 1] by whoever executes it
+    kept: dict[str, Tensor]  # [N, ...] each: densities, noises, times
+
+
+class Rollout(NamedTuple):
+    """On-policy experience: S decisions in each of N environments, in time order.
+
+    `discount` is gamma^n (1 - terminated); `next_obs` is the true successor, so a value there
+    bootstraps a truncated episode; `boundary` marks the rows after which the episode does not
+    go on, where an advantage recursion must stop.
+    """
+
+    obs: Tensor  # [S, N, O]
+    action: Tensor  # [S, N, T, Da]
+    reward: Tensor  # [S, N]
+    discount: Tensor  # [S, N]
+    next_obs: Tensor  # [S, N, O]
+    boundary: Tensor  # [S, N] bool
+    valid: Tensor  # [S, N] bool
+    frames: Tensor  # [S, N] int64: environment steps executed
+    kept: dict[str, Tensor]  # [S, N, ...] each
+
+
 class Step(NamedTuple):
     """One step of a vector environment with same-step reset."""
 

@@ -14,7 +14,7 @@ from .vector import EnvError
 
 HELD_WINDOWS = 8192  # at most so many validation windows: a validation is one batch
 RETURN_RANGE = 1000.0  # what reward_norm=return_range scales the spread of returns to
-SPARSE = 0.05  # below this share of steps with another reward than the usual one, rewards are sparse
+SPARSE = 0.05  # rewards are sparse when fewer steps than this share have an unusual one
 AnyBatch = TypeVar("AnyBatch", Batch, Windows)
 
 

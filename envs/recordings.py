@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from .catalogue import env_by_name, find, locate
 from .faults import bad_rows, episode_of, errors, faults, not_finite, rows_outside, starts
 from .formats import opened
+from .memory import available, size_text
 from .record import Fault, Recording, Refused, as_env_error, pieces, refuse
 from .writing import write
 
@@ -96,21 +97,6 @@ def check_memory(path: str, needed: int, storage: str) -> str:
         text = f"needs {size_text(OVERHEAD * needed)} of memory, {size_text(free or 0)} are free"
         raise refuse(path, f"{text}; set source.storage=mmap")
     return storage
-
-
-def size_text(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-def available() -> int | None:
-    """Memory that can be had without swapping, in bytes; None where the system does not say."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
-    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
 
 
 def mended(recording: Recording, on_bad: str) -> Recording:

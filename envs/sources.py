@@ -8,21 +8,33 @@ executed: a policy's chunk, a critic's input and a stored action have one shape,
 not depend on the rest of the plan.
 """
 
+import logging
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .batch import Batch
+from .batch import Batch, Choice, Rollout
 from .buffer import Buffer
 from .chunk import ChunkEnv, ChunkStep
+from .memory import available, size_text
+from .vector import EnvError
+
+log = logging.getLogger("rheo")
+ROLLOUT_SHARE = 0.5  # of free memory: an update needs as much again
 
 
 class Act(Protocol):
     """Exploring behaviour: obs [N, O] -> action chunk [N, T, Da] in [-1, 1]."""
 
     def __call__(self, obs: Tensor, /) -> Tensor: ...
+
+
+class Choose(Protocol):
+    """Behaviour on policy: obs [N, O] -> action chunk and what its update needs of it."""
+
+    def __call__(self, obs: Tensor, /) -> Choice: ...
 
 
 def to_device(step: ChunkStep, device: torch.device) -> ChunkStep:
@@ -208,27 +220,11 @@ class EpisodeStats:
         self.solved = list(state["solved"])
 
 
-class Rollout(NamedTuple):
-    """On-policy experience: S decisions in each of N environments, in time order.
-
-    `discount` is gamma^n (1 - terminated); `next_obs` is the true successor, so a value there
-    bootstraps a truncated episode; `boundary` marks the rows after which the episode does not
-    go on, where an advantage recursion must stop.
-    """
-
-    obs: Tensor  # [S, N, O]
-    action: Tensor  # [S, N, T, Da]
-    reward: Tensor  # [S, N]
-    discount: Tensor  # [S, N]
-    next_obs: Tensor  # [S, N, O]
-    boundary: Tensor  # [S, N] bool
-    valid: Tensor  # [S, N] bool
-
-
 class Rollouts:
     """On-policy experience: `decisions` chunks in every environment per call.
 
-    decisions: chunks per environment and rollout (S).
+    decisions: chunks per environment and rollout (S). A rollout lives until the next call, which
+    writes over it. Actions are clipped to [-1, 1] where they are executed, not where they are kept.
     """
 
     def __init__(
@@ -240,6 +236,7 @@ class Rollouts:
         self.env, self.generator, self.decisions = env, generator, decisions
         self.frames = 0
         self.obs: Tensor | None = None
+        self.store: Rollout | None = None
         self.finished = EpisodeStats()
 
     @property
@@ -247,21 +244,53 @@ class Rollouts:
         """Environment frames so far."""
         return self.frames
 
-    def next(self, act: Act) -> Rollout:
+    def next(self, act: Choose) -> Rollout:
         """The next rollout, [S, N, ...]."""
         if self.obs is None:
             self.obs = placed(self.env.reset(), self.generator.device)
-        rows = []
-        for _ in range(self.decisions):
-            action = act(self.obs)
-            step = to_device(self.env.step(action), self.generator.device)
-            boundary = step.terminated | step.truncated
-            transition = (self.obs, action, step.reward, step.discount, step.next_obs)
-            rows.append((*transition, boundary, step.valid))
+        for s in range(self.decisions):
+            choice = act(self.obs)
+            if self.store is None:
+                self.store = self.reserve(choice)
+            step = to_device(self.env.step(choice.action.clamp(-1, 1)), self.generator.device)
+            row = (
+                *(self.obs, choice.action, step.reward, step.discount, step.next_obs),
+                *(step.terminated | step.truncated, step.valid, step.frames),
+            )
+            for column, value in zip(self.store, row, strict=False):  # all but `kept`
+                column[s] = value
+            for name, value in choice.kept.items():
+                self.store.kept[name][s] = value
             self.obs = placed(step.obs, self.generator.device)
             self.frames += int(step.frames.sum())
             self.finished.add(step)
-        return Rollout(*(torch.stack(column) for column in zip(*rows, strict=True)))
+        assert self.store is not None
+        return self.store
+
+    def reserve(self, choice: Choice) -> Rollout:
+        """Memory for rollouts of such choices, said aloud. Raises EnvError when it lacks."""
+        lead = (self.decisions, self.env.num_envs)
+        device, obs = self.generator.device, (self.env.obs_dim,)
+        bools, real = torch.bool, self.env.env.dtype
+        shapes = [
+            (obs, real), (choice.action.shape[1:], real), ((), real), ((), real), (obs, real),
+            ((), bools), ((), bools), ((), torch.int64),
+        ]  # fmt: skip
+        shapes += [(value.shape[1:], value.dtype) for value in choice.kept.values()]
+        rows = math.prod(lead)
+        needed = sum(rows * math.prod(shape) * kind.itemsize for shape, kind in shapes)
+        text = f"rollout: {lead[0]} decisions of {lead[1]} environments take {size_text(needed)}"
+        free = available() if device.type == "cpu" else None
+        if free is not None and ROLLOUT_SHARE * free < needed:
+            raise EnvError(
+                f"{text}, and {size_text(free)} of memory are free; lower source.decisions or "
+                "env.num_envs"
+            )
+        log.info(text)
+        columns = [
+            torch.zeros((*lead, *shape), dtype=kind, device=device) for shape, kind in shapes
+        ]
+        return Rollout(*columns[:8], dict(zip(choice.kept, columns[8:], strict=True)))
 
     def metrics(self) -> dict[str, float]:
         """Returns and lengths of the episodes finished since the last call, and fault counts."""

@@ -279,17 +279,23 @@ class FlowPolicy(nn.Module):
         std_fn: StdFn | float,
         generator: torch.Generator | None,
         steps: int | None = None,
+        span: tuple[int, int] | None = None,
+        censored: bool = False,
     ) -> Chain:
         """Sample a Gaussian chain from `noise` and return it with its log densities.
+
+        span: from which to which point of the grid of `steps`; all of it by default, so that two
+        policies may share a chain. `Chain.action` is the last point, whatever its time.
 
         std_fn(obs [..., O], t [K]) gives the standard deviations of the transitions that start
         at the times t, broadcastable to [..., K, T, Da] (arXiv:2505.22094). A number instead is
         the floor under the DDIM noise of `eta` (arXiv:2409.00588); it must be positive, since
         the last DDIM transition has no noise of its own and so no density. Raises ValueError for
-        that, and for the Heun sampler, whose mean is not the transition's.
+        that, and for the Heun sampler, whose mean is not the transition's. censored: see
+        `_density`.
         """
-        self._check_chain(std_fn)
-        times = self.times(steps)
+        self._check_chain(std_fn, censored)
+        times = self._span(steps, span)
         places, after = self._grid(times)
         obs = expand_lead(obs, noise.ndim - 2, 1)
         feat = self.features(obs)
@@ -301,19 +307,23 @@ class FlowPolicy(nn.Module):
             kick = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
             x = mean + std * kick
             points.append(x)
-            logps.append(log_normal(x, mean, std).sum((-1, -2)))
+            last = censored and k + 1 == len(places)
+            logps.append(self._density(x, mean, std, last).sum((-1, -2)))
         raw = self.to_action(x, clip=False)
         clipped = raw.abs() > 1
         return Chain(raw.clamp(-1, 1), torch.stack(points, -3), torch.stack(logps, -1), clipped)
 
-    def chain_logp(self, x: Tensor, obs: Tensor, std_fn: StdFn | float) -> tuple[Tensor, Tensor]:
+    def chain_logp(
+        self, x: Tensor, obs: Tensor, std_fn: StdFn | float, censored: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Log densities [..., K, T, Da] of a chain x [..., K + 1, T, Da] and entropies [..., K].
 
         Same grid and arithmetic as `rollout`, one network call for all K transitions,
         differentiable in the network and in std_fn. Densities are per element; an entropy is
-        summed over T * Da. Every further sum or mean belongs to the algorithm.
+        summed over T * Da. Every further sum or mean belongs to the algorithm. censored: see
+        `_density`.
         """
-        self._check_chain(std_fn)
+        self._check_chain(std_fn, censored)
         lead, steps = x.ndim - 3, x.shape[-3] - 1
         times = self.times(steps)
         obs = expand_lead(obs, lead, 1)
@@ -323,7 +333,31 @@ class FlowPolicy(nn.Module):
         given = self._given_std(std_fn, obs, times, x[..., 0, :, :])
         mean, std = self._noisy(start, place, after, feat, given, std_fn)
         entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).expand(mean.shape)
-        return log_normal(end, mean, std), entropy.sum((-1, -2))
+        mean, std = mean.expand(end.shape), std.expand(end.shape)
+        if not censored:
+            return log_normal(end, mean, std), entropy.sum((-1, -2))
+        parts = zip(*(v.tensor_split((steps - 1,), -3) for v in (end, mean, std)), strict=True)
+        logp = [self._density(*part, last) for part, last in zip(parts, (False, True), strict=True)]
+        return torch.cat(logp, -3), entropy.sum((-1, -2))
+
+    def _density(self, x: Tensor, mean: Tensor, std: Tensor, censored: bool) -> Tensor:
+        """log N(x; mean, std^2) per element; of a censored end, the mass where it was clipped.
+
+        An action beyond the box is executed as the bound, whatever it was: the density of the
+        point where it fell would pull the mean outwards, the mass of all that lies beyond does not.
+        """
+        logp = log_normal(x, mean, std)
+        if not censored:
+            return logp
+        bound = torch.ones(self.action_dim, device=x.device, dtype=x.dtype)
+        low, high = self.action_norm(-bound), self.action_norm(bound)
+        above = torch.special.log_ndtr((mean - high) / std)
+        below = torch.special.log_ndtr((low - mean) / std)
+        return torch.where(x >= high, above, torch.where(x <= low, below, logp))
+
+    def _span(self, steps: int | None, span: tuple[int, int] | None) -> Tensor:
+        times = self.times(steps)
+        return times if span is None else times[span[0] : span[1] + 1]
 
     def _noisy(self, x, place, c_next, feat, given, std_fn) -> tuple[Tensor, Tensor]:
         mean, std = self._step(x, place, c_next, feat, given, self.eta)
@@ -337,11 +371,13 @@ class FlowPolicy(nn.Module):
         shape = (*like.shape[:-2], len(times) - 1, *like.shape[-2:])
         return std_fn(obs, times[:-1]).expand(shape)
 
-    def _check_chain(self, std_fn: StdFn | float) -> None:
+    def _check_chain(self, std_fn: StdFn | float, censored: bool) -> None:
         if self.sampler != "euler":
             raise ValueError(f"sampler={self.sampler}: a chain has Euler transitions; use euler")
         if not callable(std_fn) and std_fn <= 0:
             raise ValueError(f"std floor {std_fn}: a transition without noise has no density")
+        if censored and self.squash != "clip":
+            raise ValueError("a censored likelihood is of clipped actions; use policy.squash=clip")
 
     # ---- losses ----------------------------------------------------------------------------
 

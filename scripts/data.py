@@ -7,8 +7,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from rheo.envs.faults import faults, saturated, starts, tables
+from rheo.envs.memory import size_text
 from rheo.envs.record import Recording, Refused, refuse
-from rheo.envs.recordings import AUTO, load, mended, size_text
+from rheo.envs.recordings import AUTO, load, mended
 from rheo.envs.scores import normalized_score
 from rheo.envs.writing import SUFFIXES, store
 

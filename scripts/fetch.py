@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from rheo.envs.catalogue import addresses, file_name, home, known
 from rheo.envs.containers import HDF5
 from rheo.envs.formats import opened
+from rheo.envs.memory import size_text
 from rheo.envs.record import Refused
-from rheo.envs.recordings import size_text
 from rheo.envs.writing import atomically
 
 from .errors import MACHINE, RheoError, nearest

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from rheo.envs.batch import Choice
 from rheo.envs.rollout import as_rows
+from rheo.envs.sources import Rollouts
 
-from .assemble import EVAL_SEED, Experiment, assemble, make_env, twins
+from .assemble import EVAL_SEED, Experiment, Sizes, assemble, make_env, twins
 from .config import AT_WILL, compose
 from .display import Display, Timer
 from .errors import MACHINE, NUMERICS, REQUEUE, RheoError, nearest
@@ -45,6 +47,7 @@ def train(config: dict[str, Any], name: str) -> int:
             if config["init"] is not None:
                 start_from(loop.algo, config)
             refuse_unfitted(loop.algo)
+            rehearse(loop.algo, loop.source, loop.sizes)
         except BaseException:
             run.close()
             discard(path, made)
@@ -128,6 +131,34 @@ def start_from(algo: Any, config: dict[str, Any]) -> None:
         )
     for part, state in pairs:
         part.load_state_dict(state)
+    share_statistics(algo)
+
+
+def share_statistics(algo: Any) -> None:
+    """Gives the policy's statistics of observations to networks that have none of their own."""
+    given = getattr(algo.policy, "obs_norm", None)
+    for part in vars(algo).values():
+        norm = getattr(part, "obs_norm", None)
+        if given is not None and norm is not None and not norm.ready and norm.kind == given.kind:
+            norm.load_state_dict(given.state_dict())
+
+
+def rehearse(algo: Any, source: Any, sizes: Sizes) -> None:
+    """Whether algorithm and source fit, and memory for rollouts, before any work.
+
+    Raises RheoError for a pair that does not fit, EnvError for a rollout larger than memory.
+    """
+    rows = source.env.num_envs if isinstance(source, Rollouts) else 1
+    state = algo.generator.get_state()
+    choice = algo.act(torch.zeros((rows, sizes.obs_dim), device=algo.generator.device))
+    algo.generator.set_state(state)
+    if isinstance(choice, Choice) != isinstance(source, Rollouts):
+        name = type(algo).__name__
+        if isinstance(choice, Choice):
+            raise RheoError(f"source: {name} learns from its own rollouts; set source=rollouts")
+        raise RheoError(f"source=rollouts: {name} does not learn on policy; leave its own source")
+    if isinstance(source, Rollouts):
+        source.store = source.reserve(choice)
 
 
 def refuse_unfitted(algo: Any) -> None:

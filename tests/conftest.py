@@ -17,20 +17,28 @@ REPLAY = [
 CRITIC = ["critic.width=16", "critic.depth=1", "source.batch_size=16"]
 VALUE = ["algo.value.width=16", "algo.value.depth=1"]
 GAUSSIAN = ["policy.width=16", "policy.depth=1"]
+ROLLOUTS = [
+    *("env=inverted_pendulum", "env.num_envs=2", "source.decisions=16", "algo.learn.epochs=2"),
+    *("algo.learn.minibatch=12", *VALUE),
+]
 WORDS = {
     "awm": [*FLOW, *CRITIC, *VALUE],
+    "awm_gae": [*FLOW, *ROLLOUTS],
     "bc": [*FLOW, "source.batch_size=16"],
     "bc_gaussian": [*GAUSSIAN, "source.batch_size=16"],
+    "dppo": [*FLOW, *ROLLOUTS, "algo.tuned_steps=1"],
     "dql": [*FLOW, *CRITIC],
     "fql": [*FLOW, *CRITIC],
     "iql": [*FLOW, *CRITIC, *VALUE],
     "iql_gaussian": [*GAUSSIAN, *CRITIC, *VALUE],
+    "ppo": [*GAUSSIAN, *ROLLOUTS],
+    "reinflow": [*FLOW, *ROLLOUTS, "algo.noise.width=16"],
     "rfm": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
     "rfm_offline": [*FLOW, *CRITIC, *VALUE, "algo.reverse.particles=4", "algo.policy_batch=8"],
     "sac": [*REPLAY, *GAUSSIAN],
     "td3bc": [*GAUSSIAN, *CRITIC],
 }
-ONLINE = ("rfm", "sac")
+ONLINE = ("awm_gae", "dppo", "ppo", "reinflow", "rfm", "sac")
 
 
 def write_episodes(path: Path, lengths: list[int], obs_dim: int = 3, action_dim: int = 2) -> Path:

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from rheo.policies.critics import QEnsemble
 from rheo.policies.deterministic import Deterministic
@@ -73,13 +72,17 @@ def critic():
     return make_critic
 
 
+def shipped(name):
+    """The composed node of an algorithm's file."""
+    return dict(compose([f"algo={name}", f"data={HOME / 'config.yaml'}"])["algo"])
+
+
 @pytest.fixture
 def settings():
     """The shipped values of an algorithm, with changes, as constructor arguments."""
 
     def read(name, **changes):
-        cloning = [f"data={HOME / 'config.yaml'}"] if name.startswith("bc") else []
-        values = dict(compose([f"algo={name}", *cloning])["algo"])
+        values = shipped(name)
         values.pop("_target_")
         return {**values, **changes}
 
@@ -96,7 +99,9 @@ def make_learner(
     name, obs_dim, action_dim, *, policy=None, critic=None, run_updates=1000, **changes
 ):
     """A small algorithm for recorded data: its shipped values with changes, small networks."""
-    node = {**yaml.safe_load((HOME / "algo" / f"{name}.yaml").read_text())["algo"], **changes}
+    node = shipped(name)
+    for key, value in changes.items():
+        node[key] = {**node[key], **value} if isinstance(value, dict) else value
     if "value" in node:
         small: dict[str, Any] = {
             "width": 32,

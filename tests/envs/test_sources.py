@@ -1,16 +1,21 @@
 """Sources against a plain list, and against gymnasium's own environments stepped one by one."""
 
+import copy
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from rheo.envs.batch import Batch
+from rheo.envs import sources
+from rheo.envs.batch import Batch, Choice
 from rheo.envs.buffer import Buffer
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.rollout import evaluate
 from rheo.envs.sources import Replay, Rollouts
 from rheo.envs.suites import make
+from rheo.envs.vector import EnvError
+from rheo.scripts.state import tensors
 
 GAMMA = 0.9
 
@@ -229,10 +234,14 @@ def test_a_restored_source_goes_on_bit_for_bit(kind):
         return kind(env, torch.Generator().manual_seed(3), 2, **settings)
 
     def act(obs):
-        return (obs[:, :6].reshape(-1, 2, 3) * 3.0).sin()
+        action = (obs[:, :6].reshape(-1, 2, 3) * 3.0).sin()
+        return action if kind is Replay else Choice(action, {"sum": action.sum((1, 2))})
 
     def numbers(source, times):
-        return [torch.cat([f.flatten().float() for f in source.next(act)]) for _ in range(times)]
+        return [
+            torch.cat([tensor.flatten().float() for _, tensor in tensors(source.next(act), "")])
+            for _ in range(times)
+        ]
 
     source = fresh()
     numbers(source, 23)
@@ -258,11 +267,16 @@ def test_rollouts_are_whole_and_in_time_order():
 
     def act(obs):
         seen.append(obs.clone())
-        return 2 * torch.rand(3, 3, 1, generator=generator) - 1
+        action = 3 * torch.rand(3, 3, 1, generator=generator) - 1.5
+        return Choice(action, {"first": action[:, 0]})
 
-    first, second = source.next(act), source.next(act)
-    shapes = [tuple(field.shape) for field in first]
-    assert shapes == [(40, 3, 8), (40, 3, 3, 1), (40, 3), (40, 3), (40, 3, 8), (40, 3), (40, 3)]
+    first = copy.deepcopy(source.next(act))
+    second = source.next(act)
+    shapes = [tuple(field.shape) for field in first[:-1]]
+    assert shapes == [(40, 3, 8), (40, 3, 3, 1), (40, 3), (40, 3), (40, 3, 8), *[(40, 3)] * 3]
+    assert first.action.abs().max() > 1  # kept as it was chosen, clipped where it is executed
+    assert torch.equal(first.kept["first"], first.action[:, :, 0])
+    assert int(first.frames.sum() + second.frames.sum()) == source.progress
     obs = torch.cat([first.obs, second.obs])
     next_obs = torch.cat([first.next_obs, second.next_obs])
     boundary = torch.cat([first.boundary, second.boundary])
@@ -280,7 +294,7 @@ def test_rollouts_tell_truncation_from_termination():
     env.reset(0)
     generator = torch.Generator().manual_seed(0)
     source = Rollouts(env, generator, 1, decisions=120)
-    rollout = source.next(lambda obs: 2 * torch.rand(2, 1, 1, generator=generator) - 1)
+    rollout = source.next(lambda obs: Choice(2 * torch.rand(2, 1, 1, generator=generator) - 1, {}))
     cut = rollout.boundary & (rollout.discount > 0)
     over = rollout.boundary & (rollout.discount == 0)
     assert cut.any() and (rollout.discount[cut] == torch.tensor(GAMMA)).all()
@@ -289,6 +303,19 @@ def test_rollouts_tell_truncation_from_termination():
     assert bool((rollout.next_obs[cut][:, 1].abs() <= 0.2).all())
     with pytest.raises(ValueError, match="decisions=0 must be at least 1"):
         Rollouts(env, torch.Generator(), 1, decisions=0)
+
+
+def test_a_rollout_larger_than_memory_is_refused_before_it_is_taken(monkeypatch, caplog):
+    env = chunk_env("InvertedPendulum-v5", num_envs=2)
+    source = Rollouts(env, torch.Generator(), 1, decisions=50)
+    choice = Choice(torch.zeros(2, 1, 1), {"noise": torch.zeros(2, 7)})
+    with caplog.at_level("INFO", "rheo"):
+        store = source.reserve(choice)
+    taken = sum(tensor.nbytes for _, tensor in tensors(store, ""))
+    assert f"50 decisions of 2 environments take {taken / 1e6:.1f} MB" in caplog.text
+    monkeypatch.setattr(sources, "available", lambda: taken)
+    with pytest.raises(EnvError, match="lower source.decisions or env.num_envs"):
+        source.reserve(choice)
 
 
 def test_policies_see_observations_in_aligned_memory():
@@ -305,6 +332,6 @@ def test_policies_see_observations_in_aligned_memory():
     source.load_state_dict({**source.state_dict(), "obs": torch.zeros(17)[5:].view(3, 4)})
     source.collect(act)
     env = chunk_env("InvertedPendulum-v5", num_envs=3)
-    Rollouts(env, torch.Generator(), 1, decisions=20).next(act)
+    Rollouts(env, torch.Generator(), 1, decisions=20).next(lambda obs: Choice(act(obs), {}))
     evaluate(env, act, 6, seed=0)
     assert len(seen) > 60 and set(seen) == {0}

@@ -1,0 +1,174 @@
+"""Advantage weighted matching on policy; FPO, FPO++ and DiffusionNFT are settings of it."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..envs.batch import Choice
+from ..policies.critics import Value
+from ..policies.flow import FlowPolicy
+from ..policies.nets import clone, lerp_
+from . import losses
+from .onpolicy import Learning, OnPolicy, Rows, ratio_metrics
+
+T_MIN, T_MAX = 0.02, 0.98
+
+
+class AWMGAE(OnPolicy):
+    """Weighted matching of own actions with generalised advantages (arXiv:2509.25050).
+
+    For every action J pairs (t, noise) are drawn when it is taken, and its surrogate
+    L = -psi(|v - u|^2) w(t) at those pairs is kept. The same pairs are met again in the update, so
+    exp(L - L_old) is 1 at first.
+
+    ratio: "pair" takes one ratio per pair (FPO++, arXiv:2602.02481), "mean" one per action from the
+    mean of its L (FPO, arXiv:2507.21053), "none" is weighted matching itself, whose pull must match
+    the repulsion of negative advantages: trust_coef + anchor_coef >= advantage_max, else
+    ValueError. penalty: what bounds negative advantages, "clip" as PPO does or "spo",
+    A r - |A| (r - 1)^2 / (2 clip). "nft" replaces the objective by DiffusionNFT's
+    (arXiv:2509.16117): mirrored velocities v_old +- nft_beta (v - v_old), matched with weights
+    r = 1/2 + A / 2 and 1 - r, each over its own mean absolute error.
+
+    advantage_clip: in standard deviations, scaled to advantage_max. psi, weighting: `losses.psi`,
+    `losses.time_weight`. trust_coef: of |v - v_fast|^2, a copy that trails the policy from rollout
+    to rollout with a rate that falls to trust_rate; anchor_coef: of |v - v_base|^2. action_noise:
+    std added to executed actions. deploy_zero: deploy from zero noise.
+    """
+
+    policy: FlowPolicy
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        generator: torch.Generator,
+        run_updates: int,
+        value: Value,
+        learn: Learning,
+        *,
+        pairs: int,
+        ratio: Literal["pair", "mean", "none"],
+        penalty: Literal["clip", "spo", "nft"],
+        nft_beta: float,
+        advantage_clip: float,
+        advantage_max: float,
+        psi: Literal["square", "huber", "ghuber"],
+        weighting: Literal["uniform", "noise", "noise2", "likelihood"],
+        trust_coef: float,
+        trust_rate: float,
+        anchor_coef: float,
+        action_noise: float,
+        deploy_zero: bool,
+    ) -> None:
+        if ratio == "none" and penalty != "nft":
+            losses.refuse_unbounded(
+                advantage_max,
+                trust_coef + anchor_coef,
+                f"algo.trust_coef={trust_coef} + algo.anchor_coef={anchor_coef} below "
+                "algo.advantage_max with algo.ratio=none",
+            )
+        self.fast = clone(policy) if trust_coef > 0 else None
+        self.base = clone(policy) if anchor_coef > 0 else None
+        super().__init__(policy, generator, run_updates, value, learn)
+        self.pairs, self.ratio, self.penalty, self.nft_beta = pairs, ratio, penalty, nft_beta
+        self.advantage_clip, self.advantage_max = advantage_clip, advantage_max
+        self.psi: losses.Surrogate = psi
+        self.weighting: losses.TimeWeight = weighting
+        self.trust_coef, self.trust_rate, self.anchor_coef = trust_coef, trust_rate, anchor_coef
+        self.action_noise, self.deploy_zero = action_noise, deploy_zero
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Choice:
+        """Actions of the flow, with their pairs and what the policy makes of them now."""
+        policy, generator = self.policy, self.generator
+        action = policy.act(obs, policy.noise(len(obs), generator))
+        if self.action_noise:
+            action = action + self.action_noise * policy.noise(len(obs), generator)
+        action = action.clamp(-1, 1)
+        t = losses.stratified((len(obs), self.pairs), generator, T_MIN, T_MAX)
+        noise = policy.noise((len(obs), self.pairs), generator)
+        velocity, goal, _ = self.velocities(obs, action, noise, t)
+        kept = {"t": t, "noise": noise, "old": self.surrogates(velocity, goal, t)}
+        if self.penalty == "nft":
+            kept["velocity"] = velocity
+        return Choice(action, kept)
+
+    @torch.no_grad()
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """The flow's action, [N, T, Da]."""
+        noise = self.policy.noise(len(obs), generator)
+        return self.policy.act(obs, torch.zeros_like(noise) if self.deploy_zero else noise)
+
+    def update(self, rollout):
+        """As `OnPolicy.update`; the trailing copy follows once per rollout."""
+        metrics = super().update(rollout)
+        if self.fast is not None:
+            lerp_(self.fast, self.policy, max(self.trust_rate, 1 / (1 + self.rollouts)))
+        return metrics
+
+    def velocities(
+        self, obs: Tensor, action: Tensor, noise: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The policy's velocities, their goals and the points, [B, J, T, Da] each."""
+        policy = self.policy
+        a = policy.to_latent(action)[:, None]
+        c = policy.path.coefficients(t).over_chunk()
+        x, goal = c.a * a + c.b * noise, c.da * a + c.db * noise
+        return policy.velocity(x, t, policy.features(obs)), goal, x
+
+    def surrogates(self, velocity: Tensor, goal: Tensor, t: Tensor) -> Tensor:
+        """L = -psi(mean squared error) w(t), [B, J]."""
+        error = (velocity - goal).square().mean((-1, -2))
+        return -losses.psi(error, self.psi) * losses.time_weight(t, self.weighting)
+
+    def policy_loss(
+        self, rows: Rows, which: Tensor, *draws: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The chosen surrogate with its trust terms, []."""
+        t, noise = rows.kept["t"], rows.kept["noise"]
+        velocity, goal, x = self.velocities(rows.obs, rows.action, noise, t)
+        clip = self.advantage_clip
+        advantage = rows.advantage.clamp(-clip, clip) * (self.advantage_max / clip)
+        gap = self.surrogates(velocity, goal, t) - rows.kept["old"]
+        if self.ratio == "mean":
+            gap = gap.mean(1, keepdim=True)
+        if self.penalty == "nft":
+            loss = self.nft(velocity, rows.kept["velocity"], goal, advantage / self.advantage_max)
+            metrics = ratio_metrics(gap.detach(), gap.detach().exp(), self.learn.clip)
+        else:
+            loss, metrics = self.weighted(gap, advantage[:, None])
+        for name, coef, other in (
+            ("trust", self.trust_coef, self.fast), ("drift", self.anchor_coef, self.base),
+        ):  # fmt: skip
+            if other is not None:
+                with torch.no_grad():
+                    held = other.velocity(x, t, other.features(rows.obs))
+                pull = (velocity - held).square().mean()
+                loss, metrics = loss + coef * pull, metrics | {f"policy/{name}": pull.detach()}
+        return loss, metrics
+
+    def weighted(self, gap: Tensor, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective of log ratios [B, J or 1] and advantages [B, 1], []."""
+        limit, clip = self.learn.ratio_limit, self.learn.clip
+        if self.ratio == "none":  # the ratio's value is taken as 1: only its gradient counts
+            fresh = (gap - gap.detach()).exp()
+            loss = -(advantage * fresh).mean()
+            return loss, ratio_metrics(gap.detach(), gap.detach().exp(), clip)
+        loss, metrics = self.surrogate(gap, advantage, clip)
+        if self.penalty == "spo":
+            ratio = gap.clamp(-limit, limit).exp()
+            pushed = advantage * ratio - advantage.abs() * (ratio - 1).square() / (2 * clip)
+            held = torch.minimum(advantage * ratio, advantage * ratio.clamp(1 - clip, 1 + clip))
+            loss = -torch.where(advantage < 0, pushed, held).mean()
+        return loss, metrics
+
+    def nft(self, velocity: Tensor, old: Tensor, goal: Tensor, advantage: Tensor) -> Tensor:
+        """DiffusionNFT's loss, [] (arXiv:2509.16117); advantage [B] in [-1, 1]."""
+        share = (0.5 + 0.5 * advantage).clamp(0, 1)[:, None]
+        step = self.nft_beta * (velocity - old)
+        parts = []
+        for mirrored in (old + step, old - step):
+            error = mirrored - goal
+            scale = error.detach().abs().mean((-1, -2)).clamp_min(1e-5)
+            parts.append(error.square().mean((-1, -2)) / scale)
+        return (share * parts[0] + (1 - share) * parts[1]).mean() / self.nft_beta

@@ -1,0 +1,112 @@
+"""DPPO: policy gradients where every denoising step is a decision of its own."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..envs.batch import Choice
+from ..policies.critics import Value
+from ..policies.flow import Chain, FlowPolicy, log_normal
+from ..policies.nets import clone
+from .onpolicy import Learning, OnPolicy, Rows
+
+
+class DPPO(OnPolicy):
+    """Diffusion policy policy optimisation (arXiv:2409.00588).
+
+    The first K - tuned_steps denoising steps are the frozen base's, the last ones learn. Each is a
+    sample of PPO with the DDIM noise of `policy.eta` (1: DDPM), at least std_floor; its log density
+    is the mean over T Da. A step's advantage is its decision's times denoising_discount^(steps
+    to come), and the clip grows from clip_first at the first tuned step to `learn.clip` at the last
+    by an exponential of rate clip_rate (0: as a line).
+
+    deploy_floor: of the noise when deployed, which the last step does not get.
+    """
+
+    policy: FlowPolicy
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        generator: torch.Generator,
+        run_updates: int,
+        value: Value,
+        learn: Learning,
+        *,
+        tuned_steps: int,
+        std_floor: float,
+        denoising_discount: float,
+        clip_first: float,
+        clip_rate: float,
+        deploy_floor: float,
+    ) -> None:
+        if not 1 <= tuned_steps <= policy.steps:
+            raise ValueError(
+                f"algo.tuned_steps={tuned_steps}: the policy has policy.steps={policy.steps} "
+                f"denoising steps; choose 1 to {policy.steps}"
+            )
+        self.base = clone(policy)
+        self.samples = tuned_steps
+        super().__init__(policy, generator, run_updates, value, learn)
+        self.tuned_steps, self.std_floor = tuned_steps, std_floor
+        self.denoising_discount = denoising_discount
+        self.clip_first, self.clip_rate, self.deploy_floor = clip_first, clip_rate, deploy_floor
+
+    def chain(self, obs: Tensor, generator: torch.Generator, floor: float) -> Chain:
+        """The tuned part of chains that the base began."""
+        policy = self.policy
+        first = policy.steps - self.tuned_steps
+        x = policy.noise(len(obs), generator)
+        if first:
+            x = self.base.rollout(obs, x, floor, generator, span=(0, first)).x[:, -1]
+        return policy.rollout(obs, x, floor, generator, span=(first, policy.steps))
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Choice:
+        """The end of a chain, with its tuned part and the log density of each step."""
+        chain = self.chain(obs, self.generator, self.std_floor)
+        return Choice(chain.action, {"x": chain.x, "logp": chain.logp / chain.action[0].numel()})
+
+    @torch.no_grad()
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """The end of a chain with little noise, the mean of the last step, [N, T, Da]."""
+        x = self.chain(obs, generator, self.deploy_floor).x
+        policy, last = self.policy, torch.full((len(obs),), self.tuned_steps - 1)
+        return policy.to_action(self.mean(x, obs, last.to(x.device))[0])
+
+    def mean(self, x: Tensor, obs: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean [B, T, Da] and std of the tuned transitions `which` [B] of chains."""
+        policy = self.policy
+        times = policy.times()[policy.steps - self.tuned_steps :]
+        now = x[torch.arange(len(x), device=x.device), which]
+        feat = policy.features(obs)
+        return policy.step(now, times[which], times[which + 1], feat, eta=policy.eta)
+
+    def log_prob(self, x: Tensor, obs: Tensor, which: Tensor) -> Tensor:
+        """Mean log density per element [B] of the tuned transitions `which` of chains."""
+        mean, std = self.mean(x, obs, which)
+        after = x[torch.arange(len(x), device=x.device), which + 1]
+        return log_normal(after, mean, std.clamp(min=self.std_floor)).mean((-1, -2))
+
+    def clip(self, which: Tensor) -> Tensor:
+        """Clip of the ratio at tuned steps [B]."""
+        part = which / max(self.tuned_steps - 1, 1)
+        if self.clip_rate > 0:
+            part = torch.expm1(self.clip_rate * part) / math.expm1(self.clip_rate)
+        return self.clip_first + (self.learn.clip - self.clip_first) * part
+
+    def tuned(self) -> Iterable[nn.Parameter]:
+        """The policy's parameters; the base is frozen."""
+        return self.policy.parameters()
+
+    def policy_loss(
+        self, rows: Rows, which: Tensor, *draws: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Clipped objective of single denoising steps, []."""
+        chosen = torch.arange(len(which), device=which.device), which
+        log_ratio = self.log_prob(rows.kept["x"], rows.obs, which) - rows.kept["logp"][chosen]
+        ahead = self.tuned_steps - 1 - which
+        advantage = rows.advantage * self.denoising_discount**ahead
+        return self.surrogate(log_ratio, advantage, self.clip(which))

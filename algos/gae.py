@@ -1,0 +1,83 @@
+"""Advantages of rollouts, and the running scale of their rewards."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def gae(
+    reward: Tensor,
+    discount: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    boundary: Tensor,
+    valid: Tensor,
+    lam: float,
+) -> Tensor:
+    """Generalised advantages [S, N] in time order (arXiv:1506.02438, eq. 16).
+
+    A_s = delta_s + lam discount_s A_{s+1}, delta_s = reward + discount next_value - value. A
+    termination has discount 0; a truncated episode keeps its bootstrap, and at any `boundary` the
+    recursion stops, so nothing leaks from one episode into another. Rows that are not `valid` get
+    0 and pass nothing on.
+    """
+    delta = (reward + discount * next_value - value) * valid
+    carry = lam * discount * ~(boundary | ~valid)
+    advantage = torch.empty_like(delta)
+    ahead = torch.zeros_like(delta[0])
+    for s in range(len(delta) - 1, -1, -1):
+        ahead = delta[s] + carry[s] * ahead
+        advantage[s] = ahead
+    return advantage
+
+
+class RewardScale:
+    """Rewards over the running standard deviation of the discounted return, clipped.
+
+    The return so far of each environment, G <- reward + discount G, starts anew at boundaries; its
+    variance is pooled over all rollouts (Chan et al.'s parallel update). Rewards are not centred,
+    which would change the task.
+    """
+
+    def __init__(self, num_envs: int | None, clip: float, device: torch.device) -> None:
+        self.clip = clip
+        self.running = torch.zeros(num_envs or 0, dtype=torch.float64, device=device)
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.mean, self.square = self.count.clone(), self.count.clone()  # square: sum of deviations
+
+    def __call__(self, reward: Tensor, discount: Tensor, boundary: Tensor) -> Tensor:
+        """Takes in a rollout's rewards [S, N] and returns them scaled."""
+        if len(self.running) != reward.shape[1]:
+            self.running = torch.zeros_like(reward[0], dtype=torch.float64)
+        returns = torch.empty_like(reward, dtype=torch.float64)
+        for s in range(len(reward)):
+            self.running = reward[s] + discount[s] * self.running
+            returns[s] = self.running
+            self.running = self.running * ~boundary[s]
+        self.pool(returns.flatten())
+        return (reward / self.std).clamp(-self.clip, self.clip).to(reward.dtype)
+
+    def pool(self, values: Tensor) -> None:
+        """Adds values to the pooled count, mean and sum of squared deviations."""
+        count, mean = len(values), values.mean()
+        total = self.count + count
+        gap = mean - self.mean
+        self.square += (values - mean).square().sum() + gap.square() * self.count * count / total
+        self.mean += gap * count / total
+        self.count = total
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of the discounted return, []."""
+        return (self.square / self.count.clamp_min(1)).sqrt().clamp_min(1e-4)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The pooled numbers and the running returns."""
+        names = ("running", "count", "mean", "square")
+        return {name: getattr(self, name).clone() for name in names}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        for name, value in state.items():
+            setattr(self, name, value.to(self.count.device))

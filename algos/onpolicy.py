@@ -1,0 +1,207 @@
+"""Learning on policy: a rollout, its advantages, and epochs of minibatches over it."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..envs.batch import Choice, Rollout
+from ..policies.critics import Value
+from .gae import RewardScale, gae
+from .optim import adam, anneal, step
+
+
+class Rows(NamedTuple):
+    """Decisions of a rollout, B of them in any order."""
+
+    obs: Tensor  # [B, O]
+    action: Tensor  # [B, T, Da]
+    kept: dict[str, Tensor]  # [B, ...]
+    advantage: Tensor  # [B] normalised over the rollout
+    goal: Tensor  # [B] of the state value
+
+    def take(self, index: Tensor) -> "Rows":
+        """The rows of an index [M]."""
+        kept = {name: value[index] for name, value in self.kept.items()}
+        rows = (column[index] for column in (self.obs, self.action))
+        return Rows(*rows, kept, self.advantage[index], self.goal[index])
+
+
+class Learning:
+    """How a rollout is learned from; the same for every algorithm on policy.
+
+    epochs over a rollout, in minibatches of `minibatch` samples. gae_lambda: per decision.
+    policy_lr, value_lr: Adam, both on a cosine to lr_floor of themselves over the run. max_norm:
+    gradient-norm limit of the policy. value_warmup: rollouts from which only the value learns.
+    kl_stop: mean KL after which the policy rests until the next rollout. scale_rewards: divide by
+    the running deviation of the return, clipped to reward_clip. clip: of the ratio, 1 +- clip.
+    ratio_limit: bound of the log ratio before the exponential, against overflow only.
+    """
+
+    def __init__(
+        self,
+        *,
+        epochs: int,
+        minibatch: int,
+        gae_lambda: float,
+        policy_lr: float,
+        value_lr: float,
+        lr_floor: float,
+        max_norm: float,
+        value_warmup: int,
+        kl_stop: float,
+        scale_rewards: bool,
+        reward_clip: float,
+        clip: float,
+        ratio_limit: float,
+    ) -> None:
+        self.epochs, self.minibatch, self.gae_lambda = epochs, minibatch, gae_lambda
+        self.policy_lr, self.value_lr, self.lr_floor = policy_lr, value_lr, lr_floor
+        self.max_norm, self.value_warmup, self.kl_stop = max_norm, value_warmup, kl_stop
+        self.scale_rewards, self.reward_clip = scale_rewards, reward_clip
+        self.clip, self.ratio_limit = clip, ratio_limit
+
+
+class OnPolicy:
+    """The loop that PPO, ReinFlow, DPPO and advantage weighted matching share.
+
+    A subclass says how it acts (`act` returns a Choice with what a ratio needs), what the policy
+    minimises (`policy_loss`) and which parameters learn (`tuned`). The value learns by regression
+    on advantage + value of the rollout. The first minibatch meets the policy that acted: its ratio
+    is 1, and `policy/first_ratio_error` tells by how much it is not.
+    """
+
+    pure = ("policy_loss", "value_loss")
+    samples = 1  # policy samples per decision; more where every denoising step is one
+
+    def __init__(
+        self, policy: Any, generator: torch.Generator, run_updates: int, value: Value,
+        learn: Learning,
+    ) -> None:  # fmt: skip
+        self.policy, self.value = policy, value.to(generator.device)
+        self.generator, self.learn = generator, learn
+        self.run_updates, self.frames, self.rollouts = run_updates, 0, 0
+        self.policy_opt = adam(self.tuned(), learn.policy_lr)
+        self.value_opt = adam(self.value.parameters(), learn.value_lr)
+        self.scale = RewardScale(None, learn.reward_clip, generator.device)
+
+    # ---- what an algorithm says ------------------------------------------------------------
+
+    def tuned(self) -> Iterable[nn.Parameter]:
+        """Parameters that the policy's optimiser moves."""
+        return self.policy.parameters()
+
+    def act(self, obs: Tensor) -> Choice:
+        """Chunks [N, T, Da] for obs [N, O], and what `policy_loss` needs of them."""
+        raise NotImplementedError
+
+    def draw(self, rows: Rows) -> tuple[Tensor, ...]:
+        """Randomness of one `policy_loss`."""
+        return ()
+
+    def policy_loss(
+        self, rows: Rows, which: Tensor, *draws: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss [] of samples `which` [B] of decisions, and metrics; see `surrogate`."""
+        raise NotImplementedError
+
+    # ---- the loop --------------------------------------------------------------------------
+
+    @property
+    def share(self) -> float:
+        """How much of the run is over, in [0, 1]."""
+        return min(self.frames / max(self.run_updates, 1), 1.0)
+
+    def update(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Epochs over one rollout; metrics are 0-d tensors."""
+        learn = self.learn
+        anneal(self.policy_opt, learn.policy_lr, self.share, learn.lr_floor)
+        anneal(self.value_opt, learn.value_lr, self.share, learn.lr_floor)
+        self.frames += int(rollout.frames.sum())
+        self.rollouts += 1
+        rows, metrics = self.judge(rollout)
+        found: dict[str, list[Tensor]] = {}
+        resting = self.rollouts <= learn.value_warmup
+        for _ in range(learn.epochs):
+            for index in self.minibatches(len(rows.obs)):
+                part = rows.take(index // self.samples)
+                loss = self.value_loss(part)
+                step(self.value_opt, loss)
+                more = {"critic/loss": loss.detach()}
+                if not resting:
+                    more |= self.policy_step(part, index % self.samples)
+                for name, number in more.items():
+                    found.setdefault(name, []).append(number)
+            if found.get("policy/kl") and bool(found["policy/kl"][-1] > learn.kl_stop):
+                break
+        if "policy/ratio_error" in found:
+            metrics["policy/first_ratio_error"] = found.pop("policy/ratio_error")[0]
+        metrics["policy/minibatches"] = torch.tensor(len(found.get("policy/kl", [])))
+        return metrics | {name: torch.stack(values).mean() for name, values in found.items()}
+
+    def minibatches(self, rows: int) -> Iterable[Tensor]:
+        """Indices of samples in random order, about equal parts of at most `minibatch`."""
+        count = rows * self.samples
+        device = self.generator.device
+        order = torch.randperm(count, generator=self.generator, device=device)
+        return order.chunk(-(-count // self.learn.minibatch))
+
+    def policy_step(self, rows: Rows, which: Tensor) -> dict[str, Tensor]:
+        """One step of the policy."""
+        loss, metrics = self.policy_loss(rows, which, *self.draw(rows))
+        norm = step(self.policy_opt, loss, self.learn.max_norm)
+        return metrics | {"policy/loss": loss.detach(), "policy/gradient_norm": norm}
+
+    @torch.no_grad()
+    def judge(self, rollout: Rollout) -> tuple[Rows, dict[str, Tensor]]:
+        """Advantages and value goals of a rollout's valid decisions, as rows."""
+        learn, valid = self.learn, rollout.valid
+        reward = rollout.reward
+        if learn.scale_rewards:
+            reward = self.scale(reward, rollout.discount, rollout.boundary | ~valid)
+        value, after = self.value(rollout.obs), self.value(rollout.next_obs)
+        advantage = gae(
+            reward, rollout.discount, value, after, rollout.boundary, valid, learn.gae_lambda
+        )
+        goal = (advantage + value)[valid]
+        spread = (goal - value[valid]).var(correction=0) / goal.var(correction=0).clamp_min(1e-8)
+        advantage = advantage[valid]
+        metrics = {
+            "critic/explained_variance": 1 - spread,
+            "critic/value": value[valid].mean(),
+            "rollout/advantage_std": advantage.std(correction=0),
+            "rollout/reward_scale": self.scale.std if learn.scale_rewards else torch.ones(()),
+            "rollout/saturated": (rollout.action[valid].abs() >= 1).float().mean(),
+        }
+        advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+        kept = {name: column[valid] for name, column in rollout.kept.items()}
+        return Rows(rollout.obs[valid], rollout.action[valid], kept, advantage, goal), metrics
+
+    def value_loss(self, rows: Rows) -> Tensor:
+        """Half the mean squared error of the value, []."""
+        return 0.5 * (self.value(rows.obs) - rows.goal).square().mean()
+
+    def surrogate(
+        self, log_ratio: Tensor, advantage: Tensor, clip: Tensor | float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """PPO's clipped objective to minimise (arXiv:1707.06347, eq. 7), [], and its health.
+
+        The log ratio is bounded before the exponential; log densities never are, which would
+        silence the gradient of every sample beyond the bound.
+        """
+        limit = self.learn.ratio_limit
+        ratio = log_ratio.clamp(-limit, limit).exp()
+        held: Tensor = ratio.clamp(1 - clip, 1 + clip)  # type: ignore[arg-type]  # both kinds serve
+        loss = -torch.minimum(advantage * ratio, advantage * held).mean()
+        return loss, ratio_metrics(log_ratio.detach(), ratio.detach(), clip)
+
+
+def ratio_metrics(log_ratio: Tensor, ratio: Tensor, clip: Tensor | float) -> dict[str, Tensor]:
+    """Health of a ratio: KL by (r - 1) - log r (Schulman's k3), share clipped, largest error."""
+    error = (ratio - 1).abs()
+    return {
+        "policy/kl": (ratio - 1 - log_ratio).mean(),
+        "policy/clip_fraction": (error > clip).to(ratio.dtype).mean(),
+        "policy/ratio_error": error.max(),
+    }

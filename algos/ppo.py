@@ -1,0 +1,52 @@
+"""Proximal policy optimisation with a Gaussian policy: the baseline of the baselines."""
+
+import torch
+from torch import Tensor
+
+from ..envs.batch import Choice
+from ..policies.critics import Value
+from ..policies.gaussian import Gaussian
+from .onpolicy import Learning, OnPolicy, Rows
+
+
+class PPO(OnPolicy):
+    """PPO (arXiv:1707.06347), the Gaussian's ratio clipped and an entropy bonus.
+
+    entropy_coef: weight of the entropy per action element. The mean is deployed.
+    """
+
+    policy: Gaussian
+
+    def __init__(
+        self,
+        policy: Gaussian,
+        generator: torch.Generator,
+        run_updates: int,
+        value: Value,
+        learn: Learning,
+        *,
+        entropy_coef: float,
+    ) -> None:
+        super().__init__(policy, generator, run_updates, value, learn)
+        self.entropy_coef = entropy_coef
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Choice:
+        """A raw sample and its log density."""
+        action, logp = self.policy.sample(obs, self.policy.noise(len(obs), self.generator))
+        return Choice(action, {"logp": logp})
+
+    @torch.no_grad()
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """The mean, [N, T, Da]."""
+        return self.policy.mean(obs)
+
+    def policy_loss(
+        self, rows: Rows, which: Tensor, *draws: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The clipped objective less the entropy bonus, []."""
+        log_ratio = self.policy.log_prob(rows.obs, rows.action) - rows.kept["logp"]
+        loss, metrics = self.surrogate(log_ratio, rows.advantage, self.learn.clip)
+        entropy = self.policy.log_std.mean()  # up to a constant
+        metrics["policy/std"] = self.policy.log_std.detach().exp().mean()
+        return loss - self.entropy_coef * entropy, metrics

@@ -1,0 +1,95 @@
+"""ReinFlow: policy gradients through a flow made noisy, with the exact likelihood of its chain."""
+
+import torch
+from torch import Tensor, nn
+
+from ..envs.batch import Choice
+from ..policies.critics import Value
+from ..policies.flow import FlowPolicy
+from ..policies.nets import clone
+from ..policies.noise import NoiseNet
+from .onpolicy import Learning, OnPolicy, Rows
+
+
+class ReinFlow(OnPolicy):
+    """PPO on the chain x_{k+1} ~ N(x_k + v dt, std(obs, t_k)^2) (arXiv:2505.22094).
+
+    One grid gives the times of sampling and of the likelihood (`FlowPolicy.times`). The log ratio
+    of a decision is that of its whole chain, divided by (K + 1) T Da where `normalise` is set: a
+    clip c then allows a true density ratio of (1 + c)^((K + 1) T Da). Deployed is the deterministic
+    flow without the noise.
+
+    entropy_coef: of the chain's entropy per element. anchor_coef: of the squared distance between
+    own and base actions from shared noise, drawn anew for every minibatch. censored: a final action
+    beyond the box counts with the probability of all that lies beyond, not with the density where
+    it fell.
+    """
+
+    policy: FlowPolicy
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        generator: torch.Generator,
+        run_updates: int,
+        value: Value,
+        learn: Learning,
+        noise: NoiseNet,
+        *,
+        entropy_coef: float,
+        anchor_coef: float,
+        normalise: bool,
+        censored: bool,
+    ) -> None:
+        if noise.tuned_steps is not None and not 1 <= noise.tuned_steps <= policy.steps:
+            raise ValueError(
+                f"algo.noise.tuned_steps={noise.tuned_steps}: the policy has policy.steps="
+                f"{policy.steps} transitions; choose 1 to {policy.steps}"
+            )
+        self.noise = noise.to(generator.device)
+        self.base = clone(policy) if anchor_coef > 0 else None
+        super().__init__(policy, generator, run_updates, value, learn)
+        self.entropy_coef, self.anchor_coef = entropy_coef, anchor_coef
+        self.normalise, self.censored = normalise, censored
+
+    def tuned(self) -> list[nn.Parameter]:
+        """The policy and its noise."""
+        return [*self.policy.parameters(), *self.noise.parameters()]
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Choice:
+        """The end of a noisy chain, with the chain [K + 1, T, Da] and its log density."""
+        self.noise.settle(self.share)
+        start = self.policy.noise(len(obs), self.generator)
+        chain = self.policy.rollout(obs, start, self.noise, self.generator, censored=self.censored)
+        return Choice(chain.action, {"x": chain.x, "logp": chain.logp.sum(-1)})
+
+    @torch.no_grad()
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """The flow's action without noise on its way, [N, T, Da]."""
+        return self.policy.act(obs, self.policy.noise(len(obs), generator))
+
+    def draw(self, rows: Rows) -> tuple[Tensor, ...]:
+        """Noise of the anchor."""
+        return () if self.base is None else (self.policy.noise(len(rows.obs), self.generator),)
+
+    def policy_loss(
+        self, rows: Rows, which: Tensor, *draws: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Clipped objective, entropy bonus and anchor, []."""
+        x = rows.kept["x"]
+        logp, entropy = self.policy.chain_logp(x, rows.obs, self.noise, censored=self.censored)
+        size = x[0].numel() if self.normalise else 1.0
+        log_ratio = (logp.sum((-1, -2, -3)) - rows.kept["logp"]) / size
+        loss, metrics = self.surrogate(log_ratio, rows.advantage, self.learn.clip)
+        entropy = entropy.sum(-1).mean() / x[0].numel()
+        metrics["policy/entropy"] = entropy.detach()
+        loss = loss - self.entropy_coef * entropy
+        if self.base is not None:
+            own = self.policy.act(rows.obs, draws[0], clip=False)
+            with torch.no_grad():
+                theirs = self.base.act(rows.obs, draws[0], clip=False)
+            drift = (own - theirs).square().mean()
+            metrics["policy/drift"] = drift.detach()
+            loss = loss + self.anchor_coef * drift
+        return loss, metrics

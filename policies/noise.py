@@ -1,0 +1,81 @@
+"""Learned noise of a denoising chain: how far each transition of a flow may stray."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .nets import Stack, TimeEmbedding
+from .normalize import Normalizer
+
+HELD, KEPT = 0.35, 0.3  # learn_decay: share of the run at full width, and how much of min stays
+
+
+class NoiseNet(nn.Module):
+    """std(obs, t) within bounds, for the transitions of `FlowPolicy.rollout` (arXiv:2505.22094).
+
+    log var = lv_min + (lv_max - lv_min) (tanh z + 1) / 2 with z from a tanh network on the
+    normalised observation and the features of t; z starts at 0, where the std is the geometric
+    mean of the bounds. obs [..., O], t [K] -> [..., K, T, Da], in normalised action units.
+
+    std_min, std_max: the bounds. schedule: "learn" keeps them, "learn_decay" holds std_max for 35 %
+    of the run and brings it down to 0.3 std_min + 0.7 std_max on a cosine, "const" is the geometric
+    mean whatever the network says. tuned_steps: how many of the last transitions have learned
+    noise; those before have std_min. None: all. The noise is for learning: it is not deployed.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        horizon: int,
+        obs_norm: Normalizer | None = None,
+        *,
+        width: int,
+        depth: int,
+        std_min: float,
+        std_max: float,
+        schedule: Literal["const", "learn", "learn_decay"],
+        tuned_steps: int | None,
+    ):
+        super().__init__()
+        if not 0 < std_min <= std_max:
+            raise ValueError(f"std_min={std_min} must be positive and at most std_max={std_max}")
+        if schedule not in ("const", "learn", "learn_decay"):
+            raise ValueError(f"schedule={schedule!r}: choose const, learn or learn_decay")
+        self.obs_norm = Normalizer(obs_dim, kind="none") if obs_norm is None else obs_norm
+        self.horizon, self.action_dim = horizon, action_dim
+        self.std_min, self.std_max = std_min, std_max
+        self.schedule, self.tuned_steps = schedule, tuned_steps
+        self.times = TimeEmbedding(width)
+        self.net = Stack([obs_dim + width] + [width] * depth + [horizon * action_dim], "tanh")
+        nn.init.zeros_(self.net.layers[-1].weight)
+        nn.init.zeros_(self.net.layers[-1].bias)
+        self.register_buffer("top", torch.tensor(std_max))
+
+    top: Tensor
+
+    @torch.no_grad()
+    def settle(self, share: float) -> None:
+        """Sets the upper bound for a share of the run in [0, 1]."""
+        if self.schedule == "learn_decay":
+            part = min(max((share - HELD) / (1 - HELD), 0.0), 1.0)
+            low = KEPT * self.std_min + (1 - KEPT) * self.std_max
+            self.top.fill_(low + (self.std_max - low) * 0.5 * (1 + math.cos(math.pi * part)))
+
+    def forward(self, obs: Tensor, t: Tensor) -> Tensor:
+        seen = self.obs_norm(obs)[..., None, :]
+        when = self.times(t).expand(*obs.shape[:-1], -1, -1)
+        seen = seen.expand(*when.shape[:-1], -1)
+        z = self.net(torch.cat([seen, when], -1)).unflatten(-1, (self.horizon, self.action_dim))
+        if self.schedule == "const":
+            z = torch.zeros_like(z)
+        low, high = math.log(self.std_min), self.top.log()
+        std = (low + (high - low) * (z.tanh() + 1) / 2).exp()
+        if self.tuned_steps is None or self.tuned_steps >= len(t):
+            return std
+        fixed = len(t) - self.tuned_steps
+        return torch.cat(
+            [torch.full_like(std[..., :fixed, :, :], self.std_min), std[..., fixed:, :, :]], -3
+        )
