@@ -8,7 +8,7 @@ from torch import Tensor
 from ..envs.batch import Batch
 from ..policies.critics import QEnsemble, Value
 from ..policies.flow import FlowPolicy
-from ..policies.gaussian import TanhGaussian
+from ..policies.gaussian import Gaussian
 from ..policies.nets import clone, lerp_
 from . import expectile as expectiles
 from . import select
@@ -121,18 +121,19 @@ class IQL:
 
 
 class IQLGaussian:
-    """Implicit Q-learning with a tanh-Gaussian policy, the published form (arXiv:2110.06169).
+    """Implicit Q-learning with a Gaussian policy, the published form (arXiv:2110.06169).
 
-    As `IQL`, with the policy maximising w log pi(a|s) over recorded actions.
+    As `IQL`, with the policy maximising w log pi(a|s) over recorded actions. The Gaussian is not
+    squashed: recorded actions on the border would have no finite density behind a tanh.
 
-    deploy_mean: deploy the mode (tanh of the mean) rather than a sample.
+    deploy_mean: deploy the mean rather than a sample.
     """
 
     pure = ("critic_loss", "policy_loss")
 
     def __init__(
         self,
-        policy: TanhGaussian,
+        policy: Gaussian,
         critic: QEnsemble,
         generator: torch.Generator,
         run_updates: int,
@@ -161,14 +162,15 @@ class IQLGaussian:
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """A sample of the policy, [N, T, Da]."""
-        return self.policy.sample(obs, self.policy.noise(len(obs), self.generator))[0]
+        action, _ = self.policy.sample(obs, self.policy.noise(len(obs), self.generator))
+        return action.clamp(-1, 1)
 
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """The mode of the policy, or a sample, [N, T, Da]."""
+        """The mean of the policy, or a sample, [N, T, Da]."""
         if self.deploy_mean:
             return self.policy.mean(obs)
-        return self.policy.sample(obs, self.policy.noise(len(obs), generator))[0]
+        return self.policy.sample(obs, self.policy.noise(len(obs), generator))[0].clamp(-1, 1)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of V and Q and one of the policy; metrics are 0-d."""

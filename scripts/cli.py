@@ -10,6 +10,7 @@ VERBS = {
     "train": ("train", "main", "train a policy: rheo train algo=rfm env=hopper"),
     "eval": ("evaluate", "main", "evaluate a run: rheo eval RUN [episodes=100]"),
     "resume": ("train", "resume", "continue a run from its last checkpoint: rheo resume RUN"),
+    "compare": ("compare", "main", "runs of several seeds as a table: rheo compare runs/rfm-*"),
     "collect": ("collect", "main", "record a policy: rheo collect RUN steps=10000 out=data.hdf5"),
     "data": ("data", "main", "look at recorded data: rheo data info|check|convert|fetch ..."),
     "demo": ("demo", "main", "train a small task from scratch and show the result"),

@@ -8,7 +8,7 @@ import torch
 from rheo.policies.critics import QEnsemble
 from rheo.policies.deterministic import Deterministic
 from rheo.policies.flow import FlowPolicy
-from rheo.policies.gaussian import TanhGaussian
+from rheo.policies.gaussian import Gaussian
 from rheo.policies.nets import MLP
 from rheo.policies.normalize import Normalizer
 from rheo.scripts.assemble import make_part
@@ -112,8 +112,7 @@ def make_learner(
     if policy is None and name == "td3bc":
         policy = Deterministic(obs_dim, action_dim, 1, **small)
     if policy is None and name == "iql_gaussian":
-        small |= {"log_std_min": -5.0, "log_std_max": 2.0}
-        policy = TanhGaussian(obs_dim, action_dim, 1, **small)
+        policy = Gaussian(obs_dim, action_dim, 1, std=0.6, **small)
     if policy is None:
         policy = make_flow(obs_dim, action_dim)
     critic = make_critic(obs_dim, action_dim, width=64) if critic is None else critic

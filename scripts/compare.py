@@ -1,0 +1,153 @@
+"""`rheo compare`: runs that differ in nothing but their seed as one row, with intervals."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import stored
+from .errors import RheoError, nearest
+from .run import existing, put_text
+
+USAGE = (
+    "usage: rheo compare RUN... [metric=score|return|success_once|success_at_end] [out=TABLE.md]\n"
+    "       the last checkpoint's largest evaluation of every run (rheo eval RUN episodes=50)"
+)
+METRICS = {"return": "ret", "success_once": "success_once", "success_at_end": "success_at_end"}
+OWN = ("seed", "name", "threads", "device", "log_every", "eval_every", "save_every", "episodes")
+SAMPLES = 4000  # of the bootstrap
+
+
+class Result(NamedTuple):
+    """A run's last checkpoint, evaluated."""
+
+    path: Path
+    config: dict[str, Any]
+    env: str
+    step: int
+    values: NDArray  # [E] of the metric, an episode each
+    wall: float  # seconds of training
+
+
+class Group(NamedTuple):
+    """Runs that differ in their seed only."""
+
+    name: str
+    results: list[Result]
+
+
+def main(argv: list[str]) -> int:
+    """Prints the table of the runs that are named."""
+    names = [word for word in argv if "=" not in word]
+    options = dict(word.split("=", 1) for word in argv if "=" in word)
+    for key in options:
+        if key not in ("metric", "out"):
+            raise RheoError(f"unknown option {key!r}{nearest(key, ['metric', 'out'])}\n{USAGE}")
+    metric = options.get("metric")
+    if metric not in (None, "score", *METRICS):
+        known = nearest(metric, ["score", *METRICS])
+        raise RheoError(f"metric={metric}: not known{known}\n{USAGE}")
+    if not names:
+        raise RheoError(USAGE)
+    text = table(grouped([read(existing(name), metric) for name in names]))
+    print(text)
+    if "out" in options:
+        put_text(Path(options["out"]).expanduser(), text + "\n")
+    return 0
+
+
+def read(folder: Path, metric: str | None) -> Result:
+    """The last evaluation of a run. Raises RheoError when there is none, or not of that metric."""
+    file = last_evaluation(folder)
+    stored_rows = json.loads(file.read_text())
+    rows = stored_rows["episodes"]
+    references = stored_rows.get("references")
+    metric = metric or ("score" if references else "return")
+    if metric == "score" and not references:
+        raise RheoError(
+            f"{file}: no score is defined there; use metric=return, or evaluate the run with "
+            "ref_min= and ref_max="
+        )
+    values = [row.get(METRICS.get(metric, "ret")) for row in rows]
+    if None in values:
+        raise RheoError(f"{file}: its episodes have no {metric}; use metric=return")
+    found = np.asarray(values, float)
+    if metric == "score":
+        low, high = references["low"], references["high"]
+        found = 100 * (found - low) / (high - low)
+    env = stored_rows.get("env") or "?"
+    step = stored_rows["step"]
+    return Result(folder, stored(folder), env, step, found, wall_of(folder))
+
+
+def last_evaluation(folder: Path) -> Path:
+    """The file of the last step with the most episodes, as the run deploys its policy."""
+    files = {}
+    for file in (folder / "eval").glob("*.json"):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", file.stem)
+        if match:  # others hold evaluations with changed settings
+            files[int(match[1]), int(match[2] or 0)] = file
+    if not files:
+        raise RheoError(f"{folder}: never evaluated; run: rheo eval {folder} episodes=50")
+    return files[max(files)]
+
+
+def wall_of(folder: Path) -> float:
+    """Seconds of training, NaN when the run has not logged any."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = (json.loads(line) for line in reversed(lines))
+    return next((row["time/wall"] for row in rows if "time/wall" in row), float("nan"))
+
+
+def grouped(results: list[Result]) -> list[Group]:
+    """Runs of the same configuration but for seed and periods, in the order they were named."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        same = {key: value for key, value in result.config.items() if key not in OWN}
+        groups.setdefault(json.dumps([same, result.step, result.env], sort_keys=True), []).append(
+            result
+        )
+    return [Group(name_of(rows), rows) for rows in groups.values()]
+
+
+def name_of(results: list[Result]) -> str:
+    """The runs' common name: the folder's without its seed."""
+    return re.sub(r"-s\d+$", "", results[0].path.name)
+
+
+def iqm(values: NDArray) -> NDArray:
+    """Interquartile mean of the last axis: the mean of the middle half."""
+    ordered = np.sort(values, axis=-1)
+    cut = ordered.shape[-1] // 4
+    return ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
+
+
+def interval(runs: list[NDArray], statistic: Any) -> tuple[float, float]:
+    """95 % bootstrap interval of a statistic of all episodes, over seeds and their episodes."""
+    rng, draws = np.random.default_rng(0), []
+    for _ in range(SAMPLES):
+        chosen = [runs[i] for i in rng.integers(len(runs), size=len(runs))]
+        pooled = np.concatenate([run[rng.integers(len(run), size=len(run))] for run in chosen])
+        draws.append(statistic(pooled))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def table(groups: list[Group]) -> str:
+    """A Markdown table, a row per group."""
+    head = "| runs | environment | steps | seeds | mean | IQM | per seed | minutes |"
+    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    for name, results in groups:
+        runs = [result.values for result in results]
+        pooled = np.concatenate(runs)
+        cells = [name, results[0].env, f"{results[0].step:,}", str(len(results))]
+        for statistic in (np.mean, iqm):
+            low, high = interval(runs, statistic)
+            cells.append(f"{statistic(pooled):.1f} [{low:.1f}, {high:.1f}]")
+        cells.append(" / ".join(f"{run.mean():.1f}" for run in runs))
+        cells.append(f"{np.mean([result.wall for result in results]) / 60:.1f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

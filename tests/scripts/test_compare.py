@@ -1,0 +1,83 @@
+"""Comparison of runs: grouping by everything but the seed, statistics by hand, honest refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rheo.scripts.cli import main
+from rheo.scripts.compare import interval, iqm
+
+
+def evaluated(name, returns, *, step=10, lr=1e-3, seed=0, references=True, label="-4"):
+    """A run folder as `rheo train` and `rheo eval` leave it."""
+    folder = Path("runs") / name
+    (folder / "eval").mkdir(parents=True)
+    config = {"algo": {"lr": lr}, "seed": seed, "name": name, "steps": step}
+    (folder / "config.yaml").write_text(json.dumps(config))
+    (folder / "metrics.jsonl").write_text('{"step": 10, "time/wall": 120.0}\n{"step": 10}\n')
+    rows = {"step": step, "env": "Hopper-v4", "episodes": [{"ret": r} for r in returns]}
+    if references:
+        rows["references"] = {"low": 0.0, "high": 200.0, "origin": "D4RL"}
+    (folder / "eval" / f"{step:012d}{label}.json").write_text(json.dumps(rows))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_seeds_of_one_configuration_are_one_row(capsys):
+    evaluated("a-s0", [0, 100, 200, 300], seed=0)
+    evaluated("a-s1", [40, 40, 40, 40], seed=1)
+    evaluated("b-s0", [20, 20, 20, 20], lr=2e-3)
+    assert main(["compare", "a-s0", "a-s1", "b-s0", "out=t.md"]) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert Path("t.md").read_text().splitlines()[2:] == rows
+    cells = [cell.strip() for cell in rows[0].split("|")[1:-1]]
+    assert cells[:4] == ["a", "Hopper-v4", "10", "2"] and cells[7] == "2.0"
+    assert cells[4].startswith("47.5 [") and cells[6] == "75.0 / 20.0"
+    assert cells[5].startswith("27.5 [")  # the middle four of 0 20 20 20 20 50 100 150: see iqm
+    assert [cell.strip() for cell in rows[1].split("|")[1:6]][-1] == "10.0 [10.0, 10.0]"
+
+
+def test_the_last_step_and_its_largest_plain_evaluation_count(capsys):
+    folder = evaluated("a-s0", [100, 100])
+    evaluated("other", [0.0])
+    for name, value in (("000000000005-50", 0), ("000000000010", 0), ("000000000010-9-steps=2", 0)):
+        row = {"step": 10, "env": "Hopper-v4", "episodes": [{"ret": value}]}
+        (folder / "eval" / f"{name}.json").write_text(json.dumps(row))
+    assert main(["compare", "a-s0"]) == 0
+    assert "50.0 [50.0, 50.0]" in capsys.readouterr().out
+
+
+def test_the_interquartile_mean_and_its_interval_by_hand():
+    assert iqm(np.array([9.0, 1, 2, 3, 4, 5, 6, -100])) == pytest.approx((2 + 3 + 4 + 5) / 4)
+    rng = np.random.default_rng(1)
+    runs = [rng.normal(mean, 1.0, 400) for mean in (-1.0, 0.0, 1.0, 2.0)]
+    low, high = interval(runs, np.mean)
+    centre, spread = 0.5, np.sqrt(np.var([-1, 0, 1, 2]) / 4)  # seeds dominate
+    assert low == pytest.approx(centre - 1.96 * spread, abs=0.15)
+    assert high == pytest.approx(centre + 1.96 * spread, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "usage: rheo compare"),
+        (["a-s0", "metric=retrun"], "metric=retrun: not known; did you mean 'return'?"),
+        (["a-s0", "into=x"], "unknown option 'into'"),
+        (["a-s0", "metric=score"], "no score is defined there; use metric=return"),
+        (["a-s0", "metric=success_once"], "its episodes have no success_once"),
+        (["empty"], "never evaluated; run: rheo eval"),
+        (["none"], "no run at runs/none"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(words, message, capsys):
+    evaluated("a-s0", [1, 2], references=False)
+    empty = evaluated("empty", [1])
+    next((empty / "eval").iterdir()).unlink()
+    assert main(["compare", *words]) == 2
+    assert message in capsys.readouterr().err
