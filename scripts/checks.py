@@ -13,6 +13,7 @@ from typing import Any
 
 from . import schema
 from .errors import RheoError, nearest
+from .health import SIGNS
 
 COUNTS = {"steps", "log_every", "eval_every", "save_every", "episodes", "horizon", "execute"} | {
     *("obs_steps", "num_envs", "batch_size", "width", "depth", "heads", "members", "particles"),
@@ -23,7 +24,7 @@ SHARES = {"target_rate", "ema_rate", "gamma"}
 
 def run(tree: dict[str, Any]) -> list[str]:
     """All errors of all checks."""
-    checks = (ranges, chunk, heads, levels, device, environment, world, data)
+    checks = (ranges, chunk, heads, levels, device, environment, world, data, limits)
     return [error for check in checks for error in check(tree)]
 
 
@@ -48,6 +49,18 @@ def ranges(tree: dict[str, Any]) -> list[str]:
             errors.append(f"{place}={value:g}: must be above 0")
         elif key in ("seed", "threads") and value < 0:
             errors.append(f"{place}={value:g}: must be 0 or more")
+    return errors
+
+
+def limits(tree: dict[str, Any]) -> list[str]:
+    """Limits name metrics that are watched, by positive numbers or null."""
+    errors = []
+    for name, value in (tree.get("limits") or {}).items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name not in SIGNS:  # from a file of the user's
+            errors.append(f"limits.{name}: not watched{nearest(name, SIGNS)}")
+        elif value is not None and not (number and value > 0):
+            errors.append(f"limits.{name}={value}: must be a positive number, or null")
     return errors
 
 

@@ -42,6 +42,7 @@ TOP = {
     "eval_every": "int",
     "save_every": "int",
     "episodes": "int",
+    "limits": "dict",
     "horizon": "int",
     "fast": "Literal['off', 'precision', 'compile'] | bool",
     "threads": "int",

@@ -19,6 +19,7 @@ from .display import Display, Timer
 from .errors import MACHINE, NUMERICS, REQUEUE, RheoError, nearest
 from .evaluate import MAX_ENVS, episodes_of, known_references, score
 from .fast import fast
+from .health import diagnosis
 from .overrides import flags
 from .plot import plot
 from .run import Run, locate
@@ -26,8 +27,9 @@ from .signals import Stop, stop_signals
 from .state import capture, not_finite, refuse_other_shapes, restore
 
 log = logging.getLogger("rheo")
+FAR = 5.0  # scales that an observation may lie from the statistics before it is suspicious
 ON_RESUME = (  # what may change between two starts of a run; all else is in its checkpoint
-    "steps", "log_every", "eval_every", "save_every", "episodes", "threads", "fast",
+    "steps", "log_every", "eval_every", "save_every", "episodes", "threads", "fast", "limits",
 )  # fmt: skip
 
 
@@ -47,6 +49,8 @@ def train(config: dict[str, Any], name: str) -> int:
             if config["init"] is not None:
                 start_from(loop.algo, config)
             refuse_unfitted(loop.algo)
+            if config["init"] is not None:
+                tell_shift(loop.algo, loop.source)
             rehearse(loop.algo, loop.source, loop.sizes)
         except BaseException:
             run.close()
@@ -75,7 +79,7 @@ def resume(argv: list[str]) -> int:
         raise RheoError("usage: rheo resume RUN [steps=N]")
     for word in words[1:]:
         key = word.partition("=")[0]
-        if key not in ON_RESUME:
+        if key.partition(".")[0] not in ON_RESUME:
             raise RheoError(
                 f"{word}: fixed by the checkpoint{nearest(key, ON_RESUME)}; to change it, train a "
                 f"new run with init={words[0]}"
@@ -141,6 +145,20 @@ def share_statistics(algo: Any) -> None:
         norm = getattr(part, "obs_norm", None)
         if given is not None and norm is not None and not norm.ready and norm.kind == given.kind:
             norm.load_state_dict(given.state_dict())
+
+
+def tell_shift(algo: Any, source: Any) -> None:
+    """Says how far the environment's first observations lie from the base's statistics."""
+    norm, env = getattr(algo.policy, "obs_norm", None), getattr(source, "env", None)
+    if norm is None or norm.kind == "none" or env is None:
+        return
+    obs = env.reset().to(norm.shift.device)
+    worst, dim = norm(obs).abs().mean(0).max(0)
+    unit = "standard deviations" if norm.kind == "gaussian" else "half ranges"
+    text = "first observations lie up to %.1f %s from the base's data (dimension %d)"
+    if worst > FAR:
+        text += "; is this the same environment and the same order of observations?"
+    (log.warning if worst > FAR else log.info)(text, float(worst), unit, int(dim))
 
 
 def rehearse(algo: Any, source: Any, sizes: Sizes) -> None:
@@ -276,6 +294,9 @@ class Loop:
         row = self.latest | self.source.metrics()
         row |= {f"time/{name}_share": share for name, share in shares.items()}
         self.display.update(step, self.record(step, row), shares)
+        sick = diagnosis(row, self.cfg.get("limits") or {})
+        if sick is not None:
+            raise self.broke(f"at step {step} {sick}", "")
 
     def evaluate(self, step: int) -> None:
         """Episodes in the environment, and the loss on held-out data, whichever there is."""
@@ -317,12 +338,10 @@ class Loop:
             if self.run.save(step, tree) is not None:
                 self.saved = step
 
-    def broke(self, what: str) -> RheoError:
+    def broke(self, what: str, remedy: str = ". Try lower learning rates") -> RheoError:
         """The end of a run whose numbers broke."""
         kept = "the last checkpoint is kept" if self.saved >= 0 else "nothing was saved yet"
-        return RheoError(
-            f"{what}: training broke and stops here; {kept}. Try lower learning rates", NUMERICS
-        )
+        return RheoError(f"{what}: training broke and stops here; {kept}{remedy}", NUMERICS)
 
     def curve(self) -> Path | None:
         """The picture of the learning curve; a disk that refuses it does not undo the training."""

@@ -368,6 +368,48 @@ def test_starting_from_a_run_that_never_saved_is_refused(tiny, capsys):
     assert code == 2 and "init=a: that run has no checkpoint yet" in error
 
 
+def test_fine_tuning_starts_from_the_base_and_tells_the_shift(tiny, episodes, tmp_path, capsys):
+    """A cloned policy into ReinFlow: chunks, statistics and the base's own evaluation."""
+    words = [*tiny("bc", "base", "steps=30", "horizon=4", "env=inverted_pendulum")]
+    episodes(tmp_path / "data.npz", [30, 30], obs_dim=4, action_dim=1)
+    assert main(["train", *words]) == 0
+    capsys.readouterr()
+    tuned = tiny("reinflow", "tuned", "init=base", "steps=200", "eval_every=1000")
+    tuned = [word for word in tuned if not word.startswith("policy.net")]
+    code, said = answer(capsys, "train", *tuned)
+    assert code == 0 and "from the base's data" in said
+    tree = Run.open("tuned").load()
+    assert tree is not None and tree["algo"]["value"]["obs_norm.fitted"]
+    base = Run.open("base").load()
+    assert base is not None
+    mean = base["algo"]["average"]["obs_norm.shift"]
+    assert torch.equal(tree["algo"]["noise"]["obs_norm.shift"], mean)
+    first = next(row for row in rows("tuned") if "eval/return" in row)
+    assert first["step"] == 0
+    last = [row for row in rows("tuned") if "policy/first_ratio_error" in row]
+    assert last and all(row["policy/first_ratio_error"] < 1e-5 for row in last)
+
+
+def test_an_algorithm_and_a_source_that_do_not_fit_are_refused(tiny, capsys):
+    for algo, source in (("ppo", "replay"), ("sac", "rollouts")):
+        words = [word for word in tiny(algo, "a") if not word.startswith("source.")]
+        code, error = answer(capsys, "train", *words, f"source={source}")
+        assert code == 2 and not Path("runs/a").exists()
+        if algo == "ppo":
+            assert "set source=rollouts" in error
+    assert code == 2 and "does not learn on policy" in error
+
+
+def test_a_run_stops_with_a_diagnosis_when_a_metric_passes_its_limit(tiny, capsys):
+    code, error = answer(capsys, "train", *tiny("sac", "a", "limits.q=1e-9"))
+    assert code == 4 and "above limits.q=1e-09" in error and "lower algo.critic_lr" in error
+    assert main(["train", *tiny("sac", "b", "limits.q=null", "steps=60")]) == 0
+    code, error = answer(capsys, "train", *tiny("sac", "c", "limits.kl=-1"))
+    assert code == 2 and "limits.kl=-1: must be a positive number" in error
+    code, error = answer(capsys, "train", *tiny("sac", "c", "limits.qq=1"))
+    assert code == 2 and "limits.qq: unknown key; did you mean 'q'?" in error
+
+
 # ------------------------------------------------------------------ the state of an algorithm
 
 
