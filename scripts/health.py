@@ -50,5 +50,6 @@ def diagnosis(row: Mapping[str, Any], limits: Mapping[str, float | None]) -> str
         sign = SIGNS[name]
         value = row.get(sign.metric)
         if limit is not None and value is not None and abs(float(value)) > limit:
-            return f"{sign.metric} is {float(value):g}, above limits.{name}={limit:g}: {sign.meaning}"
+            over = f"{float(value):g}, above limits.{name}={limit:g}"
+            return f"{sign.metric} is {over}: {sign.meaning}"
     return None
