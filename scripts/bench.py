@@ -17,6 +17,7 @@ GROUPS = {  # WHAT -> module and its function from a plan to rows
     "act": ("bench_act", "measure_act"),
     "update": ("bench_update", "measure"),
     "data": ("bench_data", "measure"),
+    "finetune": ("bench_finetune", "measure"),
     "startup": ("bench_startup", "measure"),
 }
 KEYS = ("quick", "fast", "csv", "json")
