@@ -29,6 +29,8 @@ WORDS = {
     "dppo": [*FLOW, *ROLLOUTS, "algo.tuned_steps=1"],
     "dql": [*FLOW, *CRITIC],
     "fql": [*FLOW, *CRITIC],
+    "fpo": [*FLOW, *ROLLOUTS],
+    "fpo_pp": [*FLOW, *ROLLOUTS],
     "iql": [*FLOW, *CRITIC, *VALUE],
     "iql_gaussian": [*GAUSSIAN, *CRITIC, *VALUE],
     "ppo": [*GAUSSIAN, *ROLLOUTS],
@@ -38,7 +40,7 @@ WORDS = {
     "sac": [*REPLAY, *GAUSSIAN],
     "td3bc": [*GAUSSIAN, *CRITIC],
 }
-ONLINE = ("awm_gae", "dppo", "ppo", "reinflow", "rfm", "sac")
+ONLINE = ("awm_gae", "dppo", "fpo", "fpo_pp", "ppo", "reinflow", "rfm", "sac")
 
 
 def write_episodes(path: Path, lengths: list[int], obs_dim: int = 3, action_dim: int = 2) -> Path:
