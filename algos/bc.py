@@ -130,7 +130,8 @@ class BCGaussian(BC):
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """The mean of the averaged policy, [N, T, Da]."""
-        return self.average.mean(obs)
+        average: Any = self.average
+        return average.mean(obs)
 
     def draw(self, batch: Batch | Windows, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Nothing: a likelihood needs no draws."""

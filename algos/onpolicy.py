@@ -24,8 +24,8 @@ class Rows(NamedTuple):
     def take(self, index: Tensor) -> "Rows":
         """The rows of an index [M]."""
         kept = {name: value[index] for name, value in self.kept.items()}
-        rows = (column[index] for column in (self.obs, self.action))
-        return Rows(*rows, kept, self.advantage[index], self.goal[index])
+        obs, action = self.obs[index], self.action[index]
+        return Rows(obs, action, kept, self.advantage[index], self.goal[index])
 
 
 class Learning:

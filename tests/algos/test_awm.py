@@ -6,6 +6,7 @@ from torch import nn
 
 from rheo.algos.losses import exp_weight
 from rheo.algos.optim import step
+from rheo.envs.batch import Batch
 from rheo.scripts.errors import RheoError
 
 SIGNED = {"signed_coef": 1.0, "bc_coef": 1.0, "anchor_coef": 1.0}
@@ -30,6 +31,24 @@ def test_without_signed_weights_there_is_no_second_policy_to_train(learner):
     algo = learner("awm", 1, 1, anchor_coef=0.0)
     assert algo.behaviour is None and not hasattr(algo, "behaviour_opt")
     assert algo.draw(8, algo.generator).start.numel() == 0
+
+
+def test_with_positive_weights_alone_it_is_implicit_q_learning_with_a_flow(learner):
+    """To the last bit: what the two papers call by different names is one update."""
+    torch.manual_seed(0)
+    rows = 32
+    batch = Batch(
+        torch.randn(rows, 2), torch.rand(rows, 1, 1), torch.randn(rows),
+        torch.full((rows,), 0.9), torch.randn(rows, 2),
+    )  # fmt: skip
+    sides = []
+    for name in ("awm", "iql"):
+        torch.manual_seed(1)
+        algo = learner(name, 2, 1)
+        for _ in range(4):
+            algo.update(batch)
+        sides.append([*algo.policy.parameters(), *algo.critic.parameters()])
+    assert all(map(torch.equal, *sides))
 
 
 class Slope(nn.Module):

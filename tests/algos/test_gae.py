@@ -35,7 +35,8 @@ def test_advantages_equal_brute_force_over_random_ends_and_broken_rows(seed):
     discount = 0.97 ** rng.integers(1, 5, shape) * ~terminated
     boundary = terminated | truncated
     arrays = (reward, discount, value, after, boundary, valid)
-    found = gae(*(torch.from_numpy(array) for array in arrays), 0.9)
+    tensors = [torch.from_numpy(array) for array in arrays]
+    found = gae(tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], tensors[5], 0.9)
     np.testing.assert_allclose(found.numpy(), brute(*arrays, 0.9), atol=1e-12)
 
 
@@ -54,6 +55,7 @@ def test_rewards_are_divided_by_the_deviation_of_all_discounted_returns_so_far()
     rng, gamma = np.random.default_rng(0), 0.9
     scale = RewardScale(None, 10.0, torch.device("cpu"))
     running, seen = np.zeros(3), []
+    reward, boundary = np.zeros((20, 3)), np.zeros((20, 3), bool)
     for _ in range(3):
         reward = rng.normal(1.0, 2.0, (20, 3))
         boundary = rng.random((20, 3)) < 0.2

@@ -1,6 +1,7 @@
 """What every algorithm on policy owes: a ratio of 1 at first, learning, exact likelihoods."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ LEARN = {"epochs": 4, "minibatch": 64, "policy_lr": 3e-3, "value_lr": 3e-3, "lr_
 def make(name, flow, learner, obs_dim=2, action_dim=2, horizon=2, learn=None, **changes):
     """A small algorithm on policy with its shipped values."""
     torch.manual_seed(0)
+    policy: Any
     if name == "ppo":
         policy = Gaussian(
             obs_dim, action_dim, horizon, width=32, depth=2, activation="tanh", std=0.4
@@ -65,7 +67,7 @@ def test_the_first_ratio_is_one(flow, learner, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_contextual_bandit_is_learned(flow, learner, name):
     """From noise to within reach of the optimum, by the reward of the deployed action."""
-    changes = {"learn": {"clip": 0.2}}
+    changes: dict[str, Any] = {"learn": {"clip": 0.2}}
     if name == "reinflow":
         changes |= {"normalise": False, "entropy_coef": 0.0}
     if name == "awm_gae":
@@ -137,11 +139,17 @@ def test_health_of_a_ratio_by_hand():
 # ------------------------------------------------------------------ ReinFlow's noise and chain
 
 
-def net(std_min, std_max, schedule="learn_decay", tuned=None, horizon=1):
+def net(std_min, std_max, schedule: Any = "learn_decay", tuned=None, horizon=1):
     return NoiseNet(
         2, 3, horizon, width=16, depth=2, std_min=std_min, std_max=std_max, schedule=schedule,
         tuned_steps=tuned,
     )  # fmt: skip
+
+
+def push(noise):
+    """As much noise as there may be."""
+    with torch.no_grad():
+        noise.net.layers[-1].bias.fill_(50.0)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +166,7 @@ def test_noise_starts_at_the_geometric_mean_and_its_bound_decays(low, high, star
     std = noise(torch.randn(5, 2), times)
     assert std.shape == (5, 4, 1, 3)
     torch.testing.assert_close(std, torch.full_like(std, start), atol=1e-5, rtol=0)
-    torch.nn.init.constant_(noise.net.layers[-1].bias, 50.0)
+    push(noise)
     for share, bound in ((0.0, high), (0.35, high), (1.0, end)):
         noise.settle(share)
         std = noise(torch.randn(5, 2), times)
@@ -169,12 +177,12 @@ def test_noise_starts_at_the_geometric_mean_and_its_bound_decays(low, high, star
 
 def test_only_the_last_transitions_have_learned_noise():
     noise = net(0.1, 0.2, tuned=1)
-    torch.nn.init.constant_(noise.net.layers[-1].bias, 50.0)
+    push(noise)
     std = noise(torch.randn(5, 2), torch.arange(4) / 4)
     assert std[:, :3].unique().tolist() == pytest.approx([0.1])
     assert std[:, 3].min().item() == pytest.approx(0.2)
     constant = net(0.1, 0.4, schedule="const")
-    torch.nn.init.constant_(constant.net.layers[-1].bias, 50.0)
+    push(constant)
     assert constant(torch.randn(1, 2), torch.zeros(1)).unique().item() == pytest.approx(0.2)
 
 
