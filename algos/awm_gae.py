@@ -33,7 +33,7 @@ class AWMGAE(OnPolicy):
     advantage_clip: in standard deviations, scaled to advantage_max. psi, weighting: `losses.psi`,
     `losses.time_weight`. trust_coef: of |v - v_fast|^2, a copy that trails the policy from rollout
     to rollout with a rate that falls to trust_rate; anchor_coef: of |v - v_base|^2. action_noise:
-    std added to executed actions. deploy_zero: deploy from zero noise.
+    std added to executed actions.
     """
 
     policy: FlowPolicy
@@ -58,7 +58,6 @@ class AWMGAE(OnPolicy):
         trust_rate: float,
         anchor_coef: float,
         action_noise: float,
-        deploy_zero: bool,
     ) -> None:
         if ratio == "none" and penalty != "nft":
             losses.refuse_unbounded(
@@ -75,7 +74,7 @@ class AWMGAE(OnPolicy):
         self.psi: losses.Surrogate = psi
         self.weighting: losses.TimeWeight = weighting
         self.trust_coef, self.trust_rate, self.anchor_coef = trust_coef, trust_rate, anchor_coef
-        self.action_noise, self.deploy_zero = action_noise, deploy_zero
+        self.action_noise = action_noise
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Choice:
@@ -96,8 +95,7 @@ class AWMGAE(OnPolicy):
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """The flow's action, [N, T, Da]."""
-        noise = self.policy.noise(len(obs), generator)
-        return self.policy.act(obs, torch.zeros_like(noise) if self.deploy_zero else noise)
+        return self.policy.act(obs, self.policy.start(len(obs), generator))
 
     def update(self, rollout):
         """As `OnPolicy.update`; the trailing copy follows once per rollout."""

@@ -59,7 +59,7 @@ class BC:
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """A sample of the averaged policy, [N, T, Da]."""
-        return self.average.act(obs, self.average.noise(len(obs), generator))
+        return self.average.act(obs, self.average.start(len(obs), generator))
 
     def update(self, batch: Batch | Windows) -> dict[str, Tensor]:
         """One step of matching; metrics are 0-d tensors."""

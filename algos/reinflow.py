@@ -67,7 +67,7 @@ class ReinFlow(OnPolicy):
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """The flow's action without noise on its way, [N, T, Da]."""
-        return self.policy.act(obs, self.policy.noise(len(obs), generator))
+        return self.policy.act(obs, self.policy.start(len(obs), generator))
 
     def draw(self, rows: Rows) -> tuple[Tensor, ...]:
         """Noise of the anchor."""

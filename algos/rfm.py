@@ -60,7 +60,6 @@ class RFM:
         policy_every: int,
         act_candidates: int,
         deploy_candidates: int,
-        deploy_noise: float,
         target_candidates: int,
         explore_noise: float,
         target_rate: float,
@@ -99,7 +98,6 @@ class RFM:
         self.policy_batch, self.policy_every = policy_batch, policy_every
         self.act_candidates, self.deploy_candidates = act_candidates, deploy_candidates
         self.target_candidates, self.explore_noise = target_candidates, explore_noise
-        self.deploy_noise = deploy_noise
         self.target_rate, self.ema_rate, self.max_norm = target_rate, ema_rate, max_norm
 
     # ------------------------------------------------------------------ acting
@@ -114,9 +112,8 @@ class RFM:
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """Deployed action chunk [N, Tp, Da]: best of M of the averaged policy, no noise added."""
-        noise = self.candidate_noise(self.average, obs, self.deploy_candidates, generator)
-        noise = self.deploy_noise * noise
-        return self.best(self.average, self.critic, obs, noise)
+        parts = self.average, self.critic, obs, generator
+        return select.sample(*parts, self.deploy_candidates)
 
     candidate_noise = staticmethod(select.candidate_noise)
     best = staticmethod(select.best)

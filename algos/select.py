@@ -49,6 +49,7 @@ def sample(
 ) -> Tensor:
     """An action per observation, chosen from `candidates` samples of the policy: [N, Tp, Da]."""
     if candidates == 1:
-        return policy.act(obs, policy.noise(len(obs), generator))
-    action = policy.act(obs, candidate_noise(policy, obs, candidates, generator))
+        return policy.act(obs, policy.start(len(obs), generator))
+    start = policy.start(len(obs) * candidates, generator)
+    action = policy.act(obs, start.unflatten(0, (len(obs), candidates)))
     return choose(critic, obs, action, temperature, generator)

@@ -257,7 +257,8 @@ class Rollouts:
                 *(self.obs, choice.action, step.reward, step.discount, step.next_obs),
                 *(step.terminated | step.truncated, step.valid, step.frames),
             )
-            for column, value in zip(self.store, row, strict=False):  # all but `kept`
+            columns: Any = self.store[:-1]  # all but `kept`
+            for column, value in zip(columns, row, strict=True):
                 column[s] = value
             for name, value in choice.kept.items():
                 self.store.kept[name][s] = value
@@ -287,7 +288,7 @@ class Rollouts:
                 "env.num_envs"
             )
         log.info(text)
-        columns = [
+        columns: Any = [
             torch.zeros((*lead, *shape), dtype=kind, device=device) for shape, kind in shapes
         ]
         return Rollout(*columns[:8], dict(zip(choice.kept, columns[8:], strict=True)))

@@ -51,7 +51,9 @@ class FlowPolicy(nn.Module):
     clips every transition's mean to [-1, 1] (as in arXiv:2505.22094), clip_a its data prediction
     (as in DDPM samplers); both apply to act, rollout and chain_logp alike, and only to Euler's
     transitions: with Heun they raise ValueError. squash: "clip" clips the final action to
-    [-1, 1]; "tanh" learns the flow before a tanh, so its density has no walls.
+    [-1, 1]; "tanh" learns the flow before a tanh, so its density has no walls. deploy_scale: of
+    the noise that deployed actions start from; 1 samples the policy, 0 takes the one action that
+    the centre of the noise flows to.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class FlowPolicy(nn.Module):
         clip_x: bool,
         clip_a: bool,
         squash: Literal["clip", "tanh"],
+        deploy_scale: float = 1.0,
         obs_norm: Normalizer,
         action_norm: Normalizer,
     ):
@@ -85,7 +88,7 @@ class FlowPolicy(nn.Module):
         self.prediction: paths.Prediction = prediction
         self.steps, self.sampler = steps, sampler
         self.eta, self.clip_x, self.clip_a = eta, clip_x, clip_a
-        self.squash = squash
+        self.squash, self.deploy_scale = squash, deploy_scale
         self._single: Single | None = None
 
     # ---- the field -------------------------------------------------------------------------
@@ -96,6 +99,10 @@ class FlowPolicy(nn.Module):
         where = next(self.net.parameters())
         size = (*shape, self.horizon, self.action_dim)
         return torch.randn(size, generator=generator, device=where.device, dtype=where.dtype)
+
+    def start(self, lead: int | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        """Points at t = 0 for deployed actions: noise times `deploy_scale`, [*lead, T, Da]."""
+        return self.deploy_scale * self.noise(lead, generator)
 
     def times(self, steps: int | None = None) -> Tensor:
         """The time grid [K + 1] from 0 to 1; every sampler and likelihood uses this one."""
@@ -336,8 +343,8 @@ class FlowPolicy(nn.Module):
         mean, std = mean.expand(end.shape), std.expand(end.shape)
         if not censored:
             return log_normal(end, mean, std), entropy.sum((-1, -2))
-        parts = zip(*(v.tensor_split((steps - 1,), -3) for v in (end, mean, std)), strict=True)
-        logp = [self._density(*part, last) for part, last in zip(parts, (False, True), strict=True)]
+        split = [value.tensor_split((steps - 1,), -3) for value in (end, mean, std)]
+        logp = [self._density(split[0][k], split[1][k], split[2][k], k == 1) for k in range(2)]
         return torch.cat(logp, -3), entropy.sum((-1, -2))
 
     def _density(self, x: Tensor, mean: Tensor, std: Tensor, censored: bool) -> Tensor:

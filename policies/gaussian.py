@@ -101,8 +101,7 @@ class Gaussian(nn.Module):
         self.obs_norm = Normalizer(obs_dim, kind="none") if obs_norm is None else obs_norm
         self.obs_dim, self.action_dim, self.horizon = obs_dim, action_dim, horizon
         self.net = Stack([obs_dim] + [width] * depth + [horizon * action_dim], activation)
-        with torch.no_grad():
-            self.net.layers[-1].weight.mul_(0.01)  # starts near the middle of the box
+        self.net.scale_outlet(0.01)  # starts near the middle of the box
         self.log_std = nn.Parameter(torch.full((horizon, action_dim), math.log(std)))
 
     def noise(self, lead: int | tuple[int, ...], generator: torch.Generator | None) -> Tensor:

@@ -79,6 +79,12 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
         self.norms = nn.ModuleList(nn.LayerNorm(o) for o in sizes[1:-1] if layer_norm)
 
+    @torch.no_grad()
+    def scale_outlet(self, factor: float) -> None:
+        """Scales the last layer, so that outputs start near 0 or at it."""
+        for parameter in self.layers[-1].parameters():
+            parameter.mul_(factor)
+
     def forward(self, x: Tensor) -> Tensor:
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):

@@ -50,8 +50,7 @@ class NoiseNet(nn.Module):
         self.schedule, self.tuned_steps = schedule, tuned_steps
         self.times = TimeEmbedding(width)
         self.net = Stack([obs_dim + width] + [width] * depth + [horizon * action_dim], "tanh")
-        nn.init.zeros_(self.net.layers[-1].weight)
-        nn.init.zeros_(self.net.layers[-1].bias)
+        self.net.scale_outlet(0.0)
         self.register_buffer("top", torch.tensor(std_max))
 
     top: Tensor

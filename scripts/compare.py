@@ -14,10 +14,13 @@ from .run import existing, put_text
 
 USAGE = (
     "usage: rheo compare RUN... [metric=score|return|success_once|success_at_end] [out=TABLE.md]\n"
-    "       the last checkpoint's largest evaluation of every run (rheo eval RUN episodes=50)"
+    "                    [with=KEY=VALUE]\n"
+    "       the last checkpoint's largest evaluation of every run (rheo eval RUN episodes=50), or\n"
+    "       the one with a changed value (with=deploy_scale=0)"
 )
 METRICS = {"return": "ret", "success_once": "success_once", "success_at_end": "success_at_end"}
 OWN = ("seed", "name", "threads", "device", "log_every", "eval_every", "save_every", "episodes")
+KEYS = ("metric", "out", "with")
 SAMPLES = 4000  # of the bootstrap
 
 
@@ -44,24 +47,25 @@ def main(argv: list[str]) -> int:
     names = [word for word in argv if "=" not in word]
     options = dict(word.split("=", 1) for word in argv if "=" in word)
     for key in options:
-        if key not in ("metric", "out"):
-            raise RheoError(f"unknown option {key!r}{nearest(key, ['metric', 'out'])}\n{USAGE}")
+        if key not in KEYS:
+            raise RheoError(f"unknown option {key!r}{nearest(key, KEYS)}\n{USAGE}")
     metric = options.get("metric")
     if metric not in (None, "score", *METRICS):
         known = nearest(metric, ["score", *METRICS])
         raise RheoError(f"metric={metric}: not known{known}\n{USAGE}")
     if not names:
         raise RheoError(USAGE)
-    text = table(grouped([read(existing(name), metric) for name in names]))
+    changed = options.get("with", "")
+    text = table(grouped([read(existing(name), metric, changed) for name in names]))
     print(text)
     if "out" in options:
         put_text(Path(options["out"]).expanduser(), text + "\n")
     return 0
 
 
-def read(folder: Path, metric: str | None) -> Result:
+def read(folder: Path, metric: str | None, changed: str = "") -> Result:
     """The last evaluation of a run. Raises RheoError when there is none, or not of that metric."""
-    file = last_evaluation(folder)
+    file = last_evaluation(folder, changed)
     stored_rows = json.loads(file.read_text())
     rows = stored_rows["episodes"]
     references = stored_rows.get("references")
@@ -83,15 +87,18 @@ def read(folder: Path, metric: str | None) -> Result:
     return Result(folder, stored(folder), env, step, found, wall_of(folder))
 
 
-def last_evaluation(folder: Path) -> Path:
-    """The file of the last step with the most episodes, as the run deploys its policy."""
+def last_evaluation(folder: Path, changed: str = "") -> Path:
+    """The file of the last step with the most episodes, as the run deploys its policy or with a
+    changed value. Raises RheoError when there is none.
+    """
     files = {}
     for file in (folder / "eval").glob("*.json"):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", file.stem)
-        if match:  # others hold evaluations with changed settings
+        match = re.fullmatch(r"(\d+)(?:-(\d+)(?:-(.*))?)?", file.name.removesuffix(".json"))
+        if match and (match[3] or "") == changed:
             files[int(match[1]), int(match[2] or 0)] = file
     if not files:
-        raise RheoError(f"{folder}: never evaluated; run: rheo eval {folder} episodes=50")
+        more = f" policy.{changed}" if changed else ""
+        raise RheoError(f"{folder}: never evaluated; run: rheo eval {folder} episodes=50{more}")
     return files[max(files)]
 
 

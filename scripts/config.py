@@ -24,7 +24,10 @@ HOME = Path(__file__).resolve().parents[1] / "configs"
 ALIAS = re.compile(r"\$\{([\w.]+)\}")
 ABSENT = object()
 # settings of a policy that its weights do not depend on
-AT_WILL = ("policy.steps", "policy.sampler", "policy.eta", "policy.clip_x", "policy.clip_a")
+AT_WILL = (
+    *("policy.steps", "policy.sampler", "policy.eta", "policy.clip_x", "policy.clip_a"),
+    "policy.deploy_scale",
+)
 NODE = "dict | None"
 TOP = {
     "algo": "dict",

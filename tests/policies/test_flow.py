@@ -342,6 +342,17 @@ def test_a_clone_is_independent_and_frozen(policy_of):
     assert all(parameter.requires_grad for parameter in policy.clone(frozen=False).parameters())
 
 
+def test_deployed_actions_start_from_scaled_noise(policy_of):
+    policy = policy_of(random_mlp())
+    assert torch.equal(policy.start(4, seeded()), policy.noise(4, seeded()))
+    policy.deploy_scale = 0.5
+    torch.testing.assert_close(policy.start((2, 3), seeded()), 0.5 * policy.noise((2, 3), seeded()))
+    policy.deploy_scale = 0.0
+    obs = torch.randn(4, 5)
+    centre = policy.act(obs, policy.start(4, seeded()))
+    assert torch.equal(centre, policy.act(obs, policy.start(4, seeded(1))))  # one action a state
+
+
 def test_act_is_differentiable_in_noise_and_weights(gaussian_policy):
     policy, noise = gaussian_policy(), one(1.0).requires_grad_()
     policy.act(torch.zeros(1, 1, dtype=F64), noise, 4).sum().backward()

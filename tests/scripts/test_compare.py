@@ -51,6 +51,8 @@ def test_the_last_step_and_its_largest_plain_evaluation_count(capsys):
         (folder / "eval" / f"{name}.json").write_text(json.dumps(row))
     assert main(["compare", "a-s0"]) == 0
     assert "50.0 [50.0, 50.0]" in capsys.readouterr().out
+    assert main(["compare", "a-s0", "with=steps=2", "metric=return"]) == 0
+    assert "0.0 [0.0, 0.0]" in capsys.readouterr().out
 
 
 def test_the_interquartile_mean_and_its_interval_by_hand():
