@@ -14,13 +14,15 @@ from .run import existing, put_text
 
 USAGE = (
     "usage: rheo compare RUN... [metric=score|return|success_once|success_at_end] [out=TABLE.md]\n"
-    "                    [with=KEY=VALUE]\n"
+    "                    [with=KEY=VALUE] [columns=data|env] [group=config|name]\n"
     "       the last checkpoint's largest evaluation of every run (rheo eval RUN episodes=50), or\n"
-    "       the one with a changed value (with=deploy_scale=0)"
+    "       the one with a changed value (with=deploy_scale=0); columns: a method a row and a\n"
+    "       data set or environment a column, each cell the IQM of all seeds' episodes;\n"
+    "       group=name: one row by the folders' names without -sSEED, whatever their settings"
 )
 METRICS = {"return": "ret", "success_once": "success_once", "success_at_end": "success_at_end"}
 OWN = ("seed", "name", "threads", "device", "log_every", "eval_every", "save_every", "episodes")
-KEYS = ("metric", "out", "with")
+KEYS = ("metric", "out", "with", "columns", "group")
 SAMPLES = 4000  # of the bootstrap
 
 
@@ -56,7 +58,13 @@ def main(argv: list[str]) -> int:
     if not names:
         raise RheoError(USAGE)
     changed = options.get("with", "")
-    text = table(grouped([read(existing(name), metric, changed) for name in names]))
+    if options.get("group", "config") not in ("config", "name"):
+        raise RheoError(f"group={options['group']}: there are config and name\n{USAGE}")
+    found = [read(existing(name), metric, changed) for name in names]
+    groups = grouped(found, options.get("group") == "name")
+    if options.get("columns") not in (None, "data", "env"):
+        raise RheoError(f"columns={options['columns']}: there are data and env\n{USAGE}")
+    text = pivot(groups, options["columns"]) if "columns" in options else table(groups)
     print(text)
     if "out" in options:
         put_text(Path(options["out"]).expanduser(), text + "\n")
@@ -109,14 +117,13 @@ def wall_of(folder: Path) -> float:
     return next((row["time/wall"] for row in rows if "time/wall" in row), float("nan"))
 
 
-def grouped(results: list[Result]) -> list[Group]:
+def grouped(results: list[Result], by_name: bool = False) -> list[Group]:
     """Runs of the same configuration but for seed and periods, in the order they were named."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         same = {key: value for key, value in result.config.items() if key not in OWN}
-        groups.setdefault(json.dumps([same, result.step, result.env], sort_keys=True), []).append(
-            result
-        )
+        which = name_of([result]) if by_name else json.dumps(same, sort_keys=True)
+        groups.setdefault(f"{result.step} {result.env} {which}", []).append(result)
     return [Group(name_of(rows), rows) for rows in groups.values()]
 
 
@@ -143,17 +150,56 @@ def interval(runs: list[NDArray], statistic: Any) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def cell(results: list[Result], statistic: Any) -> str:
+    """A statistic of all episodes with its interval."""
+    runs = [result.values for result in results]
+    low, high = interval(runs, statistic)
+    return f"{statistic(np.concatenate(runs)):.1f} [{low:.1f}, {high:.1f}]"
+
+
+def pivot(groups: list[Group], by: str) -> str:
+    """A Markdown table: a method a row, a data set or environment a column. Raises RheoError when
+    two groups fall into one cell.
+    """
+    cells: dict[str, dict[str, Group]] = {}
+    for group in groups:
+        first = group.results[0]
+        method = str(first.config["algo"]["_target_"]).rpartition(".")[2]
+        place = first.env if by == "env" else Path(str(first.config["data"])).stem
+        row = cells.setdefault(method, {})
+        if place in row:
+            raise RheoError(
+                f"{group.name} and {row[place].name} differ in their settings and are both "
+                f"{method} on {place}; compare them without columns="
+            )
+        row[place] = group
+    places = list(dict.fromkeys(place for row in cells.values() for place in row))
+    lines = ["| | " + " | ".join([*places, "minutes"]) + " |", "|---" * (len(places) + 2) + "|"]
+    for method, row in cells.items():
+        values = []
+        for place in places:
+            text = cell(row[place].results, iqm) if place in row else ""
+            short = place in row and len(row[place].results) < most_seeds(groups)
+            values.append(f"{text} ({len(row[place].results)})" if short else text)
+        walls = [result.wall for group in row.values() for result in group.results]
+        lines.append("| " + " | ".join([method, *values, f"{np.mean(walls) / 60:.1f}"]) + " |")
+    seeds = f"IQM of {most_seeds(groups)} seeds (fewer: in brackets), 95 % intervals"
+    return "\n".join([*lines, "", seeds])
+
+
+def most_seeds(groups: list[Group]) -> int:
+    """The largest number of seeds of a group."""
+    return max(len(group.results) for group in groups)
+
+
 def table(groups: list[Group]) -> str:
     """A Markdown table, a row per group."""
     head = "| runs | environment | steps | seeds | mean | IQM | per seed | minutes |"
     lines = [head, "|---|---|---|---|---|---|---|---|"]
     for name, results in groups:
         runs = [result.values for result in results]
-        pooled = np.concatenate(runs)
         cells = [name, results[0].env, f"{results[0].step:,}", str(len(results))]
-        for statistic in (np.mean, iqm):
-            low, high = interval(runs, statistic)
-            cells.append(f"{statistic(pooled):.1f} [{low:.1f}, {high:.1f}]")
+        cells += [cell(results, statistic) for statistic in (np.mean, iqm)]
         cells.append(" / ".join(f"{run.mean():.1f}" for run in runs))
         cells.append(f"{np.mean([result.wall for result in results]) / 60:.1f}")
         lines.append("| " + " | ".join(cells) + " |")

@@ -10,11 +10,12 @@ from rheo.scripts.cli import main
 from rheo.scripts.compare import interval, iqm
 
 
-def evaluated(name, returns, *, step=10, lr=1e-3, seed=0, references=True, label="-4"):
+def evaluated(name, returns, *, step=10, lr=1e-3, seed=0, references=True, label="-4", data="d"):
     """A run folder as `rheo train` and `rheo eval` leave it."""
     folder = Path("runs") / name
     (folder / "eval").mkdir(parents=True)
-    config = {"algo": {"lr": lr}, "seed": seed, "name": name, "steps": step}
+    algo = {"_target_": f"rheo.algos.x.{name[0].upper()}", "lr": lr}
+    config = {"algo": algo, "seed": seed, "name": name, "steps": step, "data": f"d/{data}.hdf5"}
     (folder / "config.yaml").write_text(json.dumps(config))
     (folder / "metrics.jsonl").write_text('{"step": 10, "time/wall": 120.0}\n{"step": 10}\n')
     rows = {"step": step, "env": "Hopper-v4", "episodes": [{"ret": r} for r in returns]}
@@ -65,12 +66,33 @@ def test_the_interquartile_mean_and_its_interval_by_hand():
     assert high == pytest.approx(centre + 1.96 * spread, abs=0.15)
 
 
+def test_methods_are_rows_and_data_sets_columns(capsys):
+    evaluated("a1-s0", [100.0] * 4, data="x")
+    evaluated("a1-s1", [200.0] * 4, data="x", seed=1)
+    evaluated("a2-s0", [20.0] * 4, data="y")
+    evaluated("b1-s0", [40.0] * 4, data="x")
+    names = ["a1-s0", "a1-s1", "a2-s0", "b1-s0"]
+    assert main(["compare", *names, "columns=data"]) == 0
+    rows = [[c.strip() for c in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert rows[0][1:4] == ["", "x", "y"]
+    assert rows[2][1] == "A" and rows[2][2].startswith("75.0 [") and rows[2][3].endswith("(1)")
+    assert rows[3][1:4] == ["B", "20.0 [20.0, 20.0] (1)", ""]
+    evaluated("a3-s0", [1.0] * 4, data="x", lr=1.0)
+    assert main(["compare", *names, "a3-s0", "columns=data"]) == 2
+    assert "both A on x" in capsys.readouterr().err
+    evaluated("b1-s1", [80.0] * 4, data="x", lr=1.0, seed=1)
+    assert main(["compare", "b1-s0", "b1-s1", "group=name"]) == 0
+    assert "| 2 | 30.0 [" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "usage: rheo compare"),
         (["a-s0", "metric=retrun"], "metric=retrun: not known; did you mean 'return'?"),
         (["a-s0", "into=x"], "unknown option 'into'"),
+        (["a-s0", "group=x"], "group=x: there are config and name"),
+        (["a-s0", "columns=x"], "columns=x: there are data and env"),
         (["a-s0", "metric=score"], "no score is defined there; use metric=return"),
         (["a-s0", "metric=success_once"], "its episodes have no success_once"),
         (["empty"], "never evaluated; run: rheo eval"),
