@@ -151,3 +151,31 @@ def test_useful_work_counts_matrix_products() -> None:
 def test_mistakes_are_refused_before_measuring(words: list[str], message: str) -> None:
     with pytest.raises(RheoError, match=message):
         bench.main(words)
+
+
+def test_the_variance_of_one_step_has_its_closed_form():
+    """1.T7: the table of methods' excess variances, within 3 %."""
+    from rheo.scripts.bench_variance import closed_ratio, step_ratio
+
+    known = {0.2: (1.256, 3.678), 0.5: (3.222, 13.535), 0.8: (17.893, 94.95), 0.9: (41.06, 250.2)}
+    generator = torch.Generator().manual_seed(0)
+    for tau, row in known.items():
+        for levels, value in zip((10, 40), row, strict=True):
+            assert closed_ratio(levels, tau) == pytest.approx(value, rel=1e-3)
+            assert step_ratio(levels, tau, 400_000, generator) == pytest.approx(value, rel=0.03)
+
+
+def test_both_gradients_are_unbiased_and_the_excess_cancels_over_a_whole_chain():
+    from rheo.scripts.bench_variance import STD, chain_gradient, matching_gradient
+
+    generator = torch.Generator().manual_seed(0)
+    whole = chain_gradient(10, 10, 200_000, generator)
+    part, matched = (
+        chain_gradient(10, 1, 200_000, generator),
+        matching_gradient(1, 200_000, generator),
+    )
+    for gradient in (whole, part, matched):
+        error = 6 * gradient.std().item() / 200_000**0.5
+        assert gradient.mean().item() == pytest.approx(1 / STD, abs=error)
+    assert whole.var().item() == pytest.approx(8.0, rel=0.03)  # Var(A (a - mu) / c^2) = 2 / c^2
+    assert part.var() > 1.5 * matched.var()
