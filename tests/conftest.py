@@ -25,9 +25,11 @@ WORDS = {
     "fql": [*FLOW, *CRITIC],
     "iql": [*FLOW, *CRITIC, *VALUE],
     "iql_gaussian": [*GAUSSIAN, *CRITIC, *VALUE],
+    "meanflow": [*FLOW, "source.batch_size=16"],
     "rfm": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
     "rfm_offline": [*FLOW, *CRITIC, *VALUE, "algo.reverse.particles=4", "algo.policy_batch=8"],
     "sac": [*REPLAY, *GAUSSIAN],
+    "shortcut": [*FLOW, "source.batch_size=16"],
     "td3bc": [*GAUSSIAN, *CRITIC],
 }
 ONLINE = ("rfm", "sac")
