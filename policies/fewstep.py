@@ -10,6 +10,8 @@ from .nets import Net, TimeEmbedding, expand_lead, zero_
 from .normalize import Normalizer
 from .single import Single
 
+LENGTH_PERIODS = 1.0  # u changes slowly with the length of a step, and MeanFlow differentiates it
+
 
 class FewStepPolicy(FlowPolicy):
     """A policy whose network is told where a step ends, not only where it starts.
@@ -21,7 +23,10 @@ class FewStepPolicy(FlowPolicy):
     differs from `FlowPolicy`: `velocity`, `pred`, `match` and `regress` ask at s = t.
 
     The network's own embedding of t is summed with a second one of the length s - t, whose last
-    layer starts at zero: a fresh policy is the plain flow of its network. Legend, units and the
+    layer starts at zero: a fresh policy is the plain flow of its network. Both embeddings should be
+    of low frequency (the network's `time_periods`), since mean flow learns from the network's own
+    derivative in t, which a wave of n periods multiplies by 2 pi n: with n = 16 it diverges (the
+    instability that arXiv:2410.11081 describes for consistency models). Legend, units and the
     meaning of the arguments are those of `FlowPolicy`. Average velocities exist here on the linear
     path, in the form v, with Euler's steps; what a clipped data prediction or DDIM noise need is
     the velocity at t. So other values of path, levels, prediction, sampler, eta and clip_a raise
@@ -57,7 +62,7 @@ class FewStepPolicy(FlowPolicy):
         )  # fmt: skip
         start = next(net.parameters()).new_zeros(1)
         with torch.no_grad():
-            self.jump = TimeEmbedding(net.embed(start).shape[-1])
+            self.jump = TimeEmbedding(net.embed(start).shape[-1], LENGTH_PERIODS)
         zero_(self.jump.net.layers[-1])
 
     def average_velocity(self, x: Tensor, t: Tensor, s: Tensor, feat: Tensor) -> Tensor:

@@ -78,7 +78,8 @@ def settings():
     """The shipped values of an algorithm, with changes, as constructor arguments."""
 
     def read(name, **changes):
-        cloning = [f"data={HOME / 'config.yaml'}"] if name.startswith("bc") else []
+        cloned = "/source: dataset" in (HOME / "algo" / f"{name}.yaml").read_text()
+        cloning = [f"data={HOME / 'config.yaml'}"] if cloned else []
         values = dict(compose([f"algo={name}", *cloning])["algo"])
         values.pop("_target_")
         return {**values, **changes}
