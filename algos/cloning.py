@@ -143,7 +143,8 @@ class JumpCloning(Cloning):
         """|u(x_t, t, s) - target|^2 of every row [B], the mean over T * Da."""
         count = self.jumps(len(obs))
         a = policy.to_latent(action)
-        x = torch.lerp(noise, a, t[:, None, None])
+        place = t[:, None, None]
+        x = place * a + (1 - place) * noise
         feat, target = policy.features(obs), a - noise
         if count:
             rows = (value[:count] for value in (x, target, t, s, feat.detach()))
