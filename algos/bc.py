@@ -77,6 +77,8 @@ class BCGaussian(BC):
     least-squares fit. Arguments as `BC`.
     """
 
+    average: Any  # a Gaussian, where `BC` has a flow
+
     def __init__(
         self,
         policy: Gaussian,

@@ -89,7 +89,7 @@ class MeanFlow(JumpCloning):
             return policy.average_velocity(x, t, s, feat)
 
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
-            _, slope = torch.func.jvp(average, (x, t), (v, torch.ones_like(t)))
+            slope = torch.func.jvp(average, (x, t), (v, torch.ones_like(t)))[1]
         return v + (s - t)[:, None, None] * slope
 
     def weighted(self, error: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def exact_jumps() -> Callable[..., FewStepPolicy]:
             sampler="euler", eta=0.0, clip_x=False, clip_a=False, squash="clip",
             obs_norm=Normalizer(1, kind="none"), action_norm=Normalizer(1, kind="none"),
         )  # fmt: skip
-        policy.jump = Length()
+        policy.jump = Length()  # type: ignore[assignment]
         return policy
 
     return make

@@ -61,7 +61,7 @@ def test_jumps_are_sorted_times_beside_the_given_share_of_velocities(few_step, m
     noise, t, s = algo.draw(4000, torch.Generator().manual_seed(1))
     jumps, ends = t[:1000], s[:1000]
     assert noise.shape == (4000, 1, 1) and (t[1000:] == s[1000:]).all()
-    assert (0 <= jumps).all() and (jumps < ends).all() and (ends <= 1).all()
+    assert (jumps >= 0).all() and (jumps < ends).all() and (ends <= 1).all()
     assert jumps.mean().item() == pytest.approx(1 / 3, abs=0.03)  # the lesser of two uniforms
     assert ends.mean().item() == pytest.approx(2 / 3, abs=0.03)
     assert t[1000:].mean().item() == pytest.approx(1 / 2, abs=0.01)
@@ -108,6 +108,7 @@ def test_one_step_clones_a_gaussian_and_the_flows_own_single_step_does_not(few_s
     generator, updates = torch.Generator().manual_seed(0), 400
     algo = meanflow(few_step(1, 1, width=32), updates, lr=5e-3, ema_rate=0.02)
     obs, inside = torch.zeros(256, 1), torch.ones((256, 1), dtype=torch.bool)
+    metrics = {}
     for _ in range(updates):
         action = 0.3 + 0.5 * torch.randn((256, 1, 1), generator=generator)
         metrics = algo.update(Windows(obs, action, inside))

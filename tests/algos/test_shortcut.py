@@ -113,6 +113,7 @@ def test_one_step_clones_two_modes_and_the_flows_own_single_step_does_not(few_st
     generator, updates = torch.Generator().manual_seed(0), 400
     algo = shortcut(few_step(1, 1, width=32), updates, lr=5e-3, ema_rate=0.02)
     obs, inside = torch.zeros(256, 1), torch.ones((256, 1), dtype=torch.bool)
+    metrics = {}
     for _ in range(updates):
         side = (torch.rand((256, 1, 1), generator=generator) < 0.25).float()
         metrics = algo.update(Windows(obs, 0.6 - 1.2 * side, inside))

@@ -1,5 +1,7 @@
 """FewStepPolicy against the exact average velocity of Gaussian data and hand-written loops."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from rheo.policies.nets import MLP, Transformer, UNet1d
 from rheo.policies.normalize import Normalizer
 
 F64 = torch.float64
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "path": "linear",
     "levels": None,
     "prediction": "v",
@@ -27,7 +29,7 @@ def seeded(seed=0):
 
 
 def random_net(kind="mlp"):
-    shared = {"width": 32, "encoder_depth": 1, "activation": "silu"}
+    shared: dict[str, Any] = {"width": 32, "encoder_depth": 1, "activation": "silu"}
     if kind == "mlp":
         return MLP(5, 2, 3, depth=2, **shared)
     if kind == "unet":
@@ -35,19 +37,21 @@ def random_net(kind="mlp"):
     return Transformer(5, 2, 3, depth=1, heads=2, **shared)
 
 
-def random_policy(kind="mlp", told=True, obs_norm="none", action_norm="none", **changes):
+def random_policy(
+    kind="mlp", told=True, obs_norm: Any = "none", action_norm: Any = "none", **changes
+):
     """A policy whose output depends on all of its inputs; `told`: on the length of a step too."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = random_net(kind)
         torch.nn.init.normal_(next(net.outlet.parameters()), std=0.2)
-        norms = {
+        norms: dict[str, Any] = {
             "obs_norm": Normalizer(5, kind=obs_norm),
             "action_norm": Normalizer(2, kind=action_norm),
         }
         policy = FewStepPolicy(net, **(SETTINGS | norms | changes))
         if told:
-            torch.nn.init.normal_(policy.jump.net.layers[-1].weight, std=0.5)
+            torch.nn.init.normal_(list(policy.jump.parameters())[-2], std=0.5)
     return policy
 
 
