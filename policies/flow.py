@@ -119,7 +119,7 @@ class FlowPolicy(nn.Module):
         lead = x.ndim - 2
         t, feat = expand_lead(t, lead, 0), expand_lead(feat, lead, 1)
         if self.prediction == "v":
-            return self.net(x, self.net.embed(t), feat)
+            return self.net(x, self._embed(t), feat)
         return self._velocity(x, self._place(t), feat)
 
     def pred(self, x: Tensor, t: Tensor, feat: Tensor) -> Pred:
@@ -130,10 +130,17 @@ class FlowPolicy(nn.Module):
         out = self.net(x, place.emb, expand_lead(feat, lead, 1))
         return paths.convert(self.prediction, out, x, place.c, self.path.floor)
 
-    def _place(self, t: Tensor) -> Place:
+    def _embed(self, t: Tensor, s: Tensor | None = None) -> Tensor:
+        """What the network is told of a transition from t to s, or at t alone, [..., W].
+
+        A velocity belongs to its time: it does not depend on where the transition ends.
+        """
+        return self.net.embed(t)
+
+    def _place(self, t: Tensor, s: Tensor | None = None) -> Place:
         safe, scale = paths.safe_time(self.prediction, t, self.path)
         c = self.path.coefficients(safe).over_chunk()
-        return Place(self.net.embed(safe), c, scale[..., None, None])
+        return Place(self._embed(safe, s), c, scale[..., None, None])
 
     def _velocity(self, x: Tensor, place: Place, feat: Tensor) -> Tensor:
         x = x * place.scale
@@ -158,9 +165,9 @@ class FlowPolicy(nn.Module):
         (DDIM, arXiv:2010.02502; eta = 1 is the DDPM posterior, eta = 0 deterministic).
         """
         lead = x.ndim - 2
-        place, feat = self._place(expand_lead(t, lead, 0)), expand_lead(feat, lead, 1)
-        after = self.path.coefficients(expand_lead(s, lead, 0)).over_chunk()
-        return self._step(x, place, after, feat, std, eta)
+        t, s, feat = expand_lead(t, lead, 0), expand_lead(s, lead, 0), expand_lead(feat, lead, 1)
+        after = self.path.coefficients(s).over_chunk()
+        return self._step(x, self._place(t, s), after, feat, std, eta)
 
     def _step(
         self,
@@ -238,7 +245,7 @@ class FlowPolicy(nn.Module):
         times = self.times(steps)
         feat = expand_lead(feat, noise.ndim - 2, 1)
         if self._plain:
-            return self._euler(feat, noise, self.net.embed(times[:-1]).unbind(0))
+            return self._euler(feat, noise, self._embed(times[:-1], times[1:]).unbind(0))
         places, after = self._grid(times)
         x = noise
         for k, place in enumerate(places):
@@ -271,7 +278,7 @@ class FlowPolicy(nn.Module):
 
     def _grid(self, times: Tensor) -> tuple[list[Place], list[Coefficients]]:
         """For each transition of a grid, where it starts and the coefficients of its end."""
-        emb, c, scale = self._place(times[:-1])
+        emb, c, scale = self._place(times[:-1], times[1:])
         places = [
             Place(emb[k], Coefficients(*(value[k] for value in c)), scale[k])
             for k in range(len(emb))
@@ -334,7 +341,7 @@ class FlowPolicy(nn.Module):
         lead, steps = x.ndim - 3, x.shape[-3] - 1
         times = self.times(steps)
         obs = expand_lead(obs, lead, 1)
-        place, feat = self._place(times[:-1]), self.features(obs).unsqueeze(-2)
+        place, feat = self._place(times[:-1], times[1:]), self.features(obs).unsqueeze(-2)
         after = self.path.coefficients(times[1:]).over_chunk()
         start, end = x[..., :-1, :, :], x[..., 1:, :, :]
         given = self._given_std(std_fn, obs, times, x[..., 0, :, :])
@@ -413,17 +420,14 @@ class FlowPolicy(nn.Module):
         if space not in ("v", "eps", "a"):
             raise ValueError(f"space={space!r}: choose v, eps or a")
         if space == self.prediction:
-            value = self.net(x, self.net.embed(t), feat)  # no conversion, so no edge of time
+            value = self.net(x, self._embed(t), feat)  # no conversion, so no edge of time
         elif space == "v":
             value = self.velocity(x, t, feat)
         else:
             value = getattr(self.pred(x, t, feat), space)
         target = {"v": c.da * a + c.db * noise, "eps": noise, "a": a}[space]
         error = (value - target).square().mean(-1)
-        if inside is None:
-            return error.mean(-1)
-        inside = expand_lead(inside.to(error.dtype), lead, 1)
-        return (error * inside).sum(-1) / inside.sum(-1).clamp_min(1.0)
+        return chunk_mean(error, None if inside is None else expand_lead(inside, lead, 1))
 
     def regress(self, obs: Tensor, x: Tensor, t: Tensor, target_v: Tensor) -> Tensor:
         """Squared distance of v(x, t | obs) to given targets, per sample [...]: mean over T * Da.
@@ -436,6 +440,14 @@ class FlowPolicy(nn.Module):
     def clone(self, frozen: bool = True) -> "FlowPolicy":
         """A copy to act as target, anchor or average; a frozen one takes no gradient."""
         return clone(self, frozen)
+
+
+def chunk_mean(error: Tensor, inside: Tensor | None) -> Tensor:
+    """Mean over the steps of a chunk, [..., T] -> [...]; inside [..., T] bool says which count."""
+    if inside is None:
+        return error.mean(-1)
+    inside = inside.to(error.dtype)
+    return (error * inside).sum(-1) / inside.sum(-1).clamp_min(1.0)
 
 
 def log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 `encode(obs [..., O]) -> feat [..., W]` runs once per action, `embed(t [...]) -> emb [..., W]` once
 per time grid, and `forward(x [..., T, Da], emb, feat) -> [..., T, Da]` once per denoising step.
 The leading dimensions of the three broadcast: feat [B, 1, W] with x [B, N, T, Da] serves N
-particles of a state with one encoding.
+particles of a state with one encoding. time_periods: the highest frequency of the time embedding.
 """
 
 import copy
@@ -97,16 +97,17 @@ class Stack(nn.Module):
 class TimeEmbedding(nn.Module):
     """t and its sinusoids at 16 frequencies, then two layers. t [...] in [0, 1] -> [..., width].
 
-    Frequencies run geometrically from 1/4 to 16 periods over [0, 1], so neighbouring points of a
-    grid with tens of steps are told apart without a network that must amplify small differences.
+    Frequencies run geometrically from 1/4 to `periods` periods over [0, 1]. With 16 neighbouring
+    points of a grid with tens of steps are told apart without a network that must amplify small
+    differences; what is learnt from a derivative in time wants few, since that amplifies them.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, periods: float = 16.0):
         super().__init__()
-        periods = torch.logspace(-2, 4, 16, base=2.0)
-        self.register_buffer("frequencies", 2 * math.pi * periods, persistent=False)
+        rates = torch.logspace(-2, math.log2(periods), 16, base=2.0)
+        self.register_buffer("frequencies", 2 * math.pi * rates, persistent=False)
         self.net = Stack([33, 64, width], "silu")
 
     def waves(self, t: Tensor) -> Tensor:
@@ -139,12 +140,13 @@ class MLP(nn.Module):
         depth: int,
         encoder_depth: int,
         activation: str,
+        time_periods: float = 16.0,
     ):
         super().__init__()
         self.obs_dim, self.action_dim, self.horizon = obs_dim, action_dim, horizon
         self.activation_name, self.activation = activation, activation_fn(activation)
         self.encoder = Stack([obs_dim] + [width] * encoder_depth, activation)
-        self.time = TimeEmbedding(width)
+        self.time = TimeEmbedding(width, time_periods)
         self.inlet = nn.Linear(horizon * action_dim, width, bias=False)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.outlet = zero_(nn.Linear(width, horizon * action_dim))
@@ -185,6 +187,7 @@ class UNet1d(nn.Module):
         groups: int,
         encoder_depth: int,
         activation: str,
+        time_periods: float = 16.0,
     ):
         super().__init__()
         if kernel % 2 == 0 or not widths or any(size % groups for size in widths):
@@ -193,7 +196,7 @@ class UNet1d(nn.Module):
             )
         self.obs_dim, self.action_dim, self.horizon = obs_dim, action_dim, horizon
         self.encoder = Stack([obs_dim] + [width] * encoder_depth, activation)
-        self.time = TimeEmbedding(width)
+        self.time = TimeEmbedding(width, time_periods)
         self.activation = activation_fn(activation)
 
         def block(i: int, o: int) -> _FilmBlock:
@@ -268,13 +271,14 @@ class Transformer(nn.Module):
         heads: int,
         encoder_depth: int,
         activation: str,
+        time_periods: float = 16.0,
     ):
         super().__init__()
         if width % heads:
             raise ValueError(f"width={width} must be a multiple of heads={heads}")
         self.obs_dim, self.action_dim, self.horizon = obs_dim, action_dim, horizon
         self.encoder = Stack([obs_dim] + [width] * encoder_depth, activation)
-        self.time = TimeEmbedding(width)
+        self.time = TimeEmbedding(width, time_periods)
         self.inlet = nn.Linear(action_dim, width)
         self.position = nn.Parameter(0.02 * torch.randn(horizon, width))
         self.blocks = nn.ModuleList(_Attention(width, heads, activation) for _ in range(depth))

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .nets import Stack, TimeEmbedding
+from .nets import Stack, TimeEmbedding, zero_
 from .normalize import Normalizer
 
 HELD, KEPT = 0.35, 0.3  # learn_decay: share of the run at full width, and how much of min stays
@@ -50,7 +50,7 @@ class NoiseNet(nn.Module):
         self.schedule, self.tuned_steps = schedule, tuned_steps
         self.times = TimeEmbedding(width)
         self.net = Stack([obs_dim + width] + [width] * depth + [horizon * action_dim], "tanh")
-        self.net.scale_outlet(0.0)
+        zero_(self.net.layers[-1])
         self.register_buffer("top", torch.tensor(std_max))
 
     top: Tensor

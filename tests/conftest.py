@@ -6,6 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
+from rheo.policies.fewstep import FewStepPolicy
+from rheo.policies.normalize import Normalizer
 
 torch.set_num_threads(1)
 
@@ -33,11 +37,13 @@ WORDS = {
     "fpo_pp": [*FLOW, *ROLLOUTS],
     "iql": [*FLOW, *CRITIC, *VALUE],
     "iql_gaussian": [*GAUSSIAN, *CRITIC, *VALUE],
+    "meanflow": [*FLOW, "source.batch_size=16"],
     "ppo": [*GAUSSIAN, *ROLLOUTS],
     "reinflow": [*FLOW, *ROLLOUTS, "algo.noise.width=16"],
     "rfm": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
     "rfm_offline": [*FLOW, *CRITIC, *VALUE, "algo.reverse.particles=4", "algo.policy_batch=8"],
     "sac": [*REPLAY, *GAUSSIAN],
+    "shortcut": [*FLOW, "source.batch_size=16"],
     "td3bc": [*GAUSSIAN, *CRITIC],
 }
 ONLINE = ("awm_gae", "dppo", "fpo", "fpo_pp", "ppo", "reinflow", "rfm", "sac")
@@ -54,6 +60,61 @@ def write_episodes(path: Path, lengths: list[int], obs_dim: int = 3, action_dim:
         episode_ends=np.cumsum(lengths),
     )
     return path
+
+
+class ExactJumps(nn.Module):
+    """The average velocity of the flow to actions a ~ N(mu, s^2); an embedding is [t, length].
+
+    The flow's map from t to e is affine, x_e = e mu + (d_e / d_t) (x_t - t mu) with
+    d_t = sqrt(t^2 s^2 + (1 - t)^2), the deviation at t; u is its displacement over e - t, and
+    mu + d_t' / d_t (x_t - t mu) where e = t. `slip` adds that many times x (e - t): an error.
+    """
+
+    horizon = action_dim = 1
+
+    def __init__(self, mu: float, spread: float, slip: float):
+        super().__init__()
+        self.mu = nn.Parameter(torch.tensor(mu, dtype=torch.float64))
+        self.spread, self.slip = spread, slip
+
+    def encode(self, obs: torch.Tensor) -> torch.Tensor:
+        return obs
+
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
+        return torch.stack([t, torch.zeros_like(t)], -1)
+
+    def deviation(self, t: torch.Tensor) -> torch.Tensor:
+        return (t**2 * self.spread**2 + (1 - t) ** 2).sqrt()
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor, feat: torch.Tensor) -> torch.Tensor:
+        t, length = emb[..., None, None].unbind(-3)
+        ratio = self.deviation(t + length) / self.deviation(t)
+        slope = (t * self.spread**2 - (1 - t)) / self.deviation(t) ** 2
+        pull = torch.where(length > 0, (ratio - 1) / length.clamp_min(1e-12), slope)
+        return self.mu + pull * (x - t * self.mu) + self.slip * length * x
+
+
+class Length(nn.Module):
+    """The part of an exact field's embedding that tells the length of a step."""
+
+    def forward(self, d: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.zeros_like(d), d], -1)
+
+
+@pytest.fixture
+def exact_jumps() -> Callable[..., FewStepPolicy]:
+    """Few-step policies that know the answer for Gaussian actions: `exact_jumps(mu, spread)`."""
+
+    def make(mu: float = 0.4, spread: float = 0.5, slip: float = 0.0) -> FewStepPolicy:
+        policy = FewStepPolicy(
+            ExactJumps(mu, spread, slip), path="linear", levels=None, prediction="v", steps=1,
+            sampler="euler", eta=0.0, clip_x=False, clip_a=False, squash="clip",
+            obs_norm=Normalizer(1, kind="none"), action_norm=Normalizer(1, kind="none"),
+        )  # fmt: skip
+        policy.jump = Length()  # type: ignore[assignment]
+        return policy
+
+    return make
 
 
 @pytest.fixture(autouse=True)

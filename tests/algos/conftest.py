@@ -7,6 +7,7 @@ import torch
 
 from rheo.policies.critics import QEnsemble
 from rheo.policies.deterministic import Deterministic
+from rheo.policies.fewstep import FewStepPolicy
 from rheo.policies.flow import FlowPolicy
 from rheo.policies.gaussian import Gaussian
 from rheo.policies.nets import MLP
@@ -64,6 +65,24 @@ def make_critic(obs_dim, action_dim, horizon=1, *, width=32):
 def flow():
     """Makes small flow policies."""
     return make_flow
+
+
+@pytest.fixture
+def few_step():
+    """Makes small few-step policies with a slow time embedding."""
+
+    def make(obs_dim, action_dim, horizon=1, *, width=64):
+        net = MLP(
+            obs_dim, action_dim, horizon, width=width, depth=2, encoder_depth=1,
+            activation="silu", time_periods=1.0,
+        )  # fmt: skip
+        return FewStepPolicy(
+            net, path="linear", levels=None, prediction="v", steps=1, sampler="euler", eta=0.0,
+            clip_x=False, clip_a=False, squash="clip", obs_norm=Normalizer(obs_dim, kind="none"),
+            action_norm=Normalizer(action_dim, kind="none"),
+        )  # fmt: skip
+
+    return make
 
 
 @pytest.fixture

@@ -1,0 +1,161 @@
+"""What every way of cloning demonstrations shares: schedule, average, rows of velocities and jumps.
+
+B batch, N environments, O observation history, T chunk, Da action dimension.
+"""
+
+import torch
+from torch import Tensor
+
+from ..envs.batch import Batch, Windows
+from ..policies.fewstep import FewStepPolicy
+from ..policies.flow import FlowPolicy, chunk_mean
+from ..policies.nets import clone, lerp_
+from .losses import stratified
+from .optim import adam, cosine, step
+
+
+class Cloning:
+    """A policy, its optimiser and the averaged copy that is deployed.
+
+    lr, weight_decay: AdamW; lr_warmup is a share of the run, lr_floor the last factor of a cosine.
+    ema_rate: per-update rate of the averaged copy that is deployed; 1 deploys the raw weights.
+    learn_padding: whether the actions repeated past an episode's end are cloned too.
+    max_norm: gradient-norm limit. run_updates: length of the run, for the schedule.
+    """
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        generator: torch.Generator,
+        run_updates: int,
+        *,
+        lr: float,
+        weight_decay: float,
+        lr_warmup: float,
+        lr_floor: float,
+        ema_rate: float,
+        learn_padding: bool,
+        max_norm: float,
+    ) -> None:
+        self.policy = policy
+        self.average = clone(policy)
+        self.generator = generator
+        self.optimizer = adam(policy.parameters(), lr, weight_decay)
+        self.updates = 0
+        self.run_updates = run_updates
+        self.lr, self.lr_warmup, self.lr_floor = lr, lr_warmup, lr_floor
+        self.ema_rate, self.max_norm = ema_rate, max_norm
+        self.learn_padding = learn_padding
+
+    def act(self, obs: Tensor) -> Tensor:
+        """Action chunk [N, T, Da] for obs [N, O]."""
+        return self.deploy(obs, self.generator)
+
+    @torch.no_grad()
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """A sample of the averaged policy, [N, T, Da]."""
+        return self.average.act(obs, self.average.start(len(obs), generator))
+
+    def example(self, batch: Batch | Windows) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Observations, actions, and which of those count (None: all)."""
+        if self.learn_padding or not isinstance(batch, Windows):
+            return batch.obs, batch.action, None
+        return batch.obs, batch.action, batch.inside
+
+    def descend(self, loss: Tensor) -> None:
+        """One step on `loss` [] at the scheduled rate; the average follows."""
+        self.updates += 1
+        share = self.updates / max(self.run_updates, 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * cosine(share, self.lr_warmup, self.lr_floor)
+        step(self.optimizer, loss, self.max_norm)
+        lerp_(self.average, self.policy, self.ema_rate)
+
+
+class JumpCloning(Cloning):
+    """Cloning with average velocities: one regression, two kinds of rows.
+
+    The first `jumps` rows of a batch learn u(x_t, t, s) for s > t from a target of the subclass;
+    the others learn the velocity, s = t and the target a - eps (arXiv:2210.02747). Batches come
+    shuffled, so which rows are first does not matter. Arguments as `Cloning`.
+    """
+
+    pure = ("errors",)
+    policy: FewStepPolicy
+    average: FewStepPolicy
+
+    def jumps(self, rows: int) -> int:
+        """How many of a batch's rows learn jumps."""
+        raise NotImplementedError
+
+    def spans(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Where the jumps of so many rows start and end: t and s, [rows] each."""
+        raise NotImplementedError
+
+    def target(
+        self, policy: FewStepPolicy, x: Tensor, v: Tensor, t: Tensor, s: Tensor, feat: Tensor
+    ) -> Tensor:
+        """What u(x, t, s) is regressed on, [J, T, Da] without gradient, v = a - eps of the rows."""
+        raise NotImplementedError
+
+    def losses(
+        self, policy: FewStepPolicy, batch: Batch | Windows, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The mean `loss` of all rows with its gradient, and that of either kind without, []."""
+        rows = len(batch.obs)
+        count = self.jumps(rows)
+        error = self.errors(policy, *self.example(batch), *self.draw(rows, generator))
+        plain = error.detach()
+        parts = {"flow_loss": plain[count:], "jump_loss": plain[:count]}
+        means = {name: part.mean() for name, part in parts.items() if len(part)}
+        return {"loss": self.weighted(error).mean(), **means}
+
+    def weighted(self, error: Tensor) -> Tensor:
+        """The squared errors [B] as they enter the loss."""
+        return error
+
+    @torch.no_grad()
+    def validate(self, batch: Batch | Windows, generator: torch.Generator) -> dict[str, Tensor]:
+        """The losses of the averaged policy on held-out data."""
+        losses = self.losses(self.average, batch, generator)
+        return {f"val/{name}": value for name, value in losses.items()}
+
+    def draw(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise [B, T, Da] and the times t and s [B]: jumps first, then s = t, stratified."""
+        count = self.jumps(rows)
+        noise = self.policy.noise(rows, generator)
+        start, end = self.spans(count, generator)
+        if count < rows:
+            t = stratified((rows - count,), generator)
+            start, end = torch.cat([start, t]), torch.cat([end, t])
+        return noise, start, end
+
+    def errors(
+        self,
+        policy: FewStepPolicy,
+        obs: Tensor,
+        action: Tensor,
+        inside: Tensor | None,
+        noise: Tensor,
+        t: Tensor,
+        s: Tensor,
+    ) -> Tensor:
+        """|u(x_t, t, s) - target|^2 of every row [B], the mean over T * Da."""
+        count = self.jumps(len(obs))
+        a = policy.to_latent(action)
+        place = t[:, None, None]
+        x = place * a + (1 - place) * noise
+        feat, target = policy.features(obs), a - noise
+        if count:
+            rows = (value[:count] for value in (x, target, t, s, feat.detach()))
+            with torch.no_grad():
+                target = torch.cat([self.target(policy, *rows), target[count:]])
+        error = (policy.average_velocity(x, t, s, feat) - target).square().mean(-1)
+        return chunk_mean(error, inside)
+
+
+def refuse_share(name: str, share: float, low: bool, high: bool) -> None:
+    """Raises ValueError for a share outside [0, 1]; `low` and `high`: whether an end is allowed."""
+    if not (0 <= share <= 1) or (share == 0 and not low) or (share == 1 and not high):
+        ends = f"{'[' if low else '('}0, 1{']' if high else ')'}"
+        raise ValueError(f"{name}={share}: choose a share of the rows in {ends}")

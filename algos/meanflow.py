@@ -1,0 +1,97 @@
+"""Mean flow: average velocities from the derivative of their own definition."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..envs.batch import Batch, Windows
+from ..policies.fewstep import FewStepPolicy
+from .cloning import JumpCloning, refuse_share
+
+
+class MeanFlow(JumpCloning):
+    """Regression on the mean-flow identity (arXiv:2505.13447).
+
+    (s - t) u(x, t, s) is the integral of the velocity from t to s along the trajectory through x.
+    Its derivative along that trajectory, with the end s held fixed, gives
+
+        u = v + (s - t) (du/dt + v . grad_x u)
+
+    in this project's direction of time (data at t = 1; the paper has them at 0 and so the opposite
+    sign). The right side at x = x_t of a demonstration, with v = a - eps, is the target, detached:
+    one forward-mode product along (v, 1), of the order of two forward passes. t < s are two
+    sorted uniform times.
+
+    flow_share: rows that learn the velocity alone (s = t), in (0, 1]; the others learn jumps.
+    weight_power, weight_floor: a row's squared error e (a mean over T * Da, normalised units)
+    counts with the detached weight 1 / (e + floor)^power, the paper's p and c. Power 0 is plain
+    least squares, whose minimum is the mean velocity that is wanted. With powers towards 1 the
+    minimum moves to the mode of a - eps, far from the mean for actions of few dimensions: the
+    paper's p = 1 is for images. Further arguments as `Cloning`. Raises ValueError for values
+    outside these ranges, a negative power and a floor that is not positive.
+    """
+
+    def __init__(
+        self,
+        policy: FewStepPolicy,
+        critic: Any,
+        generator: torch.Generator,
+        run_updates: int,
+        *,
+        flow_share: float,
+        weight_power: float,
+        weight_floor: float,
+        lr: float,
+        weight_decay: float,
+        lr_warmup: float,
+        lr_floor: float,
+        ema_rate: float,
+        learn_padding: bool,
+        max_norm: float,
+    ) -> None:
+        refuse_share("flow_share", flow_share, low=False, high=True)
+        if weight_power < 0 or weight_floor <= 0:
+            raise ValueError(
+                f"weight_power={weight_power}, weight_floor={weight_floor}: choose a power of at "
+                "least 0 and a floor above 0"
+            )
+        super().__init__(
+            policy, generator, run_updates, lr=lr, weight_decay=weight_decay,
+            lr_warmup=lr_warmup, lr_floor=lr_floor, ema_rate=ema_rate,
+            learn_padding=learn_padding, max_norm=max_norm,
+        )  # fmt: skip
+        self.flow_share = flow_share
+        self.weight_power, self.weight_floor = weight_power, weight_floor
+
+    def update(self, batch: Batch | Windows) -> dict[str, Tensor]:
+        """One step on velocities and jumps; metrics are 0-d tensors, all but `loss` unweighted."""
+        losses = self.losses(self.policy, batch, self.generator)
+        self.descend(losses["loss"])
+        return {f"policy/{name}": value.detach() for name, value in losses.items()}
+
+    def jumps(self, rows: int) -> int:
+        """How many of a batch's rows learn jumps."""
+        return rows - round(self.flow_share * rows)
+
+    def spans(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Starts and ends of jumps, [rows] each: two uniform times, sorted."""
+        times = torch.rand((2, rows), generator=generator, device=generator.device)
+        return times.amin(0), times.amax(0)
+
+    def target(
+        self, policy: FewStepPolicy, x: Tensor, v: Tensor, t: Tensor, s: Tensor, feat: Tensor
+    ) -> Tensor:
+        """v + (s - t) (du/dt + v . grad_x u), [J, T, Da], the derivative by forward mode."""
+
+        def average(x: Tensor, t: Tensor) -> Tensor:
+            return policy.average_velocity(x, t, s, feat)
+
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
+            slope = torch.func.jvp(average, (x, t), (v, torch.ones_like(t)))[1]
+        return v + (s - t)[:, None, None] * slope
+
+    def weighted(self, error: Tensor) -> Tensor:
+        """Errors [B] with the adaptive weight, which carries no gradient."""
+        return error / (error.detach() + self.weight_floor) ** self.weight_power

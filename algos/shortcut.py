@@ -1,0 +1,87 @@
+"""Shortcut models: a flow that learns to jump by halving its own jumps."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..envs.batch import Batch, Windows
+from ..policies.fewstep import FewStepPolicy
+from .cloning import JumpCloning, refuse_share
+
+
+class Shortcut(JumpCloning):
+    """Flow matching with self-consistent jumps (arXiv:2410.12557).
+
+    A jump of length d from t is regressed on two of half the length by the same network, without
+    gradient:
+
+        u(x, t, t + d) = (u(x, t, m) + u(x', m, t + d)) / 2,  m = t + d/2, x' = x + d/2 u(x, t, m)
+
+    x = x_t of a demonstration; x' is where the network's own half step leads, not a point of the
+    demonstration's path. d = 2^-j with the level j uniform on 0 .. M - 2 and t = i d uniform on
+    the grid of d. M = floor(log2(max_steps)) + 2 levels of lengths: the longest is 1, the smallest
+    jump that is learnt is one step of max_steps (rounded down to a power of two). Half of that one
+    is no jump but asked as the velocity, s = t: this is where the chain of halvings rests on data.
+
+    consistency_share: rows that learn jumps, in [0, 1); the others learn the velocity.
+    max_steps: the most steps a jump is learnt for, at least 1. Further arguments as `Cloning`.
+    Raises ValueError for values outside these ranges.
+    """
+
+    def __init__(
+        self,
+        policy: FewStepPolicy,
+        critic: Any,
+        generator: torch.Generator,
+        run_updates: int,
+        *,
+        consistency_share: float,
+        max_steps: int,
+        lr: float,
+        weight_decay: float,
+        lr_warmup: float,
+        lr_floor: float,
+        ema_rate: float,
+        learn_padding: bool,
+        max_norm: float,
+    ) -> None:
+        refuse_share("consistency_share", consistency_share, low=True, high=False)
+        if max_steps < 1:
+            raise ValueError(f"max_steps={max_steps}: at least one step is needed")
+        super().__init__(
+            policy, generator, run_updates, lr=lr, weight_decay=weight_decay,
+            lr_warmup=lr_warmup, lr_floor=lr_floor, ema_rate=ema_rate,
+            learn_padding=learn_padding, max_norm=max_norm,
+        )  # fmt: skip
+        self.consistency_share = consistency_share
+        self.levels = max_steps.bit_length() + 1  # floor(log2) + 2, without rounding
+
+    def update(self, batch: Batch | Windows) -> dict[str, Tensor]:
+        """One step of matching and self-consistency; metrics are 0-d tensors."""
+        losses = self.losses(self.policy, batch, self.generator)
+        self.descend(losses["loss"])
+        return {f"policy/{name}": value.detach() for name, value in losses.items()}
+
+    def jumps(self, rows: int) -> int:
+        """How many of a batch's rows learn jumps."""
+        return round(self.consistency_share * rows)
+
+    def spans(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Starts t = i / 2^j and ends t + 2^-j of jumps, [rows] each, exact in binary."""
+        device = generator.device
+        level = torch.randint(self.levels - 1, (rows,), generator=generator, device=device)
+        steps = torch.exp2(level)
+        place = torch.rand(rows, generator=generator, device=device).mul(steps).floor()
+        return place / steps, (place + 1) / steps
+
+    def target(
+        self, policy: FewStepPolicy, x: Tensor, v: Tensor, t: Tensor, s: Tensor, feat: Tensor
+    ) -> Tensor:
+        """The mean of two half steps of the network, [J, T, Da]; v is not used."""
+        middle = (t + s) / 2
+        finest = s - t < 1.5 * 2.0 ** (2 - self.levels)
+        first = policy.average_velocity(x, t, torch.where(finest, t, middle), feat)
+        x = x + (middle - t)[:, None, None] * first
+        second = policy.average_velocity(x, middle, torch.where(finest, middle, s), feat)
+        return (first + second) / 2

@@ -1,0 +1,101 @@
+"""FewStepPolicy: a field of average velocities, which crosses the path in one or a few steps."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .flow import FlowPolicy
+from .nets import Net, TimeEmbedding, expand_lead, zero_
+from .normalize import Normalizer
+from .single import Single
+
+LENGTH_PERIODS = 1.0  # u changes slowly with the length of a step, and MeanFlow differentiates it
+
+
+class FewStepPolicy(FlowPolicy):
+    """A policy whose network is told where a step ends, not only where it starts.
+
+    u(x, t, s | obs) is the mean of the velocity over [t, s] along the flow's own trajectory from
+    x, so that x_s = x_t + (s - t) u(x_t, t, s) is exact for steps of any length (shortcut models
+    arXiv:2410.12557, mean flows arXiv:2505.13447); u(x, t, t) is the velocity. A transition of a
+    grid is one such step, in `act`, `step`, `rollout` and `chain_logp` alike, and nothing else
+    differs from `FlowPolicy`: `velocity`, `pred`, `match` and `regress` ask at s = t.
+
+    The network's own embedding of t is summed with a second one of the length s - t, whose last
+    layer starts at zero: a fresh policy is the plain flow of its network. Both embeddings should be
+    of low frequency (the network's `time_periods`), since mean flow learns from the network's own
+    derivative in t, which a wave of n periods multiplies by 2 pi n: with n = 16 it diverges (the
+    instability that arXiv:2410.11081 describes for consistency models). Legend, units and the
+    meaning of the arguments are those of `FlowPolicy`. Average velocities exist here on the linear
+    path, in the form v, with Euler's steps; what a clipped data prediction or DDIM noise need is
+    the velocity at t. So other values of path, levels, prediction, sampler, eta and clip_a raise
+    ValueError.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        *,
+        path: Literal["linear", "cosine", "betas"],
+        levels: int | None,
+        prediction: Literal["v", "eps", "a"],
+        steps: int,
+        sampler: Literal["euler", "heun"],
+        eta: float,
+        clip_x: bool,
+        clip_a: bool,
+        squash: Literal["clip", "tanh"],
+        deploy_scale: float = 1.0,
+        obs_norm: Normalizer,
+        action_norm: Normalizer,
+    ):
+        _refuse("path", path, "linear")
+        _refuse("levels", levels, None)
+        _refuse("prediction", prediction, "v")
+        _refuse("sampler", sampler, "euler")
+        _refuse("eta", eta, 0.0)
+        _refuse("clip_a", clip_a, False)
+        super().__init__(
+            net, path=path, levels=levels, prediction=prediction, steps=steps, sampler=sampler,
+            eta=eta, clip_x=clip_x, clip_a=clip_a, squash=squash, deploy_scale=deploy_scale,
+            obs_norm=obs_norm, action_norm=action_norm,
+        )  # fmt: skip
+        start = next(net.parameters()).new_zeros(1)
+        with torch.no_grad():
+            self.jump = TimeEmbedding(net.embed(start).shape[-1], LENGTH_PERIODS)
+        zero_(self.jump.net.layers[-1])
+
+    def average_velocity(self, x: Tensor, t: Tensor, s: Tensor, feat: Tensor) -> Tensor:
+        """u(x, t, s | feat) [..., T, Da], s >= t. x [..., T, Da], t and s [...], feat [..., W]."""
+        lead = x.ndim - 2
+        t, s = expand_lead(t, lead, 0), expand_lead(s, lead, 0)
+        return self.net(x, self._embed(t, s), expand_lead(feat, lead, 1))
+
+    def step(
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        feat: Tensor,
+        std: Tensor | None = None,
+        eta: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Gaussian transition from t to s > t: mean x + (s - t) u(x, t, s) and `std` (none: 0).
+
+        Shapes as in `FlowPolicy.step`. Raises ValueError for an eta that is not 0.
+        """
+        _refuse("eta", eta, 0.0)
+        return super().step(x, t, s, feat, std)
+
+    def _embed(self, t: Tensor, s: Tensor | None = None) -> Tensor:
+        return self.net.embed(t) + self.jump(torch.zeros_like(t) if s is None else s - t)
+
+    def _single_for(self, obs: Tensor, noise: Tensor) -> Single | None:
+        return None  # the light loop knows the embedding of t alone
+
+
+def _refuse(key: str, value: object, only: object) -> None:
+    if value != only:
+        name = "null" if only is None else only
+        raise ValueError(f"{key}={value}: average velocities need {key}={name}")
