@@ -390,6 +390,22 @@ def test_fine_tuning_starts_from_the_base_and_tells_the_shift(tiny, episodes, tm
     assert last and all(row["policy/first_ratio_error"] < 1e-5 for row in last)
 
 
+@pytest.mark.parametrize("algo", ["reinflow", "dppo", "awm_gae"])
+def test_a_diffusion_base_is_tuned_by_its_own_steps(tiny, episodes, tmp_path, algo):
+    """The noisy chain of a diffusion base is that of its DDIM steps, and as exact."""
+    kind = ["policy.path=cosine", "policy.prediction=eps", "env=inverted_pendulum"]
+    words = tiny("bc", "base", "steps=20", *kind)
+    episodes(tmp_path / "data.npz", [30, 30], obs_dim=4, action_dim=1)
+    assert main(["train", *words]) == 0
+    words = ["eval_every=1000", "policy.steps=3", "limits.saturated=null"]
+    tuned = tiny(algo, "tuned", "init=base", "steps=100", *words)
+    tuned = [w for w in tuned if not w.startswith("policy.net") and w != "policy.steps=2"]
+    assert main(["train", *tuned]) == 0
+    assert Run.open("tuned").config["policy"]["path"] == "cosine"
+    last = [row for row in rows("tuned") if "policy/first_ratio_error" in row]
+    assert last and all(row["policy/first_ratio_error"] < 1e-4 for row in last)
+
+
 def test_an_algorithm_and_a_source_that_do_not_fit_are_refused(tiny, capsys):
     for algo, source in (("ppo", "replay"), ("sac", "rollouts")):
         words = [word for word in tiny(algo, "a") if not word.startswith("source.")]
