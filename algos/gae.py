@@ -40,9 +40,9 @@ class RewardScale:
     which would change the task.
     """
 
-    def __init__(self, num_envs: int | None, clip: float, device: torch.device) -> None:
+    def __init__(self, clip: float, device: torch.device) -> None:
         self.clip = clip
-        self.running = torch.zeros(num_envs or 0, dtype=torch.float64, device=device)
+        self.running = torch.zeros(0, dtype=torch.float64, device=device)  # [N], from the first on
         self.count = torch.zeros((), dtype=torch.float64, device=device)
         self.mean, self.square = self.count.clone(), self.count.clone()  # square: sum of deviations
 

@@ -84,7 +84,7 @@ class OnPolicy:
         self.run_updates, self.frames, self.rollouts = run_updates, 0, 0
         self.policy_opt = adam(self.tuned(), learn.policy_lr)
         self.value_opt = adam(self.value.parameters(), learn.value_lr)
-        self.scale = RewardScale(None, learn.reward_clip, generator.device)
+        self.scale = RewardScale(learn.reward_clip, generator.device)
 
     # ---- what an algorithm says ------------------------------------------------------------
 

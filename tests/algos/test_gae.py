@@ -53,7 +53,7 @@ def test_a_truncated_episode_is_bootstrapped_and_nothing_leaks_over_its_end():
 
 def test_rewards_are_divided_by_the_deviation_of_all_discounted_returns_so_far():
     rng, gamma = np.random.default_rng(0), 0.9
-    scale = RewardScale(None, 10.0, torch.device("cpu"))
+    scale = RewardScale(10.0, torch.device("cpu"))
     running, seen = np.zeros(3), []
     reward, boundary = np.zeros((20, 3)), np.zeros((20, 3), bool)
     for _ in range(3):
@@ -71,7 +71,7 @@ def test_rewards_are_divided_by_the_deviation_of_all_discounted_returns_so_far()
         std = np.concatenate(seen).std()
         assert scale.std.item() == pytest.approx(std, rel=1e-9)
         np.testing.assert_allclose(found.numpy(), np.clip(reward / std, -10, 10), rtol=1e-9)
-    other = RewardScale(None, 10.0, torch.device("cpu"))
+    other = RewardScale(10.0, torch.device("cpu"))
     other.load_state_dict(scale.state_dict())
     again = (
         torch.from_numpy(reward),
