@@ -291,7 +291,7 @@ class Rollouts:
         columns: Any = [
             torch.zeros((*lead, *shape), dtype=kind, device=device) for shape, kind in shapes
         ]
-        return Rollout(*columns[:8], dict(zip(choice.kept, columns[8:], strict=True)))
+        return Rollout._make([*columns[:8], dict(zip(choice.kept, columns[8:], strict=True))])
 
     def metrics(self) -> dict[str, float]:
         """Returns and lengths of the episodes finished since the last call, and fault counts."""

@@ -116,7 +116,7 @@ def test_the_plain_gaussian_equals_that_of_torch_distributions_and_clips_only_it
     torch.manual_seed(0)
     policy = Gaussian(3, 2, 3, width=16, depth=2, activation="tanh", std=0.7).double()
     with torch.no_grad():
-        policy.net.layers[-1].bias.fill_(2.0)
+        list(policy.net.parameters())[-1].fill_(2.0)
         policy.log_std.add_(torch.randn(3, 2))
     obs = torch.randn(5, 3, dtype=torch.float64)
     noise = policy.noise((5, 4), torch.manual_seed(2))
