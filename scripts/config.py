@@ -23,7 +23,7 @@ log = logging.getLogger("rheo")
 HOME = Path(__file__).resolve().parents[1] / "configs"
 ALIAS = re.compile(r"\$\{([\w.]+)\}")
 ABSENT = object()
-# settings of a policy that its weights do not depend on
+# settings of a policy that its weights do not depend on: free for another run or evaluation
 AT_WILL = (
     *("policy.steps", "policy.sampler", "policy.eta", "policy.clip_x", "policy.clip_a"),
     "policy.deploy_scale",

@@ -19,7 +19,6 @@ from .run import Run
 from .state import restore
 
 log = logging.getLogger("rheo")
-# what may differ from the run, besides algo.deploy_*, since weights mean the same
 MAX_ENVS = 64  # environments of an evaluation at a time
 SUCCESS = {"success_once": "at any step", "success_at_end": "at the last step"}
 USAGE = "usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]"
