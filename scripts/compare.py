@@ -10,19 +10,24 @@ from numpy.typing import NDArray
 
 from .config import stored
 from .errors import RheoError, nearest
+from .journal import Journal
+from .plot import Curve, plot_curves
 from .run import existing, put_text
 
 USAGE = (
     "usage: rheo compare RUN... [metric=score|return|success_once|success_at_end] [out=TABLE.md]\n"
     "                    [with=KEY=VALUE] [columns=data|env] [group=config|name]\n"
+    "                    [minutes=M] [curves=PICTURE.png]\n"
     "       the last checkpoint's largest evaluation of every run (rheo eval RUN episodes=50), or\n"
     "       the one with a changed value (with=deploy_scale=0); columns: a method a row and a\n"
     "       data set or environment a column, each cell the IQM of all seeds' episodes;\n"
-    "       group=name: one row by the folders' names without -sSEED, whatever their settings"
+    "       group=name: one row by the folders' names without -sSEED, whatever their settings;\n"
+    "       minutes: the last evaluation within so much training; curves: return against frames\n"
+    "       and against minutes, as a picture"
 )
 METRICS = {"return": "ret", "success_once": "success_once", "success_at_end": "success_at_end"}
 OWN = ("seed", "name", "threads", "device", "log_every", "eval_every", "save_every", "episodes")
-KEYS = ("metric", "out", "with", "columns", "group")
+KEYS = ("metric", "out", "with", "columns", "group", "minutes", "curves")
 SAMPLES = 4000  # of the bootstrap
 
 
@@ -35,6 +40,7 @@ class Result(NamedTuple):
     step: int
     values: NDArray  # [E] of the metric, an episode each
     wall: float  # seconds of training
+    before: float | None  # mean of the metric before the first update, where it began with a base
 
 
 class Group(NamedTuple):
@@ -57,52 +63,86 @@ def main(argv: list[str]) -> int:
         raise RheoError(f"metric={metric}: not known{known}\n{USAGE}")
     if not names:
         raise RheoError(USAGE)
-    changed = options.get("with", "")
     if options.get("group", "config") not in ("config", "name"):
         raise RheoError(f"group={options['group']}: there are config and name\n{USAGE}")
-    found = [read(existing(name), metric, changed) for name in names]
-    groups = grouped(found, options.get("group") == "name")
     if options.get("columns") not in (None, "data", "env"):
         raise RheoError(f"columns={options['columns']}: there are data and env\n{USAGE}")
-    text = pivot(groups, options["columns"]) if "columns" in options else table(groups)
+    minutes, by_name = minutes_of(options), options.get("group") == "name"
+    changed = options.get("with", "")
+    found = [read(existing(name), metric, changed, minutes) for name in names]
+    groups = grouped(found, by_name, minutes is None)
+    text = pivot(groups, options["columns"], by_name) if "columns" in options else table(groups)
     print(text)
     if "out" in options:
         put_text(Path(options["out"]).expanduser(), text + "\n")
+    if "curves" in options:
+        picture(groups, metric, Path(options["curves"]).expanduser())
     return 0
 
 
-def read(folder: Path, metric: str | None, changed: str = "") -> Result:
-    """The last evaluation of a run. Raises RheoError when there is none, or not of that metric."""
-    file = last_evaluation(folder, changed)
+def minutes_of(options: dict[str, str]) -> float | None:
+    """How much training counts; None: all. Raises RheoError."""
+    text = options.get("minutes")
+    try:
+        minutes = None if text is None else float(text)
+    except ValueError:
+        minutes = -1.0
+    if minutes is not None and not minutes > 0:
+        raise RheoError(f"minutes={text}: must be a positive number of minutes of training")
+    return minutes
+
+
+def read(
+    folder: Path, metric: str | None, changed: str = "", minutes: float | None = None
+) -> Result:
+    """The last evaluation of a run, or the last within so many minutes of its training.
+
+    Raises RheoError when there is none, or not of that metric.
+    """
+    last, wall = None, wall_of(folder)
+    if minutes is not None:
+        rows = [row for row in evaluations(folder) if row["time/wall"] <= 60 * minutes]
+        if not rows:
+            raise RheoError(f"{folder}: no evaluation within its first {minutes:g} minutes")
+        last, wall = rows[-1]["step"], rows[-1]["time/wall"]
+    file = last_evaluation(folder, changed, last)
     stored_rows = json.loads(file.read_text())
-    rows = stored_rows["episodes"]
-    references = stored_rows.get("references")
+    values = values_of(file, stored_rows, metric)
+    env, config = stored_rows.get("env") or "?", stored(folder)
+    before = None
+    if config.get("init") is not None:
+        first = last_evaluation(folder, step=0)
+        before = float(values_of(first, json.loads(first.read_text()), metric).mean())
+    return Result(folder, config, env, stored_rows["step"], values, wall, before)
+
+
+def values_of(file: Path, rows: dict[str, Any], metric: str | None) -> NDArray:
+    """The metric of every episode [E] of an evaluation's file. Raises RheoError without one."""
+    references = rows.get("references")
     metric = metric or ("score" if references else "return")
     if metric == "score" and not references:
         raise RheoError(
             f"{file}: no score is defined there; use metric=return, or evaluate the run with "
             "ref_min= and ref_max="
         )
-    values = [row.get(METRICS.get(metric, "ret")) for row in rows]
+    values = [row.get(METRICS.get(metric, "ret")) for row in rows["episodes"]]
     if None in values:
         raise RheoError(f"{file}: its episodes have no {metric}; use metric=return")
     found = np.asarray(values, float)
     if metric == "score":
         low, high = references["low"], references["high"]
         found = 100 * (found - low) / (high - low)
-    env = stored_rows.get("env") or "?"
-    step = stored_rows["step"]
-    return Result(folder, stored(folder), env, step, found, wall_of(folder))
+    return found
 
 
-def last_evaluation(folder: Path, changed: str = "") -> Path:
-    """The file of the last step with the most episodes, as the run deploys its policy or with a
-    changed value. Raises RheoError when there is none.
+def last_evaluation(folder: Path, changed: str = "", step: int | None = None) -> Path:
+    """The file of a step (None: the last) with the most episodes, as the run deploys its policy
+    or with a changed value. Raises RheoError when there is none.
     """
     files = {}
     for file in (folder / "eval").glob("*.json"):
         match = re.fullmatch(r"(\d+)(?:-(\d+)(?:-(.*))?)?", file.name.removesuffix(".json"))
-        if match and (match[3] or "") == changed:
+        if match and (match[3] or "") == changed and step in (None, int(match[1])):
             files[int(match[1]), int(match[2] or 0)] = file
     if not files:
         more = f" policy.{changed}" if changed else ""
@@ -110,20 +150,66 @@ def last_evaluation(folder: Path, changed: str = "") -> Path:
     return files[max(files)]
 
 
+def journal_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl."""
+    return Journal(folder / "metrics.jsonl").rows()
+
+
+def evaluations(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's evaluations on its way."""
+    return [row for row in journal_of(folder) if row.get("eval/return") is not None]
+
+
 def wall_of(folder: Path) -> float:
     """Seconds of training, NaN when the run has not logged any."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    rows = (json.loads(line) for line in reversed(lines))
+    rows = reversed(journal_of(folder))
     return next((row["time/wall"] for row in rows if "time/wall" in row), float("nan"))
 
 
-def grouped(results: list[Result], by_name: bool = False) -> list[Group]:
+def curve_of(folder: Path, metric: str | None) -> Curve:
+    """The evaluations on the way of a run, which its journal dates. Raises RheoError."""
+    rows = evaluations(folder)
+    if len(rows) < 2:
+        raise RheoError(f"{folder}: a curve needs two evaluations; set eval_every=")
+    files = [folder / "eval" / f"{row['step']:012d}.json" for row in rows]
+    try:
+        values = [values_of(file, json.loads(file.read_text()), metric) for file in files]
+    except OSError as error:
+        raise RheoError(f"{error.filename}: {error.strerror}; the curve needs it") from error
+    frames, seconds = ([row[key] for row in rows] for key in ("step", "time/wall"))
+    return Curve(np.array(frames), np.array(seconds) / 60, values)
+
+
+def picture(groups: list[Group], metric: str | None, file: Path) -> None:
+    """Curves of every group, an environment a panel. Raises RheoError."""
+    panels: dict[str, dict[str, list[Curve]]] = {}
+    for group in groups:
+        env = group.results[0].env
+        curves = [curve_of(result.path, metric) for result in group.results]
+        panels.setdefault(env, {})[method_of(group)] = curves
+    try:
+        plot_curves(panels, metric or "return or score", file)
+    except (OSError, ValueError) as error:  # ValueError: an ending that is no picture's
+        raise RheoError(f"curves={file}: {error}") from error
+
+
+def method_of(group: Group) -> str:
+    """The group's name without its environment: reinflow-hopper on Hopper-v5 is reinflow."""
+    env = group.results[0].env.lower()
+    words = [word for word in group.name.split("-") if not env.startswith(word.lower())]
+    return "-".join(words) or group.name
+
+
+def grouped(
+    results: list[Result], by_name: bool = False, by_step: bool = True
+) -> list[Group]:
     """Runs of the same configuration but for seed and periods, in the order they were named."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         same = {key: value for key, value in result.config.items() if key not in OWN}
         which = name_of([result]) if by_name else json.dumps(same, sort_keys=True)
-        groups.setdefault(f"{result.step} {result.env} {which}", []).append(result)
+        step = result.step if by_step else 0
+        groups.setdefault(f"{step} {result.env} {which}", []).append(result)
     return [Group(name_of(rows), rows) for rows in groups.values()]
 
 
@@ -157,7 +243,7 @@ def cell(results: list[Result], statistic: Any) -> str:
     return f"{statistic(np.concatenate(runs)):.1f} [{low:.1f}, {high:.1f}]"
 
 
-def pivot(groups: list[Group], by: str) -> str:
+def pivot(groups: list[Group], by: str, by_name: bool) -> str:
     """A Markdown table: a method a row, a data set or environment a column. Raises RheoError when
     two groups fall into one cell.
     """
@@ -165,6 +251,7 @@ def pivot(groups: list[Group], by: str) -> str:
     for group in groups:
         first = group.results[0]
         method = str(first.config["algo"]["_target_"]).rpartition(".")[2]
+        method = method_of(group) if by_name else method
         place = first.env if by == "env" else Path(str(first.config["data"])).stem
         row = cells.setdefault(method, {})
         if place in row:
@@ -193,14 +280,26 @@ def most_seeds(groups: list[Group]) -> int:
 
 
 def table(groups: list[Group]) -> str:
-    """A Markdown table, a row per group."""
-    head = "| runs | environment | steps | seeds | mean | IQM | per seed | minutes |"
-    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    """A Markdown table, a row per group; runs that began with a base show how far they came."""
+    names = ["runs", "environment", "steps", "seeds", "mean", "IQM", "per seed", "minutes"]
+    grown = any(result.before is not None for group in groups for result in group.results)
+    names += ["base", "growth"] * grown
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for name, results in groups:
         runs = [result.values for result in results]
-        cells = [name, results[0].env, f"{results[0].step:,}", str(len(results))]
+        steps = np.mean([result.step for result in results])
+        cells = [name, results[0].env, f"{steps:,.0f}", str(len(results))]
         cells += [cell(results, statistic) for statistic in (np.mean, iqm)]
         cells.append(" / ".join(f"{run.mean():.1f}" for run in runs))
         cells.append(f"{np.mean([result.wall for result in results]) / 60:.1f}")
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(cells + growth(results) * grown) + " |")
     return "\n".join(lines)
+
+
+def growth(results: list[Result]) -> list[str]:
+    """Mean before the first update, and the net growth of the mean since, in per cent."""
+    bases = [result.before for result in results if result.before is not None]
+    if len(bases) < len(results):
+        return ["", ""]
+    base, now = np.mean(bases), np.mean([result.values.mean() for result in results])
+    return [f"{base:.1f}", f"{100 * (now - base) / abs(base):+.0f} %" if base else ""]

@@ -1,5 +1,8 @@
-"""`rheo demo`: a small task learnt from scratch, then evaluated."""
+"""`rheo demo`: a task learnt from scratch; then a flow cloned from bad demonstrations of it, and
+fine-tuned in the simulator.
+"""
 
+from . import collect
 from .config import compose
 from .errors import RheoError
 from .evaluate import evaluate_folder, report
@@ -7,19 +10,52 @@ from .run import Run, locate
 from .train import default_name, train
 
 EPISODES = 50
+DEMONSTRATIONS = ("noise=0.5", "steps=20000")  # of the learnt policy, by a trembling hand
+SHARED = ("seed", "device", "threads", "fast")
+USAGE = (
+    "usage: rheo demo [key=value ...]\n"
+    "       first act: InvertedPendulum-v5 from scratch (recipe=demo, and the values given);\n"
+    "       second act: demonstrations of it with noise, a flow cloned from them, and the clone\n"
+    f"       fine-tuned; left out where a value other than {', '.join(SHARED)} is given"
+)
 
 
 def main(argv: list[str]) -> int:
-    """Trains the demo recipe, evaluates it and prints the result; overrides are accepted."""
+    """Trains the demo recipes, evaluates them and prints the results; overrides are accepted."""
     config = compose(["recipe=demo", *argv])
     name = config["name"] or free_name(f"demo-{default_name(config)}")
     code = train(config, name)
     if code:
         return code
-    flagged = [word for folder in config["config_dir"] for word in ("--config-dir", folder)]
-    run = Run.open(name, flagged)
-    print(report(run, evaluate_folder(run, EPISODES)))
+    print(results(name, config["config_dir"]), flush=True)
+    if any(word.partition("=")[0] not in SHARED for word in argv):
+        return 0
+    return second_act(name, argv, argv)
+
+
+def second_act(first: str, clone: list[str], tune: list[str]) -> int:
+    """Demonstrations of the run `first`, a clone and its fine-tuning, with these overrides."""
+    file = locate(first) / "demonstrations.hdf5"
+    collect.main([first, *DEMONSTRATIONS, f"out={file}"])
+    names = [free_name(f"{first}-{part}") for part in ("cloned", "tuned")]
+    words = (
+        ["recipe=demo_clone", f"data={file}", *clone],
+        ["recipe=demo_tune", f"init={locate(names[0])}", *tune],
+    )
+    for name, overrides in zip(names, words, strict=True):
+        code = train(compose(overrides), name)
+        if code:
+            return code
+    before, after = (results(name, []) for name in names)
+    print(f"\ncloned from demonstrations:\n{before}\n\nfine-tuned with ReinFlow:\n{after}")
     return 0
+
+
+def results(name: str, config_dir: list[str]) -> str:
+    """A run's last checkpoint evaluated, as lines for a person."""
+    flagged = [word for folder in config_dir for word in ("--config-dir", folder)]
+    run = Run.open(name, flagged)
+    return report(run, evaluate_folder(run, EPISODES))
 
 
 def free_name(stem: str) -> str:

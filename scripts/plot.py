@@ -1,8 +1,23 @@
-"""The learning curve of a run as a picture."""
+"""Learning curves as pictures: of one run, and of several seeds and methods side by side."""
 
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .run import Run
+
+SAMPLES = 1000  # of the bootstrap
+POINTS = 60  # of a curve
+
+
+class Curve(NamedTuple):
+    """The evaluations of one run, in order."""
+
+    frames: NDArray  # [E]
+    minutes: NDArray  # [E] of training
+    values: list[NDArray]  # E times [episodes]
 
 
 def plot(run: Run) -> Path | None:
@@ -15,11 +30,7 @@ def plot(run: Run) -> Path | None:
     losses = [row for row in rows if "val/loss" in row]
     if not returns and not losses:
         return None
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     if returns:
         steps = [row["step"] for row in returns]
@@ -46,3 +57,59 @@ def plot(run: Run) -> Path | None:
     figure.savefig(file, dpi=150)
     plt.close(figure)
     return file
+
+
+def plot_curves(panels: dict[str, dict[str, list[Curve]]], metric: str, file: Path) -> None:
+    """Writes a picture of panels[environment][method] = seeds, over frames and over minutes.
+
+    Lines are means over the seeds, bands `band`s. A line ends where its shortest seed does.
+    """
+    plt = pyplot()
+    methods = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    size = 4 * len(panels), 6.4
+    figure, grid = plt.subplots(2, len(panels), figsize=size, squeeze=False, layout="constrained")
+    for column, (env, panel) in zip(grid.T, panels.items(), strict=True):
+        for axes, which in zip(column, ("frames", "minutes"), strict=True):
+            for name, curves in panel.items():
+                x, middle, low, high = band(curves, which)
+                color = f"C{methods.index(name)}"
+                axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+                axes.plot(x, middle, color=color, label=name)
+            label = "environment frames" if which == "frames" else "minutes of training"
+            axes.set(xlabel=label, title=env if which == "frames" else None)
+            axes.grid(alpha=0.3)
+        column[0].ticklabel_format(axis="x", scilimits=(0, 0))
+        column[0].legend(frameon=False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(metric)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def band(curves: list[Curve], which: str) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Points, mean over seeds, and its 95 % bootstrap interval over seeds and their episodes.
+
+    Between two evaluations of a seed its curve is a line.
+    """
+    places = [getattr(curve, which) for curve in curves]
+    x = np.linspace(max(place[0] for place in places), min(place[-1] for place in places), POINTS)
+    rng = np.random.default_rng(0)
+    lines, drawn = [], []
+    for place, curve in zip(places, curves, strict=True):
+        lines.append(np.interp(x, place, [values.mean() for values in curve.values]))
+        means = [rng.choice(v, (SAMPLES, len(v))).mean(1) for v in curve.values]
+        drawn.append([np.interp(x, place, row) for row in np.array(means).T])
+    chosen = rng.integers(len(curves), size=(SAMPLES, len(curves)))
+    draws = np.array(drawn)[chosen, np.arange(SAMPLES)[:, None]].mean(1)
+    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    return x, np.mean(lines, 0), low, high
+
+
+def pyplot() -> Any:
+    """matplotlib without a screen; imported late, it takes a second."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt

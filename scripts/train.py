@@ -305,8 +305,12 @@ class Loop:
             if self.eval_env is not None:
                 episodes = self.cfg["episodes"]
                 rows = episodes_of(self.eval_env, self.algo, episodes, self.cfg["fast"])
-                figures |= score(rows, known_references(self.cfg["env"]))
-                self.run.record_eval(step, as_rows(rows), **figures)
+                used = known_references(self.cfg["env"])
+                figures |= score(rows, used)
+                where = {"env": self.eval_env.env.id}
+                if used is not None:
+                    where["references"] = used._asdict()
+                self.run.record_eval(step, as_rows(rows), **where, **figures)
             held = self.source.held_out() if hasattr(self.source, "held_out") else None
             if held is not None and hasattr(self.algo, "validate"):
                 generator = torch.Generator(self.device).manual_seed(EVAL_SEED)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rheo.scripts.cli import main
-from rheo.scripts.compare import interval, iqm
+from rheo.scripts.compare import curve_of, interval, iqm
+from rheo.scripts.plot import band
 
 
 def evaluated(name, returns, *, step=10, lr=1e-3, seed=0, references=True, label="-4", data="d"):
@@ -85,6 +86,52 @@ def test_methods_are_rows_and_data_sets_columns(capsys):
     assert "| 2 | 30.0 [" in capsys.readouterr().out
 
 
+def trained(name, seed, walls, returns, **more):
+    """A run that was evaluated on its way, one episode of each return at each of the times."""
+    folder = evaluated(name, returns[-1], step=len(walls) - 1, seed=seed, **more)
+    config = json.loads((folder / "config.yaml").read_text()) | {"init": "runs/base"}
+    (folder / "config.yaml").write_text(json.dumps(config))
+    rows = []
+    for step, (wall, values) in enumerate(zip(walls, returns, strict=True)):
+        row = {"step": step, "env": "Hopper-v4", "episodes": [{"ret": float(v)} for v in values]}
+        (folder / "eval" / f"{step:012d}.json").write_text(json.dumps(row))
+        rows.append({"step": step, "eval/return": float(np.mean(values)), "time/wall": wall})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_growth_and_a_limit_of_minutes(capsys):
+    trained("a-hopper-s0", 0, [6, 60, 121], [[100, 300], [400, 400], [900, 1100]])
+    trained("a-hopper-s1", 1, [6, 90, 119], [[200, 200], [500, 700], [100, 100]])
+    names = ["a-hopper-s0", "a-hopper-s1", "metric=return"]
+    assert main(["compare", *names]) == 0
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].split("|")[1:-1]]
+    assert cells[7] == "2.0" and cells[8:] == ["200.0", "+175 %"]  # (1000 + 100) / 2 over 200
+    assert main(["compare", *names, "minutes=2"]) == 0  # the first seed's second evaluation
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].split("|")[1:-1]]
+    assert cells[6] == "400.0 / 100.0" and cells[7] == "1.5" and cells[9] == "+25 %"
+
+
+def test_curves_are_means_over_seeds_with_their_interval(capsys):
+    trained("a-hopper-s0", 0, [0, 60, 120], [[0, 0], [100, 100], [200, 200]])
+    trained("a-hopper-s1", 1, [0, 120, 240], [[0, 0], [300, 300], [600, 600]])
+    first, second = (curve_of(Path("runs") / f"a-hopper-s{i}", "return") for i in range(2))
+    x, middle, low, high = band([first, second], "frames")
+    np.testing.assert_allclose(middle, 200 * x)  # slopes 100 and 300
+    np.testing.assert_allclose((low[-1], high[-1]), (200, 600))  # either seed twice
+    x, middle, low, high = band([first, second], "minutes")
+    assert x[-1] == 2.0  # where the shorter one ends
+    np.testing.assert_allclose(middle, 125 * x)  # slopes 100 and 150
+    names = ["a-hopper-s0", "a-hopper-s1"]
+    assert main(["compare", *names, "metric=return", "group=name", "curves=c.png"]) == 0
+    assert Path("c.png").read_bytes()[:4] == b"\x89PNG"
+    assert main(["compare", *names, "metric=return", "curves=c.nothing"]) == 2
+    assert "curves=c.nothing: " in capsys.readouterr().err
+    columns = ["metric=return", "group=name", "columns=env"]
+    assert main(["compare", *names, *columns]) == 0
+    assert capsys.readouterr().out.splitlines()[2].startswith("| a | ")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -93,6 +140,9 @@ def test_methods_are_rows_and_data_sets_columns(capsys):
         (["a-s0", "into=x"], "unknown option 'into'"),
         (["a-s0", "group=x"], "group=x: there are config and name"),
         (["a-s0", "columns=x"], "columns=x: there are data and env"),
+        (["a-s0", "minutes=0"], "minutes=0: must be a positive number of minutes"),
+        (["a-s0", "minutes=1"], "no evaluation within its first 1 minutes"),
+        (["a-s0", "curves=x.png"], "a curve needs two evaluations; set eval_every="),
         (["a-s0", "metric=score"], "no score is defined there; use metric=return"),
         (["a-s0", "metric=success_once"], "its episodes have no success_once"),
         (["empty"], "never evaluated; run: rheo eval"),
