@@ -9,6 +9,7 @@ from ..policies.gaussian import TanhGaussian
 from ..policies.nets import clone, lerp_
 from .optim import adam, frozen, step
 from .returns import td_loss, td_target
+from .temperature import Temperature
 
 
 class SAC:
@@ -45,9 +46,8 @@ class SAC:
         self.generator = generator
         self.policy_opt = adam(policy.parameters(), policy_lr)
         self.critic_opt = adam(critic.parameters(), critic_lr)
-        self.log_alpha = torch.tensor(alpha, device=generator.device).log().requires_grad_()
-        self.alpha_opt = adam([self.log_alpha], alpha_lr)
-        self.target_entropy = entropy_per_dim * policy.horizon * policy.action_dim
+        entropy = entropy_per_dim * policy.horizon * policy.action_dim
+        self.temperature = Temperature(alpha, entropy, alpha_lr, generator.device)
         self.updates = 0
         self.target_rate, self.policy_every = target_rate, policy_every
         self.deploy_mean = deploy_mean
@@ -68,7 +68,7 @@ class SAC:
         """One critic step and, every `policy_every`, as many actor and temperature steps."""
         self.updates += 1
         noise = self.policy.noise(len(batch.obs), self.generator)
-        loss, metrics = self.critic_loss(batch, noise, self.log_alpha.detach().exp())
+        loss, metrics = self.critic_loss(batch, noise, self.temperature.value)
         step(self.critic_opt, loss)
         if self.updates % self.policy_every == 0:
             for _ in range(self.policy_every):
@@ -80,13 +80,13 @@ class SAC:
         """One actor step and one temperature step."""
         noise = self.policy.noise(len(obs), self.generator)
         with frozen(self.critic):
-            loss, entropy = self.policy_loss(obs, noise, self.log_alpha.detach().exp())
+            loss, entropy = self.policy_loss(obs, noise, self.temperature.value)
             step(self.policy_opt, loss)
-        step(self.alpha_opt, self.log_alpha * (entropy - self.target_entropy))
+        self.temperature.update(entropy)
         return {
             "policy/loss": loss.detach(),
             "policy/entropy": entropy,
-            "policy/temperature": self.log_alpha.detach().exp(),
+            "policy/temperature": self.temperature.value,
         }
 
     def critic_loss(

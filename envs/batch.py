@@ -38,6 +38,13 @@ class Choice(NamedTuple):
     kept: dict[str, Tensor]  # [N, ...] each: densities, noises, times
 
 
+class Coded(NamedTuple):
+    """An action for N observations, and what a replay keeps in its place."""
+
+    action: Tensor  # [N, T, Da]
+    kept: Tensor  # [N, R, Da]: the action itself, or a code that it was decoded from
+
+
 class Rollout(NamedTuple):
     """On-policy experience: S decisions in each of N environments, in time order.
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .batch import Batch, Choice, Rollout
+from .batch import Batch, Choice, Coded, Rollout
 from .buffer import Buffer
 from .chunk import ChunkEnv, ChunkStep
 from .memory import available, size_text
@@ -28,7 +28,7 @@ ROLLOUT_SHARE = 0.5  # of free memory: an update needs as much again
 class Act(Protocol):
     """Exploring behaviour: obs [N, O] -> action chunk [N, T, Da] in [-1, 1]."""
 
-    def __call__(self, obs: Tensor, /) -> Tensor: ...
+    def __call__(self, obs: Tensor, /) -> Tensor | Coded: ...
 
 
 class Choose(Protocol):
@@ -72,8 +72,10 @@ class Replay:
     """Off-policy experience: acts in the environments and samples from everything seen.
 
     batch_size: transitions a batch. capacity: transitions kept. warmup: environment frames of
-    uniform random actions before the first batch. update_ratio: batches per environment frame
-    after the warm-up, exact at any time up to the batches that one decision pays for.
+    uniform random actions before the first batch, or of the algorithm's own if warmup_policy.
+    update_ratio: batches per environment frame after the warm-up, exact at any time up to the
+    batches that one decision pays for. kept_rows: rows of what is kept of a chunk where the
+    algorithm keeps a code in its place (`Coded`); None: those of the chunk.
     """
 
     def __init__(
@@ -86,6 +88,8 @@ class Replay:
         batch_size: int,
         warmup: int,
         update_ratio: float,
+        warmup_policy: bool = False,
+        kept_rows: int | None = None,
     ) -> None:
         if update_ratio <= 0:
             raise ValueError(f"source.update_ratio={update_ratio} must be positive")
@@ -99,8 +103,9 @@ class Replay:
         refuse_short_plan(env, horizon)
         self.env, self.generator, self.horizon = env, generator, horizon
         self.batch_size, self.warmup, self.update_ratio = batch_size, warmup, update_ratio
-        device = str(generator.device)
-        self.buffer = Buffer(capacity, env.obs_dim, horizon, env.action_dim, device)
+        self.warmup_policy = warmup_policy
+        device, rows = str(generator.device), kept_rows or horizon
+        self.buffer = Buffer(capacity, env.obs_dim, rows, env.action_dim, device)
         self.frames = 0
         self.warm_frames = 0  # frames when the warm-up ended
         self.batches = 0
@@ -115,7 +120,7 @@ class Replay:
     def next(self, act: Act) -> Batch:
         """The next batch; steps the environments first when the update ratio asks for it."""
         while self.frames < self.warmup or self.buffer.size == 0:
-            self.collect(self.random_action)
+            self.collect(act if self.warmup_policy else self.random_action)
             self.warm_frames = self.frames
         while self.batches >= self.owed():
             self.collect(act)
@@ -130,9 +135,10 @@ class Replay:
         """One decision in every environment."""
         if self.obs is None:
             self.obs = placed(self.env.reset(), self.generator.device)
-        action = act(self.obs)
+        choice = act(self.obs)
+        action, kept = choice if isinstance(choice, Coded) else (choice, choice)
         step = to_device(self.env.step(action), self.generator.device)
-        batch = Batch(self.obs, action, step.reward, step.discount, step.next_obs)
+        batch = Batch(self.obs, kept, step.reward, step.discount, step.next_obs)
         self.buffer.add(batch, step.valid)
         self.obs = placed(step.obs, self.generator.device)
         self.frames += int(step.frames.sum())

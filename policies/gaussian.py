@@ -44,6 +44,15 @@ class TanhGaussian(nn.Module):
         """Standard normal noise [*lead, T, Da] for `sample`."""
         return normal_noise(self, lead, generator)
 
+    @torch.no_grad()
+    def begin(self, log_std: float) -> None:
+        """Starts near mean 0 and this log standard deviation everywhere, before the tanh."""
+        self.net.scale_outlet(0.01)
+        half = 0.5 * (self.log_std_max - self.log_std_min)
+        share = torch.tensor((log_std - self.log_std_min) / half - 1.0)
+        bias = self.net.layers[-1].bias.view(2, -1)
+        bias[1] = share.atanh()
+
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation before the tanh, each [..., T, Da]."""
         shape = (2, self.horizon, self.action_dim)

@@ -91,7 +91,7 @@ def plan_of(options: dict[str, str]) -> Any:
 
 
 def measure(groups: list[str], plan: Any) -> Iterator[Any]:
-    """The rows of the groups, on one thread (the physics use all)."""
+    """The rows of the groups, on one thread (physics and fine-tuning use all)."""
     import torch
 
     before = torch.get_num_threads()
@@ -147,7 +147,7 @@ def footing() -> dict[str, Any]:
     return {
         "machine": f"{processor()} x {os.cpu_count()}",
         **{name: found or "-" for name, found in packages.items()},
-        "threads": f"1 of torch, {os.cpu_count()} of physics",
+        "threads": f"1 of torch, {os.cpu_count()} of physics and fine-tuning",
         f'"medium" products {used}, error': f"{medium_error():.1e}",
         "capability": torch.backends.cpu.get_cpu_capability(),
     }

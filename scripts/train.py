@@ -19,6 +19,7 @@ from .display import Display, Timer
 from .errors import MACHINE, NUMERICS, REQUEUE, RheoError, nearest
 from .evaluate import MAX_ENVS, episodes_of, known_references, score
 from .fast import fast
+from .gate import gate
 from .health import diagnosis
 from .overrides import flags
 from .plot import plot
@@ -52,6 +53,7 @@ def train(config: dict[str, Any], name: str) -> int:
             if config["init"] is not None:
                 tell_shift(loop.algo, loop.source)
             rehearse(loop.algo, loop.source, loop.sizes)
+            loop.latest |= gate(loop.algo, loop.eval_env, config["episodes"])
         except BaseException:
             run.close()
             discard(path, made)
@@ -164,11 +166,18 @@ def tell_shift(algo: Any, source: Any) -> None:
 def rehearse(algo: Any, source: Any, sizes: Sizes) -> None:
     """Whether algorithm and source fit, and memory for rollouts, before any work.
 
-    Raises RheoError for a pair that does not fit, EnvError for a rollout larger than memory.
+    Raises RheoError for a pair that does not fit and for a frozen base that cannot be steered,
+    EnvError for a rollout larger than memory.
     """
     rows = source.env.num_envs if isinstance(source, Rollouts) else 1
     state = algo.generator.get_state()
-    choice = algo.act(torch.zeros((rows, sizes.obs_dim), device=algo.generator.device))
+    obs = torch.zeros((rows, sizes.obs_dim), device=algo.generator.device)
+    if hasattr(algo, "probe"):
+        try:
+            algo.probe(obs)
+        except ValueError as error:
+            raise RheoError(str(error)) from error
+    choice = algo.act(obs)
     algo.generator.set_state(state)
     if isinstance(choice, Choice) != isinstance(source, Rollouts):
         name = type(algo).__name__

@@ -25,6 +25,9 @@ ROLLOUTS = [
     *("env=inverted_pendulum", "env.num_envs=2", "source.decisions=16", "algo.learn.epochs=2"),
     *("algo.learn.minibatch=12", *VALUE),
 ]
+STEERED = [
+    *FLOW, *REPLAY, "horizon=2", "algo.actor.width=16", "algo.actor.depth=1", "algo.gate=0",
+]  # fmt: skip
 WORDS = {
     "awm": [*FLOW, *CRITIC, *VALUE],
     "awm_gae": [*FLOW, *ROLLOUTS],
@@ -32,6 +35,8 @@ WORDS = {
     "bc_gaussian": [*GAUSSIAN, "source.batch_size=16"],
     "dppo": [*FLOW, *ROLLOUTS, "algo.tuned_steps=1"],
     "dql": [*FLOW, *CRITIC],
+    "dsrl_na": [*STEERED, "algo.noise_critic.width=16", "algo.noise_critic.depth=1"],
+    "dsrl_sac": STEERED,
     "fql": [*FLOW, *CRITIC],
     "fpo": [*FLOW, *ROLLOUTS],
     "fpo_pp": [*FLOW, *ROLLOUTS],
@@ -46,7 +51,9 @@ WORDS = {
     "shortcut": [*FLOW, "source.batch_size=16"],
     "td3bc": [*GAUSSIAN, *CRITIC],
 }
-ONLINE = ("awm_gae", "dppo", "fpo", "fpo_pp", "ppo", "reinflow", "rfm", "sac")
+ONLINE = (
+    *("awm_gae", "dppo", "dsrl_na", "dsrl_sac", "fpo", "fpo_pp", "ppo", "reinflow", "rfm", "sac"),
+)
 
 
 def write_episodes(path: Path, lengths: list[int], obs_dim: int = 3, action_dim: int = 2) -> Path:

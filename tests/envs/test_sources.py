@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rheo.envs import sources
-from rheo.envs.batch import Batch, Choice
+from rheo.envs.batch import Batch, Choice, Coded
 from rheo.envs.buffer import Buffer
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.rollout import evaluate
@@ -25,7 +25,9 @@ def chunk_env(name="Pendulum-v1", num_envs=1, execute=1, obs_steps=1, **options)
     return ChunkEnv(env, execute=execute, obs_steps=obs_steps, gamma=GAMMA)
 
 
-def replay(env, *, horizon=1, capacity=1000, batch_size=8, warmup=0, update_ratio=1.0, seed=0):
+def replay(
+    env, *, horizon=1, capacity=1000, batch_size=8, warmup=0, update_ratio=1.0, seed=0, **more
+):
     env.reset(seed)
     return Replay(
         env,
@@ -35,6 +37,7 @@ def replay(env, *, horizon=1, capacity=1000, batch_size=8, warmup=0, update_rati
         batch_size=batch_size,
         warmup=warmup,
         update_ratio=update_ratio,
+        **more,
     )
 
 
@@ -222,6 +225,23 @@ def test_impossible_settings_of_a_replay_are_named(values, message):
     env = chunk_env(num_envs=2, execute=3)
     with pytest.raises(ValueError, match=message):
         replay(env, **{"horizon": 3, **values})
+
+
+def test_a_code_is_kept_in_place_of_the_action_it_was_decoded_to():
+    """From the first warm-up step on, when that is left to the algorithm."""
+    env = chunk_env(num_envs=2, execute=3)
+    source = replay(env, horizon=3, warmup=12, warmup_policy=True, kept_rows=1)
+    seen = []
+
+    def act(obs):
+        code = torch.rand((2, 1, 1), generator=source.generator)
+        seen.append(code)
+        return Coded(code.expand(2, 3, 1) ** 2, code)
+
+    batch = source.next(act)
+    assert batch.action.shape == (8, 1, 1)
+    assert source.frames >= 12 and len(seen) * 6 == source.frames
+    assert torch.isin(batch.action, torch.cat(seen)).all()
 
 
 @pytest.mark.parametrize("kind", [Replay, Rollouts])

@@ -257,7 +257,7 @@ def test_every_shipped_network_composes(net: str) -> None:
 
 @pytest.mark.parametrize("recipe", sorted(f.stem for f in (HOME / "recipe").glob("*.yaml")))
 def test_every_shipped_recipe_composes(recipe: str) -> None:
-    assert compose([f"recipe={recipe}"])["algo"]
+    assert compose([f"recipe={recipe}", f"data={DATA}"])["algo"]
 
 
 @pytest.mark.parametrize("algo", ALGOS)

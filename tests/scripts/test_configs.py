@@ -38,11 +38,12 @@ def learn(words, updates=6):
     """A few updates of an assembled experiment; losses stay finite and weights move."""
     config = compose(words)
     algo, source, sizes, _ = assemble(config)
-    before = {k: v.clone() for k, v in algo.policy.state_dict().items()}
+    learner = getattr(algo, "actor", algo.policy)  # where there is one, the policy is frozen
+    before = {k: v.clone() for k, v in learner.state_dict().items()}
     for _ in range(updates):
         metrics = algo.update(source.next(algo.act))
         assert metrics and all(bool(torch.isfinite(value)) for value in metrics.values())
-    changed = [k for k, v in algo.policy.state_dict().items() if not torch.equal(v, before[k])]
+    changed = [k for k, v in learner.state_dict().items() if not torch.equal(v, before[k])]
     assert changed
     action = algo.deploy(torch.zeros(3, sizes.obs_dim), torch.Generator().manual_seed(0))
     assert action.shape == (3, config["horizon"], sizes.action_dim)

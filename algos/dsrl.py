@@ -1,0 +1,242 @@
+"""Diffusion steering: reinforcement learning of the noise that a frozen policy starts from."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..envs.batch import Batch, Coded
+from ..policies.coded import NoiseMap
+from ..policies.critics import QEnsemble
+from ..policies.flow import FlowPolicy
+from ..policies.gaussian import TanhGaussian
+from ..policies.nets import clone, lerp_
+from .optim import adam, frozen, step
+from .returns import td_loss, td_target
+from .temperature import Temperature
+
+
+class DSRL:
+    """Soft actor-critic over the noise of a frozen policy (arXiv:2506.15799), both forms.
+
+    The base is a deterministic map a = policy.act(obs, w) from noise to actions, called as a black
+    box; the actor chooses codes u [R, Da] in [-1, 1], of which `noise_map` makes the noise, its
+    bound included: acting, targets and distillation all decode alike, and once.
+
+    With a noise_critic (DSRL-NA) the replay keeps executed actions, so recorded data serve too:
+    Q(s, a) learns r + discount (min Q'(s', a') - alpha log pi(u'|s')), a' decoded from u', and the
+    noise critic is regressed on it, member by member, at codes of which prior_share are the base's
+    own noise and the others the actor's (it is the actor that will ask there). Every
+    distill_every updates, one step. Without one (DSRL-SAC) the replay keeps codes, `critic` is
+    Q(s, u) and no update calls the base. latent_gradient: the actor follows Q(s, base.act(s, w))
+    through the base instead of the noise critic; only through a FlowPolicy.
+
+    The actor starts with zero mean and log std 0: with bound 1.5 its noise deviates by 0.94, about
+    the base's own 1. Until the first update the base acts from its own noise. spread: what the
+    temperature holds at target_per_dim times R Da, "entropy" of the code, or "prior", minus the
+    KL divergence of bound * u to the base's N(0, I).
+
+    policy_lr, critic_lr, alpha_lr: Adam. alpha: first temperature. target_rate: Polyak rate.
+    deploy_mean: deploy the actor's mode rather than a sample. gate: the base is evaluated before
+    any training, from its own noise and through the map; below this share of its return (success)
+    through the map the run is refused. 0: never. B batch, N environments, T chunk, R rows.
+    """
+
+    pure = ("critic_loss", "policy_loss", "distill_loss")
+
+    def __init__(
+        self,
+        policy: Any,
+        critic: QEnsemble,
+        generator: torch.Generator,
+        actor: TanhGaussian,
+        noise_map: NoiseMap,
+        noise_critic: QEnsemble | None = None,
+        *,
+        latent_gradient: bool,
+        prior_share: float,
+        distill_every: int,
+        spread: Literal["entropy", "prior"],
+        target_per_dim: float,
+        policy_lr: float,
+        critic_lr: float,
+        alpha_lr: float,
+        alpha: float,
+        target_rate: float,
+        deploy_mean: bool,
+        gate: float,
+    ) -> None:
+        if spread not in ("entropy", "prior"):
+            raise ValueError(f"algo.spread={spread!r}: choose entropy or prior")
+        if not 0 <= prior_share <= 1:
+            raise ValueError(f"algo.prior_share={prior_share}: a share of the codes in [0, 1]")
+        if latent_gradient and (noise_critic is None or not isinstance(policy, FlowPolicy)):
+            raise ValueError(
+                "algo.latent_gradient=true: gradients go through the base only if it is a "
+                "FlowPolicy and the critic judges actions; leave it false"
+            )
+        device = generator.device
+        self.policy = policy.requires_grad_(False)
+        self.noise_map, self.actor = noise_map.to(device), actor.to(device)
+        self.actor.begin(log_std=0.0)
+        self.critic, self.target = critic, clone(critic)
+        self.noise_critic = None if noise_critic is None else noise_critic.to(device)
+        self.generator = generator
+        self.policy_opt = adam(actor.parameters(), policy_lr)
+        self.critic_opt = adam(critic.parameters(), critic_lr)
+        if self.noise_critic is not None:
+            self.distill_opt = adam(self.noise_critic.parameters(), critic_lr)
+        size = actor.horizon * actor.action_dim
+        self.temperature = Temperature(alpha, target_per_dim * size, alpha_lr, device)
+        self.updates = 0
+        self.latent_gradient, self.prior_share = latent_gradient, prior_share
+        self.distill_every, self.spread, self.target_rate = distill_every, spread, target_rate
+        self.deploy_mean, self.gate = deploy_mean, gate
+
+    # ---- acting ----------------------------------------------------------------------------
+
+    def decode(self, obs: Tensor, code: Tensor) -> Tensor:
+        """The frozen policy's action [..., T, Da] of codes [..., R, Da], as it is executed."""
+        return self.policy.act(obs, self.noise_map(code)).clamp(-1, 1)
+
+    def sampled(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Codes [N, R, Da] of the actor and their log density [N]."""
+        return self.actor.sample(obs, self.actor.noise(len(obs), generator))
+
+    def prior(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Codes [rows, R, Da] of the base's own noise."""
+        return self.noise_map.prior((rows,), self.actor.action_dim, generator)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Coded:
+        """An exploring action and what the replay keeps of it."""
+        if self.updates > 0:
+            code = self.sampled(obs, self.generator)[0]
+        else:
+            code = self.prior(len(obs), self.generator)
+            code = code.clamp(-1, 1) if self.noise_critic is None else code
+        action = self.decode(obs, code)
+        return Coded(action, code if self.noise_critic is None else action)
+
+    @torch.no_grad()
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """The action of the actor's mode, or of a sample, [N, T, Da]."""
+        code = self.actor.mean(obs) if self.deploy_mean else self.sampled(obs, generator)[0]
+        return self.decode(obs, code)
+
+    @torch.no_grad()
+    def unsteered(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """The base's action from its own noise, [N, T, Da]."""
+        return self.policy.act(obs, self.full_noise(len(obs), generator)).clamp(-1, 1)
+
+    @torch.no_grad()
+    def mapped(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """The base's action from its own noise through the map, [N, T, Da]."""
+        return self.decode(obs, self.prior(len(obs), generator))
+
+    def full_noise(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Noise of the base itself, [rows, T, Da]."""
+        shape = (rows, len(self.noise_map.matrix), self.actor.action_dim)
+        return torch.randn(shape, generator=generator, device=generator.device)
+
+    @torch.no_grad()
+    def probe(self, obs: Tensor) -> None:
+        """Raises ValueError for a base that cannot be steered, found out at observations [N, O]."""
+        generator = torch.Generator(self.generator.device).manual_seed(0)
+        one, two = (self.full_noise(len(obs), generator) for _ in range(2))
+        first, again, other = (self.policy.act(obs, noise) for noise in (one, one, two))
+        if not isinstance(first, Tensor) or first.shape != one.shape:
+            found = list(first.shape) if isinstance(first, Tensor) else type(first).__name__
+            raise ValueError(
+                f"policy: its act(obs, noise) returned {found} for noise {list(one.shape)}; an "
+                "action has the shape of its noise"
+            )
+        if not bool(first.isfinite().all()):
+            raise ValueError("policy: its act(obs, noise) returned numbers that are not finite")
+        if not torch.equal(first, again):
+            raise ValueError(
+                "policy: its act gives two actions for one noise; steering needs a deterministic "
+                "map, so let all randomness come from the noise that is passed (DDIM with eta=0, "
+                "or an ordinary differential equation)"
+            )
+        if torch.equal(first, other):
+            raise ValueError("policy: its act ignores the noise, so there is nothing to steer")
+
+    # ---- learning --------------------------------------------------------------------------
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of the critic, of the noise critic when it is due, of actor and temperature."""
+        self.updates += 1
+        rows = len(batch.obs)
+        with torch.no_grad():
+            code, logp = self.sampled(batch.next_obs, self.generator)
+            # the base is called here, outside of what may be compiled
+            action = code if self.noise_critic is None else self.decode(batch.next_obs, code)
+            bonus = self.temperature.value * self.measure(code, logp)
+        loss, metrics = self.critic_loss(batch, action, bonus)
+        step(self.critic_opt, loss)
+        lerp_(self.target, self.critic, self.target_rate)
+        if self.noise_critic is not None and self.updates % self.distill_every == 0:
+            with torch.no_grad():
+                code = self.distilled(batch.obs)
+                action = self.decode(batch.obs, code)
+            loss = self.distill_loss(batch.obs, code, action)
+            step(self.distill_opt, loss)
+            metrics["critic/distill_loss"] = loss.detach()
+        judge = self.critic if self.latent_gradient else self.noise_critic or self.critic
+        noise = self.actor.noise(rows, self.generator)
+        with frozen(judge):
+            loss, spread, code = self.policy_loss(batch.obs, noise, self.temperature.value)
+            step(self.policy_opt, loss)
+        self.temperature.update(spread)
+        return metrics | {
+            "policy/loss": loss.detach(),
+            "policy/spread": spread,
+            "policy/temperature": self.temperature.value,
+            "policy/code_saturated": (code.abs() > 0.9).float().mean(),
+        }
+
+    def measure(self, code: Tensor, logp: Tensor) -> Tensor:
+        """The spread [B] of codes [B, R, Da] with log density [B]: one sample's estimate."""
+        if self.spread == "entropy":
+            return -logp
+        bound = self.noise_map.bound
+        constant = math.log(2 * math.pi) - 2 * math.log(bound)  # of N(0, I) and of w = bound u
+        return -logp - 0.5 * ((bound * code).square() + constant).sum((-1, -2))
+
+    def critic_loss(
+        self, batch: Batch, next_action: Tensor, bonus: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Soft TD loss [] of the ensemble, over actions or codes; bonus [B] of the next state."""
+        with torch.no_grad():
+            value = self.target(batch.next_obs, next_action).amin(0) + bonus
+            goal = td_target(batch.reward, batch.discount, value)
+        q = self.critic(batch.obs, batch.action)
+        loss = td_loss(q, goal)
+        return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+
+    def distilled(self, obs: Tensor) -> Tensor:
+        """Codes [B, R, Da] at which the noise critic is taught: the prior's, then the actor's."""
+        count = round(self.prior_share * len(obs))
+        prior = self.prior(count, self.generator)
+        return torch.cat([prior, self.sampled(obs[count:], self.generator)[0]])
+
+    def distill_loss(self, obs: Tensor, code: Tensor, action: Tensor) -> Tensor:
+        """Regression of the noise critic's members on the critic's at the same actions, []."""
+        assert self.noise_critic is not None
+        with torch.no_grad():
+            goal = self.critic(obs, action)
+        return td_loss(self.noise_critic(obs, code), goal)
+
+    def policy_loss(
+        self, obs: Tensor, noise: Tensor, alpha: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss [], and without gradient the spread [] and the codes [B, R, Da]."""
+        code, logp = self.actor.sample(obs, noise)
+        spread = self.measure(code, logp)
+        if self.latent_gradient:
+            worth = self.critic(obs, self.decode(obs, code)).amin(0)
+        else:
+            worth = (self.noise_critic or self.critic)(obs, code).amin(0)
+        return -(alpha * spread + worth).mean(), spread.detach().mean(), code.detach()

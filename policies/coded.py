@@ -1,0 +1,108 @@
+"""Codes of a chunk's noise, which steering a frozen policy chooses: their map, actor and critic."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .critics import QEnsemble
+from .gaussian import TanhGaussian
+from .normalize import Normalizer
+
+
+class NoiseMap(nn.Module):
+    """w = bound M u: codes u [..., R, Da] in [-1, 1] to noises w [..., T, Da] (arXiv:2506.15799).
+
+    kind "interpolated": M is linear interpolation between R knots spread over the chunk, so that
+    R = T is every step its own noise and R = 1 one noise repeated over the chunk. "lowrank": the R
+    slowest cosines of the chunk. Rows of M ("interpolated") or M as a whole ("lowrank") are scaled
+    such that codes of independent N(0, 1 / bound^2) give noises of variance 1 (on average over the
+    steps for "lowrank"), the prior's. bound: the largest noise per element of a code; of two
+    methods that steer the same policy both are held to this one. Raises ValueError for a bound that
+    is not positive and rows outside 1 .. T.
+    """
+
+    matrix: Tensor
+
+    def __init__(
+        self, horizon: int, *, kind: Literal["interpolated", "lowrank"], rows: int, bound: float
+    ) -> None:
+        super().__init__()
+        if not 1 <= rows <= horizon:
+            raise ValueError(
+                f"algo.noise_map.rows={rows}: a chunk of horizon={horizon} has 1 to {horizon} rows "
+                "of noise"
+            )
+        if not bound > 0:
+            raise ValueError(f"algo.noise_map.bound={bound}: must be positive; start with 1.5")
+        if kind not in ("interpolated", "lowrank"):
+            raise ValueError(f"algo.noise_map.kind={kind!r}: choose interpolated or lowrank")
+        self.rows, self.bound = rows, bound
+        make = interpolation if kind == "interpolated" else cosines
+        self.register_buffer("matrix", make(horizon, rows))
+
+    def forward(self, code: Tensor) -> Tensor:
+        return self.bound * torch.einsum("tr,...rd->...td", self.matrix, code)
+
+    def prior(
+        self, lead: tuple[int, ...], action_dim: int, generator: torch.Generator
+    ) -> Tensor:
+        """Codes [*lead, R, Da] of the frozen policy's own noise; not held to the bound."""
+        shape = (*lead, self.rows, action_dim)
+        noise = torch.randn(shape, generator=generator, device=generator.device)
+        return noise.to(self.matrix.dtype) / self.bound
+
+
+def interpolation(horizon: int, rows: int) -> Tensor:
+    """Weights [T, R] of the knots at each step, each row of length 1."""
+    if rows == 1:
+        return torch.ones(horizon, 1)
+    place = torch.arange(horizon) * (rows - 1) / (horizon - 1)
+    weight = (1 - (place[:, None] - torch.arange(rows)).abs()).clamp_min(0)
+    return weight / weight.norm(dim=1, keepdim=True)
+
+
+def cosines(horizon: int, rows: int) -> Tensor:
+    """The slowest orthonormal cosines [T, R], scaled to a mean squared row length of 1."""
+    t, r = torch.arange(horizon)[:, None] + 0.5, torch.arange(rows)
+    basis = torch.cos(math.pi * t * r / horizon)
+    return basis / basis.norm(dim=0) * math.sqrt(horizon / rows)
+
+
+def coded_gaussian(
+    obs_dim: int,
+    action_dim: int,
+    obs_norm: Normalizer | None = None,
+    *,
+    rows: int,
+    width: int,
+    depth: int,
+    activation: str,
+    log_std_min: float,
+    log_std_max: float,
+) -> TanhGaussian:
+    """A `TanhGaussian` over codes of `rows` rows instead of chunks."""
+    return TanhGaussian(
+        obs_dim, action_dim, rows, obs_norm, width=width, depth=depth, activation=activation,
+        log_std_min=log_std_min, log_std_max=log_std_max,
+    )  # fmt: skip
+
+
+def coded_critic(
+    obs_dim: int,
+    action_dim: int,
+    obs_norm: Normalizer | None = None,
+    *,
+    rows: int,
+    members: int,
+    width: int,
+    depth: int,
+    layer_norm: bool,
+    activation: str,
+) -> QEnsemble:
+    """A `QEnsemble` over codes of `rows` rows instead of chunks."""
+    return QEnsemble(
+        obs_dim, action_dim, rows, obs_norm, members=members, width=width, depth=depth,
+        layer_norm=layer_norm, activation=activation,
+    )  # fmt: skip

@@ -1,0 +1,255 @@
+"""Diffusion steering on bases whose map is known in closed form."""
+
+import hashlib
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rheo.algos.dsrl import DSRL
+from rheo.envs.batch import Batch
+from rheo.policies.coded import NoiseMap, coded_critic, coded_gaussian
+
+GOAL = 0.9
+
+
+class Base(nn.Module):
+    """a = mean + spread f(w), unclipped; counts its calls."""
+
+    def __init__(self, mean=0.4, spread=0.5, form=lambda w: w):
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor(mean))
+        self.spread, self.form, self.calls = spread, form, 0
+
+    def act(self, obs, noise):
+        self.calls += 1
+        return self.mean + self.spread * self.form(noise)
+
+
+def make(base=None, *, coded=False, horizon=1, rows=None, bound=1.5, **changes) -> Any:
+    """A small DSRL; coded: the critic judges codes (DSRL-SAC)."""
+    torch.manual_seed(0)
+    rows = rows or horizon
+    small: dict[str, Any] = {"width": 64, "depth": 2, "activation": "tanh"}
+    judge = {**small, "members": 2, "layer_norm": False}
+    actor = coded_gaussian(
+        2, 1, rows=rows, **small, log_std_min=-5.0, log_std_max=2.0
+    )
+    settings: dict[str, Any] = {
+        **{"latent_gradient": False, "prior_share": 0.5, "distill_every": 1, "spread": "entropy"},
+        **{"target_per_dim": 0.0, "policy_lr": 3e-3, "critic_lr": 3e-3, "alpha_lr": 3e-3},
+        **{"alpha": 0.1, "target_rate": 0.05, "deploy_mean": True, "gate": 0.0},
+    }
+    return DSRL(
+        Base() if base is None else base,
+        coded_critic(2, 1, rows=rows if coded else horizon, **judge),
+        torch.Generator().manual_seed(0),
+        actor,
+        NoiseMap(horizon, kind="interpolated", rows=rows, bound=bound),
+        None if coded else coded_critic(2, 1, rows=rows, **judge),
+        **{**settings, **changes},
+    )
+
+
+def bandit(algo, rows=256):
+    """Transitions of a world that ends after one action, worth -(a - GOAL)^2."""
+    obs = torch.randn((rows, 2), generator=algo.generator)
+    choice = algo.act(obs)
+    reward = -(choice.action - GOAL).square().sum((1, 2))
+    return Batch(obs, choice.kept, reward, torch.zeros(rows), obs)
+
+
+def digest(module):
+    state = b"".join(value.numpy().tobytes() for value in module.state_dict().values())
+    return hashlib.sha256(state).hexdigest()
+
+
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("bound", [1.0, 2.5])
+def test_a_code_of_one_is_the_bound_for_both_forms(coded, bound):
+    """4.T1."""
+    algo = make(Base(spread=0.2), coded=coded, bound=bound, horizon=2)
+    action = algo.decode(torch.zeros(3, 2), torch.ones(3, 2, 1))
+    torch.testing.assert_close(action, torch.full((3, 2, 1), 0.4 + 0.2 * bound))
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_one_decoding_is_executed_and_what_is_kept_belongs_to_it(coded):
+    """4.T2, before the first update (the base's own noise) and after."""
+    algo = make(coded=coded, horizon=3)
+    obs = torch.randn(5, 2)
+    for updates in (0, 1):
+        algo.updates, algo.policy.calls = updates, 0
+        choice = algo.act(obs)
+        assert algo.policy.calls == 1
+        if coded:
+            assert choice.kept.abs().max() <= 1
+            torch.testing.assert_close(algo.decode(obs, choice.kept), choice.action)
+        else:
+            assert choice.kept is choice.action
+
+
+@pytest.mark.parametrize(("bound", "spread"), [(1.0, 0.628), (1.5, 0.942), (2.5, 1.570)])
+def test_the_first_actor_is_about_the_prior(bound, spread):
+    """4.T6."""
+    algo = make(bound=bound)
+    code, _ = algo.sampled(torch.randn(50_000, 2), torch.Generator().manual_seed(1))
+    noise = algo.noise_map(code)
+    assert noise.std().item() == pytest.approx(spread, rel=0.02)
+    assert abs(noise.mean().item()) < 0.02 * spread
+
+
+def taught(base, best, steps=600):
+    """An algorithm whose critic is known, -(a - best)^2, and whose noise critic was distilled."""
+    algo = make(base, prior_share=1.0)
+
+    class Known(nn.Module):
+        def forward(self, obs, action):
+            value = -(action - best).square().sum((-1, -2))
+            return torch.stack([value, value])
+
+    algo.critic = Known()
+    obs = torch.zeros(256, 2)
+    for _ in range(steps):
+        code = algo.distilled(obs)
+        loss = algo.distill_loss(obs, code, algo.decode(obs, code))
+        algo.distill_opt.zero_grad()
+        loss.backward()
+        algo.distill_opt.step()
+    return algo
+
+
+def test_the_noise_critic_peaks_at_the_noise_of_the_best_action():
+    """4.T3: a = 0.4 + 0.3 w is 0.7 at w = 1."""
+    algo = taught(Base(spread=0.3), 0.7)
+    noise = torch.linspace(-1.5, 1.5, 301)
+    value = algo.noise_critic(torch.zeros(301, 2), (noise / 1.5)[:, None, None]).mean(0)
+    assert noise[value.argmax()].item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_noises_of_one_action_have_one_value():
+    """4.T5: a = 0.4 + 0.3 |w| is the same at 1 and -1."""
+    algo = taught(Base(spread=0.3, form=torch.abs), 0.7)
+    code = torch.tensor([1.0, -1.0])[:, None, None] / 1.5
+    one, other = algo.noise_critic(torch.zeros(2, 2), code).mean(0)
+    assert one.item() == pytest.approx(other.item(), abs=1e-2)
+
+
+def test_the_soft_optimum_is_the_tilted_normal():
+    """4.T4: Q = -(0.5 (w - 1))^2 with alpha 0.1 is N(1, alpha / (2 s^2) = 0.2)."""
+    wide = make(bound=4.0)  # P(|w| > 4) is nothing
+
+    class Exact(nn.Module):
+        def forward(self, obs, code):
+            value = -(0.5 * (4.0 * code - 1)).square().sum((-1, -2))
+            return torch.stack([value, value])
+
+    wide.noise_critic = Exact()
+    obs = torch.zeros(512, 2)
+    for count in range(1500):
+        for group in wide.policy_opt.param_groups:
+            group["lr"] = 3e-3 * (1 - count / 1500)
+        loss, _, _ = wide.policy_loss(obs, wide.actor.noise(512, wide.generator), torch.tensor(0.1))
+        wide.policy_opt.zero_grad()
+        loss.backward()
+        wide.policy_opt.step()
+    noise = wide.noise_map(wide.sampled(torch.zeros(100_000, 2), wide.generator)[0])
+    assert noise.mean().item() == pytest.approx(1.0, abs=0.05)
+    assert noise.var().item() == pytest.approx(0.2, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"coded": True}, {"spread": "prior", "target_per_dim": -1.0}]
+)
+def test_a_bandit_is_steered_to_its_goal(changes):
+    """4.T7: from -(0.1 + 0.25) = -0.5 of the base to above -0.11."""
+    algo = make(**changes)
+    before = digest(algo.policy)
+    buffer = bandit(algo, 2000)
+    for count in range(400):
+        if count % 20 == 19:
+            fresh = bandit(algo, 200)
+            buffer = Batch(*(torch.cat(pair)[-2000:] for pair in zip(buffer, fresh, strict=True)))
+        index = torch.randint(2000, (128,), generator=algo.generator)
+        algo.update(Batch(*(column[index] for column in buffer)))
+    obs = torch.randn(500, 2)
+    action = algo.deploy(obs, algo.generator)
+    assert -(action - GOAL).square().mean().item() > -0.05
+    assert digest(algo.policy) == before and algo.policy.mean.grad is None  # 4.T9
+
+
+def test_the_critics_target_by_hand():
+    """4.T8: 1 + 0.9 (min(2, 3) - 0.1 * (-1.5)) = 2.935."""
+    algo = make()
+
+    class Fixed(nn.Module):
+        def forward(self, obs, action):
+            return torch.tensor([[2.0], [3.0]])
+
+    algo.target = Fixed()
+    seen = []
+    algo.critic = lambda obs, action: seen.append(1) or torch.zeros(2, 1, requires_grad=True)
+    one = torch.ones(1)
+    batch = Batch(torch.zeros(1, 2), torch.zeros(1, 1, 1), one, 0.9 * one, torch.zeros(1, 2))
+    bonus = 0.1 * algo.measure(torch.zeros(1, 1, 1), torch.tensor([-1.5]))
+    loss, _ = algo.critic_loss(batch, torch.zeros(1, 1, 1), bonus)
+    assert loss.item() == pytest.approx(0.5 * 2 * 2.935**2, rel=1e-6)
+
+
+def test_the_prior_spread_is_minus_the_divergence_to_the_bases_noise():
+    """A code of density N(0, 1 / bound^2) is the prior: no divergence, whatever the sample."""
+    algo = make(spread="prior", bound=2.0, horizon=2)
+    code = 0.3 * torch.randn(7, 2, 1)
+    normal = torch.distributions.Normal(0.0, 0.5)
+    torch.testing.assert_close(
+        algo.measure(code, normal.log_prob(code).sum((1, 2))), torch.zeros(7), atol=1e-5, rtol=0
+    )
+    narrow = torch.distributions.Normal(0.1, 0.2)
+    samples = narrow.sample((200_000, 2, 1))
+    found = algo.measure(samples, narrow.log_prob(samples).sum((1, 2))).mean().item()
+    exact = 2 * (math.log(0.5 / 0.2) + (0.2**2 + 0.1**2) / (2 * 0.25) - 0.5)
+    assert found == pytest.approx(-exact, rel=0.02)
+
+
+def test_the_gradient_through_a_base_is_that_of_its_map(flow):
+    """latent_gradient: d Q(base(w)) / d actor by finite differences of the loss."""
+    base = flow(2, 1, 1).double()
+    torch.nn.init.normal_(base.net.outlet.weight, std=0.3)
+    algo = make(base, latent_gradient=True)
+    for part in (algo.actor, algo.critic, algo.noise_map):
+        part.double()
+    obs, noise = torch.randn(6, 2).double(), torch.randn(6, 1, 1).double()
+    alpha = torch.tensor(0.1).double()
+    weight = algo.actor.net.layers[-1].bias
+    loss = algo.policy_loss(obs, noise, alpha)[0]
+    gradient = torch.autograd.grad(loss, weight)[0]
+    for place in range(2):
+        with torch.no_grad():
+            weight[place] += 1e-6
+            up = algo.policy_loss(obs, noise, alpha)[0]
+            weight[place] -= 2e-6
+            down = algo.policy_loss(obs, noise, alpha)[0]
+            weight[place] += 1e-6
+        assert gradient[place].item() == pytest.approx(((up - down) / 2e-6).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (lambda w: w + torch.randn_like(w), "two actions for one noise"),
+        (torch.zeros_like, "ignores the noise"),
+        (lambda w: w.sum(-1), r"returned \[4, 1\] for noise \[4, 1, 1\]"),
+        (lambda w: w / 0, "not finite"),
+    ],
+)
+def test_a_base_that_cannot_be_steered_is_refused(form, message):
+    with pytest.raises(ValueError, match=message):
+        make(Base(form=form)).probe(torch.zeros(4, 2))
+    make().probe(torch.zeros(4, 2))
+
+
+def test_gradients_through_a_black_box_are_refused():
+    with pytest.raises(ValueError, match="latent_gradient=true: gradients go through the base"):
+        make(latent_gradient=True)
