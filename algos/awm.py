@@ -186,15 +186,13 @@ class AWM:
             action = policy.act(obs, draws.start)  # [R, K, T, Da]
             q = self.target(obs[:, None], action).amin(0)  # [R, K]
             advantage = losses.group_advantage(q, self.advantage_clip, self.advantage_max)
-            a, t = policy.to_latent(action)[:, :, None], draws.pair_t
-            A, B, dA, dB = (c[..., None, None] for c in policy.path.coefficients(t))
-            x = A * a + B * draws.pair_noise  # [R, K, J, T, Da]
-            goal = dA * a + dB * draws.pair_noise
-            held = anchor.velocity(x, t, anchor.features(obs))
-        velocity = policy.velocity(x, t, policy.features(obs))
+        t = draws.pair_t
+        met = losses.pairs(policy, obs, action, draws.pair_noise, t)  # [R, K, J, ...]
+        with torch.no_grad():
+            held = anchor.velocity(met.x, t, anchor.features(obs))
         weight = losses.time_weight(t, self.weighting)
-        error = losses.psi((velocity - goal).square().mean((-2, -1)), self.psi)  # [R, K, J]
+        error = losses.psi(met.error(), self.psi)
         signed = (advantage[..., None] * error * weight).mean()
-        drift = ((velocity - held).square().mean((-2, -1)) * weight).mean()
+        drift = ((met.velocity - held).square().mean((-2, -1)) * weight).mean()
         loss = self.signed_coef * signed + self.anchor_coef * drift
         return loss, {"policy/signed": signed.detach(), "policy/drift": drift.detach()}

@@ -86,10 +86,10 @@ class AWMGAE(OnPolicy):
         action = action.clamp(-1, 1)
         t = losses.stratified((len(obs), self.pairs), generator, T_MIN, T_MAX)
         noise = policy.noise((len(obs), self.pairs), generator)
-        velocity, goal, _ = self.velocities(obs, action, noise, t)
-        kept = {"t": t, "noise": noise, "old": self.surrogates(velocity, goal, t)}
+        met = losses.pairs(policy, obs, action, noise, t)
+        kept = {"t": t, "noise": noise, "old": self.surrogates(met, t)}
         if self.penalty == "nft":
-            kept["velocity"] = velocity
+            kept["velocity"] = met.velocity
         return Choice(action, kept)
 
     @torch.no_grad()
@@ -104,35 +104,25 @@ class AWMGAE(OnPolicy):
             lerp_(self.fast, self.policy, max(self.trust_rate, 1 / (1 + self.rollouts)))
         return metrics
 
-    def velocities(
-        self, obs: Tensor, action: Tensor, noise: Tensor, t: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The policy's velocities, their goals and the points, [B, J, T, Da] each."""
-        policy = self.policy
-        a = policy.to_latent(action)[:, None]
-        c = policy.path.coefficients(t).over_chunk()
-        x, goal = c.a * a + c.b * noise, c.da * a + c.db * noise
-        return policy.velocity(x, t, policy.features(obs)), goal, x
-
-    def surrogates(self, velocity: Tensor, goal: Tensor, t: Tensor) -> Tensor:
+    def surrogates(self, met: losses.Pairs, t: Tensor) -> Tensor:
         """L = -psi(mean squared error) w(t), [B, J]."""
-        error = (velocity - goal).square().mean((-1, -2))
-        return -losses.psi(error, self.psi) * losses.time_weight(t, self.weighting)
+        return -losses.psi(met.error(), self.psi) * losses.time_weight(t, self.weighting)
 
     def policy_loss(
         self, rows: Rows, which: Tensor, *draws: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The chosen surrogate with its trust terms, []."""
         t, noise = rows.kept["t"], rows.kept["noise"]
-        velocity, goal, x = self.velocities(rows.obs, rows.action, noise, t)
+        met = losses.pairs(self.policy, rows.obs, rows.action, noise, t)
+        velocity, goal, x = met
         clip = self.advantage_clip
         advantage = rows.advantage.clamp(-clip, clip) * (self.advantage_max / clip)
-        gap = self.surrogates(velocity, goal, t) - rows.kept["old"]
+        gap = self.surrogates(met, t) - rows.kept["old"]
         if self.ratio == "mean":
             gap = gap.mean(1, keepdim=True)
         if self.penalty == "nft":
             loss = self.nft(velocity, rows.kept["velocity"], goal, advantage / self.advantage_max)
-            metrics = ratio_metrics(gap.detach(), gap.detach().exp(), self.learn.clip)
+            metrics = ratio_metrics(gap.detach(), self.learn.clip)
         else:
             loss, metrics = self.weighted(gap, advantage[:, None])
         for name, coef, other in (
@@ -151,7 +141,7 @@ class AWMGAE(OnPolicy):
         if self.ratio == "none":  # the ratio's value is taken as 1: only its gradient counts
             fresh = (gap - gap.detach()).exp()
             loss = -(advantage * fresh).mean()
-            return loss, ratio_metrics(gap.detach(), gap.detach().exp(), clip)
+            return loss, ratio_metrics(gap.detach(), clip)
         loss, metrics = self.surrogate(gap, advantage, clip)
         if self.penalty == "spo":
             ratio = gap.clamp(-limit, limit).exp()

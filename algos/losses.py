@@ -5,7 +5,7 @@ noise. B batch, K actions per state, J (time, noise) pairs.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,6 +64,41 @@ def time_weight(t: Tensor, kind: TimeWeight) -> Tensor:
     if kind == "noise2":
         return (1 - t).square()
     return (t / (1 - t).clamp_min(1e-6)).clamp(max=LIKELIHOOD_MAX)
+
+
+class Pairs(NamedTuple):
+    """Where a policy's velocity meets its goal for actions [..., T, Da] and J pairs each."""
+
+    velocity: Tensor  # [..., J, T, Da] with the policy's gradient
+    goal: Tensor  # [..., J, T, Da]
+    x: Tensor  # [..., J, T, Da]
+
+    def error(self) -> Tensor:
+        """Squared error [..., J], the mean over T * Da."""
+        return (self.velocity - self.goal).square().mean((-1, -2))
+
+
+def pairs(policy: Any, obs: Tensor, action: Tensor, noise: Tensor, t: Tensor) -> Pairs:
+    """A flow policy's velocities at x = A(t) a + B(t) noise.
+
+    obs [B, O], action [B, ..., T, Da] in environment units, noise [B, ..., J, T, Da], t
+    [B, ..., J]; leading axes of noise and t may be 1.
+    """
+    a = policy.to_latent(action)[..., None, :, :]
+    c = policy.path.coefficients(t).over_chunk()
+    x, goal = c.a * a + c.b * noise, c.da * a + c.db * noise
+    return Pairs(policy.velocity(x, t, policy.features(obs)), goal, x)
+
+
+def clipped(log_ratio: Tensor, advantage: Tensor, clip: Tensor | float, limit: float) -> Tensor:
+    """PPO's clipped objective to minimise, elementwise (arXiv:1707.06347, eq. 7).
+
+    The log ratio is bounded by +-limit before the exponential, against overflow only; a log density
+    never is, which would silence the gradient of every sample beyond the bound.
+    """
+    ratio = log_ratio.clamp(-limit, limit).exp()
+    held: Tensor = ratio.clamp(1 - clip, 1 + clip)  # type: ignore[arg-type]  # both kinds serve
+    return -torch.minimum(advantage * ratio, advantage * held)
 
 
 def stratified(

@@ -1,5 +1,6 @@
 """Learning on policy: a rollout, its advantages, and epochs of minibatches over it."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from ..envs.batch import Choice, Rollout
 from ..policies.critics import Value
 from .gae import RewardScale, gae
+from .losses import clipped
 from .optim import adam, anneal, step
 
 
@@ -185,20 +187,17 @@ class OnPolicy:
     def surrogate(
         self, log_ratio: Tensor, advantage: Tensor, clip: Tensor | float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """PPO's clipped objective to minimise (arXiv:1707.06347, eq. 7), [], and its health.
-
-        The log ratio is bounded before the exponential; log densities never are, which would
-        silence the gradient of every sample beyond the bound.
-        """
+        """PPO's clipped objective to minimise (`losses.clipped`), [], and its health."""
         limit = self.learn.ratio_limit
-        ratio = log_ratio.clamp(-limit, limit).exp()
-        held: Tensor = ratio.clamp(1 - clip, 1 + clip)  # type: ignore[arg-type]  # both kinds serve
-        loss = -torch.minimum(advantage * ratio, advantage * held).mean()
-        return loss, ratio_metrics(log_ratio.detach(), ratio.detach(), clip)
+        loss = clipped(log_ratio, advantage, clip, limit).mean()
+        return loss, ratio_metrics(log_ratio.detach(), clip, limit)
 
 
-def ratio_metrics(log_ratio: Tensor, ratio: Tensor, clip: Tensor | float) -> dict[str, Tensor]:
+def ratio_metrics(
+    log_ratio: Tensor, clip: Tensor | float, limit: float = math.inf
+) -> dict[str, Tensor]:
     """Health of a ratio: KL by (r - 1) - log r (Schulman's k3), share clipped, largest error."""
+    ratio = log_ratio.clamp(-limit, limit).exp()
     error = (ratio - 1).abs()
     return {
         "policy/kl": (ratio - 1 - log_ratio).mean(),
