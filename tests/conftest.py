@@ -30,6 +30,7 @@ STEERED = [
 ]  # fmt: skip
 WORDS = {
     "awm": [*FLOW, *CRITIC, *VALUE],
+    "awm_q": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
     "awm_gae": [*FLOW, *ROLLOUTS],
     "bc": [*FLOW, "source.batch_size=16"],
     "bc_gaussian": [*GAUSSIAN, "source.batch_size=16"],
@@ -52,7 +53,8 @@ WORDS = {
     "td3bc": [*GAUSSIAN, *CRITIC],
 }
 ONLINE = (
-    *("awm_gae", "dppo", "dsrl_na", "dsrl_sac", "fpo", "fpo_pp", "ppo", "reinflow", "rfm", "sac"),
+    *("awm_gae", "awm_q", "dppo", "dsrl_na", "dsrl_sac", "fpo", "fpo_pp"),
+    *("ppo", "reinflow", "rfm", "sac"),
 )
 
 

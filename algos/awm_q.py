@@ -1,0 +1,192 @@
+"""Advantage weighted matching against a Q-critic, off policy."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..envs.batch import Batch
+from ..policies.critics import QEnsemble
+from ..policies.flow import FlowPolicy
+from ..policies.nets import clone, lerp_
+from . import losses, select
+from .optim import adam, step
+from .returns import td_loss, td_target
+
+T_MIN, T_MAX = 0.02, 0.98
+LOG_RATIO_MAX = 10.0
+
+
+class Met(NamedTuple):
+    """What a policy step holds fixed over its inner steps."""
+
+    action: Tensor  # [R, K, T, Da] the policy's own
+    advantage: Tensor  # [R, K, 1]
+    noise: Tensor  # [R, 1, J, T, Da] shared by the K actions of a state
+    t: Tensor  # [R, 1, J]
+    old: Tensor  # [R, K, J] surrogate of the policy that acted
+
+
+class AWMQ:
+    """Signed weighted matching of own samples, judged by an ensemble (arXiv:2509.25050).
+
+    At states of the replay the policy draws K actions; their advantages among themselves
+    (`losses.group_advantage`, by the smallest Q of the target ensemble) weigh the matching of the
+    policy to each of them at J (time, noise) pairs, so the loss is that of pretraining. Negative
+    weights fall on own samples only, never on replayed actions.
+
+    ratio "none" is weighted matching itself; its repulsion is held by trust_coef |v - v_fast|^2 on
+    the same points, v_fast a copy that trails the policy with trust_rate per policy step, and by
+    anchor_coef |v - v_base|^2 to the policy of the run's start: trust_coef + anchor_coef >=
+    advantage_max, else ValueError. "pair" clips the ratio exp(L - L_old) of each pair to 1 +- clip
+    over inner_steps. TD targets use the actions that are deployed: the best of backup_candidates
+    samples of the averaged policy. B batch, R policy_batch, K particles, J pairs, T chunk.
+
+    advantage_clip, advantage_max: in standard deviations, and what it is scaled to. psi,
+    weighting: `losses.psi`, `losses.time_weight`. explore_noise: std added to explored actions.
+    policy_every: critic updates per policy step. ema_rate: of the averaged policy; 1 = raw.
+    """
+
+    pure = ("critic_loss", "policy_loss")
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        critic: QEnsemble,
+        generator: torch.Generator,
+        *,
+        particles: int,
+        pairs: int,
+        policy_batch: int,
+        ratio: Literal["none", "pair"],
+        clip: float,
+        inner_steps: int,
+        advantage_clip: float,
+        advantage_max: float,
+        psi: Literal["square", "huber", "ghuber"],
+        weighting: Literal["uniform", "noise", "noise2", "likelihood"],
+        trust_coef: float,
+        trust_rate: float,
+        anchor_coef: float,
+        explore_noise: float,
+        backup_candidates: int,
+        deploy_candidates: int,
+        policy_every: int,
+        policy_lr: float,
+        critic_lr: float,
+        target_rate: float,
+        ema_rate: float,
+        max_norm: float,
+    ) -> None:
+        if ratio not in ("none", "pair"):
+            raise ValueError(f"algo.ratio={ratio!r}: choose none or pair")
+        if particles < 2:
+            raise ValueError(f"algo.particles={particles}: an advantage needs at least 2 actions")
+        if ratio == "none":
+            losses.refuse_unbounded(
+                advantage_max,
+                trust_coef + anchor_coef,
+                f"algo.trust_coef={trust_coef} + algo.anchor_coef={anchor_coef} below "
+                "algo.advantage_max with algo.ratio=none",
+            )
+        self.policy, self.average = policy, clone(policy)
+        self.fast = clone(policy) if trust_coef > 0 else None
+        self.base = clone(policy) if anchor_coef > 0 else None
+        self.critic, self.target = critic, clone(critic)
+        self.generator = generator
+        self.policy_opt = adam(policy.parameters(), policy_lr)
+        self.critic_opt = adam(critic.parameters(), critic_lr)
+        self.updates = 0
+        self.particles, self.pairs, self.policy_batch = particles, pairs, policy_batch
+        self.ratio, self.clip = ratio, clip
+        self.inner_steps = inner_steps
+        self.advantage_clip, self.advantage_max = advantage_clip, advantage_max
+        self.psi: losses.Surrogate = psi
+        self.weighting: losses.TimeWeight = weighting
+        self.trust_coef, self.trust_rate, self.anchor_coef = trust_coef, trust_rate, anchor_coef
+        self.explore_noise = explore_noise
+        self.backup_candidates = backup_candidates
+        self.deploy_candidates = deploy_candidates
+        self.policy_every, self.target_rate, self.ema_rate = policy_every, target_rate, ema_rate
+        self.max_norm = max_norm
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Tensor:
+        """A sample of the policy with exploration noise, [N, T, Da]."""
+        action = self.policy.act(obs, self.policy.noise(len(obs), self.generator))
+        jitter = self.policy.noise(len(obs), self.generator)
+        return (action + self.explore_noise * jitter).clamp(-1, 1)
+
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """The best of deploy_candidates samples of the averaged policy, [N, T, Da]."""
+        return select.sample(self.average, self.critic, obs, generator, self.deploy_candidates)
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One critic step and, every policy_every, one policy step; metrics are 0-d."""
+        self.updates += 1
+        chosen = self.average, self.target, batch.next_obs, self.generator
+        loss, metrics = self.critic_loss(batch, select.sample(*chosen, self.backup_candidates))
+        step(self.critic_opt, loss)
+        lerp_(self.target, self.critic, self.target_rate)
+        if self.updates % self.policy_every == 0:
+            metrics |= self.update_policy(batch.obs[: self.policy_batch])
+        return metrics
+
+    def critic_loss(self, batch: Batch, next_action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """TD loss [] of the ensemble towards r + discount min Q'(s', a')."""
+        with torch.no_grad():
+            value = self.target(batch.next_obs, next_action).amin(0)
+            goal = td_target(batch.reward, batch.discount, value)
+        q = self.critic(batch.obs, batch.action)
+        loss = td_loss(q, goal)
+        return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+
+    def update_policy(self, obs: Tensor) -> dict[str, Tensor]:
+        """Inner steps on one set of own samples at states [R, O]."""
+        met, metrics = self.meet(obs)
+        for _ in range(self.inner_steps):
+            loss, more = self.policy_loss(obs, met)
+            norm = step(self.policy_opt, loss, self.max_norm)
+            metrics |= more | {"policy/loss": loss.detach(), "policy/gradient_norm": norm}
+        lerp_(self.average, self.policy, self.ema_rate)
+        if self.fast is not None:
+            lerp_(self.fast, self.policy, self.trust_rate)
+        return metrics
+
+    @torch.no_grad()
+    def meet(self, obs: Tensor) -> tuple[Met, dict[str, Tensor]]:
+        """Own actions, their advantages, pairs and surrogates; and metrics."""
+        policy, generator, rows = self.policy, self.generator, len(obs)
+        action = policy.act(obs, policy.noise((rows, self.particles), generator))
+        q = self.target(obs[:, None], action).amin(0)
+        advantage = losses.group_advantage(q, self.advantage_clip, self.advantage_max)
+        noise = policy.noise((rows, 1, self.pairs), generator)
+        t = losses.stratified((rows, 1, self.pairs), generator, T_MIN, T_MAX)
+        old = self.surrogate(losses.pairs(policy, obs, action, noise, t), t)
+        spread = action.std(1, correction=0).mean()
+        metrics = {"policy/spread": spread, "critic/q_std": q.std(1, correction=0).mean()}
+        return Met(action, advantage[..., None], noise, t, old), metrics
+
+    def surrogate(self, met: losses.Pairs, t: Tensor) -> Tensor:
+        """L = -psi(mean squared error) w(t), [R, K, J]."""
+        return -losses.psi(met.error(), self.psi) * losses.time_weight(t, self.weighting)
+
+    def policy_loss(self, obs: Tensor, met: Met) -> tuple[Tensor, dict[str, Tensor]]:
+        """Signed matching with its trust terms, []."""
+        points = losses.pairs(self.policy, obs, met.action, met.noise, met.t)
+        gap = self.surrogate(points, met.t) - met.old
+        if self.ratio == "pair":
+            loss = losses.clipped(gap, met.advantage, self.clip, LOG_RATIO_MAX).mean()
+        else:
+            loss = -(met.advantage * gap).mean()
+        metrics = {"policy/surrogate": loss.detach()}
+        weight = losses.time_weight(met.t, self.weighting)
+        for name, coef, other in (
+            ("trust", self.trust_coef, self.fast), ("drift", self.anchor_coef, self.base),
+        ):  # fmt: skip
+            if other is not None:
+                with torch.no_grad():
+                    held = other.velocity(points.x, met.t, other.features(obs))
+                pull = ((points.velocity - held).square().mean((-1, -2)) * weight).mean()
+                loss, metrics = loss + coef * pull, metrics | {f"policy/{name}": pull.detach()}
+        return loss, metrics
