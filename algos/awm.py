@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
+from ..policies import steer
 from ..policies.critics import QEnsemble, Value
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from . import expectile as expectiles
-from . import losses, select
+from . import losses
 from .optim import adam, anneal, step
 
 T_MIN, T_MAX = 0.02, 0.98
@@ -118,7 +119,7 @@ class AWM:
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """A chosen sample of the averaged policy, [N, T, Da]."""
         chosen = self.deploy_candidates, self.deploy_temperature
-        return select.sample(self.average, self.critic, obs, generator, *chosen)
+        return steer.sample(self.average, self.critic, obs, generator, *chosen)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of V and Q, one of the policy and, if signed, one of the behaviour policy."""

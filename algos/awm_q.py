@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
+from ..policies import steer
 from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
-from . import losses, select
+from . import losses
 from .optim import adam, step
 from .returns import td_loss, td_target
 
@@ -119,13 +120,13 @@ class AWMQ:
 
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """The best of deploy_candidates samples of the averaged policy, [N, T, Da]."""
-        return select.sample(self.average, self.critic, obs, generator, self.deploy_candidates)
+        return steer.sample(self.average, self.critic, obs, generator, self.deploy_candidates)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and, every policy_every, one policy step; metrics are 0-d."""
         self.updates += 1
         chosen = self.average, self.target, batch.next_obs, self.generator
-        loss, metrics = self.critic_loss(batch, select.sample(*chosen, self.backup_candidates))
+        loss, metrics = self.critic_loss(batch, steer.sample(*chosen, self.backup_candidates))
         step(self.critic_opt, loss)
         lerp_(self.target, self.critic, self.target_rate)
         if self.updates % self.policy_every == 0:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
+from ..policies import steer
 from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
-from . import select
 from .losses import stratified
 from .optim import adam, anneal, frozen, step
 from .returns import td_loss, td_target
@@ -81,7 +81,7 @@ class DQL:
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """A chosen sample of the averaged policy, [N, T, Da]."""
         chosen = self.deploy_candidates, self.deploy_temperature
-        return select.sample(self.average, self.critic, obs, generator, *chosen)
+        return steer.sample(self.average, self.critic, obs, generator, *chosen)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and one policy step; metrics are 0-d."""
@@ -89,7 +89,7 @@ class DQL:
         share = self.updates / max(self.run_updates, 1)
         anneal(self.policy_opt, self.policy_lr, share, self.lr_floor)
         anneal(self.critic_opt, self.critic_lr, share, self.lr_floor)
-        noise = select.candidate_noise(
+        noise = steer.candidate_noise(
             self.average, batch.next_obs, self.target_candidates, self.generator
         )
         loss, metrics = self.critic_loss(batch, noise)

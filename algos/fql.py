@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
+from ..policies import steer
 from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
-from . import select
 from .losses import stratified
 from .optim import adam, frozen, step
 from .returns import td_loss, td_target
@@ -80,7 +80,7 @@ class FQL:
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """A chosen sample of the head, [N, T, Da]."""
         chosen = self.deploy_candidates, self.deploy_temperature
-        return select.sample(self.head, self.critic, obs, generator, *chosen)
+        return steer.sample(self.head, self.critic, obs, generator, *chosen)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and one step of flow and head; metrics are 0-d."""

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
+from ..policies import steer
 from ..policies.critics import QEnsemble, Value
 from ..policies.flow import FlowPolicy
 from ..policies.gaussian import Gaussian
 from ..policies.nets import clone, lerp_
 from . import expectile as expectiles
-from . import select
 from .losses import exp_weight, stratified
 from .optim import adam, anneal, step
 
@@ -81,7 +81,7 @@ class IQL:
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """A chosen sample of the averaged policy, [N, T, Da]."""
         chosen = self.deploy_candidates, self.deploy_temperature
-        return select.sample(self.average, self.critic, obs, generator, *chosen)
+        return steer.sample(self.average, self.critic, obs, generator, *chosen)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of V and Q and one of the policy; metrics are 0-d."""

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
+from ..policies import steer
 from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
-from . import select
 from .optim import adam, step
 from .returns import dual_step, td_loss, td_target
 from .velocity import Draws, Measured, Reverse
@@ -113,10 +113,10 @@ class RFM:
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """Deployed action chunk [N, Tp, Da]: best of M of the averaged policy, no noise added."""
         parts = self.average, self.critic, obs, generator
-        return select.sample(*parts, self.deploy_candidates)
+        return steer.sample(*parts, self.deploy_candidates)
 
-    candidate_noise = staticmethod(select.candidate_noise)
-    best = staticmethod(select.best)
+    candidate_noise = staticmethod(steer.candidate_noise)
+    best = staticmethod(steer.best)
 
     # ---------------------------------------------------------------- learning
     def update(self, batch: Batch) -> dict[str, Tensor]:

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
+from ..policies import steer
 from ..policies.critics import QEnsemble, Value
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from . import expectile as expectiles
-from . import select
 from .losses import stratified
 from .optim import adam, anneal, step
 from .velocity import Draws, Measured, Reverse
@@ -80,7 +80,7 @@ class RFMOffline:
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """A chosen sample of the averaged policy, [N, T, Da]."""
         chosen = self.deploy_candidates, self.deploy_temperature
-        return select.sample(self.average, self.critic, obs, generator, *chosen)
+        return steer.sample(self.average, self.critic, obs, generator, *chosen)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of V and Q and one of the policy; metrics are 0-d."""

@@ -208,7 +208,8 @@ def grouped(
     for result in results:
         same = {key: value for key, value in result.config.items() if key not in OWN}
         which = name_of([result]) if by_name else json.dumps(same, sort_keys=True)
-        step = result.step if by_step else 0
+        # a rollout ends past the steps that were asked for, by how much the episodes decide
+        step = min(result.step, int(result.config["steps"])) if by_step else 0
         groups.setdefault(f"{step} {result.env} {which}", []).append(result)
     return [Group(name_of(rows), rows) for rows in groups.values()]
 

@@ -17,11 +17,15 @@ from .overrides import flags
 from .record import versions
 from .run import Run
 from .state import restore
+from .steering import flags_of, steered
 
 log = logging.getLogger("rheo")
 MAX_ENVS = 64  # environments of an evaluation at a time
 SUCCESS = {"success_once": "at any step", "success_at_end": "at the last step"}
-USAGE = "usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]"
+USAGE = (
+    "usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]\n"
+    "                 [steer=best|soft|rlg|svdd|doob|climb,... steer.n=16 steer.reference=RUN ...]"
+)
 
 
 class References(NamedTuple):
@@ -38,6 +42,7 @@ class Options(NamedTuple):
     episodes: int
     values: list[str]  # values of the configuration to change
     references: References | None  # given by the user
+    steer: dict[str, str]  # words of `steering`; empty: the run's own deployment
 
 
 def main(argv: list[str]) -> int:
@@ -49,27 +54,30 @@ def main(argv: list[str]) -> int:
     flagged = [word for folder in folders for word in ("--config-dir", folder)]
     run = Run.open(words[0], [*flagged, *options.values])
     changed = [word for word in options.values if not word.startswith("device=")]
-    print(report(run, evaluate_folder(run, options.episodes, options.references, changed)))
+    given = options.episodes, options.references, changed, options.steer
+    print(report(run, evaluate_folder(run, *given)))
     return 0
 
 
 def parse(words: list[str]) -> Options:
     """Episodes, values to change, references. Raises RheoError naming the bad word."""
-    episodes, values, given = 50, [], {}
+    episodes, values, given, steer = 50, [], {}, flags_of(words)
     for word in words:
         key, _, value = word.partition("=")
+        if key in steer:
+            continue
         if key == "device" or key.startswith("algo.deploy_") or key in AT_WILL:
             values.append(word)
         elif key in ("ref_min", "ref_max"):
             given[key] = number(word, value)
         elif key != "episodes":
-            known = nearest(key, ["episodes", "device", "ref_min", "ref_max", *AT_WILL])
+            known = nearest(key, ["episodes", "device", "ref_min", "ref_max", "steer", *AT_WILL])
             raise RheoError(f"unknown option {key!r}{known}; the run's own values are used")
         elif not value.isdecimal() or int(value) < 1:
             raise RheoError(f"{word}: a positive whole number is needed")
         else:
             episodes = int(value)
-    return Options(episodes, values, given_references(given))
+    return Options(episodes, values, given_references(given), steer)
 
 
 def number(word: str, value: str) -> float:
@@ -108,13 +116,18 @@ def known_references(node: Mapping[str, Any]) -> References | None:
 
 
 def evaluate_folder(
-    run: Run, episodes: int, references: References | None = None, changed: Sequence[str] = ()
+    run: Run,
+    episodes: int,
+    references: References | None = None,
+    changed: Sequence[str] = (),
+    steer: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Figures of `episodes` episodes of a run's last checkpoint; per-episode rows are stored.
 
     references: what the score is computed with, D4RL's for the environment by default. changed:
-    values of the run that are other ones here; the stored file is named after them. A policy that
-    is deployed as the best of several samples is evaluated with one sample too ("single/...").
+    values of the run that are other ones here, steer: words of `steering`; the stored file is named
+    after them. A policy that is deployed as the best of several samples is evaluated with one
+    sample too ("single/...").
     """
     config = run.config
     prepare(config)
@@ -130,6 +143,9 @@ def evaluate_folder(
     warn_of_versions(run)
     algo = make_algo(config, Sizes(**tree["sizes"]), config["steps"])
     restore(algo, tree["algo"], generators=False)
+    if steer:
+        algo = steered(algo, steer)
+        changed = [*changed, *(f"{key}={value}" for key, value in steer.items())]
     used = references or known_references(config["env"])
     figures: dict[str, Any] = {"env": env.env.id, "changed": list(changed)}
     try:
@@ -143,10 +159,16 @@ def evaluate_folder(
         raise RheoError(f"{run.path}, step {run.step}: {error}", NUMERICS) from error
     if used is not None:
         figures["references"] = used._asdict()
-    label = "-".join([f"{episodes}", *(word.rpartition(".")[2] for word in changed)])
+    label = "-".join([f"{episodes}", *map(label_of, changed)])
     file = run.record_eval(run.step, as_rows(rows), label=label, **figures)
     env.close()
     return figures | {"step": run.step, "file": str(file)}
+
+
+def label_of(word: str) -> str:
+    """A changed value as a part of a file's name: the key's last part and the value."""
+    key, _, value = word.partition("=")
+    return f"{key.rpartition('.')[2]}={value.replace('/', '_')}"
 
 
 def episodes_of(env: Any, algo: Any, episodes: int, mode: str | bool) -> list[Episode]:

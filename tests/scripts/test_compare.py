@@ -100,6 +100,15 @@ def trained(name, seed, walls, returns, **more):
     return folder
 
 
+def test_seeds_whose_last_rollout_ended_later_are_one_row(capsys):
+    for seed, step in enumerate((10, 12)):
+        folder = evaluated(f"a-s{seed}", [float(step)] * 2, step=step, seed=seed)
+        config = json.loads((folder / "config.yaml").read_text()) | {"steps": 9}
+        (folder / "config.yaml").write_text(json.dumps(config))
+    assert main(["compare", "a-s0", "a-s1", "metric=return"]) == 0
+    assert "| 11 | 2 | 11.0 [" in capsys.readouterr().out
+
+
 def test_growth_and_a_limit_of_minutes(capsys):
     trained("a-hopper-s0", 0, [6, 60, 121], [[100, 300], [400, 400], [900, 1100]])
     trained("a-hopper-s1", 1, [6, 90, 119], [[200, 200], [500, 700], [100, 100]])

@@ -155,3 +155,40 @@ def test_success_and_score_are_printed_with_interval_and_episodes(tmp_path):
     assert "success at any step 80.0 %  95 % interval [67.0, 88.8]  (Wilson, 50 episodes)" in text
     assert "success at the last step 64.0 %  95 % interval [50.1, 75.9]" in text
     assert "score 100.0 for return 2880.6 in AdroitHandDoor-v1 (0 is -56.5128, 100 is" in text
+
+
+def test_a_run_is_steered_without_training(tiny, capsys):
+    """One candidate is the plain sample; the file is named after what was changed."""
+    assert main(["train", *tiny("rfm", "r", "steps=60", "algo.deploy_candidates=1")]) == 0
+    assert main(["eval", "r", "episodes=3"]) == 0
+    assert main(["eval", "r", "episodes=3", "steer=best", "steer.n=1"]) == 0
+    both = ["steer=rlg,best", "steer.n=3", "steer.reference=r"]
+    assert main(["eval", "r", "episodes=3", *both]) == 0
+    plain, single = (
+        json.loads(Path(f"runs/r/eval/{60:012d}-3{end}.json").read_text())["episodes"]
+        for end in ("", "-steer=best-n=1")
+    )
+    assert plain == single
+    assert Path(f"runs/r/eval/{60:012d}-3-steer=rlg,best-n=3-reference=r.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["steer=bset"], "steer=bset: choose from best, soft, rlg"),
+        (["steer=rlg"], "needs another policy; add steer.reference=RUN"),
+        (["steer.n=4"], "steer.n without steer=; add steer=best"),
+        (["steer=best", "steer.m=4"], "unknown option 'steer.m'; did you mean 'steer.n'?"),
+        (["steer=best", "steer.n=x"], "steer.n=x: a number (int) is needed"),
+        (["steer=best", "steer.n=0"], "n and particles are at least 1"),
+        (["steer=rlg", "steer.reference=g"], "its policy is TanhGaussian"),
+    ],
+)
+def test_what_cannot_be_steered_is_said(tiny, capsys, words, message):
+    assert main(["train", *tiny("rfm", "r", "steps=60")]) == 0
+    assert main(["train", *tiny("sac", "g", "steps=60")]) == 0
+    capsys.readouterr()
+    assert main(["eval", "r", "episodes=1", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert main(["eval", "g", "episodes=1", "steer=best"]) == 2
+    assert "of flow and diffusion policies; this run's is a TanhGaussian" in capsys.readouterr().err

@@ -1,0 +1,319 @@
+"""More from a policy without training it: guided sampling, choice among samples, ascent on Q.
+
+Samplers draw candidates [N, M, T, Da], a choice takes one, and ascent moves them in between;
+`Chain` puts them together. N observations, M candidates, P particles, T chunk, Da action dimension.
+A critic is Q(obs [..., O], action [..., T, Da]) -> [members, ...], of which the smallest counts.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .flow import FlowPolicy
+from .nets import expand_lead
+
+Sampler = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+
+
+def candidate_noise(policy: Any, obs: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Noises [N, M, Tp, Da] for M candidate actions per observation."""
+    return policy.noise(len(obs) * count, generator).unflatten(0, (len(obs), count))
+
+
+def choose(
+    critic: Any,
+    obs: Tensor,
+    action: Tensor,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """One of the M candidates action [N, M, Tp, Da] per observation, by its minimum Q over members.
+
+    temperature 0 takes the largest (best-of-M); above 0 draws one from softmax(Q / temperature),
+    as arXiv:2208.06193 does, by adding Gumbel noise to Q / temperature. [N, Tp, Da]
+    """
+    if action.shape[1] == 1:
+        return action[:, 0]
+    score = critic(obs[:, None], action).amin(0)
+    choice = drawn(score, temperature, generator)
+    return action.gather(1, choice[:, None, None, None].expand(-1, 1, *action.shape[2:]))[:, 0]
+
+
+def best(policy: Any, critic: Any, obs: Tensor, noise: Tensor) -> Tensor:
+    """The policy's action with the largest minimum Q among noise [N, M, Tp, Da]: [N, Tp, Da]."""
+    return choose(critic, obs, policy.act(obs, noise))
+
+
+@torch.no_grad()
+def sample(
+    policy: Any,
+    critic: Any,
+    obs: Tensor,
+    generator: torch.Generator,
+    candidates: int = 1,
+    temperature: float = 0.0,
+) -> Tensor:
+    """An action per observation, chosen from `candidates` samples of the policy: [N, Tp, Da]."""
+    if candidates == 1:
+        return policy.act(obs, policy.start(len(obs), generator))
+    start = policy.start(len(obs) * candidates, generator)
+    action = policy.act(obs, start.unflatten(0, (len(obs), candidates)))
+    return choose(critic, obs, action, temperature, generator)
+
+
+# ---- guided sampling ---------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def interpolated(
+    policy: FlowPolicy, reference: FlowPolicy, obs: Tensor, noise: Tensor, weight: float
+) -> Tensor:
+    """Actions of the field v_ref + weight (v - v_ref), [..., T, Da] (RLG, arXiv:2508.21016).
+
+    weight 0 is the reference and 1 the policy, bit for bit; above 1 goes on in the direction of the
+    tuning. Every transition is the same combination of the two transitions. Exact for the tilted
+    density only where both have the same variance.
+    """
+    if weight in (0.0, 1.0):
+        return (policy if weight else reference).act(obs, noise)
+    times = policy.times()
+    seen = expand_lead(obs, noise.ndim - 2, 1)
+    sides = [(side, side.features(seen)) for side in (reference, policy)]
+    x = noise
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        start, end = (side.step(x, t, s, feat)[0] for side, feat in sides)
+        x = torch.lerp(start, end, weight)
+    return policy.to_action(x)
+
+
+@torch.no_grad()
+def value_guided(
+    policy: FlowPolicy,
+    critic: Any,
+    obs: Tensor,
+    noise: Tensor,
+    generator: torch.Generator,
+    particles: int,
+    temperature: float,
+) -> Tensor:
+    """SVDD (arXiv:2408.08252): every stochastic step drawn from P by the value it leads to.
+
+    noise [..., T, Da] -> actions of that shape. Each DDPM step (eta = 1) proposes P points; one is
+    drawn from softmax(Q(E[a | x]) / temperature), or at temperature 0 the best is taken, as public
+    code does. As P grows this samples the density tilted by exp(Q / temperature), where Q of the
+    mean stands for the mean of exp(Q / temperature): exactly for a linear Q and Gaussian actions.
+    """
+
+    def move(mean: Tensor, std: Tensor, worth: Callable[[Tensor], Tensor]) -> Tensor:
+        shape = (*mean.shape[:-2], particles, *mean.shape[-2:])
+        kick = torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        x = mean[..., None, :, :] + std[..., None, :, :] * kick
+        choice = drawn(worth(x), temperature, generator)
+        return x.gather(-3, choice[..., None, None, None].expand(*choice.shape, 1, *x.shape[-2:]))[
+            ..., 0, :, :
+        ]
+
+    return walked(policy, critic, obs, noise, move)
+
+
+@torch.no_grad()
+def doob_guided(
+    policy: FlowPolicy,
+    critic: Any,
+    obs: Tensor,
+    noise: Tensor,
+    generator: torch.Generator,
+    particles: int,
+    temperature: float,
+) -> Tensor:
+    """Doob's transform by Monte Carlo (in the manner of arXiv:2602.16198), without gradients of Q.
+
+    The kernel of each stochastic step is tilted by h(x) = exp(Q(E[a | x]) / temperature): its mean
+    moves by std times the average of the kicks of P antithetic particles, weighted by h, and its
+    deviation stays. So a tilted normal is met exactly as P grows. noise [..., T, Da] -> actions.
+    """
+    if particles % 2 or temperature <= 0:
+        raise ValueError("Doob guidance needs an even number of particles and a temperature")
+
+    def move(mean: Tensor, std: Tensor, worth: Callable[[Tensor], Tensor]) -> Tensor:
+        shape = (*mean.shape[:-2], particles // 2, *mean.shape[-2:])
+        half = torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        kick = torch.cat([half, -half], -3)
+        value = worth(mean[..., None, :, :] + std[..., None, :, :] * kick)
+        weight = (value / temperature).softmax(-1)[..., None, None]
+        fresh = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + std * ((weight * kick).sum(-3) + fresh)
+
+    return walked(policy, critic, obs, noise, move)
+
+
+def walked(policy: FlowPolicy, critic: Any, obs: Tensor, noise: Tensor, move: Any) -> Tensor:
+    """A stochastic chain whose every step `move` takes; its last has no noise and is plain.
+
+    move(mean, std, worth): worth gives values [..., P] of points [..., P, T, Da] after the step.
+    """
+    times = policy.times()
+    seen = expand_lead(obs, noise.ndim - 2, 1)
+    feat = policy.features(seen)
+    many = expand_lead(seen, noise.ndim - 1, 1)
+    x = noise
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        mean, std = policy.step(x, t, s, feat, eta=1.0)
+
+        def worth(points: Tensor, s: Tensor = s) -> Tensor:
+            a = policy.pred(points, s, feat[..., None, :]).a
+            return critic(many, policy.to_action(a)).amin(0)
+
+        std = std.expand_as(mean)
+        x = move(mean, std, worth) if bool((std > 0).any()) else mean
+    return policy.to_action(x)
+
+
+@torch.no_grad()
+def inpainted(
+    policy: FlowPolicy, obs: Tensor, noise: Tensor, known: Tensor, mask: Tensor
+) -> Tensor:
+    """Actions [..., T, Da] that agree with `known` where `mask` [..., T, Da] is true.
+
+    Before every transition the known part is put to A(t) known + B(t) noise, the place where the
+    flow of its own noise would be; the rest is filled in by the policy (arXiv:2506.07339 for
+    chunks whose first actions are already being executed).
+    """
+    times = policy.times()
+    seen = expand_lead(obs, noise.ndim - 2, 1)
+    feat, point = policy.features(seen), policy.to_latent(known)
+    x = noise
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        c = policy.path.coefficients(t)
+        x = torch.where(mask, c.a * point + c.b * noise, x)
+        x = policy.step(x, t, s, feat)[0]
+    return torch.where(mask, known.clamp(-1, 1), policy.to_action(x))
+
+
+# ---- choice and ascent -------------------------------------------------------------------------
+
+
+def drawn(score: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """Index [...] of a draw from softmax(score [..., P] / temperature); 0: of the largest."""
+    if temperature > 0:
+        waiting = torch.empty_like(score).exponential_(generator=generator)
+        score = score / temperature - waiting.clamp_min(1e-30).log()
+    return score.argmax(-1)
+
+
+def climbed(critic: Any, obs: Tensor, action: Tensor, rounds: int, rate: float) -> Tensor:
+    """Ascent of actions [..., T, Da] on their smallest Q inside the box (PA-RL, arXiv:2412.06685).
+
+    a <- clip(a + rate dQ/da), `rounds` times; of all iterates of an action the one that is worth
+    most is returned, so its value never falls. `rate` is in action units per unit of the gradient.
+    """
+    best, height = action, torch.full(action.shape[:-2], -torch.inf, device=action.device)
+    for _ in range(rounds + 1):
+        with torch.enable_grad():
+            action = action.detach().requires_grad_()
+            value = critic(obs, action).amin(0)
+            slope = torch.autograd.grad(value.sum(), action)[0]
+        higher = value.detach() > height
+        best = torch.where(higher[..., None, None], action.detach(), best)
+        height = torch.where(higher, value.detach(), height)
+        action = (action.detach() + rate * slope).clamp(-1, 1)
+    return best
+
+
+class Settings(NamedTuple):
+    """Numbers of a chain."""
+
+    n: int  # candidates of a choice
+    temperature: float  # of "soft"; 0 takes the best
+    weight: float  # of "rlg"
+    particles: int  # of "svdd" and "doob"
+    tilt: float  # their temperature, in units of Q
+    rounds: int  # of "climb"
+    rate: float  # of "climb"
+
+
+NEEDS = {  # word: what it cannot do without
+    "best": {"critic"},
+    "soft": {"critic"},
+    "rlg": {"reference"},
+    "svdd": {"critic", "stochastic"},
+    "doob": {"critic", "stochastic"},
+    "climb": {"critic", "gradient"},
+}
+SAMPLERS = ("rlg", "svdd", "doob")
+
+
+class Chain:
+    """Deployed behaviour from words: at most one sampler (rlg, svdd, doob), then climb, then a
+    choice (best, soft) among n candidates. Raises ValueError for words that do not go together and
+    for what a word needs and the policy has not.
+
+    reference: another policy over the same actions, for rlg. critic: over actions; None: there is
+    none, as after fine-tuning on policy.
+    """
+
+    def __init__(
+        self,
+        words: list[str],
+        policy: FlowPolicy,
+        critic: Any,
+        reference: FlowPolicy | None,
+        settings: Settings,
+    ) -> None:
+        unknown = [word for word in words if word not in NEEDS]
+        if unknown or not words:
+            raise ValueError(f"steer={','.join(words)}: choose from {', '.join(NEEDS)}")
+        for kind, group in (("sampler", SAMPLERS), ("choice", ("best", "soft"))):
+            if len(set(words) & set(group)) > 1:
+                raise ValueError(f"steer={','.join(words)}: one {kind} of {', '.join(group)}")
+        has = {"gradient"} if critic is not None else set()
+        has |= {"critic"} if critic is not None else set()
+        has |= {"reference"} if reference is not None else set()
+        has |= {"stochastic"} if stochastic(policy) else set()
+        for word in words:
+            for need in sorted(NEEDS[word] - has):
+                raise ValueError(f"steer={word}: {LACKING[need]}")
+        if settings.n < 1 or settings.particles < 1 or settings.rounds < 0:
+            raise ValueError("steer: n and particles are at least 1, rounds at least 0")
+        self.words, self.policy, self.critic = words, policy, critic
+        self.reference, self.settings = reference, settings
+
+    @torch.no_grad()
+    def __call__(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """Actions [N, T, Da]."""
+        words, settings = self.words, self.settings
+        count = settings.n if {"best", "soft"} & set(words) else 1
+        start = self.policy.start(len(obs) * count, generator).unflatten(0, (len(obs), count))
+        action = self.sampled(obs, start if count > 1 else start[:, 0], generator)
+        action = action if count > 1 else action[:, None]
+        if "climb" in words:
+            action = climbed(self.critic, obs[:, None], action, settings.rounds, settings.rate)
+        temperature = settings.temperature if "soft" in words else 0.0
+        return choose(self.critic, obs, action, temperature, generator)
+
+    def sampled(self, obs: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+        """Candidates by the sampler that the words name, of noise's shape."""
+        policy, settings = self.policy, self.settings
+        guided = {"svdd": value_guided, "doob": doob_guided}
+        for word in self.words:
+            if word in guided:
+                numbers = settings.particles, settings.tilt
+                return guided[word](policy, self.critic, obs, noise, generator, *numbers)
+            if word == "rlg" and self.reference is not None:
+                return interpolated(policy, self.reference, obs, noise, settings.weight)
+        return policy.act(obs, noise)
+
+
+LACKING = {
+    "critic": "needs a critic of actions, and this run has none",
+    "gradient": "needs the gradient of a critic, and this run has none",
+    "reference": "needs another policy; add steer.reference=RUN",
+    "stochastic": "needs a stochastic sampler, and this policy's transitions have no noise",
+}
+
+
+def stochastic(policy: Any) -> bool:
+    """Whether a policy has DDPM transitions: not those that jump over their path."""
+    return type(policy) is FlowPolicy and policy.sampler == "euler"

@@ -1,0 +1,89 @@
+"""`rheo eval RUN steer=...`: a run's policy deployed through a chain of `policies.steer`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+from rheo.policies.flow import FlowPolicy
+from rheo.policies.steer import Chain, Settings
+
+from .assemble import Sizes, make_algo
+from .errors import RheoError, nearest
+from .run import Run
+from .state import restore
+
+FILE = Path(__file__).parents[1] / "configs" / "steer.yaml"
+REFERENCE = "steer.reference"
+
+
+def settings(words: Mapping[str, str]) -> Settings:
+    """The numbers of configs/steer.yaml with those of `steer.KEY=VALUE`. Raises RheoError."""
+    values = yaml.safe_load(FILE.read_text())
+    for key, text in words.items():
+        name = key.partition(".")[2]
+        if key in ("steer", REFERENCE):
+            continue
+        if name not in values:
+            known = [f"steer.{each}" for each in [*values, "reference"]]
+            raise RheoError(f"unknown option {key!r}{nearest(key, known)}")
+        kind = type(values[name])
+        try:
+            values[name] = kind(text)
+        except ValueError as error:
+            raise RheoError(f"{key}={text}: a number ({kind.__name__}) is needed") from error
+    return Settings(**values)
+
+
+def steered(algo: Any, words: Mapping[str, str]) -> Any:
+    """What is evaluated in place of an algorithm. Raises RheoError for what cannot be steered."""
+    policy, critic = getattr(algo, "average", algo.policy), action_critic(algo)
+    if not isinstance(policy, FlowPolicy):
+        raise RheoError(f"steer={words['steer']}: of flow and diffusion policies; this run's is a "
+                        f"{type(policy).__name__}")  # fmt: skip
+    given = words.get(REFERENCE)
+    try:
+        numbers = settings(words)
+        other = None if given is None else reference(given, policy)
+        chain = Chain(words["steer"].split(","), policy, critic, other, numbers)
+    except ValueError as error:
+        raise RheoError(str(error)) from error
+    return SimpleNamespace(deploy=chain, generator=algo.generator)
+
+
+def action_critic(algo: Any) -> Any:
+    """The algorithm's critic of actions; None where it has none, or one of codes."""
+    coded = hasattr(algo, "noise_critic") and algo.noise_critic is None
+    return None if coded else getattr(algo, "critic", None)
+
+
+def reference(name: str, policy: FlowPolicy) -> FlowPolicy:
+    """The deployed policy of another run. Raises RheoError where the two do not fit."""
+    run = Run.open(name, [])
+    tree = run.load()
+    if tree is None:
+        raise RheoError(f"{REFERENCE}={name}: that run has no checkpoint yet")
+    algo = make_algo(run.config, Sizes(**tree["sizes"]), run.config["steps"])
+    restore(algo, tree["algo"], generators=False)
+    other = getattr(algo, "average", algo.policy)
+    mine, theirs = (each_shape(each) for each in (policy, other))
+    if mine != theirs:
+        raise RheoError(f"{REFERENCE}={name}: its policy is {theirs}, this run's is {mine}")
+    return other
+
+
+def each_shape(policy: Any) -> str:
+    """What two policies have to share to be combined step by step."""
+    path = type(getattr(policy, "path", None)).__name__
+    return f"{type(policy).__name__} of {policy.horizon} x {policy.action_dim} on {path}"
+
+
+def flags_of(words: Sequence[str]) -> dict[str, str]:
+    """The words of steering among key=value words. Raises RheoError for numbers without steer=."""
+    mine = [word for word in words if word.partition("=")[0].partition(".")[0] == "steer"]
+    found = dict(word.split("=", 1) for word in mine)
+    if found and "steer" not in found:
+        raise RheoError(f"{next(iter(found))} without steer=; add steer=best, for example")
+    return found
