@@ -38,6 +38,7 @@ WORDS = {
     "dql": [*FLOW, *CRITIC],
     "dsrl_na": [*STEERED, "algo.noise_critic.width=16", "algo.noise_critic.depth=1"],
     "dsrl_sac": STEERED,
+    "expo": [*FLOW, *REPLAY, "algo.editor.width=16", "algo.editor.depth=1"],
     "fql": [*FLOW, *CRITIC],
     "fpo": [*FLOW, *ROLLOUTS],
     "fpo_pp": [*FLOW, *ROLLOUTS],
@@ -53,7 +54,7 @@ WORDS = {
     "td3bc": [*GAUSSIAN, *CRITIC],
 }
 ONLINE = (
-    *("awm_gae", "awm_q", "dppo", "dsrl_na", "dsrl_sac", "fpo", "fpo_pp"),
+    *("awm_gae", "awm_q", "dppo", "dsrl_na", "dsrl_sac", "expo", "fpo", "fpo_pp"),
     *("ppo", "reinflow", "rfm", "sac"),
 )
 

@@ -1,0 +1,134 @@
+"""EXPO: an expressive policy that only clones, and a small Gaussian that edits its actions."""
+
+import torch
+from torch import Tensor
+
+from ..envs.batch import Batch
+from ..policies import steer
+from ..policies.critics import QEnsemble
+from ..policies.editor import Editor
+from ..policies.flow import FlowPolicy
+from ..policies.nets import clone, lerp_
+from .losses import stratified
+from .optim import adam, frozen, step
+from .returns import td_loss, td_target
+from .temperature import Temperature
+
+
+class EXPO:
+    """Expressive policy optimisation (arXiv:2507.07986).
+
+    The base matches the actions of every batch (replay, or replay and demonstrations with
+    source=mixed) and never sees a gradient of Q; base_lr 0 leaves it as it is. The editor ascends Q
+    at edited base actions with an entropy bonus. The policy on the fly is the argmax of min Q over
+    `candidates` base samples AND their edits: it acts, it is deployed, and it backs up (with the
+    target ensemble), so its value is never below the base's best-of-N under the same Q.
+
+    policy_lr, critic_lr, alpha_lr: Adam. alpha, entropy_per_dim: first temperature, and the
+    entropy of the edit per T * Da that it keeps. target_rate, ema_rate: of the target critic and of
+    the averaged base, which acts. B batch, N environments, M candidates, T chunk.
+    """
+
+    pure = ("critic_loss", "edit_loss", "base_loss")
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        critic: QEnsemble,
+        generator: torch.Generator,
+        editor: Editor,
+        *,
+        candidates: int,
+        base_lr: float,
+        policy_lr: float,
+        critic_lr: float,
+        alpha_lr: float,
+        alpha: float,
+        entropy_per_dim: float,
+        target_rate: float,
+        ema_rate: float,
+        max_norm: float,
+    ) -> None:
+        if candidates < 1:
+            raise ValueError(f"algo.candidates={candidates}: at least 1 sample of the base")
+        self.policy, self.average = policy, clone(policy)
+        self.critic, self.target = critic, clone(critic)
+        self.editor = editor.to(generator.device)
+        self.generator = generator
+        self.base_opt = adam(policy.parameters(), base_lr)
+        self.editor_opt = adam(editor.parameters(), policy_lr)
+        self.critic_opt = adam(critic.parameters(), critic_lr)
+        entropy = entropy_per_dim * policy.horizon * policy.action_dim
+        self.temperature = Temperature(alpha, entropy, alpha_lr, generator.device)
+        self.candidates, self.base_lr, self.max_norm = candidates, base_lr, max_norm
+        self.target_rate, self.ema_rate = target_rate, ema_rate
+
+    @torch.no_grad()
+    def union(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """M base samples and their edits, [N, 2 M, T, Da]."""
+        start = self.average.start(len(obs) * self.candidates, generator)
+        base = self.average.act(obs, start.unflatten(0, (len(obs), self.candidates)))
+        noise = self.editor.noise((len(obs), self.candidates), generator)
+        return torch.cat([base, self.editor.edit(obs, base, noise)[0]], 1)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Tensor:
+        """The best of the union, [N, T, Da]."""
+        return self.deploy(obs, self.generator)
+
+    @torch.no_grad()
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """The best of the union, [N, T, Da]."""
+        return steer.choose(self.critic, obs, self.union(obs, generator))
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of the critic, of the editor with its temperature, and of the base."""
+        rows, generator = len(batch.obs), self.generator
+        with torch.no_grad():
+            many = self.union(batch.next_obs, generator)
+        loss, metrics = self.critic_loss(batch, many)
+        step(self.critic_opt, loss)
+        lerp_(self.target, self.critic, self.target_rate)
+        with torch.no_grad():
+            base = self.average.act(batch.obs, self.average.noise(rows, generator))
+        noise = self.editor.noise(rows, generator)
+        with frozen(self.critic):
+            loss, entropy, gain = self.edit_loss(batch.obs, base, noise, self.temperature.value)
+            step(self.editor_opt, loss)
+        self.temperature.update(entropy)
+        metrics |= {
+            "policy/loss": loss.detach(),
+            "policy/entropy": entropy,
+            "policy/edit_gain": gain,
+            "policy/temperature": self.temperature.value,
+        }
+        if self.base_lr > 0:
+            noise, t = self.policy.noise(rows, generator), stratified((rows,), generator)
+            loss = self.base_loss(batch.obs, batch.action, noise, t)
+            step(self.base_opt, loss, self.max_norm)
+            lerp_(self.average, self.policy, self.ema_rate)
+            metrics["policy/base_loss"] = loss.detach()
+        return metrics
+
+    def critic_loss(self, batch: Batch, many: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """TD loss [] towards r + discount max over `many` [B, 2 M, T, Da] of min Q'(s', a')."""
+        with torch.no_grad():
+            value = self.target(batch.next_obs[:, None], many).amin(0).amax(1)
+            goal = td_target(batch.reward, batch.discount, value)
+        q = self.critic(batch.obs, batch.action)
+        loss = td_loss(q, goal)
+        return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+
+    def edit_loss(
+        self, obs: Tensor, base: Tensor, noise: Tensor, alpha: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss [], and without gradient the entropy [] and what edits gain in Q []."""
+        action, logp = self.editor.edit(obs, base, noise)
+        q = self.critic(obs, action).amin(0)
+        with torch.no_grad():
+            gain = (q - self.critic(obs, base).amin(0)).mean()
+        return (alpha * logp - q).mean(), -logp.detach().mean(), gain
+
+    def base_loss(self, obs: Tensor, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Matching of the batch's actions, []."""
+        return self.policy.match(obs, action, noise, t, space=self.policy.prediction).mean()

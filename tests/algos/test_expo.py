@@ -1,0 +1,130 @@
+"""EXPO: the union of base and edited actions, and who learns from what."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rheo.algos.expo import EXPO
+from rheo.envs.batch import Batch
+from rheo.policies import steer
+from rheo.policies.editor import Editor
+from rheo.policies.nets import lerp_
+
+
+class Plane(nn.Module):
+    """Q = g . a, the same for both members."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self.slope = torch.tensor(slope)
+
+    def forward(self, obs, action):
+        value = (action * self.slope).sum((-1, -2))
+        return torch.stack([value, value])
+
+
+def make(flow, critic, settings, scale=0.2, **changes) -> Any:
+    torch.manual_seed(0)
+    policy = flow(2, 2, 1)
+    nn.init.normal_(policy.net.outlet.weight, std=0.1)
+    editor = Editor(
+        2, 2, 1, scale=scale, width=32, depth=1, activation="relu", log_std_min=-5.0,
+        log_std_max=2.0,
+    )  # fmt: skip
+    given = settings("expo", **changes) | {"editor": editor}
+    return EXPO(policy, critic(2, 2), torch.Generator().manual_seed(0), **given)
+
+
+def batch_of(rows=32):
+    zeros = torch.zeros(rows)
+    return Batch(
+        torch.randn(rows, 2), torch.rand(rows, 1, 2) - 0.5, zeros, zeros + 1, torch.randn(rows, 2)
+    )
+
+
+def test_without_room_to_edit_it_is_the_best_of_n_of_the_base(flow, critic, settings):
+    algo = make(flow, critic, settings, scale=0.0)
+    obs = torch.randn(50, 2)
+    action = algo.deploy(obs, torch.Generator().manual_seed(3))
+    best = steer.sample(
+        algo.average, algo.critic, obs, torch.Generator().manual_seed(3), algo.candidates
+    )
+    torch.testing.assert_close(action, best)
+
+
+def test_the_union_is_worth_at_least_its_parts(flow, critic, settings):
+    algo = make(flow, critic, settings, scale=0.5)
+    obs = torch.randn(200, 2)
+    many = algo.union(obs, torch.Generator().manual_seed(3))
+    base, edited = many.chunk(2, 1)
+    assert many.shape == (200, 8, 1, 2) and (edited - base).abs().max() <= 0.5
+    chosen = algo.deploy(obs, torch.Generator().manual_seed(3))
+    value = algo.critic(obs, chosen).amin(0)
+    for part in (base, edited):
+        best = algo.critic(obs[:, None], part).amin(0).amax(1)
+        assert (value >= best - 1e-6).all()
+
+
+def test_the_editor_goes_to_the_corner_that_q_points_to(flow, critic, settings):
+    """Linear Q: delta = sign(g), and the gain is scale * |g|_1."""
+    algo = make(flow, critic, settings, policy_lr=3e-3)
+    with torch.no_grad():  # inside the box, where no edit is clipped
+        for parameter in algo.average.net.outlet.parameters():
+            parameter.zero_()
+    algo.critic = Plane([2.0, -1.0])
+    for _ in range(400):
+        obs = torch.randn((128, 2), generator=algo.generator)
+        base = 0.5 * torch.rand((128, 1, 2), generator=algo.generator) - 0.25
+        noise = algo.editor.noise(128, algo.generator)
+        loss, _, gain = algo.edit_loss(obs, base, noise, torch.tensor(1e-3))
+        algo.editor_opt.zero_grad()
+        loss.backward()
+        algo.editor_opt.step()
+    assert gain.item() == pytest.approx(0.2 * 3.0, rel=0.05)
+
+
+def test_the_base_sees_no_gradient_of_q(flow, critic, settings):
+    algo = make(flow, critic, settings, base_lr=0.0)
+    before = [p.clone() for p in algo.policy.parameters()]
+    editors = [p.clone() for p in algo.editor.parameters()]
+    for _ in range(3):
+        algo.update(batch_of())
+    assert all(p.grad is None for p in algo.policy.parameters())
+    assert all(map(torch.equal, before, algo.policy.parameters()))
+    assert not all(map(torch.equal, editors, algo.editor.parameters()))
+
+
+def test_the_base_clones_the_batch(flow, critic, settings):
+    algo = make(flow, critic, settings, base_lr=3e-3, ema_rate=1.0)
+    first = algo.update(batch_of(256))["policy/base_loss"]
+    for _ in range(300):
+        batch = batch_of(256)
+        last = algo.update(batch._replace(action=torch.full_like(batch.action, 0.3)))
+    assert last["policy/base_loss"] < 0.2 * first
+
+
+def test_the_backup_is_the_best_of_the_union_by_the_target(flow, critic, settings):
+    algo = make(flow, critic, settings)
+    lerp_(algo.target, critic(2, 2), 1.0)  # another judge than the critic
+    batch, many = batch_of(), torch.rand(32, 6, 1, 2)
+    loss, _ = algo.critic_loss(batch, many)
+    value = torch.stack(
+        [algo.target(batch.next_obs, many[:, i]).amin(0) for i in range(6)]
+    ).amax(0)
+    goal = batch.reward + batch.discount * value
+    expected = 0.5 * (algo.critic(batch.obs, batch.action) - goal).square().mean(-1).sum()
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("make_it", "message"),
+    [
+        (lambda f, c, s: make(f, c, s, candidates=0), "candidates=0: at least 1"),
+        (lambda f, c, s: make(f, c, s, scale=-0.1), "scale=-0.1: the largest edit"),
+    ],
+)
+def test_what_cannot_edit_is_refused(flow, critic, settings, make_it, message):
+    with pytest.raises(ValueError, match=message):
+        make_it(flow, critic, settings)
