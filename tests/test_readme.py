@@ -16,17 +16,18 @@ def blocks():
     return dict(found)
 
 
-def test_the_worked_example_trains_resumes_and_evaluates(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("what", ["algo=greedy", "policy=theirs"])
+def test_a_worked_example_trains_and_evaluates(tmp_path, monkeypatch, capsys, what):
     monkeypatch.chdir(tmp_path)
     for name, text in blocks().items():
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    command = re.search(r"^rheo (train --config-dir mine .*)$", README, re.MULTILINE)
+    command = re.search(rf"^rheo (train --config-dir mine {what} .*)$", README, re.MULTILINE)
     assert command
-    words = command[1].split()
+    words = [w for w in command[1].split() if not w.startswith(("steps=", "source.warmup="))]
     small = ["steps=600", "source.warmup=200", "episodes=2", "log_every=200", "eval_every=300"]
-    assert main([*[w for w in words if not w.startswith("steps=")], *small, "name=example"]) == 0
+    assert main([*words, *small, "name=example"]) == 0
     assert main(["eval", "example", "--config-dir", "mine", "episodes=3"]) == 0
     assert "3 episodes" in capsys.readouterr().out
 
