@@ -144,3 +144,22 @@ def make_learner(
 def learner():
     """Makes small algorithms for recorded data."""
     return make_learner
+
+
+@pytest.fixture
+def clone_normal():
+    """Matches a policy of 2 observations, 1 action to N(0, std^2): `clone_normal(policy, std)`."""
+
+    def match(policy, std):
+        generator = torch.Generator().manual_seed(1)
+        optimizer = torch.optim.Adam(policy.parameters(), 3e-3)
+        for _ in range(300):
+            action = std * torch.randn((256, 1, 1), generator=generator)
+            obs = torch.randn((256, 2), generator=generator)
+            t = torch.rand(256, generator=generator)
+            loss = policy.match(obs, action, policy.noise(256, generator), t).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return match

@@ -31,20 +31,6 @@ def make(flow, critic, settings, **changes) -> Any:
     return AWMQ(policy, critic(2, 1), generator, **settings("awm_q", **changes))
 
 
-def clone_normal(policy, std):
-    """Matches the policy to actions N(0, std^2)."""
-    generator = torch.Generator().manual_seed(1)
-    optimizer = torch.optim.Adam(policy.parameters(), 3e-3)
-    for _ in range(300):
-        action = std * torch.randn((256, 1, 1), generator=generator)
-        obs = torch.randn((256, 2), generator=generator)
-        t = torch.rand(256, generator=generator)
-        loss = policy.match(obs, action, policy.noise(256, generator), t).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-
 def test_the_gradient_is_that_of_signed_matching(flow, critic, settings):
     """1.T1: mean A w(t) psi'(l) grad l, by autograd of the matching loss itself."""
     algo = make(flow, critic, settings, weighting="noise", trust_coef=1.0)
@@ -83,7 +69,7 @@ def test_advantages_are_of_the_smallest_member_among_a_states_actions(flow, crit
 @pytest.mark.parametrize(
     "changes", [{}, {"ratio": "pair", "trust_coef": 0.0, "inner_steps": 2, "clip": 0.1}]
 )
-def test_a_bandit_with_a_known_critic_is_learned(flow, critic, settings, changes):
+def test_a_bandit_with_a_known_critic_is_learned(flow, critic, settings, clone_normal, changes):
     """1.T8: the mean of a flow N(0, 0.3^2) passes 0.55 on its way to 0.7, losses finite."""
     algo = make(flow, critic, settings, policy_lr=1e-3, **changes)
     clone_normal(algo.policy, 0.3)
@@ -99,7 +85,7 @@ def test_a_bandit_with_a_known_critic_is_learned(flow, critic, settings, changes
     assert 0.55 < mean < 0.85
 
 
-def test_without_guards_the_policy_diverges(flow, critic, settings):
+def test_without_guards_the_policy_diverges(flow, critic, settings, clone_normal):
     """1.T8, the other half: no trust term, a large rate."""
     algo = make(flow, critic, settings, policy_lr=3e-3)
     clone_normal(algo.policy, 0.3)
@@ -122,7 +108,7 @@ def test_the_first_ratio_is_one_and_later_ones_are_clipped(flow, critic, setting
     assert loss.item() <= 1.0  # A (1 - clip) at most where A < 0, A r ~ 0 where A > 0
 
 
-def test_targets_use_the_actions_that_are_deployed(flow, critic, settings):
+def test_targets_use_the_actions_that_are_deployed(flow, critic, settings, clone_normal):
     """The best of several samples of the averaged policy, about 1.77 deviations above it."""
     algo = make(flow, critic, settings, backup_candidates=16, ema_rate=0.0)
 

@@ -335,7 +335,7 @@ def test_signed_weights_without_a_guard_are_refused(flow, learner):
         make("awm_gae", flow, learner, ratio="none", trust_coef=0.2, advantage_max=1.0)
 
 
-def test_signed_weights_learn_with_a_trust_term_and_diverge_without(flow, learner):
+def test_signed_weights_learn_with_a_trust_term_and_diverge_without(flow, learner, clone_normal):
     """1.T8: the mean of a flow N(0, 0.3^2) goes to the reward's 0.7; unguarded it explodes."""
 
     def towards(obs, action):
@@ -359,20 +359,6 @@ def test_signed_weights_learn_with_a_trust_term_and_diverge_without(flow, learne
     assert 0.55 < mean < 0.85 and losses.isfinite().all()
     mean, _ = learnt(trust=0.0, lr=3e-3)
     assert not abs(mean) < 100, mean
-
-
-def clone_normal(policy, std):
-    """Matches the policy to actions N(0, std^2)."""
-    generator = torch.Generator().manual_seed(1)
-    optimizer = torch.optim.Adam(policy.parameters(), 3e-3)
-    for _ in range(300):
-        action = std * torch.randn((256, 1, 1), generator=generator)
-        obs = torch.randn((256, 2), generator=generator)
-        t = torch.rand(256, generator=generator)
-        loss = policy.match(obs, action, policy.noise(256, generator), t).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
 
 
 def test_the_ratio_of_an_action_is_that_of_its_mean_surrogate(flow, learner):
