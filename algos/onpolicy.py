@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..envs.batch import Choice, Rollout
 from ..policies.critics import Value
+from ..policies.residual import HeadValue
 from .gae import RewardScale, gae
 from .losses import clipped
 from .optim import adam, anneal, step
@@ -78,8 +79,8 @@ class OnPolicy:
     samples = 1  # policy samples per decision; more where every denoising step is one
 
     def __init__(
-        self, policy: Any, generator: torch.Generator, run_updates: int, value: Value,
-        learn: Learning,
+        self, policy: Any, generator: torch.Generator, run_updates: int,
+        value: Value | HeadValue, learn: Learning,
     ) -> None:  # fmt: skip
         self.policy, self.value = policy, value.to(generator.device)
         self.generator, self.learn = generator, learn

@@ -83,7 +83,7 @@ class ChunkEnv:
         return self._chunk(action)
 
     def _flat(self, history: NDArray) -> Tensor:
-        return torch.from_numpy(history.reshape(self.num_envs, self.obs_dim))
+        return torch.from_numpy(history.reshape(self.num_envs, -1))
 
     def _single(self, action: Tensor) -> ChunkStep:
         """One action, no history: the vector step with its discount."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rheo.envs.chunk import ChunkEnv
+from rheo.envs.residual import Residual
 
 from .build import build, target_of
 from .errors import RheoError
@@ -70,6 +71,12 @@ def make_env(cfg: Mapping[str, Any], num_envs: int | None = None) -> ChunkEnv | 
     return offer(node, "env")
 
 
+def staged(env: ChunkEnv | None, algo: Any, seed: int) -> ChunkEnv | None:
+    """The environment as the algorithm meets it: with the base inside where it corrects one."""
+    scale = getattr(algo, "residual_scale", None)
+    return env if env is None or scale is None else Residual(env, algo.plan, scale, seed)
+
+
 def make_algo(cfg: Mapping[str, Any], sizes: Sizes, run_updates: int) -> Any:
     """Policy, critic and algorithm, with weights and noise fixed by the seed."""
     device = device_of(cfg["device"])
@@ -126,6 +133,8 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
     algo = make_algo(cfg, sizes, cfg["steps"])
     if hasattr(source, "statistics"):
         fit_statistics(algo, *source.statistics())
+    if env is not None and hasattr(source, "env"):
+        source.env = staged(env, algo, episodes)
     return Experiment(algo, source, sizes, device)
 
 

@@ -15,7 +15,7 @@ from rheo.envs.rollout import evaluate
 from rheo.envs.scores import normalized_score
 from rheo.policies.plain import PlainActor
 
-from .assemble import Sizes, make_algo, make_env, prepare
+from .assemble import Sizes, make_algo, make_env, prepare, staged
 from .config import compose
 from .errors import RheoError
 from .evaluate import EVAL_SEED
@@ -119,7 +119,9 @@ class Maker:
             raise RheoError(f"{run.path} was trained without an environment; give env=NAME")
         algo = make_algo(config, Sizes(**tree["sizes"]), config["steps"])
         restore(algo, tree["algo"], generators=False)
-        return self.make(node, count), lambda obs: algo.deploy(obs, generator)
+        env = staged(self.make(node, count), algo, self.options.seed)
+        assert env is not None
+        return env, lambda obs: algo.deploy(obs, generator)
 
     def plan(self, name: str) -> list[tuple[Source, int]]:
         """The behaviours of a set and their numbers of steps."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rheo.envs.rollout import Episode, as_rows, evaluate, summary
 from rheo.envs.scores import REFERENCES, scaled
 
-from .assemble import EVAL_SEED, Sizes, make_algo, make_env, prepare
+from .assemble import EVAL_SEED, Sizes, make_algo, make_env, prepare, staged
 from .config import AT_WILL
 from .errors import NUMERICS, RheoError, nearest
 from .fast import fast_deploy
@@ -143,6 +143,7 @@ def evaluate_folder(
     warn_of_versions(run)
     algo = make_algo(config, Sizes(**tree["sizes"]), config["steps"])
     restore(algo, tree["algo"], generators=False)
+    env = staged(env, algo, EVAL_SEED)
     if steer:
         algo = steered(algo, steer)
         changed = [*changed, *(f"{key}={value}" for key, value in steer.items())]

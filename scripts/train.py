@@ -13,7 +13,7 @@ from rheo.envs.batch import Choice
 from rheo.envs.rollout import as_rows
 from rheo.envs.sources import Rollouts
 
-from .assemble import EVAL_SEED, Experiment, Sizes, assemble, make_env, twins
+from .assemble import EVAL_SEED, Experiment, Sizes, assemble, make_env, staged, twins
 from .config import AT_WILL, compose
 from .display import Display, Timer
 from .errors import MACHINE, NUMERICS, REQUEUE, RheoError, nearest
@@ -154,7 +154,7 @@ def tell_shift(algo: Any, source: Any) -> None:
     norm, env = getattr(algo.policy, "obs_norm", None), getattr(source, "env", None)
     if norm is None or norm.kind == "none" or env is None:
         return
-    obs = env.reset().to(norm.shift.device)
+    obs = env.reset().to(norm.shift.device)[:, : norm.shift.numel()]
     worst, dim = norm(obs).abs().mean(0).max(0)
     unit = "standard deviations" if norm.kind == "gaussian" else "half ranges"
     text = "first observations lie up to %.1f %s from the base's data (dimension %d)"
@@ -171,7 +171,8 @@ def rehearse(algo: Any, source: Any, sizes: Sizes) -> None:
     """
     rows = source.env.num_envs if isinstance(source, Rollouts) else 1
     state = algo.generator.get_state()
-    obs = torch.zeros((rows, sizes.obs_dim), device=algo.generator.device)
+    size = source.env.obs_dim if isinstance(source, Rollouts) else sizes.obs_dim
+    obs = torch.zeros((rows, size), device=algo.generator.device)
     if hasattr(algo, "probe"):
         try:
             algo.probe(obs)
@@ -222,7 +223,8 @@ class Loop:
     def __init__(self, run: Run, experiment: Experiment) -> None:
         self.run, self.cfg = run, run.config
         self.algo, self.source, self.sizes, self.device = experiment
-        self.eval_env = make_env(self.cfg, min(self.cfg["episodes"], MAX_ENVS))
+        env = make_env(self.cfg, min(self.cfg["episodes"], MAX_ENVS))
+        self.eval_env = staged(env, self.algo, EVAL_SEED)
         self.update = fast(self.algo, self.cfg["fast"])
         self.timer = Timer()
         self.latest: dict[str, Any] = {}  # metrics of the last update that gave them

@@ -47,6 +47,7 @@ WORDS = {
     "meanflow": [*FLOW, "source.batch_size=16"],
     "ppo": [*GAUSSIAN, *ROLLOUTS],
     "reinflow": [*FLOW, *ROLLOUTS, "algo.noise.width=16"],
+    "resip": [*FLOW, *ROLLOUTS, "algo.head.width=16", "algo.head.depth=1"],
     "rfm": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
     "rfm_offline": [*FLOW, *CRITIC, *VALUE, "algo.reverse.particles=4", "algo.policy_batch=8"],
     "sac": [*REPLAY, *GAUSSIAN],
@@ -55,7 +56,7 @@ WORDS = {
 }
 ONLINE = (
     *("awm_gae", "awm_q", "dppo", "dsrl_na", "dsrl_sac", "expo", "fpo", "fpo_pp"),
-    *("ppo", "reinflow", "rfm", "sac"),
+    *("ppo", "reinflow", "resip", "rfm", "sac"),
 )
 
 

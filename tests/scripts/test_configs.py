@@ -38,15 +38,17 @@ def learn(words, updates=6):
     """A few updates of an assembled experiment; losses stay finite and weights move."""
     config = compose(words)
     algo, source, sizes, _ = assemble(config)
-    learner = getattr(algo, "actor", algo.policy)  # where there is one, the policy is frozen
+    corrects = hasattr(algo, "residual_scale")  # one step at a time, seeing what is planned
+    learner = algo.head if corrects else getattr(algo, "actor", algo.policy)  # others are frozen
     before = {k: v.clone() for k, v in learner.state_dict().items()}
     for _ in range(updates):
         metrics = algo.update(source.next(algo.act))
         assert metrics and all(bool(torch.isfinite(value)) for value in metrics.values())
     changed = [k for k, v in learner.state_dict().items() if not torch.equal(v, before[k])]
     assert changed
-    action = algo.deploy(torch.zeros(3, sizes.obs_dim), torch.Generator().manual_seed(0))
-    assert action.shape == (3, config["horizon"], sizes.action_dim)
+    size = source.env.obs_dim if corrects else sizes.obs_dim
+    action = algo.deploy(torch.zeros(3, size), torch.Generator().manual_seed(0))
+    assert action.shape == (3, 1 if corrects else config["horizon"], sizes.action_dim)
     assert bool((action.abs() <= 1).all())
     return config, algo, source
 

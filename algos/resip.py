@@ -1,0 +1,77 @@
+"""ResiP: PPO on corrections of a frozen, chunked base."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..envs.batch import Choice
+from ..policies.flow import FlowPolicy
+from ..policies.residual import Head, HeadValue
+from .onpolicy import Learning, OnPolicy, Rows
+
+
+class ResiP(OnPolicy):
+    """Residual policy on a behaviour-cloned base (arXiv:2407.16677).
+
+    The base is part of the world (`envs.residual.Residual`): it plans a chunk every env.execute
+    steps, and the head corrects each action by residual_scale times a Gaussian, seeing the planned
+    one. PPO moves the head alone; its log density is of the correction, so the scale cancels in
+    the ratio. The mean correction is deployed.
+
+    entropy_coef: weight of the entropy per action element. Raises ValueError for a scale that is
+    not positive.
+    """
+
+    policy: FlowPolicy
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        generator: torch.Generator,
+        run_updates: int,
+        value: HeadValue,
+        learn: Learning,
+        head: Head,
+        *,
+        residual_scale: float,
+        entropy_coef: float,
+    ) -> None:
+        if residual_scale <= 0:
+            raise ValueError(f"algo.residual_scale={residual_scale}: must be positive")
+        self.head = head.to(generator.device)
+        policy.requires_grad_(False)
+        super().__init__(policy, generator, run_updates, value, learn)
+        self.residual_scale, self.entropy_coef = residual_scale, entropy_coef
+
+    def tuned(self) -> Iterable[nn.Parameter]:
+        """The head's parameters; the base is frozen."""
+        return self.head.parameters()
+
+    @torch.no_grad()
+    def plan(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """The base's chunks [N, T, Da] for observations [N, O]."""
+        device = self.generator.device
+        start = self.policy.start(len(obs), generator).to(device)
+        return self.policy.act(obs.to(device), start).cpu()
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Choice:
+        """Corrections [N, 1, Da] for [obs, a_b, phase], and their log density."""
+        delta, logp = self.head.sample(obs, self.generator)
+        return Choice(delta, {"logp": logp})
+
+    @torch.no_grad()
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """The mean correction, [N, 1, Da]."""
+        return self.head.mean(obs)
+
+    def policy_loss(
+        self, rows: Rows, which: Tensor, *draws: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The clipped objective less the entropy bonus, []."""
+        log_ratio = self.head.log_prob(rows.obs, rows.action) - rows.kept["logp"]
+        loss, metrics = self.surrogate(log_ratio, rows.advantage, self.learn.clip)
+        log_std = self.head.gaussian.log_std
+        metrics["policy/std"] = log_std.detach().exp().mean()
+        return loss - self.entropy_coef * log_std.mean(), metrics

@@ -1,0 +1,85 @@
+"""A frozen chunked policy as part of the world: who acts here corrects each of its actions."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .chunk import ChunkEnv, ChunkStep
+
+
+class Plan(Protocol):
+    """A base: obs [n, O] and a generator -> action chunks [n, T, Da] in [-1, 1]."""
+
+    def __call__(self, obs: Tensor, generator: torch.Generator, /) -> Tensor: ...
+
+
+class Residual(ChunkEnv):
+    """The environments of a ChunkEnv, one step per decision, driven by a plan plus corrections.
+
+    The base plans a chunk and its first `env.execute` actions are used one after the other; then,
+    and in every new episode, it plans anew. Executed is clip(a_b + scale delta) for a correction
+    delta [N, 1, Da]: none leaves the base as it is, bit for bit. Observations are [obs, a_b, phase]
+    of O + Da + 1 numbers, a_b the planned action of this step and phase the share of the plan that
+    was used: without them the correction's world would not be Markov (arXiv:2407.16677). A
+    successor's planned action is the plan's next one, or that of a new plan where it is used up.
+    """
+
+    def __init__(self, env: ChunkEnv, plan: Plan, scale: float, seed: int) -> None:
+        super().__init__(env.env, execute=1, obs_steps=env.obs_steps, gamma=env.gamma)
+        self.plan, self.scale, self.every = plan, scale, env.execute
+        self.generator = torch.Generator().manual_seed(seed)
+        self.obs_dim += env.action_dim + 1
+        self.chunk = torch.zeros(self.num_envs, env.execute, env.action_dim)
+        self.phase = np.zeros(self.num_envs, np.int64)
+
+    def reset(self, seed: int | None = None) -> Tensor:
+        """Start N episodes -> obs [N, O + Da + 1]; a seed fixes the base's noise too."""
+        if seed is not None:
+            self.generator.manual_seed(seed)
+        obs = super().reset(seed)
+        self.replan(obs, np.ones(self.num_envs, bool))
+        return self.with_plan(obs)
+
+    def replan(self, obs: Tensor, rows: np.ndarray) -> None:
+        """New plans for some rows."""
+        if rows.any():
+            chosen = torch.from_numpy(np.flatnonzero(rows))
+            chunk = self.plan(obs[chosen], self.generator)
+            self.chunk[chosen] = chunk[:, : self.every].to(self.chunk)
+            self.phase[rows] = 0
+
+    def planned(self) -> Tensor:
+        """The base's action of this step, [N, Da]."""
+        return self.chunk[torch.arange(self.num_envs), torch.from_numpy(self.phase)]
+
+    def with_plan(self, obs: Tensor) -> Tensor:
+        """Observations with the planned action and the phase."""
+        phase = torch.from_numpy(self.phase / self.every).to(obs.dtype)
+        return torch.cat([obs, self.planned().to(obs.dtype), phase[:, None]], 1)
+
+    def step(self, action: Tensor) -> ChunkStep:
+        """One step for corrections [N, >= 1, Da]; as `ChunkEnv.step`."""
+        if action.dim() != 3 or action.shape[2] != self.action_dim:
+            return super().step(action)  # which says what is wrong with it
+        planned = self.planned().to(action)
+        step = super().step((planned + self.scale * action[:, 0]).clamp(-1, 1)[:, None])
+        self.phase += 1
+        self.replan(step.next_obs, self.phase == self.every)
+        following = self.with_plan(step.next_obs)
+        done = (step.terminated | step.truncated).numpy()
+        self.replan(step.obs, done)
+        return step._replace(obs=self.with_plan(step.obs), next_obs=following)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The environments' state with the running plans and the base's noise."""
+        plan = {"chunk": self.chunk.clone(), "phase": self.phase.copy()}
+        return super().state_dict() | plan | {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        super().load_state_dict(state)
+        self.chunk = torch.as_tensor(state["chunk"]).clone()
+        self.phase = np.array(state["phase"], np.int64)
+        self.generator.set_state(state["generator"])
