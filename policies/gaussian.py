@@ -50,8 +50,9 @@ class TanhGaussian(nn.Module):
         self.net.scale_outlet(0.01)
         half = 0.5 * (self.log_std_max - self.log_std_min)
         share = torch.tensor((log_std - self.log_std_min) / half - 1.0)
-        bias = self.net.layers[-1].bias.view(2, -1)
-        bias[1] = share.atanh()
+        last = self.net.layers[-1]
+        assert isinstance(last, nn.Linear)
+        last.bias.view(2, -1)[1] = share.atanh()
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation before the tanh, each [..., T, Da]."""

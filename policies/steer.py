@@ -195,7 +195,7 @@ def inpainted(
 # ---- choice and ascent -------------------------------------------------------------------------
 
 
-def drawn(score: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def drawn(score: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     """Index [...] of a draw from softmax(score [..., P] / temperature); 0: of the largest."""
     if temperature > 0:
         waiting = torch.empty_like(score).exponential_(generator=generator)
@@ -257,7 +257,7 @@ class Chain:
     def __init__(
         self,
         words: list[str],
-        policy: FlowPolicy,
+        policy: Any,
         critic: Any,
         reference: FlowPolicy | None,
         settings: Settings,

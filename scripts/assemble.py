@@ -71,10 +71,10 @@ def make_env(cfg: Mapping[str, Any], num_envs: int | None = None) -> ChunkEnv | 
     return offer(node, "env")
 
 
-def staged(env: ChunkEnv | None, algo: Any, seed: int) -> ChunkEnv | None:
+def staged(env: ChunkEnv, algo: Any, seed: int) -> ChunkEnv:
     """The environment as the algorithm meets it: with the base inside where it corrects one."""
     scale = getattr(algo, "residual_scale", None)
-    return env if env is None or scale is None else Residual(env, algo.plan, scale, seed)
+    return env if scale is None else Residual(env, algo.plan, scale, seed)
 
 
 def make_algo(cfg: Mapping[str, Any], sizes: Sizes, run_updates: int) -> Any:

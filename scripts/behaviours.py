@@ -120,7 +120,6 @@ class Maker:
         algo = make_algo(config, Sizes(**tree["sizes"]), config["steps"])
         restore(algo, tree["algo"], generators=False)
         env = staged(self.make(node, count), algo, self.options.seed)
-        assert env is not None
         return env, lambda obs: algo.deploy(obs, generator)
 
     def plan(self, name: str) -> list[tuple[Source, int]]:

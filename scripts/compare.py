@@ -129,7 +129,7 @@ def values_of(file: Path, rows: dict[str, Any], metric: str | None) -> NDArray:
     if None in values:
         raise RheoError(f"{file}: its episodes have no {metric}; use metric=return")
     found = np.asarray(values, float)
-    if metric == "score":
+    if metric == "score" and references:
         low, high = references["low"], references["high"]
         found = 100 * (found - low) / (high - low)
     return found

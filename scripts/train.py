@@ -224,7 +224,7 @@ class Loop:
         self.run, self.cfg = run, run.config
         self.algo, self.source, self.sizes, self.device = experiment
         env = make_env(self.cfg, min(self.cfg["episodes"], MAX_ENVS))
-        self.eval_env = staged(env, self.algo, EVAL_SEED)
+        self.eval_env = None if env is None else staged(env, self.algo, EVAL_SEED)
         self.update = fast(self.algo, self.cfg["fast"])
         self.timer = Timer()
         self.latest: dict[str, Any] = {}  # metrics of the last update that gave them
@@ -318,7 +318,7 @@ class Loop:
                 rows = episodes_of(self.eval_env, self.algo, episodes, self.cfg["fast"])
                 used = known_references(self.cfg["env"])
                 figures |= score(rows, used)
-                where = {"env": self.eval_env.env.id}
+                where: dict[str, Any] = {"env": self.eval_env.env.id}
                 if used is not None:
                     where["references"] = used._asdict()
                 self.run.record_eval(step, as_rows(rows), **where, **figures)

@@ -33,6 +33,7 @@ def test_no_correction_is_the_base_bit_for_bit():
         step = chunked.step(plan(obs, None))
         finished = torch.zeros(3, dtype=torch.bool)
         reward = torch.zeros(3, dtype=step.reward.dtype)
+        one = step
         for k in range(3):
             active = ~finished
             before = residual.phase.copy()

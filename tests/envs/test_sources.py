@@ -1,6 +1,7 @@
 """Sources against a plain list, and against gymnasium's own environments stepped one by one."""
 
 import copy
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -249,8 +250,9 @@ def test_a_restored_source_goes_on_bit_for_bit(kind):
     def fresh():
         env = chunk_env("Hopper-v5", num_envs=3, execute=2, obs_steps=2)
         env.reset(3)
-        settings = {"capacity": 50, "batch_size": 4, "warmup": 30, "update_ratio": 0.5}
-        settings = settings if kind is Replay else {"decisions": 5}
+        settings: dict[str, Any] = {"decisions": 5}
+        if kind is Replay:
+            settings = {"capacity": 50, "batch_size": 4, "warmup": 30, "update_ratio": 0.5}
         return kind(env, torch.Generator().manual_seed(3), 2, **settings)
 
     def act(obs):
