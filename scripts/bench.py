@@ -18,6 +18,7 @@ GROUPS = {  # WHAT -> module and its function from a plan to rows
     "update": ("bench_update", "measure"),
     "data": ("bench_data", "measure"),
     "finetune": ("bench_finetune", "measure"),
+    "steer": ("bench_steer", "measure"),
     "variance": ("bench_variance", "measure"),
     "startup": ("bench_startup", "measure"),
 }

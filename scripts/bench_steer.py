@@ -1,0 +1,67 @@
+"""Steering a frozen policy: an update, how much of it is the base's, and choosing among samples."""
+
+from collections.abc import Iterator
+
+import torch
+
+from rheo.envs.batch import Batch
+from rheo.policies.steer import sample
+
+from .assemble import Sizes, make_algo
+from .bench_measure import Goal, Plan, Row, alternate, faster, shorter
+from .config import compose
+from .fast import fast
+
+SIZES, HORIZON, ROWS = Sizes(obs_dim=11, action_dim=3), 4, 256  # of Hopper, in chunks
+WORDS = (
+    "algo=dsrl_na", "env=hopper", f"horizon={HORIZON}", "policy.steps=5", "critic.width=128",
+    "algo.actor.width=128", "algo.noise_critic.width=128",
+)  # fmt: skip
+EAGER, ONE = "default eager", "one sample"
+
+
+def measure(plan: Plan) -> Iterator[Row]:
+    """DSRL-NA with Hopper's published sizes, and best-of-16 at batch 1."""
+    cfg = compose(WORDS)
+    eager, ours = (make_algo(cfg, SIZES, cfg["steps"]) for _ in range(2))
+    batch = transitions(ROWS)
+    updates = [fast(eager, "off"), fast(ours, plan.fast or cfg["fast"])]
+    turn = cfg["algo"]["distill_every"]
+    sides = {"ours": lambda: updates[1](batch), EAGER: lambda: updates[0](batch)}
+    times = alternate(plan, sides, block=turn, cpu=True)
+    goal = (Goal("ratio", ">=", 1.3),)
+    yield faster(Row("DSRL-NA update, Hopper", "updates/s", 0.0, goals=goal), times, EAGER)
+
+    code = torch.rand(ROWS, HORIZON, SIZES.action_dim) - 0.5
+
+    @torch.no_grad()
+    def base() -> None:  # of `turn` updates: their targets and one distillation
+        for _ in range(turn + 1):
+            ours.decode(batch.obs, code)
+
+    whole = {"base": base, "updates": lambda: [updates[1](batch) for _ in range(turn)]}
+    times = alternate(plan, whole, cpu=True)
+    yield shorter(
+        Row(f"DSRL-NA, base in {turn} updates", "us", 0.0),
+        {"ours": times["base"], "all": times["updates"]},
+        "all",
+    )
+
+    policy, critic, generator = ours.policy, ours.critic, torch.Generator()
+    obs = torch.randn(1, SIZES.obs_dim)
+    sides = {
+        "ours": lambda: sample(policy, critic, obs, generator, 16),
+        ONE: lambda: sample(policy, critic, obs, generator),
+    }
+    times = alternate(plan, sides, cpu=True)
+    goal = (Goal("ratio", "<=", 3.0),)
+    yield shorter(Row("best of 16, batch 1", "us", 0.0, goals=goal), times, ONE)
+
+
+def transitions(count: int) -> Batch:
+    """Random transitions of Hopper's sizes."""
+    generator = torch.Generator().manual_seed(0)
+    obs, next_obs = (torch.randn(count, SIZES.obs_dim, generator=generator) for _ in range(2))
+    action = 2 * torch.rand(count, HORIZON, SIZES.action_dim, generator=generator) - 1
+    reward = torch.randn(count, generator=generator)
+    return Batch(obs, action, reward, torch.full((count,), 0.96), next_obs)
