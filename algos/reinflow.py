@@ -1,5 +1,7 @@
 """ReinFlow: policy gradients through a flow made noisy, with the exact likelihood of its chain."""
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,8 @@ from ..policies.flow import FlowPolicy
 from ..policies.nets import clone
 from ..policies.noise import NoiseNet
 from .onpolicy import Learning, OnPolicy, Rows
+
+log = logging.getLogger("rheo")
 
 
 class ReinFlow(OnPolicy):
@@ -45,6 +49,12 @@ class ReinFlow(OnPolicy):
             raise ValueError(
                 f"algo.noise.tuned_steps={noise.tuned_steps}: the policy has policy.steps="
                 f"{policy.steps} transitions; choose 1 to {policy.steps}"
+            )
+        if not policy.is_flow:
+            log.info(
+                "a diffusion policy (it predicts %s) is driven as a flow: every step goes to "
+                "A(s) a + B(s) eps of its prediction, with the learned noise on top",
+                policy.prediction,
             )
         self.noise = noise.to(generator.device)
         self.base = clone(policy) if anchor_coef > 0 else None

@@ -256,9 +256,14 @@ class FlowPolicy(nn.Module):
         return x
 
     @property
+    def is_flow(self) -> bool:
+        """Whether this is a rectified flow; else a diffusion policy, which converts to one."""
+        return isinstance(self.path, paths.Linear) and self.prediction == "v"
+
+    @property
     def _straight(self) -> bool:
         """Whether the universal transition is x + (s - t) v: no other form is needed then."""
-        return isinstance(self.path, paths.Linear) and self.prediction == "v" and not self.clip_a
+        return self.is_flow and not self.clip_a
 
     @property
     def _plain(self) -> bool:

@@ -229,6 +229,17 @@ def test_the_gradient_of_a_one_step_chain_is_the_score_of_its_normal(flow):
     torch.testing.assert_close(found, score.flatten().detach())
 
 
+@pytest.mark.parametrize(("path", "said"), [("linear", False), ("cosine", True)])
+def test_a_diffusion_base_is_driven_as_a_flow_and_that_is_said(flow, learner, caplog, path, said):
+    caplog.set_level("INFO", "rheo")
+    policy = flow(2, 2, 2, steps=4, path=path)
+    torch.nn.init.normal_(policy.net.outlet.weight, std=0.1)
+    algo = learner("reinflow", 2, 2, policy=policy, learn=LEARN)
+    assert ("is driven as a flow" in caplog.text) == said
+    metrics = algo.update(bandit(algo, 100, aim, 2))
+    assert metrics["policy/first_ratio_error"].item() < 1e-5
+
+
 def test_a_censored_end_counts_with_the_mass_beyond_the_bound(flow):
     """Numerically: the density inside and the two masses beyond add up to 1."""
     policy = flow(1, 1, 1, steps=2).double()
