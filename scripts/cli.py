@@ -13,7 +13,7 @@ VERBS = {
     "compare": ("compare", "main", "runs of several seeds as a table: rheo compare runs/rfm-*"),
     "collect": ("collect", "main", "record a policy: rheo collect RUN steps=10000 out=data.hdf5"),
     "data": ("data", "main", "look at recorded data: rheo data info|check|convert|fetch ..."),
-    "demo": ("demo", "main", "train a small task from scratch and show the result"),
+    "demo": ("demo", "main", "learn a small task from scratch; clone and fine-tune a flow in it"),
     "bench": ("bench", "main", "measure speed on this machine"),
     "doctor": ("doctor", "main", "check what this machine can do, and say how to fix the rest"),
 }
