@@ -82,7 +82,7 @@ def plot_curves(panels: dict[str, dict[str, list[Curve]]], metric: str, file: Pa
         column[0].legend(frameon=False)
     for axes in grid[:, 0]:
         axes.set_ylabel(metric)
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=90)
     plt.close(figure)
 
 
