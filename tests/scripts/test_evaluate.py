@@ -83,7 +83,7 @@ def test_runs_without_environment_or_checkpoint_are_refused(tiny, capsys):
 
 def test_options_are_checked():
     assert parse(["episodes=7", "device=cpu"]) == (7, ["device=cpu"], None, {})
-    assert parse([]) == (50, [], None)
+    assert parse([]) == (50, [], None, {})
     low, high, origin = parse(["ref_max=3e3", "ref_min=-20.5"]).references or (0, 0, "")
     assert (low, high) == (-20.5, 3000.0) and "command line" in origin
     for word, message in [
