@@ -1,6 +1,6 @@
 """An iteration of fine-tuning on policy: ReinFlow in 4 steps against DPPO in 20, part by part.
 
-Both sides use every core, as `threads=0 env.threads=0` do.
+Both sides use every core, as `threads=0 env.threads=0` do; rollouts sample on one thread.
 """
 
 import os
@@ -16,7 +16,7 @@ from rheo.envs.sources import Rollouts
 from .assemble import assemble, fit_statistics
 from .bench_measure import Goal, Plan, Row, with_ratio
 from .config import compose
-from .fast import fast
+from .fast import fast, one_thread
 from .state import tensors
 
 WORLD = ("env=hopper", "env.num_envs=40", "env.threads=0", "horizon=4", "source.decisions=500")
@@ -75,7 +75,8 @@ def iteration(algo: Any, source: Rollouts, update: Any) -> dict[str, float]:
         return choice
 
     start = perf_counter()
-    rollout = source.next(act)
+    with one_thread():
+        rollout = source.next(act)
     middle = perf_counter()
     update(rollout)
     return {

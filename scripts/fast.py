@@ -52,6 +52,21 @@ class precision:
         torch.set_float32_matmul_precision(self.before)
 
 
+class one_thread:
+    """Context in which torch uses one thread: for many small calls beside a simulator's own.
+
+    Tens of rows gain nothing from more, and threads that wait for the next product take cores from
+    the physics: a rollout of Hopper took 6.2 s instead of 8.0 on two cores.
+    """
+
+    def __enter__(self) -> None:
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *exc: object) -> None:
+        torch.set_num_threads(self.before)
+
+
 def with_precision(fn: Callable[..., Any], name: str) -> Callable[..., Any]:
     """`fn` run under a matrix-product precision."""
 

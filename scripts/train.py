@@ -4,6 +4,7 @@ import logging
 import math
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .config import AT_WILL, compose
 from .display import Display, Timer
 from .errors import MACHINE, NUMERICS, REQUEUE, RheoError, nearest
 from .evaluate import MAX_ENVS, episodes_of, known_references, score
-from .fast import fast
+from .fast import fast, one_thread
 from .gate import gate
 from .health import diagnosis
 from .overrides import flags
@@ -226,6 +227,7 @@ class Loop:
         env = make_env(self.cfg, min(self.cfg["episodes"], MAX_ENVS))
         self.eval_env = None if env is None else staged(env, self.algo, EVAL_SEED)
         self.update = fast(self.algo, self.cfg["fast"])
+        self.acting = one_thread() if isinstance(self.source, Rollouts) else nullcontext()
         self.timer = Timer()
         self.latest: dict[str, Any] = {}  # metrics of the last update that gave them
         self.fresh = True  # the evaluation before the first update is still to come
@@ -269,7 +271,7 @@ class Loop:
             self.fresh = False
         while source.progress < steps and not stop:
             before = source.progress
-            with self.timer("env"):
+            with self.timer("env"), self.acting:
                 batch = source.next(self.act)
             with self.timer("learn"):
                 self.latest |= self.update(batch)

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from rheo.scripts import fast
+from rheo.scripts.assemble import assemble
+from rheo.scripts.config import compose
 from rheo.scripts.errors import RheoError
+from rheo.scripts.run import Run
+from rheo.scripts.signals import Stop
+from rheo.scripts.train import Loop
 
 
 class Algo:
@@ -102,3 +107,30 @@ def test_compilation_covers_the_pure_functions_alone():
     fast.fast(algo, "compile")
     assert getattr(algo.loss, "_torchdynamo_orig_callable", None) is Algo.loss
     assert set(vars(algo)) == {"generator", "seen", "loss"}
+
+
+def test_rollouts_are_sampled_on_one_thread_and_learned_on_all(tiny):
+    torch.set_num_threads(2)
+    try:
+        with fast.one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        config = compose(tiny("ppo", "r", "threads=2", "steps=60"))
+        with Run.create("r", config) as run:
+            loop, seen = Loop(run, assemble(config)), []
+            loop.algo.act = watched(loop.algo.act, seen)
+            loop.update = watched(loop.update, seen)
+            assert loop.finish(Stop()) == 0
+        assert set(seen[:16]) == {1} and seen[16] == 2  # 16 decisions, then the update
+    finally:
+        torch.set_num_threads(1)
+
+
+def watched(call, seen):
+    """The call, which notes torch's threads."""
+
+    def run(*words):
+        seen.append(torch.get_num_threads())
+        return call(*words)
+
+    return run
