@@ -51,9 +51,8 @@ class ResiP(OnPolicy):
     @torch.no_grad()
     def plan(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """The base's chunks [N, T, Da] for observations [N, O]."""
-        device = self.generator.device
-        start = self.policy.start(len(obs), generator).to(device)
-        return self.policy.act(obs.to(device), start).cpu()
+        start = self.policy.start(len(obs), generator)
+        return self.policy.act(obs.to(start.device), start).cpu()
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Choice:

@@ -26,10 +26,12 @@ class Residual(ChunkEnv):
     successor's planned action is the plan's next one, or that of a new plan where it is used up.
     """
 
-    def __init__(self, env: ChunkEnv, plan: Plan, scale: float, seed: int) -> None:
+    def __init__(
+        self, env: ChunkEnv, plan: Plan, scale: float, generator: torch.Generator
+    ) -> None:
         super().__init__(env.env, execute=1, obs_steps=env.obs_steps, gamma=env.gamma)
         self.plan, self.scale, self.every = plan, scale, env.execute
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = generator  # of the base's noise, on the base's device
         self.obs_dim += env.action_dim + 1
         self.chunk = torch.zeros(self.num_envs, env.execute, env.action_dim)
         self.phase = np.zeros(self.num_envs, np.int64)

@@ -240,7 +240,7 @@ NEEDS = {  # word: what it cannot do without
     "rlg": {"reference"},
     "svdd": {"critic", "stochastic"},
     "doob": {"critic", "stochastic"},
-    "climb": {"critic", "gradient"},
+    "climb": {"critic"},  # and its gradient, which every critic here has
 }
 SAMPLERS = ("rlg", "svdd", "doob")
 
@@ -268,8 +268,7 @@ class Chain:
         for kind, group in (("sampler", SAMPLERS), ("choice", ("best", "soft"))):
             if len(set(words) & set(group)) > 1:
                 raise ValueError(f"steer={','.join(words)}: one {kind} of {', '.join(group)}")
-        has = {"gradient"} if critic is not None else set()
-        has |= {"critic"} if critic is not None else set()
+        has = {"critic"} if critic is not None else set()
         has |= {"reference"} if reference is not None else set()
         has |= {"stochastic"} if stochastic(policy) else set()
         for word in words:
@@ -308,7 +307,6 @@ class Chain:
 
 LACKING = {
     "critic": "needs a critic of actions, and this run has none",
-    "gradient": "needs the gradient of a critic, and this run has none",
     "reference": "needs another policy; add steer.reference=RUN",
     "stochastic": "needs a stochastic sampler, and this policy's transitions have no noise",
 }

@@ -74,7 +74,10 @@ def make_env(cfg: Mapping[str, Any], num_envs: int | None = None) -> ChunkEnv | 
 def staged(env: ChunkEnv, algo: Any, seed: int) -> ChunkEnv:
     """The environment as the algorithm meets it: with the base inside where it corrects one."""
     scale = getattr(algo, "residual_scale", None)
-    return env if scale is None else Residual(env, algo.plan, scale, seed)
+    if scale is None:
+        return env
+    generator = torch.Generator(algo.generator.device).manual_seed(seed)
+    return Residual(env, algo.plan, scale, generator)
 
 
 def make_algo(cfg: Mapping[str, Any], sizes: Sizes, run_updates: int) -> Any:

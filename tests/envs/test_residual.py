@@ -19,7 +19,7 @@ def pair(execute=3, scale=0.1, name="Hopper-v5", **options):
         ChunkEnv(make(name, 3, threads=1, **options), execute=execute, obs_steps=1, gamma=0.9)
         for _ in range(2)
     )
-    return chunked, Residual(inner, plan, scale, seed=0)
+    return chunked, Residual(inner, plan, scale, torch.Generator().manual_seed(0))
 
 
 def test_no_correction_is_the_base_bit_for_bit():
