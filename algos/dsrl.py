@@ -26,9 +26,10 @@ class DSRL:
 
     With a noise_critic (DSRL-NA) the replay keeps executed actions, so recorded data serve too:
     Q(s, a) learns r + discount (min Q'(s', a') - alpha log pi(u'|s')), a' decoded from u', and the
-    noise critic is regressed on it, member by member, at codes of which prior_share are the base's
-    own noise and the others the actor's (it is the actor that will ask there). Every
-    distill_every updates, one step. Without one (DSRL-SAC) the replay keeps codes, `critic` is
+    noise critic is regressed on it, member by member: prior_share of the rows are states with codes
+    of the base's own noise, the others next states with the actor's (it is the actor that will ask
+    there), of which the targets have the base's answer already. Every distill_every updates, one
+    step. Without one (DSRL-SAC) the replay keeps codes, `critic` is
     Q(s, u) and no update calls the base. latent_gradient: the actor follows Q(s, base.act(s, w))
     through the base instead of the noise critic; only through a FlowPolicy.
 
@@ -169,19 +170,22 @@ class DSRL:
         """One step of the critic, of the noise critic when it is due, of actor and temperature."""
         self.updates += 1
         rows = len(batch.obs)
+        distill = self.noise_critic is not None and self.updates % self.distill_every == 0
+        distill = distill and not self.latent_gradient  # else nothing asks the noise critic
         with torch.no_grad():
             code, logp = self.sampled(batch.next_obs, self.generator)
-            # the base is called here, outside of what may be compiled
-            action = code if self.noise_critic is None else self.decode(batch.next_obs, code)
             bonus = self.temperature.value * self.measure(code, logp)
+            prior = self.prior(round(self.prior_share * rows) if distill else 0, self.generator)
+            # one call of the base for all, and outside of what may be compiled
+            action, shown = self.decoded(batch, code, prior)
         loss, metrics = self.critic_loss(batch, action, bonus)
         step(self.critic_opt, loss)
         lerp_(self.target, self.critic, self.target_rate)
-        if self.noise_critic is not None and self.updates % self.distill_every == 0:
-            with torch.no_grad():
-                code = self.distilled(batch.obs)
-                action = self.decode(batch.obs, code)
-            loss = self.distill_loss(batch.obs, code, action)
+        if distill:
+            met = len(prior)
+            obs = torch.cat([batch.obs[:met], batch.next_obs[met:]])
+            code, action = torch.cat([prior, code[met:]]), torch.cat([shown, action[met:]])
+            loss = self.distill_loss(obs, code, action)
             step(self.distill_opt, loss)
             metrics["critic/distill_loss"] = loss.detach()
         judge = self.critic if self.latent_gradient else self.noise_critic or self.critic
@@ -196,6 +200,17 @@ class DSRL:
             "policy/temperature": self.temperature.value,
             "policy/code_saturated": (code.abs() > 0.9).float().mean(),
         }
+
+    def decoded(self, batch: Batch, following: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
+        """What the critic judges at the next states and at the first of these ones: [.., T, Da].
+
+        Of codes following [B, R, Da] and here [C, R, Da], C <= B; codes themselves for DSRL-SAC.
+        """
+        if self.noise_critic is None:
+            return following, here
+        obs = torch.cat([batch.next_obs, batch.obs[: len(here)]])
+        action = self.decode(obs, torch.cat([following, here]))
+        return action[: len(following)], action[len(following) :]
 
     def measure(self, code: Tensor, logp: Tensor) -> Tensor:
         """The spread [B] of codes [B, R, Da] with log density [B]: one sample's estimate."""
@@ -215,12 +230,6 @@ class DSRL:
         q = self.critic(batch.obs, batch.action)
         loss = td_loss(q, goal)
         return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
-
-    def distilled(self, obs: Tensor) -> Tensor:
-        """Codes [B, R, Da] at which the noise critic is taught: the prior's, then the actor's."""
-        count = round(self.prior_share * len(obs))
-        prior = self.prior(count, self.generator)
-        return torch.cat([prior, self.sampled(obs[count:], self.generator)[0]])
 
     def distill_loss(self, obs: Tensor, code: Tensor, action: Tensor) -> Tensor:
         """Regression of the noise critic's members on the critic's at the same actions, []."""

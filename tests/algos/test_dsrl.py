@@ -113,12 +113,28 @@ def taught(base, best, steps=600):
     algo.critic = Known()
     obs = torch.zeros(256, 2)
     for _ in range(steps):
-        code = algo.distilled(obs)
+        code = algo.prior(len(obs), algo.generator)
         loss = algo.distill_loss(obs, code, algo.decode(obs, code))
         algo.distill_opt.zero_grad()
         loss.backward()
         algo.distill_opt.step()
     return algo
+
+
+def test_what_is_distilled_are_answers_of_the_base():
+    """Of prior_share states its own noise, of the others the codes of the targets; one call."""
+    algo, seen, calls = make(Base(spread=0.3), prior_share=0.25), [], []
+    keep, act = algo.distill_loss, algo.policy.act
+    algo.distill_loss = lambda *given: seen.append(given) or keep(*given)
+    algo.policy.act = lambda obs, noise: calls.append(len(obs)) or act(obs, noise)
+    here, there = torch.randn(64, 2), torch.randn(64, 2)
+    zeros = torch.zeros(64)
+    algo.update(Batch(here, torch.zeros(64, 1, 1), zeros, zeros, there))
+    ((obs, code, action),) = seen
+    assert calls == [64 + 16]
+    assert torch.equal(obs, torch.cat([here[:16], there[16:]]))
+    torch.testing.assert_close(action, algo.decode(obs, code))
+    assert code[:16].abs().max() > 1 > code[16:].abs().max()  # only the prior knows no bound
 
 
 def test_the_noise_critic_peaks_at_the_noise_of_the_best_action():
