@@ -1,5 +1,6 @@
 """`rheo train` and `rheo resume`: the one loop for every stage."""
 
+import functools
 import logging
 import math
 import re
@@ -190,6 +191,22 @@ def rehearse(algo: Any, source: Any, sizes: Sizes) -> None:
         source.store = source.reserve(choice)
 
 
+def time_frozen_base(algo: Any, timer: Timer) -> None:
+    """Charges the time inside a policy that is not trained to "base", wherever it is called."""
+    act = algo.policy.act
+    if any(each.requires_grad for each in algo.policy.parameters()):
+        return
+
+    @functools.wraps(act)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return act(*args, **kwargs)
+        with timer("base"):
+            return act(*args, **kwargs)
+
+    algo.policy.act = timed
+
+
 def refuse_unfitted(algo: Any) -> None:
     """Raises RheoError for statistics that neither data nor another run have given."""
     for name, part in vars(algo).items():
@@ -229,6 +246,7 @@ class Loop:
         self.update = fast(self.algo, self.cfg["fast"])
         self.acting = one_thread() if isinstance(self.source, Rollouts) else nullcontext()
         self.timer = Timer()
+        time_frozen_base(self.algo, self.timer)
         self.latest: dict[str, Any] = {}  # metrics of the last update that gave them
         self.fresh = True  # the evaluation before the first update is still to come
         self.saved = -1
