@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
-from ..policies import steer
 from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
+from ..policies.steer import Chain, Settings
 from . import losses
 from .optim import adam, step
 from .returns import td_loss, td_target
@@ -40,8 +40,9 @@ class AWMQ:
     the same points, v_fast a copy that trails the policy with trust_rate per policy step, and by
     anchor_coef |v - v_base|^2 to the policy of the run's start: trust_coef + anchor_coef >=
     advantage_max, else ValueError. "pair" clips the ratio exp(L - L_old) of each pair to 1 +- clip
-    over inner_steps. TD targets use the actions that are deployed: the best of backup_candidates
-    samples of the averaged policy. B batch, R policy_batch, K particles, J pairs, T chunk.
+    over inner_steps. TD targets use the actions that are deployed: those of the chain `steer` on
+    the averaged policy, for targets by the target ensemble. B batch, R policy_batch, K particles,
+    J pairs, T chunk.
 
     advantage_clip, advantage_max: in standard deviations, and what it is scaled to. psi,
     weighting: `losses.psi`, `losses.time_weight`. explore_noise: std added to explored actions.
@@ -55,6 +56,7 @@ class AWMQ:
         policy: FlowPolicy,
         critic: QEnsemble,
         generator: torch.Generator,
+        steer: Settings,
         *,
         particles: int,
         pairs: int,
@@ -70,8 +72,6 @@ class AWMQ:
         trust_rate: float,
         anchor_coef: float,
         explore_noise: float,
-        backup_candidates: int,
-        deploy_candidates: int,
         policy_every: int,
         policy_lr: float,
         critic_lr: float,
@@ -106,8 +106,8 @@ class AWMQ:
         self.weighting: losses.TimeWeight = weighting
         self.trust_coef, self.trust_rate, self.anchor_coef = trust_coef, trust_rate, anchor_coef
         self.explore_noise = explore_noise
-        self.backup_candidates = backup_candidates
-        self.deploy_candidates = deploy_candidates
+        self.steer = steer
+        self.chain(critic)  # raises for words that do not go together
         self.policy_every, self.target_rate, self.ema_rate = policy_every, target_rate, ema_rate
         self.max_norm = max_norm
 
@@ -119,14 +119,18 @@ class AWMQ:
         return (action + self.explore_noise * jitter).clamp(-1, 1)
 
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """The best of deploy_candidates samples of the averaged policy, [N, T, Da]."""
-        return steer.sample(self.average, self.critic, obs, generator, self.deploy_candidates)
+        """The chain's choice among samples of the averaged policy, [N, T, Da]."""
+        return self.chain(self.critic)(obs, generator)
+
+    def chain(self, critic: QEnsemble) -> Chain:
+        """How the averaged policy is deployed when `critic` judges."""
+        return Chain(self.average, critic, self.base, self.steer)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and, every policy_every, one policy step; metrics are 0-d."""
         self.updates += 1
-        chosen = self.average, self.target, batch.next_obs, self.generator
-        loss, metrics = self.critic_loss(batch, steer.sample(*chosen, self.backup_candidates))
+        next_action = self.chain(self.target)(batch.next_obs, self.generator)
+        loss, metrics = self.critic_loss(batch, next_action)
         step(self.critic_opt, loss)
         lerp_(self.target, self.critic, self.target_rate)
         if self.updates % self.policy_every == 0:

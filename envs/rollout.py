@@ -1,6 +1,7 @@
 """Evaluation: exactly N episodes, without favouring the short ones."""
 
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any, NamedTuple, Protocol
 
@@ -36,13 +37,19 @@ class Episode(NamedTuple):
 
 
 def evaluate(
-    env: ChunkEnv, deploy: Deploy, episodes: int, seed: int, device: str = "cpu"
+    env: ChunkEnv,
+    deploy: Deploy,
+    episodes: int,
+    seed: int,
+    device: str = "cpu",
+    on_end: Callable[[Tensor], None] | None = None,
 ) -> list[Episode]:
     """Runs exactly `episodes` episodes from the initial states that `seed` fixes.
 
     Environment i owes the same number of episodes as every other (up to one) and its first ones
     count, whichever finish first, so an episode's length does not change its chance to count.
-    The same seed, environments and policy give the same rows. Raises EnvError when an episode does
+    The same seed, environments and policy give the same rows. on_end is told after every decision
+    whose episodes are over, [N]. Raises EnvError when an episode does
     not end within ENDLESS frames although the environment has no time limit.
     """
     if episodes < 1:
@@ -57,7 +64,10 @@ def evaluate(
     while len(rows) < episodes:
         step = env.step(deploy(placed(obs, where), generator))
         obs = step.obs
-        ended = (step.terminated | step.truncated).numpy()
+        over = step.terminated | step.truncated
+        if on_end is not None:
+            on_end(over)
+        ended = over.numpy()
         for i in np.flatnonzero(ended & (done_before < owed)):
             rows.append(
                 Episode(

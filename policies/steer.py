@@ -6,7 +6,7 @@ A critic is Q(obs [..., O], action [..., T, Da]) -> [members, ...], of which the
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -222,16 +222,30 @@ def climbed(critic: Any, obs: Tensor, action: Tensor, rounds: int, rate: float) 
     return best
 
 
-class Settings(NamedTuple):
-    """Numbers of a chain."""
+class Settings:
+    """A chain's words and their numbers.
 
-    n: int  # candidates of a choice
-    temperature: float  # of "soft"; 0 takes the best
-    weight: float  # of "rlg"
-    particles: int  # of "svdd" and "doob"
-    tilt: float  # their temperature, in units of Q
-    rounds: int  # of "climb"
-    rate: float  # of "climb"
+    n: candidates of a choice. temperature: of "soft"; 0 takes the best. weight: of "rlg".
+    particles: of "svdd" and "doob", tilt: their temperature; both temperatures in units of Q.
+    rounds: of "climb", rate: its actions' units per unit of the gradient.
+    """
+
+    def __init__(
+        self,
+        *,
+        words: list[str],
+        n: int,
+        temperature: float,
+        weight: float,
+        particles: int,
+        tilt: float,
+        rounds: int,
+        rate: float,
+    ) -> None:
+        if n < 1 or particles < 1 or rounds < 0:
+            raise ValueError("steer: n and particles are at least 1, rounds at least 0")
+        self.words, self.n, self.temperature, self.weight = words, n, temperature, weight
+        self.particles, self.tilt, self.rounds, self.rate = particles, tilt, rounds, rate
 
 
 NEEDS = {  # word: what it cannot do without
@@ -241,14 +255,18 @@ NEEDS = {  # word: what it cannot do without
     "svdd": {"critic", "stochastic"},
     "doob": {"critic", "stochastic"},
     "climb": {"critic"},  # and its gradient, which every critic here has
+    "inpaint": {"overlap"},
 }
-SAMPLERS = ("rlg", "svdd", "doob")
+SAMPLERS = ("rlg", "svdd", "doob", "inpaint")
 
 
 class Chain:
-    """Deployed behaviour from words: at most one sampler (rlg, svdd, doob), then climb, then a
-    choice (best, soft) among n candidates. Raises ValueError for words that do not go together and
-    for what a word needs and the policy has not.
+    """Deployed behaviour from words: at most one sampler (rlg, svdd, doob, inpaint), then climb,
+    then a choice (best, soft) among n candidates. Raises ValueError for words that do not go
+    together and for what a word needs and the policy has not.
+
+    inpaint: every plan keeps what the one before left unexecuted, row by row; `ended` tells which
+    episodes are over. The only word with a memory: a chain per set of environments.
 
     reference: another policy over the same actions, for rlg. critic: over actions; None: there is
     none, as after fine-tuning on policy.
@@ -256,14 +274,15 @@ class Chain:
 
     def __init__(
         self,
-        words: list[str],
         policy: Any,
         critic: Any,
         reference: FlowPolicy | None,
         settings: Settings,
+        execute: int = 0,
     ) -> None:
+        words = settings.words
         unknown = [word for word in words if word not in NEEDS]
-        if unknown or not words:
+        if unknown:
             raise ValueError(f"steer={','.join(words)}: choose from {', '.join(NEEDS)}")
         for kind, group in (("sampler", SAMPLERS), ("choice", ("best", "soft"))):
             if len(set(words) & set(group)) > 1:
@@ -271,13 +290,14 @@ class Chain:
         has = {"critic"} if critic is not None else set()
         has |= {"reference"} if reference is not None else set()
         has |= {"stochastic"} if stochastic(policy) else set()
+        has |= {"overlap"} if 0 < execute < getattr(policy, "horizon", 0) else set()
         for word in words:
             for need in sorted(NEEDS[word] - has):
                 raise ValueError(f"steer={word}: {LACKING[need]}")
-        if settings.n < 1 or settings.particles < 1 or settings.rounds < 0:
-            raise ValueError("steer: n and particles are at least 1, rounds at least 0")
         self.words, self.policy, self.critic = words, policy, critic
-        self.reference, self.settings = reference, settings
+        self.reference, self.settings, self.execute = reference, settings, execute
+        self.plan: Tensor | None = None  # [N, T, Da] that is being executed
+        self.running: Tensor | None = None  # [N] whether its episode goes on
 
     @torch.no_grad()
     def __call__(self, obs: Tensor, generator: torch.Generator) -> Tensor:
@@ -290,7 +310,27 @@ class Chain:
         if "climb" in words:
             action = climbed(self.critic, obs[:, None], action, settings.rounds, settings.rate)
         temperature = settings.temperature if "soft" in words else 0.0
-        return choose(self.critic, obs, action, temperature, generator)
+        action = choose(self.critic, obs, action, temperature, generator)
+        if "inpaint" in words:
+            self.plan, self.running = action, torch.ones(len(obs), dtype=torch.bool)
+        return action
+
+    def ended(self, rows: Tensor) -> None:
+        """Forgets the plans of episodes that are over, rows [N]."""
+        if self.running is not None:
+            self.running &= ~rows.cpu()
+
+    def left(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last plans left unexecuted, moved to the front, and where that is known; both of
+        noise's shape [N, ..., T, Da].
+        """
+        known, mask = torch.zeros_like(noise), torch.zeros_like(noise, dtype=torch.bool)
+        if self.plan is not None and self.running is not None and len(self.plan) == len(noise):
+            tail = self.plan.shape[1] - self.execute
+            rows = self.running.to(noise.device).view(-1, *[1] * (noise.ndim - 1))
+            known[..., :tail, :] = expand_lead(self.plan[:, self.execute :], noise.ndim - 2, 2)
+            mask[..., :tail, :] = rows
+        return known, mask
 
     def sampled(self, obs: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
         """Candidates by the sampler that the words name, of noise's shape."""
@@ -300,6 +340,8 @@ class Chain:
             if word in guided:
                 numbers = settings.particles, settings.tilt
                 return guided[word](policy, self.critic, obs, noise, generator, *numbers)
+            if word == "inpaint":
+                return inpainted(policy, obs, noise, *self.left(noise))
             if word == "rlg" and self.reference is not None:
                 return interpolated(policy, self.reference, obs, noise, settings.weight)
         return policy.act(obs, noise)
@@ -308,6 +350,8 @@ class Chain:
 LACKING = {
     "critic": "needs a critic of actions, and this run has none",
     "reference": "needs another policy; add steer.reference=RUN",
+    "overlap": "needs plans longer than what is executed of them; train with horizon= above "
+    "env.execute=",
     "stochastic": "needs a stochastic sampler, and this policy's transitions have no noise",
 }
 

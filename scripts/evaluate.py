@@ -4,7 +4,11 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 from typing import Any, NamedTuple
+
+import numpy as np
+import torch
 
 from rheo.envs.rollout import Episode, as_rows, evaluate, summary
 from rheo.envs.scores import REFERENCES, scaled
@@ -20,11 +24,13 @@ from .state import restore
 from .steering import flags_of, steered
 
 log = logging.getLogger("rheo")
+DECISIONS = 50  # timed
 MAX_ENVS = 64  # environments of an evaluation at a time
 SUCCESS = {"success_once": "at any step", "success_at_end": "at the last step"}
 USAGE = (
     "usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]\n"
-    "                 [steer=best|soft|rlg|svdd|doob|climb,... steer.n=16 steer.reference=RUN ...]"
+    "                 [steer=best|soft|rlg|svdd|doob|inpaint|climb,... steer.n=16\n"
+    "                  steer.reference=RUN ...]"
 )
 
 
@@ -145,13 +151,13 @@ def evaluate_folder(
     restore(algo, tree["algo"], generators=False)
     env = staged(env, algo, EVAL_SEED)
     if steer:
-        algo = steered(algo, steer)
+        algo = steered(algo, steer, env.execute)
         changed = [*changed, *(f"{key}={value}" for key, value in steer.items())]
     used = references or known_references(config["env"])
     figures: dict[str, Any] = {"env": env.env.id, "changed": list(changed)}
     try:
         rows = episodes_of(env, algo, episodes, config["fast"])
-        figures |= score(rows, used)
+        figures |= score(rows, used) | {"decision_ms": decision_ms(env, algo)}
         if getattr(algo, "deploy_candidates", 1) > 1:
             figures["candidates"], algo.deploy_candidates = algo.deploy_candidates, 1
             single = score(episodes_of(env, algo, episodes, config["fast"]), used)
@@ -166,6 +172,17 @@ def evaluate_folder(
     return figures | {"step": run.step, "file": str(file)}
 
 
+def decision_ms(env: Any, algo: Any) -> float:
+    """Milliseconds of a deployed decision for one observation, the median of DECISIONS."""
+    device, times = algo.generator.device, []
+    obs, generator = torch.zeros((1, env.obs_dim), device=device), torch.Generator(device)
+    for _ in range(DECISIONS):
+        start = perf_counter()
+        algo.deploy(obs, generator).cpu()  # waits for a GPU
+        times.append(perf_counter() - start)
+    return 1e3 * float(np.median(times))
+
+
 def label_of(word: str) -> str:
     """A changed value as a part of a file's name: the key's last part and the value."""
     key, _, value = word.partition("=")
@@ -175,7 +192,8 @@ def label_of(word: str) -> str:
 def episodes_of(env: Any, algo: Any, episodes: int, mode: str | bool) -> list[Episode]:
     """Episodes of the deployed policy from the fixed initial states; same rows every time."""
     deploy = fast_deploy(algo, mode, env.num_envs)
-    return evaluate(env, deploy, episodes, EVAL_SEED, str(algo.generator.device))
+    ended = getattr(algo.deploy, "ended", None)  # of a behaviour that remembers its last plan
+    return evaluate(env, deploy, episodes, EVAL_SEED, str(algo.generator.device), ended)
 
 
 def score(rows: list[Episode], references: References | None) -> dict[str, float]:
@@ -210,7 +228,8 @@ def report(run: Run, figures: dict[str, Any]) -> str:
         f"return {figures['eval/return']:.1f}  95 % interval "
         f"[{figures['eval/return_low']:.1f}, {figures['eval/return_high']:.1f}]  "
         f"(bootstrap over episodes; standard deviation {figures['eval/return_std']:.1f})",
-        f"length {figures['eval/length']:.1f}",
+        f"length {figures['eval/length']:.1f}, {figures['decision_ms']:.2f} ms per decision for "
+        "one observation (median)",
     ]
     if "eval/broken" in figures:
         lines.append(f"{figures['eval/broken']:.0f} episodes were cut because the physics broke")

@@ -22,12 +22,14 @@ REFERENCE = "steer.reference"
 def settings(words: Mapping[str, str]) -> Settings:
     """The numbers of configs/steer.yaml with those of `steer.KEY=VALUE`. Raises RheoError."""
     values = yaml.safe_load(FILE.read_text())
+    del values["_target_"]
+    values["words"] = words["steer"].split(",")
     for key, text in words.items():
         name = key.partition(".")[2]
         if key in ("steer", REFERENCE):
             continue
-        if name not in values:
-            known = [f"steer.{each}" for each in [*values, "reference"]]
+        if name not in values or name == "words":
+            known = [f"steer.{each}" for each in [*values, "reference"] if each != "words"]
             raise RheoError(f"unknown option {key!r}{nearest(key, known)}")
         kind = type(values[name])
         try:
@@ -37,7 +39,7 @@ def settings(words: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
-def steered(algo: Any, words: Mapping[str, str]) -> Any:
+def steered(algo: Any, words: Mapping[str, str], execute: int) -> Any:
     """What is evaluated in place of an algorithm. Raises RheoError for what cannot be steered."""
     policy, critic = getattr(algo, "average", algo.policy), action_critic(algo)
     if not isinstance(policy, FlowPolicy):
@@ -47,7 +49,7 @@ def steered(algo: Any, words: Mapping[str, str]) -> Any:
     try:
         numbers = settings(words)
         other = None if given is None else reference(given, policy)
-        chain = Chain(words["steer"].split(","), policy, critic, other, numbers)
+        chain = Chain(policy, critic, other, numbers, execute)
     except ValueError as error:
         raise RheoError(str(error)) from error
     return SimpleNamespace(deploy=chain, generator=algo.generator)

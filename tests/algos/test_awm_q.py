@@ -1,5 +1,6 @@
 """Weighted matching against a Q-critic: its gradient, its guards, its backups, a bandit."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from rheo.algos import losses
 from rheo.algos.awm_q import AWMQ
 from rheo.envs.batch import Batch
 from rheo.policies.critics import QEnsemble
+from rheo.policies.steer import Settings
 
 
 class Known(nn.Module):
@@ -24,11 +26,14 @@ class Known(nn.Module):
         return torch.stack([value, value - self.less])
 
 
-def make(flow, critic, settings, **changes) -> Any:
+def make(flow, critic, settings, chain: Mapping[str, Any] | None = None, **changes) -> Any:
     torch.manual_seed(0)
     policy = flow(2, 1, 1)
     generator = torch.Generator().manual_seed(0)
-    return AWMQ(policy, critic(2, 1), generator, **settings("awm_q", **changes))
+    values = settings("awm_q", **changes)
+    words = {**values.pop("steer"), **(chain or {})}
+    del words["_target_"]
+    return AWMQ(policy, critic(2, 1), generator, Settings(**words), **values)
 
 
 def test_the_gradient_is_that_of_signed_matching(flow, critic, settings):
@@ -96,6 +101,15 @@ def test_without_guards_the_policy_diverges(flow, critic, settings, clone_normal
     assert not abs(raw.mean().item()) < 10
 
 
+def test_a_chain_that_cannot_be_walked_is_refused_before_any_work(flow, critic, settings):
+    with pytest.raises(ValueError, match="steer=bst: choose from best"):
+        make(flow, critic, settings, chain={"words": ["bst"]})
+    with pytest.raises(ValueError, match="steer=rlg: needs another policy"):
+        make(flow, critic, settings, chain={"words": ["rlg"]})
+    algo = make(flow, critic, settings, chain={"words": ["rlg"]}, anchor_coef=1.0)
+    assert algo.deploy(torch.zeros(3, 2), algo.generator).shape == (3, 1, 1)
+
+
 def test_the_first_ratio_is_one_and_later_ones_are_clipped(flow, critic, settings):
     algo = make(flow, critic, settings, ratio="pair", trust_coef=0.0, clip=0.05)
     algo.target = Known()
@@ -110,7 +124,7 @@ def test_the_first_ratio_is_one_and_later_ones_are_clipped(flow, critic, setting
 
 def test_targets_use_the_actions_that_are_deployed(flow, critic, settings, clone_normal):
     """The best of several samples of the averaged policy, about 1.77 deviations above it."""
-    algo = make(flow, critic, settings, backup_candidates=16, ema_rate=0.0)
+    algo = make(flow, critic, settings, chain={"n": 16}, ema_rate=0.0)
 
     class Sum(QEnsemble):
         def forward(self, obs, action):

@@ -71,6 +71,17 @@ def test_the_episodes_are_those_that_each_seed_gives_by_itself():
         assert [row.ret for row in mine] == lengths[: len(mine)]
 
 
+def test_whoever_remembers_is_told_which_episodes_are_over():
+    told = []
+    rows = evaluate(chunk_env("Dice-v0", 3), still, 6, seed=9, on_end=told.append)
+    when = torch.stack(told)  # [decisions, 3]
+    for i in range(3):
+        lengths = [row.length for row in rows if row.env == i]
+        assert when[:, i].nonzero()[: len(lengths), 0].tolist() == [
+            sum(lengths[: k + 1]) - 1 for k in range(len(lengths))
+        ]
+
+
 def test_short_episodes_are_not_favoured():
     """Counting whatever ends first would give a mean near 4 here; the true mean is 11."""
     rows = evaluate(chunk_env("Dice-v0", 64), still, 640, seed=0)

@@ -9,9 +9,12 @@ from torch import nn
 from rheo.policies import steer
 from rheo.policies.nets import MLP
 
-SETTINGS = steer.Settings(
-    n=4, temperature=0.1, weight=1.5, particles=8, tilt=0.1, rounds=5, rate=0.1
-)
+SHIPPED = {"words": ["best"], "n": 4, "temperature": 0.1, "weight": 1.5, "particles": 8}
+SHIPPED |= {"tilt": 0.1, "rounds": 5, "rate": 0.1}
+
+
+def settings(**changes):
+    return steer.Settings(**SHIPPED | changes)
 
 
 class Linear(nn.Module):
@@ -65,8 +68,7 @@ def test_interpolation_ends_at_both_policies_and_is_affine(gaussian_policy, gene
 @pytest.mark.parametrize(("count", "expected"), [(2, 0.564), (4, 1.029), (16, 1.766)])
 def test_the_best_of_n_normals(gaussian_policy, generator, count, expected):
     policy = gaussian_policy(mu=0.0, spread=0.1, steps=30)
-    settings = SETTINGS._replace(n=count)
-    chain = steer.Chain(["best"], policy, Linear(1.0), None, settings)
+    chain = steer.Chain(policy, Linear(1.0), None, settings(n=count))
     policy.start = lambda lead, g: noise_of(g, lead)  # double precision, as the field
     obs = torch.zeros(6000, 1, dtype=torch.float64)
     std = policy.act(obs, noise_of(generator, 6000)).std().item()
@@ -110,8 +112,8 @@ def test_words_combine(policy_of, generator):
     net = MLP(2, 1, 2, width=16, depth=1, encoder_depth=1, activation="silu")
     policy, other = policy_of(net), policy_of(net)
     obs = torch.randn(5, 2)
-    for words in (["svdd", "best"], ["rlg", "soft"], ["doob", "climb", "best"], ["climb"]):
-        chain = steer.Chain(words, policy, Linear(1.0), other, SETTINGS)
+    for words in ("svdd,best", "rlg,soft", "doob,climb,best", "climb"):
+        chain = steer.Chain(policy, Linear(1.0), other, settings(words=words.split(",")))
         action = chain(obs, generator)
         assert action.shape == (5, 2, 1) and action.abs().max() <= 1
 
@@ -119,13 +121,14 @@ def test_words_combine(policy_of, generator):
 @pytest.mark.parametrize(
     ("words", "lacks", "message"),
     [
-        (["best"], "critic", "steer=best: needs a critic of actions"),
-        (["climb"], "critic", "steer=climb: needs a critic"),
-        (["rlg"], "reference", "needs another policy; add steer.reference=RUN"),
-        (["svdd"], "noise", "needs a stochastic sampler"),
-        (["svdd", "doob"], "", "one sampler of rlg, svdd, doob"),
-        (["best", "soft"], "", "one choice of best, soft"),
-        (["bst"], "", "choose from best, soft"),
+        ("best", "critic", "steer=best: needs a critic of actions"),
+        ("climb", "critic", "steer=climb: needs a critic"),
+        ("rlg", "reference", "needs another policy; add steer.reference=RUN"),
+        ("svdd", "noise", "needs a stochastic sampler"),
+        ("svdd,doob", "", "one sampler of rlg, svdd, doob"),
+        ("best,soft", "", "one choice of best, soft"),
+        ("bst", "", "choose from best, soft"),
+        ("inpaint", "", "needs plans longer than what is executed"),
     ],
 )
 def test_what_a_word_lacks_is_said(policy_of, words, lacks, message):
@@ -134,4 +137,20 @@ def test_what_a_word_lacks_is_said(policy_of, words, lacks, message):
     base = SimpleNamespace() if lacks == "noise" else policy
     critic = None if lacks == "critic" else Linear(1.0)
     with pytest.raises(ValueError, match=message):
-        steer.Chain(words, base, critic, None if lacks == "reference" else policy, SETTINGS)
+        other = None if lacks == "reference" else policy
+        steer.Chain(base, critic, other, settings(words=words.split(",")), 2)
+
+
+@pytest.mark.parametrize("words", ["inpaint", "inpaint,best"])
+def test_a_plan_keeps_what_the_one_before_left_until_its_episode_ends(policy_of, generator, words):
+    net = MLP(2, 1, 3, width=16, depth=1, encoder_depth=1, activation="silu")
+    policy, obs = policy_of(net), torch.randn(4, 2)
+    chain = steer.Chain(policy, Linear(1.0), None, settings(words=words.split(",")), 1)
+    first, second = chain(obs, generator), chain(obs, generator)
+    torch.testing.assert_close(second[:, :2], first[:, 1:])
+    assert not torch.equal(second[:, 2], first[:, 2])
+    chain.ended(torch.tensor([False, True, False, False]))
+    third = chain(obs, generator)
+    kept = (third[:, :2] - second[:, 1:]).abs().amax((1, 2)) < 1e-6
+    assert kept.tolist() == [True, False, True, True]
+    assert chain(obs[:1], generator).shape == (1, 3, 1)  # other environments: nothing is kept

@@ -121,6 +121,29 @@ def test_growth_and_a_limit_of_minutes(capsys):
     assert cells[6] == "400.0 / 100.0" and cells[7] == "1.5" and cells[9] == "+25 %"
 
 
+def test_frames_until_a_value_is_reached(capsys):
+    trained("a-hopper-s0", 0, [6, 60, 121], [[100, 300], [400, 400], [900, 1100]])
+    trained("a-hopper-s1", 1, [6, 90, 119], [[200, 200], [500, 700], [100, 100]])
+    names = ["a-hopper-s0", "a-hopper-s1", "metric=return"]
+    assert main(["compare", *names, "reach=200,400.5,5000"]) == 0
+    head, _, row = capsys.readouterr().out.splitlines()[:3]
+    titles, cells = ([cell.strip() for cell in line.split("|")[1:-1]] for line in (head, row))
+    assert titles[-3:] == ["frames to 200", "frames to 400.5", "frames to 5000"]
+    assert cells[-3:] == ["0 / 0", "2 / 1", "never / never"]
+
+
+def test_the_time_of_a_decision_is_shown_where_every_evaluation_has_it(capsys):
+    for name, ms in (("a-s0", 1.0), ("a-s1", 2.0), ("b-s0", None)):
+        file = next((evaluated(name, [1.0], seed=int(name[-1])) / "eval").glob("*.json"))
+        timed = {} if ms is None else {"decision_ms": ms}
+        file.write_text(json.dumps(json.loads(file.read_text()) | timed))
+    assert main(["compare", "a-s0", "a-s1"]) == 0
+    head, _, row = capsys.readouterr().out.splitlines()[:3]
+    assert head.endswith("| ms per decision |") and row.endswith("| 1.50 |")
+    assert main(["compare", "a-s0", "a-s1", "b-s0", "group=name"]) == 0
+    assert "ms per decision" not in capsys.readouterr().out
+
+
 def test_curves_are_means_over_seeds_with_their_interval(capsys):
     trained("a-hopper-s0", 0, [0, 60, 120], [[0, 0], [100, 100], [200, 200]])
     trained("a-hopper-s1", 1, [0, 120, 240], [[0, 0], [300, 300], [600, 600]])
@@ -147,6 +170,8 @@ def test_curves_are_means_over_seeds_with_their_interval(capsys):
         ([], "usage: rheo compare"),
         (["a-s0", "metric=retrun"], "metric=retrun: not known; did you mean 'return'?"),
         (["a-s0", "into=x"], "unknown option 'into'"),
+        (["a-s0", "reach=far"], "reach=far: numbers are needed"),
+        (["a-s0", "reach=1", "columns=env"], "reach=1: of the table without columns="),
         (["a-s0", "group=x"], "group=x: there are config and name"),
         (["a-s0", "columns=x"], "columns=x: there are data and env"),
         (["a-s0", "minutes=0"], "minutes=0: must be a positive number of minutes"),

@@ -172,6 +172,20 @@ def test_a_run_is_steered_without_training(tiny, capsys):
     assert Path(f"runs/r/eval/{60:012d}-3-steer=rlg,best-n=3-reference=r.json").is_file()
 
 
+def test_plans_are_continued(tiny, capsys):
+    """With plans of 4 of which 2 are executed, what follows depends on what was planned before."""
+    assert main(["train", *tiny("rfm", "r", "steps=60", "horizon=4", "env.execute=2")]) == 0
+    capsys.readouterr()
+    assert main(["eval", "r", "episodes=3", "steer=inpaint"]) == 0
+    assert " ms per decision for one observation (median)" in capsys.readouterr().out
+    assert main(["eval", "r", "episodes=3", "steer=best", "steer.n=1"]) == 0
+    plain, continued = (
+        json.loads(next(Path("runs/r/eval").glob(f"*-3-steer={end}.json")).read_text())
+        for end in ("best-n=1", "inpaint")
+    )
+    assert plain["decision_ms"] > 0 and plain["episodes"] != continued["episodes"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -181,6 +195,7 @@ def test_a_run_is_steered_without_training(tiny, capsys):
         (["steer=best", "steer.m=4"], "unknown option 'steer.m'; did you mean 'steer.n'?"),
         (["steer=best", "steer.n=x"], "steer.n=x: a number (int) is needed"),
         (["steer=best", "steer.n=0"], "n and particles are at least 1"),
+        (["steer=inpaint"], "needs plans longer than what is executed of them"),
         (["steer=rlg", "steer.reference=g"], "its policy is TanhGaussian"),
     ],
 )
