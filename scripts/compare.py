@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +18,18 @@ from .run import existing, put_text
 USAGE = (
     "usage: rheo compare RUN... [metric=score|return|success_once|success_at_end] [out=TABLE.md]\n"
     "                    [with=KEY=VALUE] [columns=data|env] [group=config|name]\n"
-    "                    [minutes=M] [curves=PICTURE.png]\n"
+    "                    [minutes=M] [reach=VALUE,...] [curves=PICTURE.png]\n"
     "       the last checkpoint's largest evaluation of every run (rheo eval RUN episodes=50), or\n"
     "       the one with a changed value (with=deploy_scale=0); columns: a method a row and a\n"
     "       data set or environment a column, each cell the IQM of all seeds' episodes;\n"
     "       group=name: one row by the folders' names without -sSEED, whatever their settings;\n"
-    "       minutes: the last evaluation within so much training; curves: return against frames\n"
+    "       minutes: the last evaluation within so much training; reach: frames of every seed\n"
+    "       until an evaluation on its way is at least that good; curves: return against frames\n"
     "       and against minutes, as a picture"
 )
 METRICS = {"return": "ret", "success_once": "success_once", "success_at_end": "success_at_end"}
 OWN = ("seed", "name", "threads", "device", "log_every", "eval_every", "save_every", "episodes")
-KEYS = ("metric", "out", "with", "columns", "group", "minutes", "curves")
+KEYS = ("metric", "out", "with", "columns", "group", "minutes", "reach", "curves")
 SAMPLES = 4000  # of the bootstrap
 
 
@@ -41,6 +43,7 @@ class Result(NamedTuple):
     values: NDArray  # [E] of the metric, an episode each
     wall: float  # seconds of training
     before: float | None  # mean of the metric before the first update, where it began with a base
+    decision_ms: float | None  # of one deployed decision, where the evaluation timed it
 
 
 class Group(NamedTuple):
@@ -67,17 +70,34 @@ def main(argv: list[str]) -> int:
         raise RheoError(f"group={options['group']}: there are config and name\n{USAGE}")
     if options.get("columns") not in (None, "data", "env"):
         raise RheoError(f"columns={options['columns']}: there are data and env\n{USAGE}")
+    wanted = thresholds(options)
     minutes, by_name = minutes_of(options), options.get("group") == "name"
     changed = options.get("with", "")
     found = [read(existing(name), metric, changed, minutes) for name in names]
     groups = grouped(found, by_name, minutes is None)
-    text = pivot(groups, options["columns"], by_name) if "columns" in options else table(groups)
+    if "columns" in options:
+        text = pivot(groups, options["columns"], by_name)
+    else:
+        text = table(groups, [(value, reached(groups, metric, value)) for value in wanted])
     print(text)
     if "out" in options:
         put_text(Path(options["out"]).expanduser(), text + "\n")
     if "curves" in options:
         picture(groups, metric, Path(options["curves"]).expanduser())
     return 0
+
+
+def thresholds(options: dict[str, str]) -> list[float]:
+    """Values of the metric whose frames are asked for. Raises RheoError."""
+    text = options.get("reach")
+    if text is None:
+        return []
+    if "columns" in options:
+        raise RheoError(f"reach={text}: of the table without columns=")
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise RheoError(f"reach={text}: numbers are needed, with commas between them") from error
 
 
 def minutes_of(options: dict[str, str]) -> float | None:
@@ -113,7 +133,8 @@ def read(
     if config.get("init") is not None:
         first = last_evaluation(folder, step=0)
         before = float(values_of(first, json.loads(first.read_text()), metric).mean())
-    return Result(folder, config, env, stored_rows["step"], values, wall, before)
+    step, ms = stored_rows["step"], stored_rows.get("decision_ms")
+    return Result(folder, config, env, step, values, wall, before, ms)
 
 
 def values_of(file: Path, rows: dict[str, Any], metric: str | None) -> NDArray:
@@ -178,6 +199,18 @@ def curve_of(folder: Path, metric: str | None) -> Curve:
         raise RheoError(f"{error.filename}: {error.strerror}; the curve needs it") from error
     frames, seconds = ([row[key] for row in rows] for key in ("step", "time/wall"))
     return Curve(np.array(frames), np.array(seconds) / 60, values)
+
+
+def reached(groups: list[Group], metric: str | None, value: float) -> list[str]:
+    """Frames of each group's seeds up to the first evaluation of at least `value`, as text."""
+    texts = []
+    for group in groups:
+        seeds = []
+        for curve in (curve_of(result.path, metric) for result in group.results):
+            good = [episodes.mean() >= value for episodes in curve.values]
+            seeds.append(f"{curve.frames[good.index(True)]:,}" if any(good) else "never")
+        texts.append(" / ".join(seeds))
+    return texts
 
 
 def picture(groups: list[Group], metric: str | None, file: Path) -> None:
@@ -280,21 +313,34 @@ def most_seeds(groups: list[Group]) -> int:
     return max(len(group.results) for group in groups)
 
 
-def table(groups: list[Group]) -> str:
-    """A Markdown table, a row per group; runs that began with a base show how far they came."""
+def table(groups: list[Group], reached: Sequence[tuple[float, list[str]]] = ()) -> str:
+    """A Markdown table, a row per group; runs that began with a base show how far they came.
+
+    reached: values, and for each a text per group of the frames until it was met.
+    """
     names = ["runs", "environment", "steps", "seeds", "mean", "IQM", "per seed", "minutes"]
     grown = any(result.before is not None for group in groups for result in group.results)
-    names += ["base", "growth"] * grown
+    names += ["base", "growth"] * grown + [f"frames to {value:g}" for value, _ in reached]
+    timed = all(decision(group.results) for group in groups)
+    names += ["ms per decision"] * timed
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    for name, results in groups:
+    for row, (name, results) in enumerate(groups):
         runs = [result.values for result in results]
         steps = np.mean([result.step for result in results])
         cells = [name, results[0].env, f"{steps:,.0f}", str(len(results))]
         cells += [cell(results, statistic) for statistic in (np.mean, iqm)]
         cells.append(" / ".join(f"{run.mean():.1f}" for run in runs))
         cells.append(f"{np.mean([result.wall for result in results]) / 60:.1f}")
-        lines.append("| " + " | ".join(cells + growth(results) * grown) + " |")
+        cells += growth(results) * grown + [texts[row] for _, texts in reached]
+        cells += [decision(results)] * timed
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def decision(results: list[Result]) -> str:
+    """Mean milliseconds of a decision; empty unless every evaluation timed it."""
+    times = [result.decision_ms for result in results if result.decision_ms is not None]
+    return f"{np.mean(times):.2f}" if len(times) == len(results) else ""
 
 
 def growth(results: list[Result]) -> list[str]:
