@@ -114,26 +114,23 @@ class AWMGAE(OnPolicy):
         """The chosen surrogate with its trust terms, []."""
         t, noise = rows.kept["t"], rows.kept["noise"]
         met = losses.pairs(self.policy, rows.obs, rows.action, noise, t)
-        velocity, goal, x = met
         clip = self.advantage_clip
         advantage = rows.advantage.clamp(-clip, clip) * (self.advantage_max / clip)
         gap = self.surrogates(met, t) - rows.kept["old"]
         if self.ratio == "mean":
             gap = gap.mean(1, keepdim=True)
         if self.penalty == "nft":
-            loss = self.nft(velocity, rows.kept["velocity"], goal, advantage / self.advantage_max)
+            share, old = advantage / self.advantage_max, rows.kept["velocity"]
+            loss = self.nft(met.velocity, old, met.goal, share)
             metrics = ratio_metrics(gap.detach(), self.learn.clip)
         else:
             loss, metrics = self.weighted(gap, advantage[:, None])
-        for name, coef, other in (
-            ("trust", self.trust_coef, self.fast), ("drift", self.anchor_coef, self.base),
-        ):  # fmt: skip
-            if other is not None:
-                with torch.no_grad():
-                    held = other.velocity(x, t, other.features(rows.obs))
-                pull = (velocity - held).square().mean()
-                loss, metrics = loss + coef * pull, metrics | {f"policy/{name}": pull.detach()}
-        return loss, metrics
+        pulls = [
+            losses.Pull("trust", self.trust_coef, self.fast),
+            losses.Pull("drift", self.anchor_coef, self.base),
+        ]
+        pull, distances = losses.held(met, rows.obs, t, pulls)
+        return loss + pull, metrics | distances
 
     def weighted(self, gap: Tensor, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective of log ratios [B, J or 1] and advantages [B, 1], []."""

@@ -186,12 +186,9 @@ class AWMQ:
             loss = -(met.advantage * gap).mean()
         metrics = {"policy/surrogate": loss.detach()}
         weight = losses.time_weight(met.t, self.weighting)
-        for name, coef, other in (
-            ("trust", self.trust_coef, self.fast), ("drift", self.anchor_coef, self.base),
-        ):  # fmt: skip
-            if other is not None:
-                with torch.no_grad():
-                    held = other.velocity(points.x, met.t, other.features(obs))
-                pull = ((points.velocity - held).square().mean((-1, -2)) * weight).mean()
-                loss, metrics = loss + coef * pull, metrics | {f"policy/{name}": pull.detach()}
-        return loss, metrics
+        pulls = [
+            losses.Pull("trust", self.trust_coef, self.fast),
+            losses.Pull("drift", self.anchor_coef, self.base),
+        ]
+        pull, distances = losses.held(points, obs, met.t, pulls, weight)
+        return loss + pull, metrics | distances
