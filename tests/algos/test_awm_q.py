@@ -26,19 +26,21 @@ class Known(nn.Module):
         return torch.stack([value, value - self.less])
 
 
-def make(flow, critic, settings, chain: Mapping[str, Any] | None = None, **changes) -> Any:
+def make(
+    flow, critic, settings, chain: Mapping[str, Any] | None = None, action_dim=1, **changes
+) -> Any:
     torch.manual_seed(0)
-    policy = flow(2, 1, 1)
+    policy = flow(2, action_dim, 1)
     generator = torch.Generator().manual_seed(0)
     values = settings("awm_q", **changes)
     words = {**values.pop("steer"), **(chain or {})}
     del words["_target_"]
-    return AWMQ(policy, critic(2, 1), generator, Settings(**words), **values)
+    return AWMQ(policy, critic(2, action_dim), generator, Settings(**words), **values)
 
 
 def test_the_gradient_is_that_of_signed_matching(flow, critic, settings):
     """1.T1: mean A w(t) psi'(l) grad l, by autograd of the matching loss itself."""
-    algo = make(flow, critic, settings, weighting="noise", trust_coef=1.0)
+    algo = make(flow, critic, settings, psi="square", weighting="noise", trust_coef=1.0)
     algo.target = Known()
     nn.init.normal_(algo.policy.net.outlet.weight, std=0.1)
     algo.fast.load_state_dict(algo.policy.state_dict())  # the trust term is at its minimum
@@ -92,13 +94,33 @@ def test_a_bandit_with_a_known_critic_is_learned(flow, critic, settings, clone_n
 
 def test_without_guards_the_policy_diverges(flow, critic, settings, clone_normal):
     """1.T8, the other half: no trust term, a large rate."""
-    algo = make(flow, critic, settings, policy_lr=3e-3)
+    algo = make(flow, critic, settings, psi="square", policy_lr=3e-3)
     clone_normal(algo.policy, 0.3)
     algo.target, algo.trust_coef = Known(), 0.0
     for _ in range(500):
         algo.update_policy(torch.randn((64, 2), generator=algo.generator))
     raw = algo.policy.act(torch.zeros(2000, 2), algo.policy.noise(2000, None), clip=False)
     assert not abs(raw.mean().item()) < 10
+
+
+class Slope(nn.Module):
+    """Q(s, a) = a: the best action lies on the edge of the box, where all samples end up."""
+
+    def forward(self, obs, action):
+        return action.sum((-1, -2))[None].repeat(2, *[1] * (action.ndim - 2))
+
+
+@pytest.mark.parametrize(("psi", "bounded"), [("ghuber", True), ("square", False)])
+def test_repulsion_at_the_edge_of_the_box(flow, critic, settings, psi, bounded):
+    """A squared error pushes the harder the farther: past the edge the trust term loses."""
+    algo = make(flow, critic, settings, action_dim=6, psi=psi, policy_lr=1e-3)
+    algo.target = Slope()
+    for _ in range(500):
+        algo.update_policy(torch.randn((64, 2), generator=algo.generator))
+    raw = algo.policy.act(torch.zeros(200, 2), algo.policy.noise(200, algo.generator), clip=False)
+    assert (raw.abs().max().item() < 3) is bounded
+    if bounded:
+        assert raw.clamp(-1, 1).mean() > 0.9
 
 
 def test_a_chain_that_cannot_be_walked_is_refused_before_any_work(flow, critic, settings):
