@@ -173,11 +173,17 @@ def evaluate_folder(
 
 
 def decision_ms(env: Any, algo: Any) -> float:
-    """Milliseconds of a deployed decision for one observation, the median of DECISIONS."""
+    """Milliseconds of a deployed decision for one observation, the median of DECISIONS.
+
+    Of a corrected base its plan counts too, as where a new one is due.
+    """
     device, times = algo.generator.device, []
     obs, generator = torch.zeros((1, env.obs_dim), device=device), torch.Generator(device)
+    plan = getattr(env, "plan", None)
     for _ in range(DECISIONS):
         start = perf_counter()
+        if plan is not None:
+            plan(obs[:, : env.obs_dim - env.action_dim - 1], generator)
         algo.deploy(obs, generator).cpu()  # waits for a GPU
         times.append(perf_counter() - start)
     return 1e3 * float(np.median(times))
