@@ -28,6 +28,7 @@ USAGE = (
     "       and against minutes, as a picture"
 )
 METRICS = {"return": "ret", "success_once": "success_once", "success_at_end": "success_at_end"}
+SUCCESS = ("success_once", "success_at_end")
 OWN = ("seed", "name", "threads", "device", "log_every", "eval_every", "save_every", "episodes")
 KEYS = ("metric", "out", "with", "columns", "group", "minutes", "reach", "curves")
 SAMPLES = 4000  # of the bootstrap
@@ -138,7 +139,9 @@ def read(
 
 
 def values_of(file: Path, rows: dict[str, Any], metric: str | None) -> NDArray:
-    """The metric of every episode [E] of an evaluation's file. Raises RheoError without one."""
+    """The metric of every episode [E] of an evaluation's file, success in per cent. Raises
+    RheoError without one.
+    """
     references = rows.get("references")
     metric = metric or ("score" if references else "return")
     if metric == "score" and not references:
@@ -149,7 +152,7 @@ def values_of(file: Path, rows: dict[str, Any], metric: str | None) -> NDArray:
     values = [row.get(METRICS.get(metric, "ret")) for row in rows["episodes"]]
     if None in values:
         raise RheoError(f"{file}: its episodes have no {metric}; use metric=return")
-    found = np.asarray(values, float)
+    found = np.asarray(values, float) * (100 if metric in SUCCESS else 1)
     if metric == "score" and references:
         low, high = references["low"], references["high"]
         found = 100 * (found - low) / (high - low)

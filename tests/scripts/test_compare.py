@@ -132,6 +132,16 @@ def test_frames_until_a_value_is_reached(capsys):
     assert cells[-3:] == ["0 / 0", "2 / 1", "never / never"]
 
 
+def test_success_is_in_per_cent(capsys):
+    file = next((evaluated("a-s0", [1.0] * 4) / "eval").glob("*.json"))
+    stored = json.loads(file.read_text())
+    for row, solved in zip(stored["episodes"], (True, False, False, False), strict=True):
+        row["success_once"] = solved
+    file.write_text(json.dumps(stored))
+    assert main(["compare", "a-s0", "metric=success_once"]) == 0
+    assert "| 25.0 [" in capsys.readouterr().out
+
+
 def test_the_time_of_a_decision_is_shown_where_every_evaluation_has_it(capsys):
     for name, ms in (("a-s0", 1.0), ("a-s1", 2.0), ("b-s0", None)):
         file = next((evaluated(name, [1.0], seed=int(name[-1])) / "eval").glob("*.json"))
