@@ -33,12 +33,14 @@ def measure(plan: Plan) -> Iterator[Row]:
     goal = (Goal("ratio", ">=", 1.3),)
     yield faster(Row(f"DSRL-NA update, Hopper, {mode}", "updates/s", 0.0, goals=goal), times, EAGER)
 
-    code = torch.rand(ROWS, HORIZON, SIZES.action_dim) - 0.5
+    prior = round(ours.prior_share * ROWS)
+    code = torch.rand(ROWS + prior, HORIZON, SIZES.action_dim) - 0.5
+    obs = torch.cat([batch.next_obs, batch.obs[:prior]])
 
     @torch.no_grad()
-    def base() -> None:  # of `turn` updates: their targets and one distillation
-        for _ in range(turn + 1):
-            ours.decode(batch.obs, code)
+    def base() -> None:  # of `turn` updates: their targets, the last one's with a distillation
+        for rows in [ROWS] * (turn - 1) + [ROWS + prior]:
+            ours.decode(obs[:rows], code[:rows])
 
     whole = {"base": base, "updates": lambda: [updates[1](batch) for _ in range(turn)]}
     times = alternate(plan, whole, cpu=True)
