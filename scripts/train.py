@@ -193,9 +193,9 @@ def rehearse(algo: Any, source: Any, sizes: Sizes) -> None:
 
 def time_frozen_base(algo: Any, timer: Timer) -> None:
     """Charges the time inside a policy that is not trained to "base", wherever it is called."""
-    act = algo.policy.act
     if any(each.requires_grad for each in algo.policy.parameters()):
         return
+    act = algo.policy.act
 
     @functools.wraps(act)
     def timed(*args: Any, **kwargs: Any) -> Any:

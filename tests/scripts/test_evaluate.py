@@ -148,11 +148,13 @@ def test_success_and_score_are_printed_with_interval_and_episodes(tmp_path):
     solved = [Episode(0, 0, i, 2880.6, 200, True, False, i < 40, i < 32) for i in range(50)]
     known = known_references({"id": "AdroitHandDoor-v1"})
     figures = {"env": "AdroitHandDoor-v1", "step": 7, "file": "f.json", **score(solved, known)}
+    figures["decision_ms"] = 0.256
     assert known is not None
     text = report(
         cast(Any, SimpleNamespace(path=tmp_path)), {**figures, "references": known._asdict()}
     )
     assert "success at any step 80.0 %  95 % interval [67.0, 88.8]  (Wilson, 50 episodes)" in text
+    assert "length 200.0, 0.26 ms per decision for one observation (median)" in text
     assert "success at the last step 64.0 %  95 % interval [50.1, 75.9]" in text
     assert "score 100.0 for return 2880.6 in AdroitHandDoor-v1 (0 is -56.5128, 100 is" in text
 
