@@ -29,9 +29,9 @@ class DSRL:
     noise critic is regressed on it, member by member: prior_share of the rows are states with codes
     of the base's own noise, the others next states with the actor's (it is the actor that will ask
     there), of which the targets have the base's answer already. Every distill_every updates, one
-    step. Without one (DSRL-SAC) the replay keeps codes, `critic` is
-    Q(s, u) and no update calls the base. latent_gradient: the actor follows Q(s, base.act(s, w))
-    through the base instead of the noise critic; only through a FlowPolicy.
+    step. Without one (DSRL-SAC) the replay keeps codes, `critic` is Q(s, u) and no update calls
+    the base. latent_gradient: the actor follows Q(s, base.act(s, w)) through the base instead of
+    the noise critic, which then rests; only through a FlowPolicy.
 
     The actor starts with zero mean and log std 0: with bound 1.5 its noise deviates by 0.94, about
     the base's own 1. Until the first update the base acts from its own noise. spread: what the

@@ -32,6 +32,7 @@ class Residual(ChunkEnv):
         super().__init__(env.env, execute=1, obs_steps=env.obs_steps, gamma=env.gamma)
         self.plan, self.scale, self.every = plan, scale, env.execute
         self.generator = generator  # of the base's noise, on the base's device
+        self.base_dim = env.obs_dim  # of what the base sees
         self.obs_dim += env.action_dim + 1
         self.chunk = torch.zeros(self.num_envs, env.execute, env.action_dim)
         self.phase = np.zeros(self.num_envs, np.int64)

@@ -349,9 +349,9 @@ class Chain:
 
 LACKING = {
     "critic": "needs a critic of actions, and this run has none",
-    "reference": "needs another policy; add steer.reference=RUN",
-    "overlap": "needs plans longer than what is executed of them; train with horizon= above "
-    "env.execute=",
+    "reference": "needs another policy; add steer.reference=RUN (in training: algo.anchor_coef "
+    "above 0, for the policy of the start)",
+    "overlap": "continues plans, which `rheo eval` does for runs with horizon= above env.execute=",
     "stochastic": "needs a stochastic sampler, and this policy's transitions have no noise",
 }
 

@@ -27,8 +27,8 @@ USAGE = (
     "       until an evaluation on its way is at least that good; curves: return against frames\n"
     "       and against minutes, as a picture"
 )
-METRICS = {"return": "ret", "success_once": "success_once", "success_at_end": "success_at_end"}
 SUCCESS = ("success_once", "success_at_end")
+METRICS = {"return": "ret", **{name: name for name in SUCCESS}}
 OWN = ("seed", "name", "threads", "device", "log_every", "eval_every", "save_every", "episodes")
 KEYS = ("metric", "out", "with", "columns", "group", "minutes", "reach", "curves")
 SAMPLES = 4000  # of the bootstrap
@@ -316,14 +316,14 @@ def most_seeds(groups: list[Group]) -> int:
     return max(len(group.results) for group in groups)
 
 
-def table(groups: list[Group], reached: Sequence[tuple[float, list[str]]] = ()) -> str:
+def table(groups: list[Group], frames: Sequence[tuple[float, list[str]]] = ()) -> str:
     """A Markdown table, a row per group; runs that began with a base show how far they came.
 
-    reached: values, and for each a text per group of the frames until it was met.
+    frames: values, and for each a text per group of the frames until it was reached.
     """
     names = ["runs", "environment", "steps", "seeds", "mean", "IQM", "per seed", "minutes"]
     grown = any(result.before is not None for group in groups for result in group.results)
-    names += ["base", "growth"] * grown + [f"frames to {value:g}" for value, _ in reached]
+    names += ["base", "growth"] * grown + [f"frames to {value:g}" for value, _ in frames]
     timed = all(decision(group.results) for group in groups)
     names += ["ms per decision"] * timed
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
@@ -334,7 +334,7 @@ def table(groups: list[Group], reached: Sequence[tuple[float, list[str]]] = ()) 
         cells += [cell(results, statistic) for statistic in (np.mean, iqm)]
         cells.append(" / ".join(f"{run.mean():.1f}" for run in runs))
         cells.append(f"{np.mean([result.wall for result in results]) / 60:.1f}")
-        cells += growth(results) * grown + [texts[row] for _, texts in reached]
+        cells += growth(results) * grown + [texts[row] for _, texts in frames]
         cells += [decision(results)] * timed
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

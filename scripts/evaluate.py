@@ -183,7 +183,7 @@ def decision_ms(env: Any, algo: Any) -> float:
     for _ in range(DECISIONS):
         start = perf_counter()
         if plan is not None:
-            plan(obs[:, : env.obs_dim - env.action_dim - 1], generator)
+            plan(obs[:, : env.base_dim], generator)
         algo.deploy(obs, generator).cpu()  # waits for a GPU
         times.append(perf_counter() - start)
     return 1e3 * float(np.median(times))

@@ -192,7 +192,10 @@ def rehearse(algo: Any, source: Any, sizes: Sizes) -> None:
 
 
 def time_frozen_base(algo: Any, timer: Timer) -> None:
-    """Charges the time inside a policy that is not trained to "base", wherever it is called."""
+    """Charges the time inside a policy that is not trained to "base", wherever it is called.
+
+    On a GPU that is the time of the launches.
+    """
     if any(each.requires_grad for each in algo.policy.parameters()):
         return
     act = algo.policy.act

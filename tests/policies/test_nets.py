@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rheo.policies.nets import MLP, TimeEmbedding, Transformer, UNet1d, lerp_
+from rheo.policies.nets import MLP, TimeEmbedding, Transformer, UNet1d, activation_fn, lerp_
 
 BUILDERS = {
     "mlp": lambda t: MLP(5, 2, t, width=32, depth=2, encoder_depth=2, activation="mish"),
@@ -126,3 +126,11 @@ def test_an_average_moves_parameters_by_the_rate_and_copies_buffers():
     assert target.running_mean.tolist() == [3.0, 3.0]  # type: ignore[union-attr]
     assert target.num_batches_tracked is not None and target.num_batches_tracked.item() == 7
     assert source.weight.tolist() == [1.0, 1.0]
+
+
+def test_tanh_is_torchs_within_rounding_and_so_is_its_slope():
+    x = torch.linspace(-12, 12, 4001, requires_grad=True)
+    mine, theirs = activation_fn("tanh")(x), torch.tanh(x)
+    torch.testing.assert_close(mine, theirs, atol=3e-7, rtol=0)
+    slopes = [torch.autograd.grad(y.sum(), x)[0] for y in (mine, theirs)]
+    torch.testing.assert_close(*slopes, atol=1e-6, rtol=0)

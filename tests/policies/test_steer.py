@@ -128,7 +128,7 @@ def test_words_combine(policy_of, generator):
         ("svdd,doob", "", "one sampler of rlg, svdd, doob"),
         ("best,soft", "", "one choice of best, soft"),
         ("bst", "", "choose from best, soft"),
-        ("inpaint", "", "needs plans longer than what is executed"),
+        ("inpaint", "", "continues plans, which `rheo eval` does"),
     ],
 )
 def test_what_a_word_lacks_is_said(policy_of, words, lacks, message):

@@ -197,7 +197,7 @@ def test_plans_are_continued(tiny, capsys):
         (["steer=best", "steer.m=4"], "unknown option 'steer.m'; did you mean 'steer.n'?"),
         (["steer=best", "steer.n=x"], "steer.n=x: a number (int) is needed"),
         (["steer=best", "steer.n=0"], "n and particles are at least 1"),
-        (["steer=inpaint"], "needs plans longer than what is executed of them"),
+        (["steer=inpaint"], "continues plans, which `rheo eval` does"),
         (["steer=rlg", "steer.reference=g"], "its policy is TanhGaussian"),
     ],
 )
