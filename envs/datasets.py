@@ -182,15 +182,15 @@ class Dataset:
 class Transitions(Dataset):
     """Transitions between the decisions of a policy that executes Ta actions of every chunk.
 
-    For a step s with n = min(Ta, steps left) the batch holds sum_k gamma^k r_{s+k} over the n
-    steps, gamma^n (1 - terminated) and the observation n steps on, so an n-step target is
+    For a step s with n = min(n_step Ta, steps left) the batch holds sum_k gamma^k r_{s+k} over
+    the n steps, gamma^n (1 - terminated) and the observation n steps on, so an n-step target is
     `reward + discount * value(next_obs)`; a cut episode keeps its bootstrap, and its last decisions
     are left out only where the recording does not hold the observation after its end.
 
-    execute: Ta. gamma: discount per environment step. reward_norm: "return_range" multiplies
-    rewards by RETURN_RANGE / (best - worst return), as in arXiv:2110.06169; "none" leaves them;
-    "auto" scales dense rewards and leaves sparse ones (a goal's 0 and 1), whose range is that of
-    one step.
+    execute: Ta. n_step: decisions until the bootstrap (`envs.nstep` says what more than 1 biases).
+    gamma: discount per environment step. reward_norm: "return_range" multiplies rewards by
+    RETURN_RANGE / (best - worst return), as in arXiv:2110.06169; "none" leaves them; "auto" scales
+    dense rewards and leaves sparse ones (a goal's 0 and 1), whose range is that of one step.
     """
 
     def __init__(
@@ -207,12 +207,16 @@ class Transitions(Dataset):
         obs_keys: list[str] | None,
         time_limit: int | None,
         execute: int,
+        n_step: int = 1,
         gamma: float,
         reward_norm: Literal["auto", "none", "return_range"],
     ) -> None:
+        if n_step < 1:
+            raise ValueError(f"source.n_step={n_step} must be at least 1")
         if execute > horizon:
             raise ValueError(f"env.execute={execute} is above horizon={horizon}; lower it")
-        self.execute, self.gamma, self.reward_norm = execute, gamma, reward_norm
+        self.span = execute * n_step
+        self.gamma, self.reward_norm = gamma, reward_norm
         self.path = path
         super().__init__(
             generator,
@@ -237,10 +241,10 @@ class Transitions(Dataset):
         steps = len(reward)
         step = torch.arange(steps, dtype=last.dtype)
         left = last - step + 1
-        frames = left.clamp(max=self.execute)
+        frames = left.clamp(max=self.span)
         self.reward_scale = self.scale_of(recording)
         total = torch.zeros(steps)
-        for k in range(self.execute):
+        for k in range(self.span):
             inside = frames > k
             total[inside] += self.gamma**k * reward[step[inside] + k]
         at_end = frames == left
@@ -251,7 +255,7 @@ class Transitions(Dataset):
         after = torch.where(at_end, successor, step + frames)
         usable = (after >= 0) | terminated
         device = self.generator.device
-        powers = torch.tensor([self.gamma**n for n in range(self.execute + 1)])
+        powers = torch.tensor([self.gamma**n for n in range(self.span + 1)])
         self.reward = (total * self.reward_scale).to(device)  # [S]
         self.discount = (powers[frames] * ~terminated).to(device)  # [S]
         self.after = torch.where(after < 0, step, after).to(device)  # [S] row of the successor

@@ -19,6 +19,7 @@ from .batch import Batch, Choice, Coded, Rollout
 from .buffer import Buffer
 from .chunk import ChunkEnv, ChunkStep
 from .memory import available, size_text
+from .nstep import Pending
 from .vector import EnvError
 
 log = logging.getLogger("rheo")
@@ -75,7 +76,8 @@ class Replay:
     uniform random actions before the first batch, or of the algorithm's own if warmup_policy.
     update_ratio: batches per environment frame after the warm-up, exact at any time up to the
     batches that one decision pays for. kept_rows: rows of what is kept of a chunk where the
-    algorithm keeps a code in its place (`Coded`); None: those of the chunk.
+    algorithm keeps a code in its place (`Coded`); None: those of the chunk. n_step: decisions
+    whose rewards a transition sums before its bootstrap (`envs.nstep`); 1: none but its own.
     """
 
     def __init__(
@@ -90,7 +92,10 @@ class Replay:
         update_ratio: float,
         warmup_policy: bool = False,
         kept_rows: int | None = None,
+        n_step: int = 1,
     ) -> None:
+        if n_step < 1:
+            raise ValueError(f"source.n_step={n_step} must be at least 1")
         if update_ratio <= 0:
             raise ValueError(f"source.update_ratio={update_ratio} must be positive")
         if warmup < 0:
@@ -106,6 +111,7 @@ class Replay:
         self.warmup_policy = warmup_policy
         device, rows = str(generator.device), kept_rows or horizon
         self.buffer = Buffer(capacity, env.obs_dim, rows, env.action_dim, device)
+        self.pending = Pending(n_step)
         self.frames = 0
         self.warm_frames = 0  # frames when the warm-up ended
         self.batches = 0
@@ -139,7 +145,9 @@ class Replay:
         action, kept = choice if isinstance(choice, Coded) else (choice, choice)
         step = to_device(self.env.step(action), self.generator.device)
         batch = Batch(self.obs, kept, step.reward, step.discount, step.next_obs)
-        self.buffer.add(batch, step.valid)
+        joined = self.pending.add(batch, step.terminated | step.truncated, step.valid)
+        if joined is not None:
+            self.buffer.add(*joined)
         self.obs = placed(step.obs, self.generator.device)
         self.frames += int(step.frames.sum())
         self.finished.add(step)
@@ -159,6 +167,7 @@ class Replay:
         """Everything a bit-exact continuation needs, the environments included."""
         return {
             "buffer": self.buffer.state_dict(),
+            "pending": self.pending.state_dict(),
             "env": self.env.state_dict(),
             "generator": self.generator.get_state(),
             "frames": self.frames,
@@ -171,6 +180,7 @@ class Replay:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.buffer.load_state_dict(state["buffer"])
+        self.pending.load_state_dict(state["pending"], self.generator.device)
         self.env.load_state_dict(state["env"])
         self.generator.set_state(state["generator"])
         self.frames, self.warm_frames = state["frames"], state["warm_frames"]

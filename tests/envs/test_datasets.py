@@ -179,16 +179,18 @@ def with_rewards(known):
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize(
-    ("horizon", "execute", "obs_steps"), [(1, 1, 1), (4, 2, 3), (4, 4, 1), (16, 16, 2), (3, 1, 20)]
+    ("horizon", "execute", "obs_steps", "n_step"),
+    [(1, 1, 1, 1), (4, 2, 3, 1), (4, 4, 1, 1), (16, 16, 2, 1), (3, 1, 20, 1), (3, 2, 2, 3)],
 )
-def test_transitions_equal_loops_over_episodes(write, known, horizon, execute, obs_steps):
+def test_transitions_equal_loops_over_episodes(write, known, horizon, execute, obs_steps, n_step):
     path = write(**with_rewards(known))
-    data = transitions(path, horizon=horizon, execute=execute, obs_steps=obs_steps)
+    settings = {"horizon": horizon, "execute": execute, "obs_steps": obs_steps, "n_step": n_step}
+    data = transitions(path, **settings)
     reward, seen, start = np.sin(np.arange(30.0)), [], 0
     for length, terminated in zip(LENGTHS, TERMINATED, strict=True):
         frames = [float(start + i) for i in range(length)] + [start + length + 0.5]
         for i in range(length):
-            n = min(execute, length - i)
+            n = min(n_step * execute, length - i)
             ends_here = i + n == length
             if ends_here and not terminated and not known:
                 continue  # nobody knows where that decision led

@@ -12,6 +12,7 @@ from rheo.envs import sources
 from rheo.envs.batch import Batch, Choice, Coded
 from rheo.envs.buffer import Buffer
 from rheo.envs.chunk import ChunkEnv
+from rheo.envs.nstep import Decision, join
 from rheo.envs.rollout import evaluate
 from rheo.envs.sources import Replay, Rollouts
 from rheo.envs.suites import make
@@ -186,6 +187,60 @@ def test_stored_transitions_are_those_of_gymnasiums_own_environment(name, execut
     assert expected <= endings
 
 
+@pytest.mark.parametrize(("name", "execute"), [("InvertedPendulum-v5", 1), ("Pendulum-v1", 2)])
+def test_transitions_over_several_decisions_are_sums_of_single_ones(name, execute):
+    """Every window of 3 decisions of either environment, cut where its episode ends."""
+    n, rows = 3, 60
+    single, several = (
+        replay(
+            chunk_env(name, num_envs=2, execute=execute, max_episode_steps=13),
+            horizon=execute,
+            update_ratio=1e-6,
+            n_step=count,
+        )
+        for count in (1, n)
+    )
+    for source in (single, several):
+        for _ in range(rows):
+            source.collect(source.random_action)
+    assert several.buffer.size == 2 * (rows - n + 1) and several.progress == single.progress
+    split = lambda source: source.buffer.rows[: source.buffer.size].split(source.buffer.splits, 1)  # noqa: E731
+    obs, action, next_obs, reward, discount = split(single)
+    found = split(several)
+    ends = 0
+    for i in range(several.buffer.size):
+        total, factor, last = 0.0, 1.0, i
+        for k in range(n):
+            last = i + 2 * k
+            total += factor * float(reward[last])
+            factor *= float(discount[last])
+            following = obs[last + 2] if last + 2 < len(obs) else next_obs[last]
+            if not torch.equal(next_obs[last], following):  # the episode ended here
+                ends += 1
+                break
+        assert torch.equal(found[0][i], obs[i]) and torch.equal(found[1][i], action[i])
+        assert torch.equal(found[2][i], next_obs[last])
+        assert float(found[3][i]) == pytest.approx(total, rel=1e-5, abs=1e-6)
+        assert float(found[4][i]) == pytest.approx(factor, rel=1e-6)
+    assert ends > 10
+
+
+def test_a_broken_step_spoils_the_transitions_that_reach_it_and_no_others():
+    generator = torch.Generator().manual_seed(0)
+    decisions = [
+        Decision(random_batch(3, generator), torch.zeros(3).bool(), torch.ones(3).bool())
+        for _ in range(3)
+    ]
+    decisions[1].ended[1] = True
+    decisions[2].valid[1:] = False  # behind the end of row 1, inside the window of row 2
+    batch, valid = join(decisions)
+    assert valid.tolist() == [True, True, False]
+    assert torch.equal(
+        batch.next_obs[:2, 0],
+        torch.stack([decisions[2].batch.next_obs[0, 0], decisions[1].batch.next_obs[1, 0]]),
+    )
+
+
 def test_rows_that_the_physics_broke_are_counted_and_not_stored():
     env = chunk_env("Hopper-v5", num_envs=2)
     source = replay(env, update_ratio=1e-6)
@@ -218,6 +273,7 @@ def test_episode_means_are_drained_once():
     [
         ({"capacity": 1}, "source.capacity=1 cannot hold one step of 2 environments"),
         ({"update_ratio": 0.0}, "source.update_ratio=0.0 must be positive"),
+        ({"n_step": 0}, "source.n_step=0 must be at least 1"),
         ({"warmup": -1}, "source.warmup=-1 must not be negative"),
         ({"horizon": 2}, "env.execute=3 is above horizon=2"),
     ],
@@ -245,14 +301,15 @@ def test_a_code_is_kept_in_place_of_the_action_it_was_decoded_to():
     assert torch.isin(batch.action, torch.cat(seen)).all()
 
 
-@pytest.mark.parametrize("kind", [Replay, Rollouts])
-def test_a_restored_source_goes_on_bit_for_bit(kind):
+@pytest.mark.parametrize(("kind", "n_step"), [(Replay, 1), (Replay, 3), (Rollouts, 1)])
+def test_a_restored_source_goes_on_bit_for_bit(kind, n_step):
     def fresh():
         env = chunk_env("Hopper-v5", num_envs=3, execute=2, obs_steps=2)
         env.reset(3)
         settings: dict[str, Any] = {"decisions": 5}
         if kind is Replay:
             settings = {"capacity": 50, "batch_size": 4, "warmup": 30, "update_ratio": 0.5}
+            settings["n_step"] = n_step
         return kind(env, torch.Generator().manual_seed(3), 2, **settings)
 
     def act(obs):
