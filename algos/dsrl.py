@@ -26,12 +26,16 @@ class DSRL:
 
     With a noise_critic (DSRL-NA) the replay keeps executed actions, so recorded data serve too:
     Q(s, a) learns r + discount (min Q'(s', a') - alpha log pi(u'|s')), a' decoded from u', and the
-    noise critic is regressed on it, member by member: prior_share of the rows are states with codes
-    of the base's own noise, the others next states with the actor's (it is the actor that will ask
-    there), of which the targets have the base's answer already. Every distill_every updates, one
-    step. Without one (DSRL-SAC) the replay keeps codes, `critic` is Q(s, u) and no update calls
-    the base. latent_gradient: the actor follows Q(s, base.act(s, w)) through the base instead of
-    the noise critic, which then rests; only through a FlowPolicy.
+    noise critic is regressed on Q', member by member, every distill_every updates. All that the
+    actor asks it is which noise of a state is the better one. So a state is shown under
+    distill_noises of them, the actor's (for which the targets have the base's answer already) and
+    the base's own, and only the differences among them are regressed: levels of hundreds that move
+    with every target hide differences of one. distill_noises 1 is the published regression, levels
+    included: prior_share of the states under the base's own noise, the others under the actor's.
+    prior_share: codes of the base's own noise per row of a batch. Without a noise_critic
+    (DSRL-SAC) the replay keeps codes, `critic` is Q(s, u) and no update calls the base.
+    latent_gradient: the actor follows Q(s, base.act(s, w)) through the base instead of the noise
+    critic, which then rests; only through a FlowPolicy.
 
     The actor starts with zero mean and log std 0: with bound 1.5 its noise deviates by 0.94, about
     the base's own 1. Until the first update the base acts from its own noise. spread: what the
@@ -58,6 +62,7 @@ class DSRL:
         latent_gradient: bool,
         prior_share: float,
         distill_every: int,
+        distill_noises: int,
         spread: Literal["entropy", "prior"],
         target_per_dim: float,
         policy_lr: float,
@@ -72,6 +77,8 @@ class DSRL:
             raise ValueError(f"algo.spread={spread!r}: choose entropy or prior")
         if not 0 <= prior_share <= 1:
             raise ValueError(f"algo.prior_share={prior_share}: a share of the codes in [0, 1]")
+        if distill_noises < 1:
+            raise ValueError(f"algo.distill_noises={distill_noises}: at least 1 noise per state")
         if latent_gradient and (noise_critic is None or not isinstance(policy, FlowPolicy)):
             raise ValueError(
                 "algo.latent_gradient=true: gradients go through the base only if it is a "
@@ -92,7 +99,8 @@ class DSRL:
         self.temperature = Temperature(alpha, target_per_dim * size, alpha_lr, device)
         self.updates = 0
         self.latent_gradient, self.prior_share = latent_gradient, prior_share
-        self.distill_every, self.spread, self.target_rate = distill_every, spread, target_rate
+        self.distill_every, self.distill_noises = distill_every, distill_noises
+        self.spread, self.target_rate = spread, target_rate
         self.deploy_mean, self.gate = deploy_mean, gate
 
     # ---- acting ----------------------------------------------------------------------------
@@ -175,19 +183,18 @@ class DSRL:
         with torch.no_grad():
             code, logp = self.sampled(batch.next_obs, self.generator)
             bonus = self.temperature.value * self.measure(code, logp)
-            prior = self.prior(round(self.prior_share * rows) if distill else 0, self.generator)
+            prior = self.shown(rows if distill else 0)
             # one call of the base for all, and outside of what may be compiled
-            action, shown = self.decoded(batch, code, prior)
+            action, answers = self.decoded(batch.next_obs, code, prior)
         loss, metrics = self.critic_loss(batch, action, bonus)
         step(self.critic_opt, loss)
         lerp_(self.target, self.critic, self.target_rate)
         if distill:
-            met = len(prior)
-            obs = torch.cat([batch.obs[:met], batch.next_obs[met:]])
-            code, action = torch.cat([prior, code[met:]]), torch.cat([shown, action[met:]])
-            loss = self.distill_loss(obs, code, action)
+            loss, more = self.distill_loss(
+                batch.next_obs, self.groups(prior, code), self.groups(answers, action)
+            )
             step(self.distill_opt, loss)
-            metrics["critic/distill_loss"] = loss.detach()
+            metrics |= more
         judge = self.critic if self.latent_gradient else self.noise_critic or self.critic
         noise = self.actor.noise(rows, self.generator)
         with frozen(judge):
@@ -201,16 +208,33 @@ class DSRL:
             "policy/code_saturated": (code.abs() > 0.9).float().mean(),
         }
 
-    def decoded(self, batch: Batch, following: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
-        """What the critic judges at the next states and at the first of these ones: [.., T, Da].
+    def shown(self, rows: int) -> Tensor:
+        """Codes [S, C, R, Da] of the base's own noise that a distillation shows, S C of `rows`."""
+        count = max(1, self.distill_noises - 1)
+        states = round(self.prior_share * rows) // count
+        return self.prior(states * count, self.generator).unflatten(0, (states, count))
 
-        Of codes following [B, R, Da] and here [C, R, Da], C <= B; codes themselves for DSRL-SAC.
+    def decoded(self, obs: Tensor, code: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """What the critic judges, [B, T, Da] and [S, C, T, Da]; the codes themselves for DSRL-SAC.
+
+        Of codes [B, R, Da] at obs [B, O] and prior [S, C, R, Da] at the first S of them.
         """
         if self.noise_critic is None:
-            return following, here
-        obs = torch.cat([batch.next_obs, batch.obs[: len(here)]])
-        action = self.decode(obs, torch.cat([following, here]))
-        return action[: len(following)], action[len(following) :]
+            return code, prior
+        lead = prior.shape[:2]
+        again = obs[: lead[0]].repeat_interleave(lead[1], 0)
+        action = self.decode(torch.cat([obs, again]), torch.cat([code, prior.flatten(0, 1)]))
+        return action[: len(obs)], action[len(obs) :].unflatten(0, lead)
+
+    def groups(self, prior: Tensor, own: Tensor) -> Tensor:
+        """[S, M, ..] of prior [S, C, ..] and the actor's own [B, ..], M noises a state.
+
+        M = 1: the prior's at the first S states, the actor's at the others.
+        """
+        own = own[:, None]
+        if self.distill_noises == 1:
+            return torch.cat([prior, own[len(prior) :]])
+        return torch.cat([own[: len(prior)], prior], 1)
 
     def measure(self, code: Tensor, logp: Tensor) -> Tensor:
         """The spread [B] of codes [B, R, Da] with log density [B]: one sample's estimate."""
@@ -231,12 +255,25 @@ class DSRL:
         loss = td_loss(q, goal)
         return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
 
-    def distill_loss(self, obs: Tensor, code: Tensor, action: Tensor) -> Tensor:
-        """Regression of the noise critic's members on the critic's at the same actions, []."""
+    def distill_loss(
+        self, obs: Tensor, code: Tensor, action: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Regression of the noise critic's members on the target critic's at the same actions, [].
+
+        code [S, M, R, Da] and action [S, M, T, Da] at the first S of obs. "critic/distill_left":
+        share of the variance that the noise critic does not explain (1: it knows nothing).
+        """
         assert self.noise_critic is not None
+        obs = obs[: len(code), None]
         with torch.no_grad():
-            goal = self.critic(obs, action)
-        return td_loss(self.noise_critic(obs, code), goal)
+            goal = self.among(self.target(obs, action)).flatten(1)
+        loss = td_loss(self.among(self.noise_critic(obs, code)).flatten(1), goal)
+        spread = 0.5 * goal.var(1, correction=0).sum()
+        return loss, {"critic/distill_left": loss.detach() / spread.clamp_min(1e-12)}
+
+    def among(self, value: Tensor) -> Tensor:
+        """Values [E, S, M] less their mean over the noises of a state, where there are several."""
+        return value if self.distill_noises == 1 else value - value.mean(-1, keepdim=True)
 
     def policy_loss(
         self, obs: Tensor, noise: Tensor, alpha: Tensor
@@ -246,6 +283,8 @@ class DSRL:
         spread = self.measure(code, logp)
         if self.latent_gradient:
             worth = self.critic(obs, self.decode(obs, code)).amin(0)
+        elif self.noise_critic is not None and self.distill_noises > 1:
+            worth = self.noise_critic(obs, code).mean(0)  # its levels mean nothing
         else:
             worth = (self.noise_critic or self.critic)(obs, code).amin(0)
         return -(alpha * spread + worth).mean(), spread.detach().mean(), code.detach()

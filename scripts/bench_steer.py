@@ -33,7 +33,7 @@ def measure(plan: Plan) -> Iterator[Row]:
     goal = (Goal("ratio", ">=", 1.3),)
     yield faster(Row(f"DSRL-NA update, Hopper, {mode}", "updates/s", 0.0, goals=goal), times, EAGER)
 
-    prior = round(ours.prior_share * ROWS)
+    prior = len(ours.shown(ROWS).flatten(0, 1))
     code = torch.rand(ROWS + prior, HORIZON, SIZES.action_dim) - 0.5
     obs = torch.cat([batch.next_obs, batch.obs[:prior]])
 

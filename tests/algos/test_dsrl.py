@@ -38,7 +38,8 @@ def make(base=None, *, coded=False, horizon=1, rows=None, bound=1.5, **changes) 
         2, 1, rows=rows, **small, log_std_min=-5.0, log_std_max=2.0
     )
     settings: dict[str, Any] = {
-        **{"latent_gradient": False, "prior_share": 0.5, "distill_every": 1, "spread": "entropy"},
+        **{"latent_gradient": False, "prior_share": 0.5, "distill_every": 1, "distill_noises": 1},
+        **{"spread": "entropy"},
         **{"target_per_dim": 0.0, "policy_lr": 3e-3, "critic_lr": 3e-3, "alpha_lr": 3e-3},
         **{"alpha": 0.1, "target_rate": 0.05, "deploy_mean": True, "gate": 0.0},
     }
@@ -101,56 +102,88 @@ def test_the_first_actor_is_about_the_prior(bound, spread):
     assert abs(noise.mean().item()) < 0.02 * spread
 
 
-def taught(base, best, steps=600):
+def taught(base, best, noises, steps=600):
     """An algorithm whose critic is known, -(a - best)^2, and whose noise critic was distilled."""
-    algo = make(base, prior_share=1.0)
+    algo = make(base, prior_share=1.0, distill_noises=noises)
 
     class Known(nn.Module):
         def forward(self, obs, action):
             value = -(action - best).square().sum((-1, -2))
             return torch.stack([value, value])
 
-    algo.critic = Known()
+    algo.target = Known()
     obs = torch.zeros(256, 2)
     for _ in range(steps):
-        code = algo.prior(len(obs), algo.generator)
-        loss = algo.distill_loss(obs, code, algo.decode(obs, code))
+        code = algo.prior(len(obs), algo.generator).unflatten(0, (-1, noises))
+        loss, metrics = algo.distill_loss(obs, code, algo.decode(obs, code))
         algo.distill_opt.zero_grad()
         loss.backward()
         algo.distill_opt.step()
+    assert metrics["critic/distill_left"] < 0.5
     return algo
 
 
-def test_what_is_distilled_are_answers_of_the_base():
-    """Of prior_share states its own noise, of the others the codes of the targets; one call."""
-    algo, seen, calls = make(Base(spread=0.3), prior_share=0.25), [], []
+@pytest.mark.parametrize(("noises", "states", "shown"), [(1, 64, 16), (3, 8, 16), (5, 4, 16)])
+def test_what_is_distilled_are_answers_of_the_base(noises, states, shown):
+    """The base's own noise beside the codes of the targets; one call of the base for all."""
+    algo = make(Base(spread=0.3), prior_share=0.25, distill_noises=noises)
+    algo.policy.form = lambda noise: noise + next_state[0]  # an action tells its state
+    seen, calls, next_state = [], [], [torch.zeros(())]
     keep, act = algo.distill_loss, algo.policy.act
+
+    def spy(obs, noise):
+        calls.append(len(obs))
+        next_state[0] = obs[:, :1, None]
+        return act(obs, noise)
+
     algo.distill_loss = lambda *given: seen.append(given) or keep(*given)
-    algo.policy.act = lambda obs, noise: calls.append(len(obs)) or act(obs, noise)
+    algo.policy.act = spy
     here, there = torch.randn(64, 2), torch.randn(64, 2)
     zeros = torch.zeros(64)
     algo.update(Batch(here, torch.zeros(64, 1, 1), zeros, zeros, there))
     ((obs, code, action),) = seen
-    assert calls == [64 + 16]
-    assert torch.equal(obs, torch.cat([here[:16], there[16:]]))
-    torch.testing.assert_close(action, algo.decode(obs, code))
-    assert code[:16].abs().max() > 1 > code[16:].abs().max()  # only the prior knows no bound
+    assert calls == [64 + shown] and torch.equal(obs, there)
+    assert code.shape == action.shape == (states, noises, 1, 1)
+    expected = (0.4 + 0.3 * (1.5 * code + there[:states, None, :1, None])).clamp(-1, 1)
+    torch.testing.assert_close(action, expected)
+    beyond = code.abs() > 1  # only the prior knows no bound
+    own = beyond[16:] if noises == 1 else beyond[:, 0]
+    assert beyond.any() and not own.any()
 
 
-def test_the_noise_critic_peaks_at_the_noise_of_the_best_action():
+@pytest.mark.parametrize("noises", [1, 4])
+def test_the_noise_critic_peaks_at_the_noise_of_the_best_action(noises):
     """4.T3: a = 0.4 + 0.3 w is 0.7 at w = 1."""
-    algo = taught(Base(spread=0.3), 0.7)
+    algo = taught(Base(spread=0.3), 0.7, noises)
     noise = torch.linspace(-1.5, 1.5, 301)
     value = algo.noise_critic(torch.zeros(301, 2), (noise / 1.5)[:, None, None]).mean(0)
     assert noise[value.argmax()].item() == pytest.approx(1.0, abs=0.05)
 
 
-def test_noises_of_one_action_have_one_value():
+@pytest.mark.parametrize("noises", [1, 4])
+def test_noises_of_one_action_have_one_value(noises):
     """4.T5: a = 0.4 + 0.3 |w| is the same at 1 and -1."""
-    algo = taught(Base(spread=0.3, form=torch.abs), 0.7)
+    algo = taught(Base(spread=0.3, form=torch.abs), 0.7, noises)
     code = torch.tensor([1.0, -1.0])[:, None, None] / 1.5
     one, other = algo.noise_critic(torch.zeros(2, 2), code).mean(0)
     assert one.item() == pytest.approx(other.item(), abs=1e-2)
+
+
+def test_differences_among_noises_do_not_see_the_level_of_a_state():
+    """Nor any step of the noise critic: a value of the state alone may be anything."""
+    grads = []
+    for level in (0.0, 300.0):
+        algo = make(distill_noises=4)
+        algo.target = lambda obs, action, level=level: torch.stack(
+            [(action - 0.2).sum((-1, -2)) + level * obs[..., 0]] * 2
+        )
+        obs = torch.randn((32, 2), generator=torch.Generator().manual_seed(3))
+        code = algo.prior(128, torch.Generator().manual_seed(4)).unflatten(0, (32, 4))
+        loss, _ = algo.distill_loss(obs, code, algo.decode(obs, code))
+        loss.backward()
+        grads.append(torch.cat([p.grad.flatten() for p in algo.noise_critic.parameters()]))
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-4)
+    assert grads[0].norm() > 1e-2
 
 
 def test_the_soft_optimum_is_the_tilted_normal():
