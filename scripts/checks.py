@@ -19,6 +19,7 @@ COUNTS = {"steps", "log_every", "eval_every", "save_every", "episodes", "horizon
     *("obs_steps", "num_envs", "batch_size", "width", "depth", "heads", "members", "particles"),
     *("capacity", "decisions", "policy_batch"),
 }
+MAY_REST = {"base_lr"}  # learning rates of 0 that leave a part as it is
 SHARES = {"target_rate", "ema_rate", "gamma"}
 
 
@@ -45,9 +46,9 @@ def ranges(tree: dict[str, Any]) -> list[str]:
             errors.append(f"{place}={value:g}: must be at least 1")
         elif key in SHARES and not 0 < value <= 1:
             errors.append(f"{place}={value:g}: must be above 0 and at most 1")
-        elif (key == "lr" or key.endswith("_lr")) and not value > 0:
+        elif (key == "lr" or key.endswith("_lr")) and key not in MAY_REST and not value > 0:
             errors.append(f"{place}={value:g}: must be above 0")
-        elif key in ("seed", "threads") and value < 0:
+        elif key in {"seed", "threads"} | MAY_REST and value < 0:
             errors.append(f"{place}={value:g}: must be 0 or more")
     return errors
 

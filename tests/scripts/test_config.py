@@ -93,6 +93,7 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name() -> None:
         (["fast=quick"], "fast: must be"),
         (["algo.target_rate=2"], "algo.target_rate=2: must be above 0 and at most 1"),
         (["algo.policy_lr=0"], "algo.policy_lr=0: must be above 0"),
+        (["algo=expo", "algo.base_lr=-1"], "algo.base_lr=-1: must be 0 or more"),
         (["env.execute=4"], "env.execute=4: more steps than the policy plans (horizon=1)"),
         (["policy.path=betas"], "policy.levels=None: policy.path=betas needs"),
         (["policy.path=betas", "policy.levels=3", "policy.steps=4"], "policy.steps=4: more than"),
@@ -111,6 +112,10 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name() -> None:
 def test_a_mistake_has_a_message_of_its_own(words: list[str], message: str) -> None:
     found = errors(*GOOD, *words)
     assert any(message in line for line in found), found
+
+
+def test_the_base_of_an_edit_policy_may_rest() -> None:
+    assert not errors(*GOOD, "algo=expo", "algo.base_lr=0")
 
 
 def test_cloning_without_data_says_which_key_to_set() -> None:
