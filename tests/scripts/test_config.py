@@ -115,7 +115,7 @@ def test_a_mistake_has_a_message_of_its_own(words: list[str], message: str) -> N
 
 
 def test_the_base_of_an_edit_policy_may_rest() -> None:
-    assert not errors(*GOOD, "algo=expo", "algo.base_lr=0")
+    assert compose([*GOOD, "algo=expo", "algo.base_lr=0"])["algo"]["base_lr"] == 0
 
 
 def test_cloning_without_data_says_which_key_to_set() -> None:
