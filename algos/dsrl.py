@@ -79,6 +79,11 @@ class DSRL:
             raise ValueError(f"algo.prior_share={prior_share}: a share of the codes in [0, 1]")
         if distill_noises < 1:
             raise ValueError(f"algo.distill_noises={distill_noises}: at least 1 noise per state")
+        if distill_noises > 1 and prior_share == 0:
+            raise ValueError(
+                f"algo.prior_share=0 leaves the base's own noise out of algo.distill_noises="
+                f"{distill_noises} noises per state; raise it, or take one noise"
+            )
         if latent_gradient and (noise_critic is None or not isinstance(policy, FlowPolicy)):
             raise ValueError(
                 "algo.latent_gradient=true: gradients go through the base only if it is a "
@@ -212,6 +217,8 @@ class DSRL:
         """Codes [S, C, R, Da] of the base's own noise that a distillation shows, S C of `rows`."""
         count = max(1, self.distill_noises - 1)
         states = round(self.prior_share * rows) // count
+        if self.distill_noises > 1 and rows > 0:
+            states = max(1, states)
         return self.prior(states * count, self.generator).unflatten(0, (states, count))
 
     def decoded(self, obs: Tensor, code: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:

@@ -303,3 +303,21 @@ def test_a_base_that_cannot_be_steered_is_refused(form, message):
 def test_gradients_through_a_black_box_are_refused():
     with pytest.raises(ValueError, match="latent_gradient=true: gradients go through the base"):
         make(latent_gradient=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distill_noises": 0}, "distill_noises=0: at least 1"),
+        ({"distill_noises": 2, "prior_share": 0.0}, "prior_share=0 leaves the base's own noise out"),
+    ],
+)
+def test_noises_that_nothing_could_be_distilled_from_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_a_batch_smaller_than_a_group_of_noises_still_teaches_one_state():
+    algo = make(distill_noises=5)
+    metrics = algo.update(bandit(algo, rows=4))
+    assert math.isfinite(float(metrics["critic/distill_left"]))
