@@ -309,7 +309,7 @@ def test_gradients_through_a_black_box_are_refused():
     ("changes", "message"),
     [
         ({"distill_noises": 0}, "distill_noises=0: at least 1"),
-        ({"distill_noises": 2, "prior_share": 0.0}, "prior_share=0 leaves the base's own noise out"),
+        ({"distill_noises": 2, "prior_share": 0.0}, "prior_share=0 leaves the base's own"),
     ],
 )
 def test_noises_that_nothing_could_be_distilled_from_are_refused(changes, message):
