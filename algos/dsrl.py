@@ -30,7 +30,7 @@ class DSRL:
     actor asks it is which noise of a state is the better one. So a state is shown under
     distill_noises of them, the actor's (for which the targets have the base's answer already) and
     the base's own, and only the differences among them are regressed: levels of hundreds that move
-    with every target hide differences of one. distill_noises 1 is the published regression, levels
+    with every target hide differences of a few. distill_noises 1 is the published regression, levels
     included: prior_share of the states under the base's own noise, the others under the actor's.
     prior_share: codes of the base's own noise per row of a batch. Without a noise_critic
     (DSRL-SAC) the replay keeps codes, `critic` is Q(s, u) and no update calls the base.
@@ -77,8 +77,6 @@ class DSRL:
             raise ValueError(f"algo.spread={spread!r}: choose entropy or prior")
         if not 0 <= prior_share <= 1:
             raise ValueError(f"algo.prior_share={prior_share}: a share of the codes in [0, 1]")
-        if distill_noises < 1:
-            raise ValueError(f"algo.distill_noises={distill_noises}: at least 1 noise per state")
         if distill_noises > 1 and prior_share == 0:
             raise ValueError(
                 f"algo.prior_share=0 leaves the base's own noise out of algo.distill_noises="

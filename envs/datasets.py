@@ -207,12 +207,10 @@ class Transitions(Dataset):
         obs_keys: list[str] | None,
         time_limit: int | None,
         execute: int,
-        n_step: int = 1,
+        n_step: int,
         gamma: float,
         reward_norm: Literal["auto", "none", "return_range"],
     ) -> None:
-        if n_step < 1:
-            raise ValueError(f"source.n_step={n_step} must be at least 1")
         if execute > horizon:
             raise ValueError(f"env.execute={execute} is above horizon={horizon}; lower it")
         self.span = execute * n_step

@@ -94,8 +94,6 @@ class Replay:
         kept_rows: int | None = None,
         n_step: int = 1,
     ) -> None:
-        if n_step < 1:
-            raise ValueError(f"source.n_step={n_step} must be at least 1")
         if update_ratio <= 0:
             raise ValueError(f"source.update_ratio={update_ratio} must be positive")
         if warmup < 0:

@@ -112,6 +112,7 @@ def recorded(steps: int, file: Path) -> Transitions:
         obs_keys=None,
         time_limit=None,
         execute=CHUNK,
+        n_step=1,
         gamma=0.99,
         reward_norm="none",
     )

@@ -17,7 +17,7 @@ from .health import SIGNS
 
 COUNTS = {"steps", "log_every", "eval_every", "save_every", "episodes", "horizon", "execute"} | {
     *("obs_steps", "num_envs", "batch_size", "width", "depth", "heads", "members", "particles"),
-    *("capacity", "decisions", "policy_batch"),
+    *("capacity", "decisions", "policy_batch", "n_step", "distill_noises"),
 }
 MAY_REST = {"base_lr"}  # learning rates of 0 that leave a part as it is
 SHARES = {"target_rate", "ema_rate", "gamma"}

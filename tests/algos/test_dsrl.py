@@ -305,16 +305,23 @@ def test_gradients_through_a_black_box_are_refused():
         make(latent_gradient=True)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"distill_noises": 0}, "distill_noises=0: at least 1"),
-        ({"distill_noises": 2, "prior_share": 0.0}, "prior_share=0 leaves the base's own"),
-    ],
-)
-def test_noises_that_nothing_could_be_distilled_from_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        make(**changes)
+def test_a_share_that_leaves_the_bases_own_noise_out_is_refused():
+    with pytest.raises(ValueError, match="prior_share=0 leaves the base's own"):
+        make(distill_noises=2, prior_share=0.0)
+
+
+def test_the_actor_does_not_see_levels_that_were_not_regressed():
+    """Those of the members of a noise critic that learned differences."""
+    algo, losses = make(distill_noises=4), []
+    obs, alpha = torch.randn(16, 2), torch.tensor(0.1)
+    noise = algo.actor.noise(16, algo.generator)
+    for level in (0.0, 100.0):
+        with torch.no_grad():
+            algo.noise_critic.biases[-1][0] += level
+        loss, _, _ = algo.policy_loss(obs, noise, alpha)
+        grads = torch.autograd.grad(loss, [p for p in algo.actor.parameters()])
+        losses.append(torch.cat([g.flatten() for g in grads]))
+    torch.testing.assert_close(losses[0], losses[1])
 
 
 def test_a_batch_smaller_than_a_group_of_noises_still_teaches_one_state():

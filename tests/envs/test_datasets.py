@@ -54,7 +54,7 @@ def dataset(path, *, horizon=4, seed=0, **changes):
 
 
 def transitions(path, *, horizon=4, seed=0, **changes):
-    more = {"execute": 2, "gamma": 0.9, "reward_norm": "none"}
+    more = {"execute": 2, "n_step": 1, "gamma": 0.9, "reward_norm": "none"}
     settings = {**SETTINGS, **more, **changes}
     return Transitions(torch.Generator().manual_seed(seed), horizon, path=path, **settings)
 

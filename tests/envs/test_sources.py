@@ -273,7 +273,6 @@ def test_episode_means_are_drained_once():
     [
         ({"capacity": 1}, "source.capacity=1 cannot hold one step of 2 environments"),
         ({"update_ratio": 0.0}, "source.update_ratio=0.0 must be positive"),
-        ({"n_step": 0}, "source.n_step=0 must be at least 1"),
         ({"warmup": -1}, "source.warmup=-1 must not be negative"),
         ({"horizon": 2}, "env.execute=3 is above horizon=2"),
     ],

@@ -93,6 +93,8 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name() -> None:
         (["fast=quick"], "fast: must be"),
         (["algo.target_rate=2"], "algo.target_rate=2: must be above 0 and at most 1"),
         (["algo.policy_lr=0"], "algo.policy_lr=0: must be above 0"),
+        (["source.n_step=0"], "source.n_step=0: must be at least 1"),
+        (["algo=dsrl_na", "algo.distill_noises=0"], "algo.distill_noises=0: must be at least 1"),
         (["algo=expo", "algo.base_lr=-1"], "algo.base_lr=-1: must be 0 or more"),
         (["env.execute=4"], "env.execute=4: more steps than the policy plans (horizon=1)"),
         (["policy.path=betas"], "policy.levels=None: policy.path=betas needs"),
