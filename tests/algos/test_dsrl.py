@@ -319,7 +319,7 @@ def test_the_actor_does_not_see_levels_that_were_not_regressed():
         with torch.no_grad():
             algo.noise_critic.biases[-1][0] += level
         loss, _, _ = algo.policy_loss(obs, noise, alpha)
-        grads = torch.autograd.grad(loss, [p for p in algo.actor.parameters()])
+        grads = torch.autograd.grad(loss, list(algo.actor.parameters()))
         losses.append(torch.cat([g.flatten() for g in grads]))
     torch.testing.assert_close(losses[0], losses[1])
 
