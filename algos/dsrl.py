@@ -30,8 +30,9 @@ class DSRL:
     actor asks it is which noise of a state is the better one. So a state is shown under
     distill_noises of them, the actor's (for which the targets have the base's answer already) and
     the base's own, and only the differences among them are regressed: levels of hundreds that move
-    with every target hide differences of a few. distill_noises 1 is the published regression, levels
-    included: prior_share of the states under the base's own noise, the others under the actor's.
+    with every target hide differences of a few. distill_noises 1 is the published regression,
+    levels included: prior_share of the states under the base's own noise, the others under the
+    actor's.
     prior_share: codes of the base's own noise per row of a batch. Without a noise_critic
     (DSRL-SAC) the replay keeps codes, `critic` is Q(s, u) and no update calls the base.
     latent_gradient: the actor follows Q(s, base.act(s, w)) through the base instead of the noise
