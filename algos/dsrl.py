@@ -43,6 +43,10 @@ class DSRL:
     temperature holds at target_per_dim times R Da, "entropy" of the code, or "prior", minus the
     KL divergence of bound * u to the base's N(0, I).
 
+    base_cache: the base's answers that the distillation shows are those to noises drawn once for
+    each transition, when the replay stores it, instead of fresh ones in every update. Where a batch
+    comes without them (recorded data) they are fresh.
+
     policy_lr, critic_lr, alpha_lr: Adam. alpha: first temperature. target_rate: Polyak rate.
     deploy_mean: deploy the actor's mode rather than a sample. gate: the base is evaluated before
     any training, from its own noise and through the map; below this share of its return (success)
@@ -64,6 +68,7 @@ class DSRL:
         prior_share: float,
         distill_every: int,
         distill_noises: int,
+        base_cache: bool,
         spread: Literal["entropy", "prior"],
         target_per_dim: float,
         policy_lr: float,
@@ -106,6 +111,9 @@ class DSRL:
         self.distill_every, self.distill_noises = distill_every, distill_noises
         self.spread, self.target_rate = spread, target_rate
         self.deploy_mean, self.gate = deploy_mean, gate
+        shown = base_cache and noise_critic is not None and not latent_gradient
+        chunk = actor.horizon + len(self.noise_map.matrix)  # rows of a code and of its answer
+        self.memo_rows = self.base_noises * chunk if shown else 0
 
     # ---- acting ----------------------------------------------------------------------------
 
@@ -178,6 +186,19 @@ class DSRL:
 
     # ---- learning --------------------------------------------------------------------------
 
+    @property
+    def base_noises(self) -> int:
+        """Noises of the base's own that a state is shown under, C."""
+        return max(1, self.distill_noises - 1)
+
+    @torch.no_grad()
+    def remember(self, batch: Batch) -> Tensor:
+        """C codes of the base's own noise and its answers at next_obs, [N, C (R + T), Da]."""
+        rows = len(batch.next_obs)
+        code = self.prior(rows * self.base_noises, self.generator)
+        action = self.decode(batch.next_obs.repeat_interleave(self.base_noises, 0), code)
+        return torch.cat([code, action], 1).unflatten(0, (rows, self.base_noises)).flatten(1, 2)
+
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of the critic, of the noise critic when it is due, of actor and temperature."""
         self.updates += 1
@@ -187,13 +208,12 @@ class DSRL:
         with torch.no_grad():
             code, logp = self.sampled(batch.next_obs, self.generator)
             bonus = self.temperature.value * self.measure(code, logp)
-            prior = self.shown(rows if distill else 0)
-            # one call of the base for all, and outside of what may be compiled
-            action, answers = self.decoded(batch.next_obs, code, prior)
+            action = code if self.noise_critic is None else self.decode(batch.next_obs, code)
         loss, metrics = self.critic_loss(batch, action, bonus)
         step(self.critic_opt, loss)
         lerp_(self.target, self.critic, self.target_rate)
         if distill:
+            prior, answers = self.recalled(batch)
             loss, more = self.distill_loss(
                 batch.next_obs, self.groups(prior, code), self.groups(answers, action)
             )
@@ -212,25 +232,19 @@ class DSRL:
             "policy/code_saturated": (code.abs() > 0.9).float().mean(),
         }
 
-    def shown(self, rows: int) -> Tensor:
-        """Codes [S, C, R, Da] of the base's own noise that a distillation shows, S C of `rows`."""
-        count = max(1, self.distill_noises - 1)
-        states = round(self.prior_share * rows) // count
-        if self.distill_noises > 1 and rows > 0:
-            states = max(1, states)
-        return self.prior(states * count, self.generator).unflatten(0, (states, count))
+    def recalled(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Codes [S, C, R, Da] of the base's own noise and its answers [S, C, T, Da] to them.
 
-    def decoded(self, obs: Tensor, code: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-        """What the critic judges, [B, T, Da] and [S, C, T, Da]; the codes themselves for DSRL-SAC.
-
-        Of codes [B, R, Da] at obs [B, O] and prior [S, C, R, Da] at the first S of them.
+        At the first S of next_obs, those that a distillation shows: remembered ones, or fresh.
         """
-        if self.noise_critic is None:
-            return code, prior
-        lead = prior.shape[:2]
-        again = obs[: lead[0]].repeat_interleave(lead[1], 0)
-        action = self.decode(torch.cat([obs, again]), torch.cat([code, prior.flatten(0, 1)]))
-        return action[: len(obs)], action[len(obs) :].unflatten(0, lead)
+        states = round(self.prior_share * len(batch.obs)) // self.base_noises
+        some = max(1, states)  # a black box is not called for nothing
+        states = some if self.distill_noises > 1 else states
+        memo = batch.memo
+        if memo is None:
+            memo = self.remember(Batch(*(column[:some] for column in batch.columns)))
+        each, rows = memo[:states].unflatten(1, (self.base_noises, -1)), self.actor.horizon
+        return each[:, :, :rows], each[:, :, rows:]
 
     def groups(self, prior: Tensor, own: Tensor) -> Tensor:
         """[S, M, ..] of prior [S, C, ..] and the actor's own [B, ..], M noises a state.

@@ -24,6 +24,10 @@ class EXPO:
     `candidates` base samples AND their edits: it acts, it is deployed, and it backs up (with the
     target ensemble), so its value is never below the base's best-of-N under the same Q.
 
+    base_cache: with a base that rests (base_lr 0, else ValueError), its samples at the states of a
+    transition are drawn once, when the replay stores it, instead of in every update; where a batch
+    comes without them (recorded data) they are fresh.
+
     policy_lr, critic_lr, alpha_lr: Adam. alpha, entropy_per_dim: first temperature, and the
     entropy of the edit per T * Da that it keeps. target_rate, ema_rate: of the target critic and of
     the averaged base, which acts. B batch, N environments, M candidates, T chunk.
@@ -40,6 +44,7 @@ class EXPO:
         *,
         candidates: int,
         base_lr: float,
+        base_cache: bool,
         policy_lr: float,
         critic_lr: float,
         alpha_lr: float,
@@ -51,6 +56,11 @@ class EXPO:
     ) -> None:
         if candidates < 1:
             raise ValueError(f"algo.candidates={candidates}: at least 1 sample of the base")
+        if base_cache and base_lr > 0:
+            raise ValueError(
+                f"algo.base_cache=true keeps what a base of algo.base_lr={base_lr} would say "
+                "otherwise later; set algo.base_lr=0 with it, or leave it false"
+            )
         self.policy, self.average = policy, clone(policy)
         self.critic, self.target = critic, clone(critic)
         self.editor = editor.to(generator.device)
@@ -62,14 +72,26 @@ class EXPO:
         self.temperature = Temperature(alpha, entropy, alpha_lr, generator.device)
         self.candidates, self.base_lr, self.max_norm = candidates, base_lr, max_norm
         self.target_rate, self.ema_rate = target_rate, ema_rate
+        self.memo_rows = (candidates + 1) * policy.horizon if base_cache else 0
 
     @torch.no_grad()
-    def union(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """M base samples and their edits, [N, 2 M, T, Da]."""
+    def sampled(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """M base samples, [N, M, T, Da]."""
         start = self.average.start(len(obs) * self.candidates, generator)
-        base = self.average.act(obs, start.unflatten(0, (len(obs), self.candidates)))
+        return self.average.act(obs, start.unflatten(0, (len(obs), self.candidates)))
+
+    @torch.no_grad()
+    def union(self, obs: Tensor, base: Tensor, generator: torch.Generator) -> Tensor:
+        """M base samples [N, M, T, Da] and their edits, [N, 2 M, T, Da]."""
         noise = self.editor.noise((len(obs), self.candidates), generator)
         return torch.cat([base, self.editor.edit(obs, base, noise)[0]], 1)
+
+    @torch.no_grad()
+    def remember(self, batch: Batch) -> Tensor:
+        """M base samples at next_obs and one at obs, [N, (M + 1) T, Da]."""
+        ahead = self.sampled(batch.next_obs, self.generator).flatten(1, 2)
+        here = self.average.act(batch.obs, self.average.noise(len(batch.obs), self.generator))
+        return torch.cat([ahead, here], 1)
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
@@ -79,18 +101,19 @@ class EXPO:
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """The best of the union, [N, T, Da]."""
-        return steer.choose(self.critic, obs, self.union(obs, generator))
+        many = self.union(obs, self.sampled(obs, generator), generator)
+        return steer.choose(self.critic, obs, many)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of the critic, of the editor with its temperature, and of the base."""
         rows, generator = len(batch.obs), self.generator
+        memo = self.remember(batch) if batch.memo is None else batch.memo
+        *ahead, base = memo.chunk(self.candidates + 1, 1)  # [B, T, Da] each
         with torch.no_grad():
-            many = self.union(batch.next_obs, generator)
+            many = self.union(batch.next_obs, torch.stack(ahead, 1), generator)
         loss, metrics = self.critic_loss(batch, many)
         step(self.critic_opt, loss)
         lerp_(self.target, self.critic, self.target_rate)
-        with torch.no_grad():
-            base = self.average.act(batch.obs, self.average.noise(rows, generator))
         noise = self.editor.noise(rows, generator)
         with frozen(self.critic):
             loss, entropy, gain = self.edit_loss(batch.obs, base, noise, self.temperature.value)

@@ -21,6 +21,12 @@ class Batch(NamedTuple):
     reward: Tensor  # [B]
     discount: Tensor  # [B]
     next_obs: Tensor  # [B, O]
+    memo: Tensor | None = None  # [B, M, Da] what an algorithm had a replay keep beside it
+
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        """What every source gives: all but the memo."""
+        return self[:5]
 
 
 class Windows(NamedTuple):

@@ -11,14 +11,23 @@ from .batch import Batch
 class Buffer:
     """Ring of transitions, one packed row each, so that a batch is a single gather.
 
-    A row is obs | action | next_obs | reward | discount in float32; memory is
-    4 capacity (2 O + T Da + 2) bytes and is touched only as it fills. Raises ValueError when the
-    machine refuses that much.
+    A row is obs | action | next_obs | reward | discount | memo in float32, a memo of M rows of
+    actions; memory is 4 capacity (2 O + (T + M) Da + 2) bytes and is touched only as it fills.
+    Raises ValueError when the machine refuses that much.
     """
 
-    def __init__(self, capacity: int, obs_size: int, horizon: int, action_dim: int, device: str):
+    def __init__(
+        self,
+        capacity: int,
+        obs_size: int,
+        horizon: int,
+        action_dim: int,
+        device: str,
+        memo_rows: int = 0,
+    ) -> None:
         self.capacity, self.horizon, self.action_dim = capacity, horizon, action_dim
-        self.splits = [obs_size, horizon * action_dim, obs_size, 1, 1]
+        self.memo_rows = memo_rows
+        self.splits = [obs_size, horizon * action_dim, obs_size, 1, 1, memo_rows * action_dim]
         width = sum(self.splits)
         try:
             self.rows = torch.empty(capacity, width, device=device)
@@ -32,16 +41,11 @@ class Buffer:
 
     def add(self, batch: Batch, valid: Tensor) -> None:
         """Appends the valid rows of a batch, overwriting the oldest when full."""
-        packed = torch.cat(
-            [
-                batch.obs,
-                batch.action.flatten(1),
-                batch.next_obs,
-                batch.reward[:, None],
-                batch.discount[:, None],
-            ],
-            1,
-        ).to(self.rows.device)
+        columns = [batch.obs, batch.action.flatten(1), batch.next_obs]
+        columns += [batch.reward[:, None], batch.discount[:, None]]
+        if batch.memo is not None:
+            columns.append(batch.memo.flatten(1))
+        packed = torch.cat(columns, 1).to(self.rows.device)
         packed = packed if bool(valid.all()) else packed[valid.to(packed.device)]
         count = len(packed)
         if count > self.capacity:
@@ -56,9 +60,10 @@ class Buffer:
         """`count` transitions drawn uniformly with replacement."""
         index = torch.randint(self.size, (count,), generator=generator, device=generator.device)
         rows = self.rows.index_select(0, index.to(self.rows.device))
-        obs, action, next_obs, reward, discount = rows.split(self.splits, 1)
+        obs, action, next_obs, reward, discount, memo = rows.split(self.splits, 1)
         action = action.unflatten(1, (self.horizon, self.action_dim))
-        return Batch(obs, action, reward[:, 0], discount[:, 0], next_obs)
+        kept = memo.unflatten(1, (self.memo_rows, self.action_dim)) if self.memo_rows else None
+        return Batch(obs, action, reward[:, 0], discount[:, 0], next_obs, kept)
 
     def state_dict(self) -> dict[str, Any]:
         """The filled rows and the ring's position."""

@@ -343,7 +343,8 @@ class Mixed:
         """A batch: rows of the replay, then recorded ones."""
         online, offline = self.replay.next(act), self.dataset.next(act)
         online = online._replace(reward=online.reward * self.dataset.reward_scale)
-        return Batch(*(torch.cat(pair) for pair in zip(online, offline, strict=True)))
+        pairs = zip(online.columns, offline.columns, strict=True)
+        return Batch(*(torch.cat(pair) for pair in pairs))
 
     def state_dict(self) -> dict[str, Any]:
         """Both sources' states."""

@@ -50,13 +50,14 @@ class Pending:
         """Takes a decision; returns the transition that begins n - 1 decisions before it."""
         if self.window.maxlen == 1:
             return batch, valid
-        copies = Batch(*(column.clone() for column in batch))  # environments may reuse theirs
+        # environments may reuse their memory
+        copies = Batch(*(column.clone() for column in batch.columns))
         self.window.append(Decision(copies, ended.clone(), valid.clone()))
         return join(list(self.window)) if len(self.window) == self.window.maxlen else None
 
     def state_dict(self) -> dict[str, Any]:
         """The decisions that wait."""
-        return {"window": [(tuple(d.batch), d.ended, d.valid) for d in self.window]}
+        return {"window": [(d.batch.columns, d.ended, d.valid) for d in self.window]}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Restores what `state_dict` returned."""

@@ -32,6 +32,12 @@ class Act(Protocol):
     def __call__(self, obs: Tensor, /) -> Tensor | Coded: ...
 
 
+class Remember(Protocol):
+    """What to keep beside transitions: N of them -> [N, M, Da]."""
+
+    def __call__(self, batch: Batch, /) -> Tensor: ...
+
+
 class Choose(Protocol):
     """Behaviour on policy: obs [N, O] -> action chunk and what its update needs of it."""
 
@@ -110,6 +116,7 @@ class Replay:
         device, rows = str(generator.device), kept_rows or horizon
         self.buffer = Buffer(capacity, env.obs_dim, rows, env.action_dim, device)
         self.pending = Pending(n_step)
+        self.remember: Remember | None = None
         self.frames = 0
         self.warm_frames = 0  # frames when the warm-up ended
         self.batches = 0
@@ -145,10 +152,25 @@ class Replay:
         batch = Batch(self.obs, kept, step.reward, step.discount, step.next_obs)
         joined = self.pending.add(batch, step.terminated | step.truncated, step.valid)
         if joined is not None:
-            self.buffer.add(*joined)
+            batch, valid = joined
+            if self.remember is not None:
+                batch = batch._replace(memo=self.remember(batch))
+            self.buffer.add(batch, valid)
         self.obs = placed(step.obs, self.generator.device)
         self.frames += int(step.frames.sum())
         self.finished.add(step)
+
+    def memorise(self, rows: int, remember: Remember) -> None:
+        """From now on keeps beside each transition `rows` rows of actions: what `remember` returns.
+
+        Computed once, as the transition is stored. Raises ValueError when there are some already.
+        """
+        if self.buffer.size > 0:
+            raise ValueError("a replay that is not empty cannot begin to remember")
+        old = self.buffer
+        width, device = old.splits[0], str(old.rows.device)
+        self.buffer = Buffer(old.capacity, width, old.horizon, old.action_dim, device, rows)
+        self.remember = remember
 
     def random_action(self, obs: Tensor) -> Tensor:
         """Uniform actions in the box, [N, T, Da]."""

@@ -136,6 +136,8 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
     algo = make_algo(cfg, sizes, cfg["steps"])
     if hasattr(source, "statistics"):
         fit_statistics(algo, *source.statistics())
+    if getattr(algo, "memo_rows", 0) > 0 and hasattr(source, "memorise"):
+        source.memorise(algo.memo_rows, algo.remember)
     if env is not None and hasattr(source, "env"):
         source.env = staged(env, algo, episodes)
     return Experiment(algo, source, sizes, device)

@@ -39,12 +39,12 @@ def replay_row(plan: Plan, capacity: int) -> Row:
     buffer = Buffer(capacity, SIZES.obs_dim, 1, SIZES.action_dim, "cpu")
     data = transitions(capacity, generator)
     valid = torch.ones(capacity // 10, dtype=torch.bool)
-    for parts in zip(*(x.split(len(valid)) for x in data), strict=True):
+    for parts in zip(*(x.split(len(valid)) for x in data.columns), strict=True):
         buffer.add(Batch(*parts), valid)
 
     def gather() -> Batch:
         index = torch.randint(capacity, (ROWS,), generator=generator)
-        return Batch(*(x[index] for x in data))
+        return Batch(*(x[index] for x in data.columns))
 
     sides = {"ours": lambda: buffer.sample(ROWS, generator), TENSORS: gather}
     row = Row(f"replay of {capacity:,}, batch {ROWS}", "us", 0.0, goals=REPLAY_GOAL)

@@ -39,7 +39,7 @@ def make(base=None, *, coded=False, horizon=1, rows=None, bound=1.5, **changes) 
     )
     settings: dict[str, Any] = {
         **{"latent_gradient": False, "prior_share": 0.5, "distill_every": 1, "distill_noises": 1},
-        **{"spread": "entropy"},
+        **{"base_cache": True, "spread": "entropy"},
         **{"target_per_dim": 0.0, "policy_lr": 3e-3, "critic_lr": 3e-3, "alpha_lr": 3e-3},
         **{"alpha": 0.1, "target_rate": 0.05, "deploy_mean": True, "gate": 0.0},
     }
@@ -124,9 +124,10 @@ def taught(base, best, noises, steps=600):
     return algo
 
 
+@pytest.mark.parametrize("remembered", [False, True])
 @pytest.mark.parametrize(("noises", "states", "shown"), [(1, 64, 16), (3, 8, 16), (5, 4, 16)])
-def test_what_is_distilled_are_answers_of_the_base(noises, states, shown):
-    """The base's own noise beside the codes of the targets; one call of the base for all."""
+def test_what_is_distilled_are_answers_of_the_base(noises, states, shown, remembered):
+    """The base's own noise beside the codes of the targets, called for in an update or before."""
     algo = make(Base(spread=0.3), prior_share=0.25, distill_noises=noises)
     algo.policy.form = lambda noise: noise + next_state[0]  # an action tells its state
     seen, calls, next_state = [], [], [torch.zeros(())]
@@ -141,9 +142,15 @@ def test_what_is_distilled_are_answers_of_the_base(noises, states, shown):
     algo.policy.act = spy
     here, there = torch.randn(64, 2), torch.randn(64, 2)
     zeros = torch.zeros(64)
-    algo.update(Batch(here, torch.zeros(64, 1, 1), zeros, zeros, there))
+    batch = Batch(here, torch.zeros(64, 1, 1), zeros, zeros, there)
+    if remembered:
+        memo = algo.remember(batch)
+        assert memo.shape == (64, algo.memo_rows, 1)
+        batch = batch._replace(memo=memo)
+        calls.clear()
+    algo.update(batch)
     ((obs, code, action),) = seen
-    assert calls == [64 + shown] and torch.equal(obs, there)
+    assert calls == ([64] if remembered else [64, shown]) and torch.equal(obs, there)
     assert code.shape == action.shape == (states, noises, 1, 1)
     expected = (0.4 + 0.3 * (1.5 * code + there[:states, None, :1, None])).clamp(-1, 1)
     torch.testing.assert_close(action, expected)
@@ -221,9 +228,10 @@ def test_a_bandit_is_steered_to_its_goal(changes):
     for count in range(400):
         if count % 20 == 19:
             fresh = bandit(algo, 200)
-            buffer = Batch(*(torch.cat(pair)[-2000:] for pair in zip(buffer, fresh, strict=True)))
+            pairs = zip(buffer.columns, fresh.columns, strict=True)
+            buffer = Batch(*(torch.cat(pair)[-2000:] for pair in pairs))
         index = torch.randint(2000, (128,), generator=algo.generator)
-        algo.update(Batch(*(column[index] for column in buffer)))
+        algo.update(Batch(*(column[index] for column in buffer.columns)))
     obs = torch.randn(500, 2)
     action = algo.deploy(obs, algo.generator)
     assert -(action - GOAL).square().mean().item() > -0.05

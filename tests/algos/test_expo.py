@@ -57,7 +57,8 @@ def test_without_room_to_edit_it_is_the_best_of_n_of_the_base(flow, critic, sett
 def test_the_union_is_worth_at_least_its_parts(flow, critic, settings):
     algo = make(flow, critic, settings, scale=0.5)
     obs = torch.randn(200, 2)
-    many = algo.union(obs, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    many = algo.union(obs, algo.sampled(obs, generator), generator)
     base, edited = many.chunk(2, 1)
     assert many.shape == (200, 8, 1, 2) and (edited - base).abs().max() <= 0.5
     chosen = algo.deploy(obs, torch.Generator().manual_seed(3))
@@ -130,3 +131,25 @@ def test_the_backup_is_the_best_of_the_union_by_the_target(flow, critic, setting
 def test_what_cannot_edit_is_refused(flow, critic, settings, make_it, message):
     with pytest.raises(ValueError, match=message):
         make_it(flow, critic, settings)
+
+
+def test_a_remembered_base_teaches_what_a_fresh_one_does(flow, critic, settings):
+    """The same noise, drawn as the replay stores a transition or in the update: the same step."""
+    learned = []
+    for remembered in (False, True):
+        algo = make(flow, critic, settings, base_lr=0.0, base_cache=True)
+        torch.manual_seed(1)
+        batch = batch_of()
+        if remembered:
+            memo = algo.remember(batch)
+            assert memo.shape == (32, algo.memo_rows, 2)
+            batch = batch._replace(memo=memo)
+            algo.average.act = None  # no update calls the base any more
+        algo.update(batch)
+        learned.append([*algo.critic.parameters(), *algo.editor.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*learned, strict=True))
+
+
+def test_a_base_that_learns_is_not_remembered(flow, critic, settings):
+    with pytest.raises(ValueError, match=r"algo.base_cache=true .* algo.base_lr=0.001"):
+        make(flow, critic, settings, base_lr=1e-3, base_cache=True)

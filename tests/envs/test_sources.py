@@ -43,25 +43,29 @@ def replay(
     )
 
 
-def random_batch(rows, generator):
+def random_batch(rows, generator, memo_rows=0):
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
-    return Batch(draw(rows, 3), draw(rows, 2, 2), draw(rows), draw(rows), draw(rows, 3))
+    memo = draw(rows, memo_rows, 2) if memo_rows else None
+    return Batch(draw(rows, 3), draw(rows, 2, 2), draw(rows), draw(rows), draw(rows, 3), memo)
 
 
 def as_set(batch):
     """Transitions as a set of tuples of numbers."""
     columns = (batch.obs, batch.action.flatten(1), batch.reward[:, None], batch.discount[:, None])
-    return {tuple(row) for row in torch.cat([*columns, batch.next_obs], 1).tolist()}
+    memo = batch.reward[:, None] if batch.memo is None else batch.memo.flatten(1)
+    return {tuple(row) for row in torch.cat([*columns, batch.next_obs, memo], 1).tolist()}
 
 
-def test_the_ring_holds_the_same_transitions_as_a_list_that_forgets_the_oldest():
+@pytest.mark.parametrize("memo_rows", [0, 3])
+def test_the_ring_holds_the_same_transitions_as_a_list_that_forgets_the_oldest(memo_rows):
     generator = torch.Generator().manual_seed(1)
-    buffer, oracle = Buffer(11, 3, 2, 2, "cpu"), []
+    buffer, oracle = Buffer(11, 3, 2, 2, "cpu", memo_rows), []
     for count in (4, 1, 11, 3, 7, 2, 5, 9, 1, 1, 6):
-        batch = random_batch(count, generator)
+        batch = random_batch(count, generator, memo_rows)
         valid = torch.rand(count, generator=generator) < 0.7
         buffer.add(batch, valid)
-        rows = [Batch(*(field[i : i + 1] for field in batch)) for i in range(count)]
+        fields = [column for column in batch if column is not None]
+        rows = [Batch(*(field[i : i + 1] for field in fields)) for i in range(count)]
         oracle = (oracle + [row for row, good in zip(rows, valid, strict=True) if good])[-11:]
         assert buffer.size == len(oracle)
         expected = set().union(*(as_set(row) for row in oracle)) if oracle else set()
@@ -74,11 +78,13 @@ def test_a_sample_keeps_the_shapes_and_the_fields_together():
     buffer, batch = Buffer(8, 3, 2, 2, "cpu"), random_batch(8, torch.Generator().manual_seed(3))
     buffer.add(batch, torch.ones(8, dtype=torch.bool))
     sample = buffer.sample(5, generator)
-    shapes = [tuple(field.shape) for field in sample]
+    shapes = [tuple(column.shape) for column in sample.columns]
+    assert sample.memo is None
     assert shapes == [(5, 3), (5, 2, 2), (5,), (5,), (5, 3)]
     for i in range(5):
         row = int((batch.obs == sample.obs[i]).all(1).nonzero())
-        assert all(torch.equal(batch[k][row], sample[k][i]) for k in range(5))
+        pairs = zip(batch.columns, sample.columns, strict=True)
+        assert all(torch.equal(stored[row], drawn[i]) for stored, drawn in pairs)
 
 
 def test_samples_are_uniform_over_what_is_stored():
@@ -155,7 +161,7 @@ def test_stored_transitions_are_those_of_gymnasiums_own_environment(name, execut
     for _ in range(steps):
         source.collect(act)
     stored = source.buffer.rows[: source.buffer.size]
-    obs, action, next_obs, reward, discount = stored.split(source.buffer.splits, 1)
+    obs, action, next_obs, reward, discount, _ = stored.split(source.buffer.splits, 1)
     world = gymnasium.make(name, max_episode_steps=limit)
     world.reset(seed=seed)
     box = world.action_space
@@ -205,7 +211,7 @@ def test_transitions_over_several_decisions_are_sums_of_single_ones(name, execut
             source.collect(source.random_action)
     assert several.buffer.size == 2 * (rows - n + 1) and several.progress == single.progress
     split = lambda source: source.buffer.rows[: source.buffer.size].split(source.buffer.splits, 1)  # noqa: E731
-    obs, action, next_obs, reward, discount = split(single)
+    obs, action, next_obs, reward, discount, _ = split(single)
     found = split(several)
     ends = 0
     for i in range(several.buffer.size):
@@ -300,8 +306,25 @@ def test_a_code_is_kept_in_place_of_the_action_it_was_decoded_to():
     assert torch.isin(batch.action, torch.cat(seen)).all()
 
 
-@pytest.mark.parametrize(("kind", "n_step"), [(Replay, 1), (Replay, 3), (Rollouts, 1)])
-def test_a_restored_source_goes_on_bit_for_bit(kind, n_step):
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_what_is_remembered_of_a_transition_stays_beside_it(n_step):
+    env = chunk_env(num_envs=2, execute=3)
+    source = replay(env, horizon=3, warmup=30, n_step=n_step)
+    source.memorise(2, lambda batch: torch.stack([batch.obs[:, :1], batch.next_obs[:, :1]], 1))
+    batch = source.next(lambda obs: obs[:, :1, None].expand(2, 3, 1))
+    assert batch.memo is not None
+    assert torch.equal(batch.memo[:, 0], batch.obs[:, :1])
+    assert torch.equal(batch.memo[:, 1], batch.next_obs[:, :1])
+    assert batch.memo[:, 0].unique().numel() > 3
+    with pytest.raises(ValueError, match="not empty cannot begin to remember"):
+        source.memorise(1, lambda batch: batch.obs[:, :1, None])
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_step", "memo"),
+    [(Replay, 1, 0), (Replay, 3, 0), (Replay, 3, 2), (Rollouts, 1, 0)],
+)
+def test_a_restored_source_goes_on_bit_for_bit(kind, n_step, memo):
     def fresh():
         env = chunk_env("Hopper-v5", num_envs=3, execute=2, obs_steps=2)
         env.reset(3)
@@ -309,7 +332,10 @@ def test_a_restored_source_goes_on_bit_for_bit(kind, n_step):
         if kind is Replay:
             settings = {"capacity": 50, "batch_size": 4, "warmup": 30, "update_ratio": 0.5}
             settings["n_step"] = n_step
-        return kind(env, torch.Generator().manual_seed(3), 2, **settings)
+        made = kind(env, torch.Generator().manual_seed(3), 2, **settings)
+        if memo:
+            made.memorise(memo, lambda batch: batch.next_obs[:, :6].unflatten(1, (2, 3)))
+        return made
 
     def act(obs):
         action = (obs[:, :6].reshape(-1, 2, 3) * 3.0).sin()

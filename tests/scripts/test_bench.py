@@ -91,7 +91,7 @@ def test_all_loaders_of_recorded_chunks_give_the_same_transitions(tmp_path: Path
     data = bench_data.recorded(2000, tmp_path / "steps.npz")
     step = torch.tensor([0, 995, 996, 997, 999, 1000, 1500], dtype=torch.int32)
     rows = [bench_data.item(data, int(s)) for s in step]
-    for ours, theirs in zip(data.rows(step), zip(*rows, strict=True), strict=True):
+    for ours, theirs in zip(data.rows(step).columns, zip(*rows, strict=True), strict=True):
         assert torch.equal(ours, torch.stack(theirs))
 
 
