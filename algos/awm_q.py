@@ -44,7 +44,8 @@ class AWMQ:
     the averaged policy, for targets by the target ensemble. B batch, R policy_batch, K particles,
     J pairs, T chunk.
 
-    advantage_clip, advantage_max: in standard deviations, and what it is scaled to. psi,
+    advantage_clip, advantage_max: in standard deviations, and what it is scaled to; deviation: of
+    the whole "batch", or of each "state" alone (`losses.group_advantage`). psi,
     weighting: `losses.psi`, `losses.time_weight`. explore_noise: std added to explored actions.
     policy_every: critic updates per policy step. ema_rate: of the averaged policy; 1 = raw.
     """
@@ -66,6 +67,7 @@ class AWMQ:
         inner_steps: int,
         advantage_clip: float,
         advantage_max: float,
+        deviation: Literal["batch", "state"],
         psi: Literal["square", "huber", "ghuber"],
         weighting: Literal["uniform", "noise", "noise2", "likelihood"],
         trust_coef: float,
@@ -81,6 +83,8 @@ class AWMQ:
     ) -> None:
         if ratio not in ("none", "pair"):
             raise ValueError(f"algo.ratio={ratio!r}: choose none or pair")
+        if deviation not in ("batch", "state"):
+            raise ValueError(f"algo.deviation={deviation!r}: choose batch or state")
         if particles < 2:
             raise ValueError(f"algo.particles={particles}: an advantage needs at least 2 actions")
         if ratio == "none":
@@ -102,6 +106,7 @@ class AWMQ:
         self.ratio, self.clip = ratio, clip
         self.inner_steps = inner_steps
         self.advantage_clip, self.advantage_max = advantage_clip, advantage_max
+        self.deviation: losses.Deviation = deviation
         self.psi: losses.Surrogate = psi
         self.weighting: losses.TimeWeight = weighting
         self.trust_coef, self.trust_rate, self.anchor_coef = trust_coef, trust_rate, anchor_coef
@@ -164,7 +169,9 @@ class AWMQ:
         policy, generator, rows = self.policy, self.generator, len(obs)
         action = policy.act(obs, policy.noise((rows, self.particles), generator))
         q = self.target(obs[:, None], action).amin(0)
-        advantage = losses.group_advantage(q, self.advantage_clip, self.advantage_max)
+        advantage = losses.group_advantage(
+            q, self.advantage_clip, self.advantage_max, self.deviation
+        )
         noise = policy.noise((rows, 1, self.pairs), generator)
         t = losses.stratified((rows, 1, self.pairs), generator, T_MIN, T_MAX)
         old = self.surrogate(losses.pairs(policy, obs, action, noise, t), t)

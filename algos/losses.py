@@ -13,6 +13,7 @@ from torch import Tensor
 
 Surrogate = Literal["square", "huber", "ghuber"]
 TimeWeight = Literal["uniform", "noise", "noise2", "likelihood"]
+Deviation = Literal["batch", "state"]
 GHUBER_POWER = 0.25
 LIKELIHOOD_MAX = 10.0
 FLAT_GROUP = 1e-6
@@ -26,16 +27,20 @@ def exp_weight(advantage: Tensor, beta: float, limit: float) -> Tensor:
     return (beta * advantage).clamp(max=math.log(limit)).exp()
 
 
-def group_advantage(q: Tensor, clip: float, limit: float) -> Tensor:
+def group_advantage(
+    q: Tensor, clip: float, limit: float, deviation: Deviation = "batch"
+) -> Tensor:
     """Signed advantage of K actions of a state among themselves, q [B, K] -> [B, K].
 
-    A = (q - mean_K q) / (std + 1e-4), the deviation over the whole batch of centred values,
-    clipped to +-clip and scaled to +-limit (arXiv:2509.25050). A state whose actions are all worth
-    the same has no signal but rounding: its advantages are 0.
+    A = (q - mean_K q) / (std + 1e-4), the deviation of the centred values over the whole batch
+    (arXiv:2509.25050), or over each state alone, which then weigh alike however much their actions
+    differ; clipped to +-clip and scaled to +-limit. A state whose actions are all worth the same
+    has no signal but rounding: its advantages are 0.
     """
     centred = q - q.mean(1, keepdim=True)
-    flat = centred.std(1, correction=0, keepdim=True) < FLAT_GROUP
-    scaled = centred / (centred.std(correction=0) + 1e-4)
+    own = centred.std(1, correction=0, keepdim=True)
+    scaled = centred / ((centred.std(correction=0) if deviation == "batch" else own) + 1e-4)
+    flat = own < FLAT_GROUP
     return (scaled.clamp(-clip, clip) * (limit / clip)).masked_fill(flat, 0.0)
 
 

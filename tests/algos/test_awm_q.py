@@ -63,12 +63,16 @@ def test_the_gradient_is_that_of_signed_matching(flow, critic, settings):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
-def test_advantages_are_of_the_smallest_member_among_a_states_actions(flow, critic, settings):
-    algo = make(flow, critic, settings)
+@pytest.mark.parametrize("deviation", ["batch", "state"])
+def test_advantages_are_of_the_smallest_member_among_a_states_actions(
+    flow, critic, settings, deviation
+):
+    algo = make(flow, critic, settings, deviation=deviation)
     algo.target = Known(less=5.0)
     met, metrics = algo.meet(torch.randn(30, 2))
     q = -(met.action - 0.7).square().sum((-1, -2)) - 5.0
-    torch.testing.assert_close(met.advantage[..., 0], losses.group_advantage(q, 5.0, 1.0))
+    expected = losses.group_advantage(q, 5.0, 1.0, deviation)
+    torch.testing.assert_close(met.advantage[..., 0], expected)
     assert met.advantage.mean(1).abs().max() < 0.1
     assert metrics["critic/q_std"].item() == pytest.approx(q.std(1, correction=0).mean().item())
 
@@ -172,6 +176,7 @@ def test_targets_use_the_actions_that_are_deployed(flow, critic, settings, clone
         ({"trust_coef": 0.5}, "algo.trust_coef=0.5"),
         ({"particles": 1}, "particles=1: an advantage needs at least 2"),
         ({"ratio": "mean"}, "choose none or pair"),
+        ({"deviation": "group"}, "algo.deviation='group': choose batch or state"),
     ],
 )
 def test_what_cannot_work_is_refused(flow, critic, settings, changes, message):

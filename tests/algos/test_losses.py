@@ -23,6 +23,14 @@ def test_group_advantages_are_centred_and_scaled_by_the_deviation_of_the_batch()
     assert advantage.tolist()[1] == [0.0, 0.0]
 
 
+def test_a_deviation_per_state_weighs_all_states_alike():
+    q = torch.tensor([[1.0, 3.0], [10.0, 410.0], [2.0, 2.0]])
+    advantage = losses.group_advantage(q, clip=5.0, limit=1.0, deviation="state")
+    torch.testing.assert_close(
+        advantage, torch.tensor([[-0.2, 0.2], [-0.2, 0.2], [0.0, 0.0]]), atol=1e-4, rtol=0
+    )
+
+
 def test_group_advantages_are_clipped_and_ignore_how_good_the_state_is():
     q = torch.zeros(100, 4)
     q[0, 0] = 1000.0
