@@ -13,6 +13,7 @@ from ..policies.flow import FlowPolicy
 from ..policies.gaussian import TanhGaussian
 from ..policies.nets import clone, lerp_
 from .optim import adam, frozen, step
+from .recall import pick, refuse_small
 from .returns import td_loss, td_target
 from .temperature import Temperature
 
@@ -43,9 +44,9 @@ class DSRL:
     temperature holds at target_per_dim times R Da, "entropy" of the code, or "prior", minus the
     KL divergence of bound * u to the base's N(0, I).
 
-    base_cache: the base's answers that the distillation shows are those to noises drawn once for
-    each transition, when the replay stores it, instead of fresh ones in every update. Where a batch
-    comes without them (recorded data) they are fresh.
+    base_cache: 0, or how many noises of the base's own, with its answers, the replay keeps for each
+    transition: the distillation draws from them instead of asking the base in every update. Where a
+    batch comes without them (recorded data) they are fresh.
 
     policy_lr, critic_lr, alpha_lr: Adam. alpha: first temperature. target_rate: Polyak rate.
     deploy_mean: deploy the actor's mode rather than a sample. gate: the base is evaluated before
@@ -68,7 +69,7 @@ class DSRL:
         prior_share: float,
         distill_every: int,
         distill_noises: int,
-        base_cache: bool,
+        base_cache: int,
         spread: Literal["entropy", "prior"],
         target_per_dim: float,
         policy_lr: float,
@@ -111,9 +112,11 @@ class DSRL:
         self.distill_every, self.distill_noises = distill_every, distill_noises
         self.spread, self.target_rate = spread, target_rate
         self.deploy_mean, self.gate = deploy_mean, gate
-        shown = base_cache and noise_critic is not None and not latent_gradient
-        chunk = actor.horizon + len(self.noise_map.matrix)  # rows of a code and of its answer
-        self.memo_rows = self.base_noises * chunk if shown else 0
+        refuse_small(base_cache, self.base_noises, f"algo.distill_noises={distill_noises}")
+        asked = noise_critic is not None and not latent_gradient
+        self.base_cache = base_cache if asked else 0
+        pair = actor.horizon + len(self.noise_map.matrix)  # rows of a code and of its answer
+        self.memo_rows = self.base_cache * pair
 
     # ---- acting ----------------------------------------------------------------------------
 
@@ -193,11 +196,14 @@ class DSRL:
 
     @torch.no_grad()
     def remember(self, batch: Batch) -> Tensor:
-        """C codes of the base's own noise and its answers at next_obs, [N, C (R + T), Da]."""
-        rows = len(batch.next_obs)
-        code = self.prior(rows * self.base_noises, self.generator)
-        action = self.decode(batch.next_obs.repeat_interleave(self.base_noises, 0), code)
-        return torch.cat([code, action], 1).unflatten(0, (rows, self.base_noises)).flatten(1, 2)
+        """`base_cache` of the base's own codes with its answers at next_obs, [N, memo_rows, Da]."""
+        return self.asked(batch.next_obs, self.base_cache).flatten(1, 2)
+
+    def asked(self, obs: Tensor, count: int) -> Tensor:
+        """`count` codes of the base's own noise, below each its answer, [N, count, R + T, Da]."""
+        code = self.prior(len(obs) * count, self.generator)
+        action = self.decode(obs.repeat_interleave(count, 0), code)
+        return torch.cat([code, action], 1).unflatten(0, (len(obs), count))
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of the critic, of the noise critic when it is due, of actor and temperature."""
@@ -235,16 +241,18 @@ class DSRL:
     def recalled(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Codes [S, C, R, Da] of the base's own noise and its answers [S, C, T, Da] to them.
 
-        At the first S of next_obs, those that a distillation shows: remembered ones, or fresh.
+        At the first S of next_obs, those that a distillation shows: kept ones, or fresh.
         """
         states = round(self.prior_share * len(batch.obs)) // self.base_noises
         some = max(1, states)  # a black box is not called for nothing
         states = some if self.distill_noises > 1 else states
-        memo = batch.memo
-        if memo is None:
-            memo = self.remember(Batch(*(column[:some] for column in batch.columns)))
-        each, rows = memo[:states].unflatten(1, (self.base_noises, -1)), self.actor.horizon
-        return each[:, :, :rows], each[:, :, rows:]
+        if batch.memo is None:
+            pairs = self.asked(batch.next_obs[:some], self.base_noises)
+        else:
+            kept = batch.memo[:some].unflatten(1, (self.base_cache, -1))
+            pairs = pick(kept, self.base_noises, self.generator)
+        code, answer = pairs[:states].split([self.actor.horizon, len(self.noise_map.matrix)], 2)
+        return code, answer
 
     def groups(self, prior: Tensor, own: Tensor) -> Tensor:
         """[S, M, ..] of prior [S, C, ..] and the actor's own [B, ..], M noises a state.

@@ -11,6 +11,7 @@ from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from .losses import stratified
 from .optim import adam, frozen, step
+from .recall import pick, refuse_small
 from .returns import td_loss, td_target
 from .temperature import Temperature
 
@@ -24,9 +25,9 @@ class EXPO:
     `candidates` base samples AND their edits: it acts, it is deployed, and it backs up (with the
     target ensemble), so its value is never below the base's best-of-N under the same Q.
 
-    base_cache: with a base that rests (base_lr 0, else ValueError), its samples at the states of a
-    transition are drawn once, when the replay stores it, instead of in every update; where a batch
-    comes without them (recorded data) they are fresh.
+    base_cache: 0, or with a base that rests (base_lr 0, else ValueError) how many of its samples
+    the replay keeps for each state of a transition, from which updates draw instead of asking the
+    base; where a batch comes without them (recorded data) they are fresh.
 
     policy_lr, critic_lr, alpha_lr: Adam. alpha, entropy_per_dim: first temperature, and the
     entropy of the edit per T * Da that it keeps. target_rate, ema_rate: of the target critic and of
@@ -44,7 +45,7 @@ class EXPO:
         *,
         candidates: int,
         base_lr: float,
-        base_cache: bool,
+        base_cache: int,
         policy_lr: float,
         critic_lr: float,
         alpha_lr: float,
@@ -56,10 +57,11 @@ class EXPO:
     ) -> None:
         if candidates < 1:
             raise ValueError(f"algo.candidates={candidates}: at least 1 sample of the base")
-        if base_cache and base_lr > 0:
+        refuse_small(base_cache, candidates, f"algo.candidates={candidates}")
+        if base_cache > 0 and base_lr > 0:
             raise ValueError(
-                f"algo.base_cache=true keeps what a base of algo.base_lr={base_lr} would say "
-                "otherwise later; set algo.base_lr=0 with it, or leave it false"
+                f"algo.base_cache={base_cache} keeps what a base of algo.base_lr={base_lr} would "
+                "say otherwise later; set algo.base_lr=0 with it, or leave it 0"
             )
         self.policy, self.average = policy, clone(policy)
         self.critic, self.target = critic, clone(critic)
@@ -72,13 +74,13 @@ class EXPO:
         self.temperature = Temperature(alpha, entropy, alpha_lr, generator.device)
         self.candidates, self.base_lr, self.max_norm = candidates, base_lr, max_norm
         self.target_rate, self.ema_rate = target_rate, ema_rate
-        self.memo_rows = (candidates + 1) * policy.horizon if base_cache else 0
+        self.base_cache, self.memo_rows = base_cache, 2 * base_cache * policy.horizon
 
     @torch.no_grad()
-    def sampled(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """M base samples, [N, M, T, Da]."""
-        start = self.average.start(len(obs) * self.candidates, generator)
-        return self.average.act(obs, start.unflatten(0, (len(obs), self.candidates)))
+    def sampled(self, obs: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """`count` base samples, [N, count, T, Da]."""
+        start = self.average.start(len(obs) * count, generator)
+        return self.average.act(obs, start.unflatten(0, (len(obs), count)))
 
     @torch.no_grad()
     def union(self, obs: Tensor, base: Tensor, generator: torch.Generator) -> Tensor:
@@ -88,10 +90,19 @@ class EXPO:
 
     @torch.no_grad()
     def remember(self, batch: Batch) -> Tensor:
-        """M base samples at next_obs and one at obs, [N, (M + 1) T, Da]."""
-        ahead = self.sampled(batch.next_obs, self.generator).flatten(1, 2)
-        here = self.average.act(batch.obs, self.average.noise(len(batch.obs), self.generator))
-        return torch.cat([ahead, here], 1)
+        """base_cache samples at next_obs and as many at obs, [N, 2 base_cache T, Da]."""
+        both = torch.stack([batch.next_obs, batch.obs], 1).flatten(0, 1)
+        samples = self.sampled(both, self.base_cache, self.generator)
+        return samples.unflatten(0, (-1, 2)).flatten(1, 3)
+
+    def recalled(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """M base samples at next_obs [B, M, T, Da] and one at obs [B, T, Da], kept or fresh."""
+        generator = self.generator
+        if batch.memo is None:
+            ahead = self.sampled(batch.next_obs, self.candidates, generator)
+            return ahead, self.sampled(batch.obs, 1, generator)[:, 0]
+        ahead, here = batch.memo.unflatten(1, (2, self.base_cache, -1)).unbind(1)
+        return pick(ahead, self.candidates, generator), pick(here, 1, generator)[:, 0]
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
@@ -101,16 +112,15 @@ class EXPO:
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """The best of the union, [N, T, Da]."""
-        many = self.union(obs, self.sampled(obs, generator), generator)
+        many = self.union(obs, self.sampled(obs, self.candidates, generator), generator)
         return steer.choose(self.critic, obs, many)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of the critic, of the editor with its temperature, and of the base."""
         rows, generator = len(batch.obs), self.generator
-        memo = self.remember(batch) if batch.memo is None else batch.memo
-        *ahead, base = memo.chunk(self.candidates + 1, 1)  # [B, T, Da] each
         with torch.no_grad():
-            many = self.union(batch.next_obs, torch.stack(ahead, 1), generator)
+            ahead, base = self.recalled(batch)
+            many = self.union(batch.next_obs, ahead, generator)
         loss, metrics = self.critic_loss(batch, many)
         step(self.critic_opt, loss)
         lerp_(self.target, self.critic, self.target_rate)

@@ -39,7 +39,7 @@ def make(base=None, *, coded=False, horizon=1, rows=None, bound=1.5, **changes) 
     )
     settings: dict[str, Any] = {
         **{"latent_gradient": False, "prior_share": 0.5, "distill_every": 1, "distill_noises": 1},
-        **{"base_cache": True, "spread": "entropy"},
+        **{"base_cache": 8, "spread": "entropy"},
         **{"target_per_dim": 0.0, "policy_lr": 3e-3, "critic_lr": 3e-3, "alpha_lr": 3e-3},
         **{"alpha": 0.1, "target_rate": 0.05, "deploy_mean": True, "gate": 0.0},
     }

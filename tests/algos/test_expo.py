@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rheo.algos.expo import EXPO
+from rheo.algos.recall import pick
 from rheo.envs.batch import Batch
 from rheo.policies import steer
 from rheo.policies.editor import Editor
@@ -58,7 +59,7 @@ def test_the_union_is_worth_at_least_its_parts(flow, critic, settings):
     algo = make(flow, critic, settings, scale=0.5)
     obs = torch.randn(200, 2)
     generator = torch.Generator().manual_seed(3)
-    many = algo.union(obs, algo.sampled(obs, generator), generator)
+    many = algo.union(obs, algo.sampled(obs, 4, generator), generator)
     base, edited = many.chunk(2, 1)
     assert many.shape == (200, 8, 1, 2) and (edited - base).abs().max() <= 0.5
     chosen = algo.deploy(obs, torch.Generator().manual_seed(3))
@@ -133,23 +134,39 @@ def test_what_cannot_edit_is_refused(flow, critic, settings, make_it, message):
         make_it(flow, critic, settings)
 
 
-def test_a_remembered_base_teaches_what_a_fresh_one_does(flow, critic, settings):
-    """The same noise, drawn as the replay stores a transition or in the update: the same step."""
-    learned = []
-    for remembered in (False, True):
-        algo = make(flow, critic, settings, base_lr=0.0, base_cache=True)
-        torch.manual_seed(1)
-        batch = batch_of()
-        if remembered:
-            memo = algo.remember(batch)
-            assert memo.shape == (32, algo.memo_rows, 2)
-            batch = batch._replace(memo=memo)
-            algo.average.act = None  # no update calls the base any more
-        algo.update(batch)
-        learned.append([*algo.critic.parameters(), *algo.editor.parameters()])
-    assert all(torch.equal(one, other) for one, other in zip(*learned, strict=True))
+def test_a_kept_base_is_drawn_from_and_not_asked(flow, critic, settings):
+    """Of each state its own samples, all distinct, and over many draws each as often."""
+    algo = make(flow, critic, settings, base_lr=0.0, base_cache=6)
+    batch = batch_of()
+    ahead, here = algo.recalled(batch)
+    assert ahead.shape == (32, 4, 1, 2) and here.shape == (32, 1, 2)  # fresh
+
+    known = lambda obs, start: obs.flatten(1)[:, :1, None, None] + 0 * start  # noqa: E731
+    algo.average.act = known
+    memo = algo.remember(batch)
+    assert memo.shape == (32, algo.memo_rows, 2)
+    batch = batch._replace(memo=memo)
+    algo.average.act = None  # no update calls the base any more
+    ahead, here = algo.recalled(batch)
+    assert torch.equal(ahead, batch.next_obs[:, :1, None, None].expand(32, 4, 1, 2))
+    assert torch.equal(here, batch.obs[:, :1, None].expand(32, 1, 2))
+    algo.update(batch)
+
+    kept = torch.arange(6.0)[None, :, None].expand(2000, 6, 1)
+    drawn = pick(kept, 4, algo.generator)[..., 0].sort(1).values
+    assert (drawn.diff(dim=1) > 0).all()
+    counts = torch.bincount(drawn.long().flatten(), minlength=6)
+    assert ((counts - 8000 / 6).abs() < 5 * (8000 / 6) ** 0.5).all()
 
 
-def test_a_base_that_learns_is_not_remembered(flow, critic, settings):
-    with pytest.raises(ValueError, match=r"algo.base_cache=true .* algo.base_lr=0.001"):
-        make(flow, critic, settings, base_lr=1e-3, base_cache=True)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base_lr": 1e-3, "base_cache": 16}, r"base_cache=16 keeps .* algo.base_lr=0.001"),
+        ({"base_lr": 0.0, "base_cache": 3}, r"base_cache=3: algo.candidates=4 shows 4 answers"),
+        ({"base_lr": 0.0, "base_cache": -1}, r"base_cache=-1: "),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(flow, critic, settings, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(flow, critic, settings, **changes)
