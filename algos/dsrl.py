@@ -115,8 +115,6 @@ class DSRL:
         refuse_small(base_cache, self.base_noises, f"algo.distill_noises={distill_noises}")
         asked = noise_critic is not None and not latent_gradient
         self.base_cache = base_cache if asked else 0
-        pair = actor.horizon + len(self.noise_map.matrix)  # rows of a code and of its answer
-        self.memo_rows = self.base_cache * pair
 
     # ---- acting ----------------------------------------------------------------------------
 
@@ -193,6 +191,11 @@ class DSRL:
     def base_noises(self) -> int:
         """Noises of the base's own that a state is shown under, C."""
         return max(1, self.distill_noises - 1)
+
+    @property
+    def memo_rows(self) -> int:
+        """Rows of actions that the replay keeps for `remember`: codes and answers."""
+        return self.base_cache * (self.actor.horizon + len(self.noise_map.matrix))
 
     @torch.no_grad()
     def remember(self, batch: Batch) -> Tensor:

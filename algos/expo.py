@@ -74,7 +74,7 @@ class EXPO:
         self.temperature = Temperature(alpha, entropy, alpha_lr, generator.device)
         self.candidates, self.base_lr, self.max_norm = candidates, base_lr, max_norm
         self.target_rate, self.ema_rate = target_rate, ema_rate
-        self.base_cache, self.memo_rows = base_cache, 2 * base_cache * policy.horizon
+        self.base_cache = base_cache
 
     @torch.no_grad()
     def sampled(self, obs: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -87,6 +87,11 @@ class EXPO:
         """M base samples [N, M, T, Da] and their edits, [N, 2 M, T, Da]."""
         noise = self.editor.noise((len(obs), self.candidates), generator)
         return torch.cat([base, self.editor.edit(obs, base, noise)[0]], 1)
+
+    @property
+    def memo_rows(self) -> int:
+        """Rows of actions that the replay keeps for `remember`."""
+        return 2 * self.base_cache * self.policy.horizon
 
     @torch.no_grad()
     def remember(self, batch: Batch) -> Tensor:

@@ -28,6 +28,12 @@ AT_WILL = (
     *("policy.steps", "policy.sampler", "policy.eta", "policy.clip_x", "policy.clip_a"),
     "policy.deploy_scale",
 )
+# keys without which older runs were made, with the values that do what those runs did
+ADDED = {
+    "rheo.algos.awm_q.AWMQ": {"deviation": "batch"},
+    "rheo.algos.dsrl.DSRL": {"distill_noises": 1, "base_cache": 0},
+    "rheo.algos.expo.EXPO": {"base_cache": 0},
+}
 NODE = "dict | None"
 TOP = {
     "algo": "dict",
@@ -148,6 +154,7 @@ def load(folder: str | Path, argv: Sequence[str] = ()) -> dict[str, Any]:
     folders, words = flags(argv)
     schema.allow(folders)
     config = stored(folder)
+    complete(config)
     lacking = config.get("config_dir") or []
     if lacking and not schema.allowed:
         raise RheoError(
@@ -162,6 +169,15 @@ def load(folder: str | Path, argv: Sequence[str] = ()) -> dict[str, Any]:
         errors.append(f"{one.input_line}: a run's {one.key_or_group} is fixed; set single values")
         overrides.remove(one)
     return finish(config, overrides, [HOME], errors)
+
+
+def complete(node: Any) -> None:
+    """Writes into a run's configuration what it did before the keys of ADDED existed."""
+    for value in node.values():
+        if isinstance(value, dict):
+            complete(value)
+    for key, before in ADDED.get(node.get("_target_"), {}).items():
+        node.setdefault(key, before)
 
 
 def stored(folder: str | Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from rheo.scripts import schema
 from rheo.scripts.annotations import known
 from rheo.scripts.build import target_of
-from rheo.scripts.config import HOME, compose, load, validate, walk
+from rheo.scripts.config import ADDED, HOME, compose, load, validate, walk
 from rheo.scripts.errors import RheoError
 
 GOOD = ["algo=rfm", "env=hopper"]
@@ -215,6 +215,20 @@ def test_a_stored_configuration_is_read_back_and_checked_anew(tmp_path: Path) ->
     OmegaConf.save(OmegaConf.create(tree), tmp_path / "config.yaml")
     with pytest.raises(RheoError, match="algo._target_"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("algo", ["awm_q", "dsrl_na", "expo"])
+def test_a_run_of_before_a_key_does_what_it_did(tmp_path: Path, algo: str) -> None:
+    from omegaconf import OmegaConf
+
+    tree = compose([f"algo={algo}", "env=hopper"])
+    added = ADDED[tree["algo"]["_target_"]]
+    assert added and added.keys() <= tree["algo"].keys()
+    for key in added:
+        del tree["algo"][key]
+    OmegaConf.save(OmegaConf.create(tree), tmp_path / "config.yaml")
+    found = load(tmp_path)["algo"]
+    assert found == tree["algo"] | added
 
 
 def test_a_run_never_chooses_by_itself_whose_code_is_imported(
