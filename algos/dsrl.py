@@ -45,8 +45,8 @@ class DSRL:
     KL divergence of bound * u to the base's N(0, I).
 
     base_cache: 0, or how many noises of the base's own, with its answers, the replay keeps for each
-    transition: the distillation draws from them instead of asking the base in every update. Where a
-    batch comes without them (recorded data) they are fresh.
+    transition, 4 (R + T) Da bytes each: the distillation draws from them instead of asking the base
+    in every update. Where a batch comes without them (recorded data) they are fresh.
 
     policy_lr, critic_lr, alpha_lr: Adam. alpha: first temperature. target_rate: Polyak rate.
     deploy_mean: deploy the actor's mode rather than a sample. gate: the base is evaluated before

@@ -163,13 +163,17 @@ class Replay:
     def memorise(self, rows: int, remember: Remember) -> None:
         """From now on keeps beside each transition `rows` rows of actions: what `remember` returns.
 
-        Computed once, as the transition is stored. Raises ValueError when there are some already.
+        Computed once, as the transition is stored. Raises ValueError when there are some already,
+        or not enough memory.
         """
         if self.buffer.size > 0:
             raise ValueError("a replay that is not empty cannot begin to remember")
         old = self.buffer
         width, device = old.splits[0], str(old.rows.device)
-        self.buffer = Buffer(old.capacity, width, old.horizon, old.action_dim, device, rows)
+        try:
+            self.buffer = Buffer(old.capacity, width, old.horizon, old.action_dim, device, rows)
+        except ValueError as error:
+            raise ValueError(f"{error}, or keep fewer answers: algo.base_cache") from error
         self.remember = remember
 
     def random_action(self, obs: Tensor) -> Tensor:

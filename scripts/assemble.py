@@ -137,7 +137,10 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
     if hasattr(source, "statistics"):
         fit_statistics(algo, *source.statistics())
     if getattr(algo, "memo_rows", 0) > 0 and hasattr(source, "memorise"):
-        source.memorise(algo.memo_rows, algo.remember)
+        try:
+            source.memorise(algo.memo_rows, algo.remember)
+        except ValueError as error:
+            raise RheoError(str(error)) from error
     if env is not None and hasattr(source, "env"):
         source.env = staged(env, algo, episodes)
     return Experiment(algo, source, sizes, device)

@@ -176,7 +176,7 @@ def complete(node: Any) -> None:
     for value in node.values():
         if isinstance(value, dict):
             complete(value)
-    for key, before in ADDED.get(node.get("_target_"), {}).items():
+    for key, before in ADDED.get(str(node.get("_target_")), {}).items():
         node.setdefault(key, before)
 
 
