@@ -154,7 +154,6 @@ def load(folder: str | Path, argv: Sequence[str] = ()) -> dict[str, Any]:
     folders, words = flags(argv)
     schema.allow(folders)
     config = stored(folder)
-    complete(config)
     lacking = config.get("config_dir") or []
     if lacking and not schema.allowed:
         raise RheoError(
@@ -181,7 +180,7 @@ def complete(node: Any) -> None:
 
 
 def stored(folder: str | Path) -> dict[str, Any]:
-    """A run folder's config.yaml as it is. Raises RheoError."""
+    """A run folder's config.yaml, with the keys of ADDED that it lacks. Raises RheoError."""
     from omegaconf import OmegaConf
 
     file = Path(folder) / "config.yaml"
@@ -191,6 +190,7 @@ def stored(folder: str | Path) -> dict[str, Any]:
         raise RheoError(f"{file}: not readable as a configuration: {one_line(error)}") from error
     if not isinstance(config, dict):
         raise RheoError(f"{file}: holds no configuration")
+    complete(config)
     return {str(key): value for key, value in config.items()}
 
 
