@@ -33,6 +33,8 @@ ADDED = {
     "rheo.algos.awm_q.AWMQ": {"deviation": "batch"},
     "rheo.algos.dsrl.DSRL": {"distill_noises": 1, "base_cache": 0},
     "rheo.algos.expo.EXPO": {"base_cache": 0},
+    "rheo.envs.datasets.Transitions": {"n_step": 1},
+    "rheo.envs.sources.Replay": {"n_step": 1},
 }
 NODE = "dict | None"
 TOP = {

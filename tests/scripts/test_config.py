@@ -1,5 +1,6 @@
 """Configurations: every mistake is named, at once, before torch is there."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -217,18 +218,30 @@ def test_a_stored_configuration_is_read_back_and_checked_anew(tmp_path: Path) ->
         load(tmp_path)
 
 
-@pytest.mark.parametrize("algo", ["awm_q", "dsrl_na", "expo"])
-def test_a_run_of_before_a_key_does_what_it_did(tmp_path: Path, algo: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        *((f"algo={name}", "algo") for name in ("awm_q", "dsrl_na", "expo")),
+        ("algo=sac", "source"),
+    ],
+)
+def test_a_run_of_before_a_key_does_what_it_did(tmp_path: Path, words: str, place: str) -> None:
     from omegaconf import OmegaConf
 
-    tree = compose([f"algo={algo}", "env=hopper"])
-    added = ADDED[tree["algo"]["_target_"]]
-    assert added and added.keys() <= tree["algo"].keys()
+    tree = compose([words, "env=hopper"])
+    node = tree[place]
+    added = ADDED[node["_target_"]]
+    assert added and added.keys() <= node.keys()
     for key in added:
-        del tree["algo"][key]
+        del node[key]
     OmegaConf.save(OmegaConf.create(tree), tmp_path / "config.yaml")
-    found = load(tmp_path)["algo"]
-    assert found == tree["algo"] | added
+    assert load(tmp_path)[place] == node | added
+
+
+@pytest.mark.parametrize("target", sorted(ADDED))
+def test_what_older_runs_lack_is_a_key_of_today(target: str) -> None:
+    parameters = inspect.signature(target_of({"_target_": target}, "")).parameters
+    assert ADDED[target].keys() <= parameters.keys()
 
 
 def test_a_run_never_chooses_by_itself_whose_code_is_imported(
