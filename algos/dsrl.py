@@ -241,6 +241,7 @@ class DSRL:
             "policy/code_saturated": (code.abs() > 0.9).float().mean(),
         }
 
+    @torch.no_grad()
     def recalled(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Codes [S, C, R, Da] of the base's own noise and its answers [S, C, T, Da] to them.
 

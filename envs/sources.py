@@ -170,10 +170,7 @@ class Replay:
             raise ValueError("a replay that is not empty cannot begin to remember")
         old = self.buffer
         width, device = old.splits[0], str(old.rows.device)
-        try:
-            self.buffer = Buffer(old.capacity, width, old.horizon, old.action_dim, device, rows)
-        except ValueError as error:
-            raise ValueError(f"{error}, or keep fewer answers: algo.base_cache") from error
+        self.buffer = Buffer(old.capacity, width, old.horizon, old.action_dim, device, rows)
         self.remember = remember
 
     def random_action(self, obs: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
         try:
             source.memorise(algo.memo_rows, algo.remember)
         except ValueError as error:
-            raise RheoError(str(error)) from error
+            raise RheoError(f"{error}, or keep fewer answers: algo.base_cache") from error
     if env is not None and hasattr(source, "env"):
         source.env = staged(env, algo, episodes)
     return Experiment(algo, source, sizes, device)

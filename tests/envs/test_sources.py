@@ -310,7 +310,7 @@ def test_a_code_is_kept_in_place_of_the_action_it_was_decoded_to():
 def test_what_is_remembered_of_a_transition_stays_beside_it(n_step):
     env = chunk_env("InvertedPendulum-v5", num_envs=2, execute=3)  # episodes that end soon
     source = replay(env, horizon=3, warmup=300, n_step=n_step, capacity=200, batch_size=100)
-    with pytest.raises(ValueError, match=r"source.capacity=.* or keep fewer .* algo.base_cache"):
+    with pytest.raises(ValueError, match=r"source.capacity=.* lower it"):
         source.memorise(10**12, lambda batch: batch.obs)
     source.memorise(2, lambda batch: torch.stack([batch.obs[:, :1], batch.next_obs[:, :1]], 1))
     batch = source.next(lambda obs: obs[:, :1, None].expand(2, 3, 1))

@@ -145,6 +145,7 @@ REFUSED = [
     (["env.id=FetchReach-v4"], "pip install gymnasium-robotics"),
     (["env.options={no_such: 1}"], "no_such"),
     (["source.capacity=1"], "source.capacity=1 cannot hold one step of 2 environments"),
+    (["algo=dsrl_na", "algo.base_cache=1000000000"], "keep fewer answers: algo.base_cache"),
     (["device=cuda:7"], "device=cuda:7: torch sees"),
     (["algo=rfm", "algo.estimator=gradient"], "algo.estimator=gradient is biased on a box"),
     (["algo=bc", "data=other.npz", "env=none"], "no such file"),
