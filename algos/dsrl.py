@@ -1,6 +1,7 @@
 """Diffusion steering: reinforcement learning of the noise that a frozen policy starts from."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,8 +13,9 @@ from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
 from ..policies.gaussian import TanhGaussian
 from ..policies.nets import clone, lerp_
+from ..policies.relative import Relative
 from .optim import adam, frozen, step
-from .recall import pick, refuse_small
+from .recall import centres, pick, refuse_small
 from .returns import td_loss, td_target
 from .temperature import Temperature
 
@@ -37,7 +39,8 @@ class DSRL:
     prior_share: codes of the base's own noise per row of a batch. Without a noise_critic
     (DSRL-SAC) the replay keeps codes, `critic` is Q(s, u) and no update calls the base.
     latent_gradient: the actor follows Q(s, base.act(s, w)) through the base instead of the noise
-    critic, which then rests; only through a FlowPolicy.
+    critic, which then rests; only through a FlowPolicy. relative: the critic of actions sees them
+    from where the base would put them (`policies.relative`).
 
     The actor starts with zero mean and log std 0: with bound 1.5 its noise deviates by 0.94, about
     the base's own 1. Until the first update the base acts from its own noise. spread: what the
@@ -46,7 +49,8 @@ class DSRL:
 
     base_cache: 0, or how many noises of the base's own, with its answers, the replay keeps for each
     transition, 4 (R + T) Da bytes each: the distillation draws from them instead of asking the base
-    in every update. Where a batch comes without them (recorded data) they are fresh.
+    in every update; a relative critic's centres are kept with them. Where a batch comes without
+    them (recorded data) they are fresh.
 
     policy_lr, critic_lr, alpha_lr: Adam. alpha: first temperature. target_rate: Polyak rate.
     deploy_mean: deploy the actor's mode rather than a sample. gate: the base is evaluated before
@@ -66,6 +70,7 @@ class DSRL:
         noise_critic: QEnsemble | None = None,
         *,
         latent_gradient: bool,
+        relative: bool,
         prior_share: float,
         distill_every: int,
         distill_noises: int,
@@ -94,11 +99,18 @@ class DSRL:
                 "algo.latent_gradient=true: gradients go through the base only if it is a "
                 "FlowPolicy and the critic judges actions; leave it false"
             )
+        if relative and noise_critic is None:
+            raise ValueError(
+                "algo.relative=true: this critic judges codes, which are relative to the base as "
+                "they are; leave it false"
+            )
         device = generator.device
         self.policy = policy.requires_grad_(False)
         self.noise_map, self.actor = noise_map.to(device), actor.to(device)
         self.actor.begin(log_std=0.0)
-        self.critic, self.target = critic, clone(critic)
+        shape = len(noise_map.matrix), actor.action_dim
+        self.critic = Relative(critic, policy, *shape).to(device) if relative else critic
+        self.target = clone(self.critic)
         self.noise_critic = None if noise_critic is None else noise_critic.to(device)
         self.generator = generator
         self.policy_opt = adam(actor.parameters(), policy_lr)
@@ -194,13 +206,24 @@ class DSRL:
 
     @property
     def memo_rows(self) -> int:
-        """Rows of actions that the replay keeps for `remember`: codes and answers."""
-        return self.base_cache * (self.actor.horizon + len(self.noise_map.matrix))
+        """Rows of actions that the replay keeps for `remember`: codes, answers and centres."""
+        relative = self.base_cache > 0 and isinstance(self.critic, Relative)
+        centres = 2 * len(self.noise_map.matrix) if relative else 0
+        return self.base_cache * self.pair_rows + centres
+
+    @property
+    def pair_rows(self) -> int:
+        """Rows of a code and of the base's answer to it, R + T."""
+        return self.actor.horizon + len(self.noise_map.matrix)
 
     @torch.no_grad()
     def remember(self, batch: Batch) -> Tensor:
-        """`base_cache` of the base's own codes with its answers at next_obs, [N, memo_rows, Da]."""
-        return self.asked(batch.next_obs, self.base_cache).flatten(1, 2)
+        """`base_cache` of the base's own codes with its answers at next_obs, [N, memo_rows, Da].
+
+        Behind them the centres of a relative critic at obs and next_obs.
+        """
+        pairs = self.asked(batch.next_obs, self.base_cache).flatten(1, 2)
+        return torch.cat([pairs, *centres(self.critic, batch, 0)], 1)
 
     def asked(self, obs: Tensor, count: int) -> Tensor:
         """`count` codes of the base's own noise, below each its answer, [N, count, R + T, Da]."""
@@ -218,20 +241,21 @@ class DSRL:
             code, logp = self.sampled(batch.next_obs, self.generator)
             bonus = self.temperature.value * self.measure(code, logp)
             action = code if self.noise_critic is None else self.decode(batch.next_obs, code)
-        loss, metrics = self.critic_loss(batch, action, bonus)
+            here, ahead = self.told(batch)
+        loss, metrics = self.critic_loss(batch, action, bonus, here, ahead)
         step(self.critic_opt, loss)
         lerp_(self.target, self.critic, self.target_rate)
         if distill:
             prior, answers = self.recalled(batch)
             loss, more = self.distill_loss(
-                batch.next_obs, self.groups(prior, code), self.groups(answers, action)
+                batch.next_obs, self.groups(prior, code), self.groups(answers, action), ahead
             )
             step(self.distill_opt, loss)
             metrics |= more
         judge = self.critic if self.latent_gradient else self.noise_critic or self.critic
         noise = self.actor.noise(rows, self.generator)
         with frozen(judge):
-            loss, spread, code = self.policy_loss(batch.obs, noise, self.temperature.value)
+            loss, spread, code = self.policy_loss(batch.obs, noise, self.temperature.value, here)
             step(self.policy_opt, loss)
         self.temperature.update(spread)
         return metrics | {
@@ -240,6 +264,20 @@ class DSRL:
             "policy/temperature": self.temperature.value,
             "policy/code_saturated": (code.abs() > 0.9).float().mean(),
         }
+
+    def told(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """What the critic of actions is told beside obs and beside next_obs: centres, or nothing.
+
+        At the first update a relative critic measures the base's spread, at next_obs.
+        """
+        if not isinstance(self.critic, Relative) or not isinstance(self.target, Relative):
+            return [], []
+        here, ahead = centres(self.critic, batch, self.base_cache * self.pair_rows)
+        if self.updates == 1:
+            own = self.decode(batch.next_obs, self.prior(len(ahead), self.generator))
+            for critic in (self.critic, self.target):
+                critic.measure(own - ahead)
+        return [here], [ahead]
 
     @torch.no_grad()
     def recalled(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -253,7 +291,8 @@ class DSRL:
         if batch.memo is None:
             pairs = self.asked(batch.next_obs[:some], self.base_noises)
         else:
-            kept = batch.memo[:some].unflatten(1, (self.base_cache, -1))
+            kept = batch.memo[:some, : self.base_cache * self.pair_rows]
+            kept = kept.unflatten(1, (self.base_cache, self.pair_rows))
             pairs = pick(kept, self.base_noises, self.generator)
         code, answer = pairs[:states].split([self.actor.horizon, len(self.noise_map.matrix)], 2)
         return code, answer
@@ -277,18 +316,26 @@ class DSRL:
         return -logp - 0.5 * ((bound * code).square() + constant).sum((-1, -2))
 
     def critic_loss(
-        self, batch: Batch, next_action: Tensor, bonus: Tensor
+        self,
+        batch: Batch,
+        next_action: Tensor,
+        bonus: Tensor,
+        here: Sequence[Tensor] = (),
+        ahead: Sequence[Tensor] = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Soft TD loss [] of the ensemble, over actions or codes; bonus [B] of the next state."""
+        """Soft TD loss [] of the ensemble, over actions or codes; bonus [B] of the next state.
+
+        here, ahead: what `told` gives.
+        """
         with torch.no_grad():
-            value = self.target(batch.next_obs, next_action).amin(0) + bonus
+            value = self.target(batch.next_obs, next_action, *ahead).amin(0) + bonus
             goal = td_target(batch.reward, batch.discount, value)
-        q = self.critic(batch.obs, batch.action)
+        q = self.critic(batch.obs, batch.action, *here)
         loss = td_loss(q, goal)
         return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
 
     def distill_loss(
-        self, obs: Tensor, code: Tensor, action: Tensor
+        self, obs: Tensor, code: Tensor, action: Tensor, ahead: Sequence[Tensor] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Regression of the noise critic's members on the target critic's at the same actions, [].
 
@@ -296,9 +343,9 @@ class DSRL:
         share of the variance that the noise critic does not explain (1: it knows nothing).
         """
         assert self.noise_critic is not None
-        obs = obs[: len(code), None]
+        obs, ahead = obs[: len(code), None], [each[: len(code), None] for each in ahead]
         with torch.no_grad():
-            goal = self.among(self.target(obs, action)).flatten(1)
+            goal = self.among(self.target(obs, action, *ahead)).flatten(1)
         loss = td_loss(self.among(self.noise_critic(obs, code)).flatten(1), goal)
         spread = 0.5 * goal.var(1, correction=0).sum()
         return loss, {"critic/distill_left": loss.detach() / spread.clamp_min(1e-12)}
@@ -308,13 +355,13 @@ class DSRL:
         return value if self.distill_noises == 1 else value - value.mean(-1, keepdim=True)
 
     def policy_loss(
-        self, obs: Tensor, noise: Tensor, alpha: Tensor
+        self, obs: Tensor, noise: Tensor, alpha: Tensor, here: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss [], and without gradient the spread [] and the codes [B, R, Da]."""
         code, logp = self.actor.sample(obs, noise)
         spread = self.measure(code, logp)
         if self.latent_gradient:
-            worth = self.critic(obs, self.decode(obs, code)).amin(0)
+            worth = self.critic(obs, self.decode(obs, code), *here).amin(0)
         elif self.noise_critic is not None and self.distill_noises > 1:
             worth = self.noise_critic(obs, code).mean(0)  # its levels mean nothing
         else:

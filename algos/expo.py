@@ -1,7 +1,9 @@
 """EXPO: an expressive policy that only clones, and a small Gaussian that edits its actions."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..envs.batch import Batch
 from ..policies import steer
@@ -9,9 +11,10 @@ from ..policies.critics import QEnsemble
 from ..policies.editor import Editor
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
+from ..policies.relative import Relative
 from .losses import stratified
 from .optim import adam, frozen, step
-from .recall import pick, refuse_small
+from .recall import centres, pick, refuse_small
 from .returns import td_loss, td_target
 from .temperature import Temperature
 
@@ -27,7 +30,8 @@ class EXPO:
 
     base_cache: 0, or with a base that rests (base_lr 0, else ValueError) how many of its samples
     the replay keeps for each state of a transition, from which updates draw instead of asking the
-    base; where a batch comes without them (recorded data) they are fresh.
+    base; where a batch comes without them (recorded data) they are fresh. relative: the critic sees
+    actions from where the resting base would put them (`policies.relative`).
 
     policy_lr, critic_lr, alpha_lr: Adam. alpha, entropy_per_dim: first temperature, and the
     entropy of the edit per T * Da that it keeps. target_rate, ema_rate: of the target critic and of
@@ -46,6 +50,7 @@ class EXPO:
         candidates: int,
         base_lr: float,
         base_cache: int,
+        relative: bool,
         policy_lr: float,
         critic_lr: float,
         alpha_lr: float,
@@ -63,8 +68,17 @@ class EXPO:
                 f"algo.base_cache={base_cache} keeps what a base of algo.base_lr={base_lr} would "
                 "say otherwise later; set algo.base_lr=0 with it, or leave it 0"
             )
+        if relative and base_lr > 0:
+            raise ValueError(
+                f"algo.relative=true: the critic looks from where the base stands, which moves "
+                f"with algo.base_lr={base_lr}; set algo.base_lr=0 with it, or leave it false"
+            )
         self.policy, self.average = policy, clone(policy)
-        self.critic, self.target = critic, clone(critic)
+        shape = policy.horizon, policy.action_dim
+        self.critic: nn.Module = Relative(critic, policy, *shape) if relative else critic
+        self.critic.to(generator.device)
+        self.target = clone(self.critic)
+        self.measured = not relative
         self.editor = editor.to(generator.device)
         self.generator = generator
         self.base_opt = adam(policy.parameters(), base_lr)
@@ -91,14 +105,24 @@ class EXPO:
     @property
     def memo_rows(self) -> int:
         """Rows of actions that the replay keeps for `remember`."""
+        kept = self.base_cache > 0 and isinstance(self.critic, Relative)
+        return self.sample_rows + (2 * self.policy.horizon if kept else 0)
+
+    @property
+    def sample_rows(self) -> int:
+        """Rows of samples among them."""
         return 2 * self.base_cache * self.policy.horizon
 
     @torch.no_grad()
     def remember(self, batch: Batch) -> Tensor:
-        """base_cache samples at next_obs and as many at obs, [N, 2 base_cache T, Da]."""
+        """base_cache samples at next_obs and as many at obs, [N, memo_rows, Da].
+
+        Behind them the centres of a relative critic at obs and next_obs.
+        """
         both = torch.stack([batch.next_obs, batch.obs], 1).flatten(0, 1)
         samples = self.sampled(both, self.base_cache, self.generator)
-        return samples.unflatten(0, (-1, 2)).flatten(1, 3)
+        samples = samples.unflatten(0, (-1, 2)).flatten(1, 3)
+        return torch.cat([samples, *centres(self.critic, batch, 0)], 1)
 
     def recalled(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """M base samples at next_obs [B, M, T, Da] and one at obs [B, T, Da], kept or fresh."""
@@ -106,7 +130,8 @@ class EXPO:
         if batch.memo is None:
             ahead = self.sampled(batch.next_obs, self.candidates, generator)
             return ahead, self.sampled(batch.obs, 1, generator)[:, 0]
-        ahead, here = batch.memo.unflatten(1, (2, self.base_cache, -1)).unbind(1)
+        kept = batch.memo[:, : self.sample_rows]
+        ahead, here = kept.unflatten(1, (2, self.base_cache, -1)).unbind(1)
         return pick(ahead, self.candidates, generator), pick(here, 1, generator)[:, 0]
 
     @torch.no_grad()
@@ -124,14 +149,16 @@ class EXPO:
         """One step of the critic, of the editor with its temperature, and of the base."""
         rows, generator = len(batch.obs), self.generator
         with torch.no_grad():
-            ahead, base = self.recalled(batch)
-            many = self.union(batch.next_obs, ahead, generator)
-        loss, metrics = self.critic_loss(batch, many)
+            samples, base = self.recalled(batch)
+            many = self.union(batch.next_obs, samples, generator)
+            here, ahead = self.told(batch, samples)
+        loss, metrics = self.critic_loss(batch, many, here, ahead)
         step(self.critic_opt, loss)
         lerp_(self.target, self.critic, self.target_rate)
         noise = self.editor.noise(rows, generator)
         with frozen(self.critic):
-            loss, entropy, gain = self.edit_loss(batch.obs, base, noise, self.temperature.value)
+            alpha = self.temperature.value
+            loss, entropy, gain = self.edit_loss(batch.obs, base, noise, alpha, here)
             step(self.editor_opt, loss)
         self.temperature.update(entropy)
         metrics |= {
@@ -148,23 +175,52 @@ class EXPO:
             metrics["policy/base_loss"] = loss.detach()
         return metrics
 
-    def critic_loss(self, batch: Batch, many: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """TD loss [] towards r + discount max over `many` [B, 2 M, T, Da] of min Q'(s', a')."""
+    def told(self, batch: Batch, samples: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What the critic is told beside obs and beside next_obs: centres [B, T, Da], or nothing.
+
+        At the first update a relative critic measures the spread of samples [B, M, T, Da].
+        """
+        if not isinstance(self.critic, Relative) or not isinstance(self.target, Relative):
+            return [], []
+        here, ahead = centres(self.critic, batch, self.sample_rows)
+        if not self.measured:
+            for critic in (self.critic, self.target):
+                critic.measure((samples - ahead[:, None]).flatten(0, 1))
+            self.measured = True
+        return [here], [ahead]
+
+    def critic_loss(
+        self,
+        batch: Batch,
+        many: Tensor,
+        here: Sequence[Tensor] = (),
+        ahead: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """TD loss [] towards r + discount max over `many` [B, 2 M, T, Da] of min Q'(s', a').
+
+        here, ahead: what `told` gives.
+        """
         with torch.no_grad():
-            value = self.target(batch.next_obs[:, None], many).amin(0).amax(1)
+            told = [centre[:, None] for centre in ahead]
+            value = self.target(batch.next_obs[:, None], many, *told).amin(0).amax(1)
             goal = td_target(batch.reward, batch.discount, value)
-        q = self.critic(batch.obs, batch.action)
+        q = self.critic(batch.obs, batch.action, *here)
         loss = td_loss(q, goal)
         return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
 
     def edit_loss(
-        self, obs: Tensor, base: Tensor, noise: Tensor, alpha: Tensor
+        self,
+        obs: Tensor,
+        base: Tensor,
+        noise: Tensor,
+        alpha: Tensor,
+        here: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss [], and without gradient the entropy [] and what edits gain in Q []."""
         action, logp = self.editor.edit(obs, base, noise)
-        q = self.critic(obs, action).amin(0)
+        q = self.critic(obs, action, *here).amin(0)
         with torch.no_grad():
-            gain = (q - self.critic(obs, base).amin(0)).mean()
+            gain = (q - self.critic(obs, base, *here).amin(0)).mean()
         return (alpha * logp - q).mean(), -logp.detach().mean(), gain
 
     def base_loss(self, obs: Tensor, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:

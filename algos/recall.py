@@ -1,7 +1,12 @@
 """What a frozen base said of a state, asked once and drawn from many times."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from ..envs.batch import Batch
+from ..policies.relative import Relative
 
 
 def refuse_small(cache: int, shown: int, what: str) -> None:
@@ -11,6 +16,18 @@ def refuse_small(cache: int, shown: int, what: str) -> None:
             f"algo.base_cache={cache}: {what} shows {shown} answers of the base for a state; keep "
             "at least as many, or 0 to ask the base in every update"
         )
+
+
+def centres(critic: Any, batch: Batch, skip: int) -> list[Tensor]:
+    """What a relative critic is told beside obs and beside next_obs, [B, T, Da] each.
+
+    Kept behind the first `skip` rows of a memo, or fresh; nothing for any other critic.
+    """
+    if not isinstance(critic, Relative):
+        return []
+    if batch.memo is not None:
+        return list(batch.memo[:, skip:].chunk(2, 1))
+    return list(critic.centre(torch.cat([batch.obs, batch.next_obs])).chunk(2))
 
 
 def pick(kept: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -38,7 +38,8 @@ def make(base=None, *, coded=False, horizon=1, rows=None, bound=1.5, **changes) 
         2, 1, rows=rows, **small, log_std_min=-5.0, log_std_max=2.0
     )
     settings: dict[str, Any] = {
-        **{"latent_gradient": False, "prior_share": 0.5, "distill_every": 1, "distill_noises": 1},
+        **{"latent_gradient": False, "relative": False, "prior_share": 0.5},
+        **{"distill_every": 1, "distill_noises": 1},
         **{"base_cache": 8, "spread": "entropy"},
         **{"target_per_dim": 0.0, "policy_lr": 3e-3, "critic_lr": 3e-3, "alpha_lr": 3e-3},
         **{"alpha": 0.1, "target_rate": 0.05, "deploy_mean": True, "gate": 0.0},
@@ -150,7 +151,7 @@ def test_what_is_distilled_are_answers_of_the_base(noises, states, shown, rememb
         batch = batch._replace(memo=memo)
         calls.clear()
     algo.update(batch)
-    ((obs, code, action),) = seen
+    ((obs, code, action, _),) = seen
     assert calls == ([64] if remembered else [64, shown]) and torch.equal(obs, there)
     assert code.shape == action.shape == (states, noises, 1, 1)
     expected = (0.4 + 0.3 * (1.5 * code + there[:states, None, :1, None])).clamp(-1, 1)
@@ -158,6 +159,70 @@ def test_what_is_distilled_are_answers_of_the_base(noises, states, shown, rememb
     beyond = code.abs() > 1  # only the prior knows no bound
     own = beyond[16:] if noises == 1 else beyond[:, 0]
     assert beyond.any() and not own.any()
+
+
+class Walking(nn.Module):
+    """A base that hardly varies about a centre that the state moves through the whole box."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def act(self, obs, noise):
+        self.calls.append(len(obs))
+        return 0.9 * (4 * obs[:, :1, None]).sin() + 0.02 * noise
+
+
+@pytest.mark.parametrize("remembered", [False, True])
+def test_a_relative_critic_is_told_the_centres_of_both_states(remembered):
+    algo = make(Walking(), relative=True, distill_noises=3)
+    batch = Batch(torch.randn(16, 2), torch.rand(16, 1, 1), *torch.rand(2, 16), torch.randn(16, 2))
+    if remembered:
+        batch = batch._replace(memo=algo.remember(batch))
+        assert batch.memo.shape == (16, algo.memo_rows, 1)
+    algo.updates, algo.policy.calls = 2, []
+    (here,), (ahead,) = algo.told(batch)
+    assert algo.policy.calls == ([] if remembered else [32])
+    for centre, obs in ((here, batch.obs), (ahead, batch.next_obs)):
+        torch.testing.assert_close(centre, 0.9 * (4 * obs[:, :1, None]).sin())
+    told = algo.critic_loss(batch, batch.action, torch.zeros(16), [here], [ahead])[0]
+    torch.testing.assert_close(algo.critic_loss(batch, batch.action, torch.zeros(16))[0], told)
+    code, answer = algo.recalled(batch)
+    near = ahead[: len(code), None] + 0.02 * algo.noise_map(code)
+    torch.testing.assert_close(answer, near)  # the kept answers are not shifted by the centres
+
+
+def test_the_first_update_measures_how_far_the_base_strays_from_its_centre():
+    algo = make(Walking(), relative=True)
+    obs = torch.randn(4096, 2)
+    batch = Batch(obs, torch.zeros(4096, 1, 1), *torch.zeros(2, 4096), obs)
+    algo.update(batch)
+    first = algo.critic.spread.clone()
+    assert first.item() == pytest.approx(2 * 0.02, rel=0.05)
+    assert torch.equal(algo.target.spread, first)
+    algo.update(batch)
+    assert torch.equal(algo.critic.spread, first)
+
+
+@pytest.mark.parametrize(("relative", "least", "most"), [(True, 0.9, 1.0), (False, -1.0, 0.5)])
+def test_a_relative_critic_tells_noises_apart_where_a_plain_one_cannot(relative, least, most):
+    """Worth tells the sign of the noise, in states whose centres lie far apart."""
+    algo = make(Walking(), relative=relative, latent_gradient=False)
+    for _ in range(600):
+        obs = torch.randn((128, 2), generator=algo.generator)
+        noise = torch.randn((128, 1, 1), generator=algo.generator)
+        worth = noise[:, 0, 0].tanh()
+        action = algo.policy.act(obs, noise)
+        algo.update(Batch(obs, action, worth, torch.zeros(128), obs))
+    obs, noise = torch.randn(512, 2), torch.randn(512, 1, 1)
+    q = algo.critic(obs, algo.policy.act(obs, noise)).amin(0)
+    found = torch.corrcoef(torch.stack([q.detach(), noise[:, 0, 0].tanh()]))[0, 1].item()
+    assert least <= found <= most
+
+
+def test_a_critic_of_codes_cannot_be_relative():
+    with pytest.raises(ValueError, match=r"algo\.relative"):
+        make(coded=True, relative=True)
 
 
 @pytest.mark.parametrize("noises", [1, 4])

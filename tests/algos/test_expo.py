@@ -159,10 +159,34 @@ def test_a_kept_base_is_drawn_from_and_not_asked(flow, critic, settings):
     assert ((counts - 8000 / 6).abs() < 5 * (8000 / 6) ** 0.5).all()
 
 
+@pytest.mark.parametrize("cache", [0, 6])
+def test_a_relative_critic_is_told_the_centres_of_both_states(flow, critic, settings, cache):
+    algo = make(flow, critic, settings, base_lr=0.0, base_cache=cache, relative=True)
+    batch = batch_of()
+    if cache:
+        batch = batch._replace(memo=algo.remember(batch))
+        assert batch.memo.shape == (32, algo.memo_rows, 2)
+    samples, _ = algo.recalled(batch)
+    still = torch.zeros(32, 1, 2)
+    centres = [algo.policy.act(obs, still) for obs in (batch.obs, batch.next_obs)]
+    (here,), (ahead,) = algo.told(batch, samples)
+    torch.testing.assert_close([here, ahead], centres)
+    about = (samples - ahead[:, None]).square().mean((0, 1)).sqrt()
+    for each in (algo.critic, algo.target):
+        torch.testing.assert_close(each.spread, (2 * about).clamp_min(0.01))
+    many = algo.union(batch.next_obs, samples, torch.Generator().manual_seed(1))
+    told = algo.critic_loss(batch, many, [here], [ahead])[0]
+    torch.testing.assert_close(algo.critic_loss(batch, many)[0], told)  # it asks by itself
+    again = algo.told(batch, 5 * samples)
+    assert torch.equal(again[0][0], here) and torch.equal(algo.critic.spread, algo.target.spread)
+    torch.testing.assert_close(algo.critic.spread, (2 * about).clamp_min(0.01))  # measured once
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"base_lr": 1e-3, "base_cache": 16}, r"base_cache=16 keeps .* algo.base_lr=0.001"),
+        ({"base_lr": 1e-3, "relative": True}, r"relative=true: .* algo.base_lr=0.001"),
         ({"base_lr": 0.0, "base_cache": 3}, r"base_cache=3: algo.candidates=4 shows 4 answers"),
         ({"base_lr": 0.0, "base_cache": -1}, r"base_cache=-1: "),
     ],
