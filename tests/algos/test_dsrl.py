@@ -176,10 +176,12 @@ class Walking(nn.Module):
 @pytest.mark.parametrize("remembered", [False, True])
 def test_a_relative_critic_is_told_the_centres_of_both_states(remembered):
     algo = make(Walking(), relative=True, distill_noises=3)
-    batch = Batch(torch.randn(16, 2), torch.rand(16, 1, 1), *torch.rand(2, 16), torch.randn(16, 2))
+    reward, discount = torch.rand(2, 16).unbind()
+    batch = Batch(torch.randn(16, 2), torch.rand(16, 1, 1), reward, discount, torch.randn(16, 2))
     if remembered:
-        batch = batch._replace(memo=algo.remember(batch))
-        assert batch.memo.shape == (16, algo.memo_rows, 1)
+        memo = algo.remember(batch)
+        assert memo.shape == (16, algo.memo_rows, 1)
+        batch = batch._replace(memo=memo)
     algo.updates, algo.policy.calls = 2, []
     (here,), (ahead,) = algo.told(batch)
     assert algo.policy.calls == ([] if remembered else [32])
@@ -195,7 +197,8 @@ def test_a_relative_critic_is_told_the_centres_of_both_states(remembered):
 def test_the_first_update_measures_how_far_the_base_strays_from_its_centre():
     algo = make(Walking(), relative=True)
     obs = torch.randn(4096, 2)
-    batch = Batch(obs, torch.zeros(4096, 1, 1), *torch.zeros(2, 4096), obs)
+    zeros = torch.zeros(4096)
+    batch = Batch(obs, zeros[:, None, None], zeros, zeros, obs)
     algo.update(batch)
     first = algo.critic.spread.clone()
     assert first.item() == pytest.approx(2 * 0.02, rel=0.05)

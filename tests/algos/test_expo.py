@@ -164,8 +164,9 @@ def test_a_relative_critic_is_told_the_centres_of_both_states(flow, critic, sett
     algo = make(flow, critic, settings, base_lr=0.0, base_cache=cache, relative=True)
     batch = batch_of()
     if cache:
-        batch = batch._replace(memo=algo.remember(batch))
-        assert batch.memo.shape == (32, algo.memo_rows, 2)
+        memo = algo.remember(batch)
+        assert memo.shape == (32, algo.memo_rows, 2)
+        batch = batch._replace(memo=memo)
     samples, _ = algo.recalled(batch)
     still = torch.zeros(32, 1, 2)
     centres = [algo.policy.act(obs, still) for obs in (batch.obs, batch.next_obs)]
