@@ -1,17 +1,20 @@
 """Advantage weighted matching against a Q-critic, off policy."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..envs.batch import Batch
 from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
+from ..policies.relative import Relative
 from ..policies.steer import Chain, Settings
 from . import losses
 from .optim import adam, step
+from .recall import told
 from .returns import td_loss, td_target
 
 T_MIN, T_MAX = 0.02, 0.98
@@ -41,8 +44,9 @@ class AWMQ:
     anchor_coef |v - v_base|^2 to the policy of the run's start: trust_coef + anchor_coef >=
     advantage_max, else ValueError. "pair" clips the ratio exp(L - L_old) of each pair to 1 +- clip
     over inner_steps. TD targets use the actions that are deployed: those of the chain `steer` on
-    the averaged policy, for targets by the target ensemble. B batch, R policy_batch, K particles,
-    J pairs, T chunk.
+    the averaged policy, for targets by the target ensemble. relative: the critic sees actions from
+    where the policy of the run's start would put them (`policies.relative`), for which the anchor
+    keeps it. B batch, R policy_batch, K particles, J pairs, T chunk.
 
     advantage_clip, advantage_max: in standard deviations, and what it is scaled to; deviation: of
     the whole "batch", or of each "state" alone (`losses.group_advantage`). psi,
@@ -73,6 +77,7 @@ class AWMQ:
         trust_coef: float,
         trust_rate: float,
         anchor_coef: float,
+        relative: bool,
         explore_noise: float,
         policy_every: int,
         policy_lr: float,
@@ -97,7 +102,17 @@ class AWMQ:
         self.policy, self.average = policy, clone(policy)
         self.fast = clone(policy) if trust_coef > 0 else None
         self.base = clone(policy) if anchor_coef > 0 else None
-        self.critic, self.target = critic, clone(critic)
+        self.critic: nn.Module = critic
+        if relative:
+            if self.base is None:
+                raise ValueError(
+                    "algo.relative=true: the critic looks from where the policy of the run's start "
+                    "stood, which is kept for the anchor; set algo.anchor_coef above 0, 1 for "
+                    "example, or leave it false"
+                )
+            self.critic = Relative(critic, self.base, policy.horizon, policy.action_dim)
+        self.critic.to(generator.device)
+        self.target = clone(self.critic)
         self.generator = generator
         self.policy_opt = adam(policy.parameters(), policy_lr)
         self.critic_opt = adam(critic.parameters(), critic_lr)
@@ -127,27 +142,48 @@ class AWMQ:
         """The chain's choice among samples of the averaged policy, [N, T, Da]."""
         return self.chain(self.critic)(obs, generator)
 
-    def chain(self, critic: QEnsemble) -> Chain:
+    def chain(self, critic: nn.Module) -> Chain:
         """How the averaged policy is deployed when `critic` judges."""
         return Chain(self.average, critic, self.base, self.steer)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and, every policy_every, one policy step; metrics are 0-d."""
         self.updates += 1
+        here, ahead = self.told(batch)
         next_action = self.chain(self.target)(batch.next_obs, self.generator)
-        loss, metrics = self.critic_loss(batch, next_action)
+        loss, metrics = self.critic_loss(batch, next_action, here, ahead)
         step(self.critic_opt, loss)
         lerp_(self.target, self.critic, self.target_rate)
         if self.updates % self.policy_every == 0:
             metrics |= self.update_policy(batch.obs[: self.policy_batch])
         return metrics
 
-    def critic_loss(self, batch: Batch, next_action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """TD loss [] of the ensemble towards r + discount min Q'(s', a')."""
+    @torch.no_grad()
+    def told(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """What the critic is told beside obs and beside next_obs (`recall.told`)."""
+
+        def own() -> Tensor:
+            assert self.base is not None
+            noise = self.base.noise((len(batch.obs), 1), self.generator)
+            return self.base.act(batch.next_obs, noise)
+
+        return told(self.critic, self.target, batch, 0, own)
+
+    def critic_loss(
+        self,
+        batch: Batch,
+        next_action: Tensor,
+        here: Sequence[Tensor] = (),
+        ahead: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """TD loss [] of the ensemble towards r + discount min Q'(s', a').
+
+        here, ahead: what `told` gives.
+        """
         with torch.no_grad():
-            value = self.target(batch.next_obs, next_action).amin(0)
+            value = self.target(batch.next_obs, next_action, *ahead).amin(0)
             goal = td_target(batch.reward, batch.discount, value)
-        q = self.critic(batch.obs, batch.action)
+        q = self.critic(batch.obs, batch.action, *here)
         loss = td_loss(q, goal)
         return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
 

@@ -15,7 +15,7 @@ from ..policies.gaussian import TanhGaussian
 from ..policies.nets import clone, lerp_
 from ..policies.relative import Relative
 from .optim import adam, frozen, step
-from .recall import centres, pick, refuse_small
+from .recall import centres, pick, refuse_small, told
 from .returns import td_loss, td_target
 from .temperature import Temperature
 
@@ -266,18 +266,12 @@ class DSRL:
         }
 
     def told(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-        """What the critic of actions is told beside obs and beside next_obs: centres, or nothing.
-
-        At the first update a relative critic measures the base's spread, at next_obs.
-        """
-        if not isinstance(self.critic, Relative) or not isinstance(self.target, Relative):
-            return [], []
-        here, ahead = centres(self.critic, batch, self.base_cache * self.pair_rows)
-        if self.updates == 1:
-            own = self.decode(batch.next_obs, self.prior(len(ahead), self.generator))
-            for critic in (self.critic, self.target):
-                critic.measure(own - ahead)
-        return [here], [ahead]
+        """What the critic of actions is told beside obs and beside next_obs (`recall.told`)."""
+        kept = self.base_cache * self.pair_rows
+        return told(
+            *(self.critic, self.target, batch, kept),
+            lambda: self.mapped(batch.next_obs, self.generator)[:, None],
+        )
 
     @torch.no_grad()
     def recalled(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from ..policies.nets import clone, lerp_
 from ..policies.relative import Relative
 from .losses import stratified
 from .optim import adam, frozen, step
-from .recall import centres, pick, refuse_small
+from .recall import centres, pick, refuse_small, told
 from .returns import td_loss, td_target
 from .temperature import Temperature
 
@@ -78,7 +78,6 @@ class EXPO:
         self.critic: nn.Module = Relative(critic, policy, *shape) if relative else critic
         self.critic.to(generator.device)
         self.target = clone(self.critic)
-        self.measured = not relative
         self.editor = editor.to(generator.device)
         self.generator = generator
         self.base_opt = adam(policy.parameters(), base_lr)
@@ -151,7 +150,8 @@ class EXPO:
         with torch.no_grad():
             samples, base = self.recalled(batch)
             many = self.union(batch.next_obs, samples, generator)
-            here, ahead = self.told(batch, samples)
+            known = self.critic, self.target, batch, self.sample_rows
+            here, ahead = told(*known, lambda: samples)
         loss, metrics = self.critic_loss(batch, many, here, ahead)
         step(self.critic_opt, loss)
         lerp_(self.target, self.critic, self.target_rate)
@@ -175,20 +175,6 @@ class EXPO:
             metrics["policy/base_loss"] = loss.detach()
         return metrics
 
-    def told(self, batch: Batch, samples: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """What the critic is told beside obs and beside next_obs: centres [B, T, Da], or nothing.
-
-        At the first update a relative critic measures the spread of samples [B, M, T, Da].
-        """
-        if not isinstance(self.critic, Relative) or not isinstance(self.target, Relative):
-            return [], []
-        here, ahead = centres(self.critic, batch, self.sample_rows)
-        if not self.measured:
-            for critic in (self.critic, self.target):
-                critic.measure((samples - ahead[:, None]).flatten(0, 1))
-            self.measured = True
-        return [here], [ahead]
-
     def critic_loss(
         self,
         batch: Batch,
@@ -198,7 +184,7 @@ class EXPO:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """TD loss [] towards r + discount max over `many` [B, 2 M, T, Da] of min Q'(s', a').
 
-        here, ahead: what `told` gives.
+        here, ahead: what `recall.told` gives.
         """
         with torch.no_grad():
             told = [centre[:, None] for centre in ahead]

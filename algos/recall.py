@@ -1,5 +1,6 @@
 """What a frozen base said of a state, asked once and drawn from many times."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +29,23 @@ def centres(critic: Any, batch: Batch, skip: int) -> list[Tensor]:
     if batch.memo is not None:
         return list(batch.memo[:, skip:].chunk(2, 1))
     return list(critic.centre(torch.cat([batch.obs, batch.next_obs])).chunk(2))
+
+
+def told(
+    critic: Any, target: Any, batch: Batch, skip: int, own: Callable[[], Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What critic and target are told beside obs and beside next_obs: centres [B, T, Da], or
+    nothing. A relative pair measures the base's spread before it learns: from its `own` actions at
+    next_obs, [B, M, T, Da].
+    """
+    if not isinstance(critic, Relative):
+        return [], []
+    here, ahead = centres(critic, batch, skip)
+    if not critic.measured:
+        distance = (own() - ahead[:, None]).flatten(0, 1)
+        for each in (critic, target):
+            each.measure(distance)
+    return [here], [ahead]
 
 
 def pick(kept: Tensor, count: int, generator: torch.Generator) -> Tensor:

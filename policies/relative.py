@@ -15,7 +15,8 @@ class Relative(nn.Module):
     A base that was cloned from a steady actor moves its actions by hundredths around c(s), while
     c(s) itself runs through the whole box. A critic of plain actions would have to learn c(s) to a
     fraction of that before it can tell two noises of a state apart; here it starts from there.
-    spread [T, Da]: twice the standard deviation of the base's actions about c(s) (`measure`).
+    spread [T, Da]: twice the standard deviation of the base's actions about c(s), -1 until it is
+    measured; a critic that was loaded keeps the one that its weights were learned with.
 
     forward(obs [..., O], action [..., T, Da], centre=None) -> [E, ...]: as the critic within, with
     c(obs) [..., T, Da] from a caller who has it; else the base is asked. The base belongs to the
@@ -28,7 +29,9 @@ class Relative(nn.Module):
         super().__init__()
         self.critic = critic
         self._base = (base,)  # in a tuple, so that it does not become a part
-        self.register_buffer("spread", torch.ones(horizon, action_dim))
+        self.register_buffer("spread", -torch.ones(horizon, action_dim))
+        self.measured = False
+        self.register_load_state_dict_post_hook(lambda loaded, _: loaded.look())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Relative":
         twin = Relative(copy.deepcopy(self.critic, memo), self._base[0], *self.spread.shape)
@@ -52,6 +55,11 @@ class Relative(nn.Module):
     def measure(self, distance: Tensor) -> None:
         """Takes the spread from distances a - c(s) [N, T, Da] of the base's own actions."""
         self.spread.copy_(2 * distance.square().mean(0).sqrt()).clamp_(min=FLOOR)
+        self.measured = True
+
+    def look(self) -> None:
+        """Finds out whether a spread that was loaded is a measured one."""
+        self.measured = bool((self.spread > 0).all())
 
     def forward(self, obs: Tensor, action: Tensor, centre: Tensor | None = None) -> Tensor:
         centre = self.centre(obs) if centre is None else centre

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rheo.algos.expo import EXPO
-from rheo.algos.recall import pick
+from rheo.algos.recall import pick, told
 from rheo.envs.batch import Batch
 from rheo.policies import steer
 from rheo.policies.editor import Editor
@@ -170,15 +170,16 @@ def test_a_relative_critic_is_told_the_centres_of_both_states(flow, critic, sett
     samples, _ = algo.recalled(batch)
     still = torch.zeros(32, 1, 2)
     centres = [algo.policy.act(obs, still) for obs in (batch.obs, batch.next_obs)]
-    (here,), (ahead,) = algo.told(batch, samples)
+    known = algo.critic, algo.target, batch, algo.sample_rows
+    (here,), (ahead,) = told(*known, lambda: samples)
     torch.testing.assert_close([here, ahead], centres)
     about = (samples - ahead[:, None]).square().mean((0, 1)).sqrt()
     for each in (algo.critic, algo.target):
         torch.testing.assert_close(each.spread, (2 * about).clamp_min(0.01))
     many = algo.union(batch.next_obs, samples, torch.Generator().manual_seed(1))
-    told = algo.critic_loss(batch, many, [here], [ahead])[0]
-    torch.testing.assert_close(algo.critic_loss(batch, many)[0], told)  # it asks by itself
-    again = algo.told(batch, 5 * samples)
+    loss = algo.critic_loss(batch, many, [here], [ahead])[0]
+    torch.testing.assert_close(algo.critic_loss(batch, many)[0], loss)  # it asks by itself
+    again = told(*known, lambda: 5 * samples)
     assert torch.equal(again[0][0], here) and torch.equal(algo.critic.spread, algo.target.spread)
     torch.testing.assert_close(algo.critic.spread, (2 * about).clamp_min(0.01))  # measured once
 

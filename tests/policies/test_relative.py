@@ -79,6 +79,10 @@ def test_a_saved_critic_comes_back():
     with torch.no_grad():
         for parameter in critic.parameters():
             parameter.add_(0.1)
+    assert critic.measured and not other.measured
     other.load_state_dict(critic.state_dict())
+    assert other.measured and copy.deepcopy(other).measured
     obs, action = torch.randn(5, 3), torch.randn(5, 4, 2)
     torch.testing.assert_close(other(obs, action), critic(obs, action))
+    other.load_state_dict(make().state_dict())  # as saved before the first update
+    assert not other.measured
