@@ -53,9 +53,11 @@ class DSRL:
     them (recorded data) they are fresh.
 
     policy_lr, critic_lr, alpha_lr: Adam. alpha: first temperature. target_rate: Polyak rate.
-    deploy_mean: deploy the actor's mode rather than a sample. gate: the base is evaluated before
-    any training, from its own noise and through the map; below this share of its return (success)
-    through the map the run is refused. 0: never. B batch, N environments, T chunk, R rows.
+    ema_rate: of the averaged actor, which is deployed while the latest one explores; 1: none, the
+    latest is deployed. deploy_mean: deploy the actor's mode rather than a sample. gate: the base is
+    evaluated before any training, from its own noise and through the map; below this share of its
+    return (success) through the map the run is refused. 0: never. B batch, N environments, T chunk,
+    R rows.
     """
 
     pure = ("critic_loss", "policy_loss", "distill_loss")
@@ -82,6 +84,7 @@ class DSRL:
         alpha_lr: float,
         alpha: float,
         target_rate: float,
+        ema_rate: float,
         deploy_mean: bool,
         gate: float,
     ) -> None:
@@ -114,6 +117,8 @@ class DSRL:
         self.noise_critic = None if noise_critic is None else noise_critic.to(device)
         self.generator = generator
         self.policy_opt = adam(actor.parameters(), policy_lr)
+        self.slow = clone(actor) if ema_rate < 1 else None
+        self.ema_rate = ema_rate
         self.critic_opt = adam(critic.parameters(), critic_lr)
         if self.noise_critic is not None:
             self.distill_opt = adam(self.noise_critic.parameters(), critic_lr)
@@ -156,7 +161,9 @@ class DSRL:
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """The action of the actor's mode, or of a sample, [N, T, Da]."""
-        code = self.actor.mean(obs) if self.deploy_mean else self.sampled(obs, generator)[0]
+        actor = self.actor if self.slow is None else self.slow
+        noise = actor.noise(len(obs), generator)
+        code = actor.mean(obs) if self.deploy_mean else actor.sample(obs, noise)[0]
         return self.decode(obs, code)
 
     @torch.no_grad()
@@ -258,6 +265,8 @@ class DSRL:
             loss, spread, code = self.policy_loss(batch.obs, noise, self.temperature.value, here)
             step(self.policy_opt, loss)
         self.temperature.update(spread)
+        if self.slow is not None:
+            lerp_(self.slow, self.actor, self.ema_rate)
         return metrics | {
             "policy/loss": loss.detach(),
             "policy/spread": spread,

@@ -31,7 +31,9 @@ AT_WILL = (
 # keys without which older runs were made, with the values that do what those runs did
 ADDED = {
     "rheo.algos.awm_q.AWMQ": {"deviation": "batch", "relative": False},
-    "rheo.algos.dsrl.DSRL": {"distill_noises": 1, "base_cache": 0, "relative": False},
+    "rheo.algos.dsrl.DSRL": {
+        **{"distill_noises": 1, "base_cache": 0, "relative": False, "ema_rate": 1.0},
+    },
     "rheo.algos.expo.EXPO": {"base_cache": 0, "relative": False},
     "rheo.envs.datasets.Transitions": {"n_step": 1},
     "rheo.envs.sources.Replay": {"n_step": 1},

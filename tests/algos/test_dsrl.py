@@ -42,7 +42,7 @@ def make(base=None, *, coded=False, horizon=1, rows=None, bound=1.5, **changes) 
         **{"distill_every": 1, "distill_noises": 1},
         **{"base_cache": 8, "spread": "entropy"},
         **{"target_per_dim": 0.0, "policy_lr": 3e-3, "critic_lr": 3e-3, "alpha_lr": 3e-3},
-        **{"alpha": 0.1, "target_rate": 0.05, "deploy_mean": True, "gate": 0.0},
+        **{"alpha": 0.1, "target_rate": 0.05, "ema_rate": 1.0, "deploy_mean": True, "gate": 0.0},
     }
     return DSRL(
         Base() if base is None else base,
@@ -91,6 +91,25 @@ def test_one_decoding_is_executed_and_what_is_kept_belongs_to_it(coded):
             torch.testing.assert_close(algo.decode(obs, choice.kept), choice.action)
         else:
             assert choice.kept is choice.action
+
+
+@pytest.mark.parametrize("mean", [True, False])
+def test_an_averaged_actor_is_deployed_and_the_latest_explores(mean):
+    algo = make(ema_rate=0.25, deploy_mean=mean)
+    expected = {name: value.detach().clone() for name, value in algo.actor.named_parameters()}
+    for _ in range(3):
+        algo.update(bandit(algo))
+        for name, value in algo.actor.named_parameters():
+            expected[name] = expected[name].lerp(value.detach(), 0.25)
+    torch.testing.assert_close(dict(algo.slow.named_parameters()), expected)
+    obs, seeded = torch.randn(50, 2), torch.Generator().manual_seed(1)
+    noise = algo.slow.noise(50, torch.Generator().manual_seed(1))
+    code = algo.slow.mean(obs) if mean else algo.slow.sample(obs, noise)[0]
+    torch.testing.assert_close(algo.deploy(obs, seeded), algo.decode(obs, code))
+    code = algo.sampled(obs, torch.Generator().manual_seed(1))[0]
+    algo.generator.manual_seed(1)
+    torch.testing.assert_close(algo.act(obs).action, algo.decode(obs, code))
+    assert make(ema_rate=1.0).slow is None
 
 
 @pytest.mark.parametrize(("bound", "spread"), [(1.0, 0.628), (1.5, 0.942), (2.5, 1.570)])
