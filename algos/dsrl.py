@@ -215,8 +215,8 @@ class DSRL:
     def memo_rows(self) -> int:
         """Rows of actions that the replay keeps for `remember`: codes, answers and centres."""
         relative = self.base_cache > 0 and isinstance(self.critic, Relative)
-        centres = 2 * len(self.noise_map.matrix) if relative else 0
-        return self.base_cache * self.pair_rows + centres
+        chunks = 2 if relative else 0
+        return self.base_cache * self.pair_rows + chunks * len(self.noise_map.matrix)
 
     @property
     def pair_rows(self) -> int:

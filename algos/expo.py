@@ -187,8 +187,8 @@ class EXPO:
         here, ahead: what `recall.told` gives.
         """
         with torch.no_grad():
-            told = [centre[:, None] for centre in ahead]
-            value = self.target(batch.next_obs[:, None], many, *told).amin(0).amax(1)
+            beside = [centre[:, None] for centre in ahead]
+            value = self.target(batch.next_obs[:, None], many, *beside).amin(0).amax(1)
             goal = td_target(batch.reward, batch.discount, value)
         q = self.critic(batch.obs, batch.action, *here)
         loss = td_loss(q, goal)
