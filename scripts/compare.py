@@ -205,13 +205,17 @@ def curve_of(folder: Path, metric: str | None) -> Curve:
 
 
 def reached(groups: list[Group], metric: str | None, value: float) -> list[str]:
-    """Frames of each group's seeds up to the first evaluation of at least `value`, as text."""
+    """Frames of each group's seeds up to the first evaluation of at least `value`, as text.
+
+    One before any frame does not count: what a run began with is its base's luck, not its growth.
+    """
     texts = []
     for group in groups:
         seeds = []
         for curve in (curve_of(result.path, metric) for result in group.results):
-            good = [episodes.mean() >= value for episodes in curve.values]
-            seeds.append(f"{curve.frames[good.index(True)]:,}" if any(good) else "never")
+            points = zip(curve.frames, curve.values, strict=True)
+            good = [frames for frames, each in points if frames > 0 and each.mean() >= value]
+            seeds.append(f"{good[0]:,}" if good else "never")
         texts.append(" / ".join(seeds))
     return texts
 

@@ -129,7 +129,7 @@ def test_frames_until_a_value_is_reached(capsys):
     head, _, row = capsys.readouterr().out.splitlines()[:3]
     titles, cells = ([cell.strip() for cell in line.split("|")[1:-1]] for line in (head, row))
     assert titles[-3:] == ["frames to 200", "frames to 400.5", "frames to 5000"]
-    assert cells[-3:] == ["0 / 0", "2 / 1", "never / never"]
+    assert cells[-3:] == ["1 / 1", "2 / 1", "never / never"]
 
 
 def test_success_is_in_per_cent(capsys):
