@@ -36,8 +36,9 @@ class DSRL:
     with every target hide differences of a few. distill_noises 1 is the published regression,
     levels included: prior_share of the states under the base's own noise, the others under the
     actor's.
-    prior_share: codes of the base's own noise per row of a batch. Without a noise_critic
-    (DSRL-SAC) the replay keeps codes, `critic` is Q(s, u) and no update calls the base.
+    prior_share: codes of the base's own noise per row of a batch; distill_noises - 1 shows every
+    state, 1 as many as cost one call of the base a row. Without a noise_critic (DSRL-SAC) the
+    replay keeps codes, `critic` is Q(s, u) and no update calls the base.
     latent_gradient: the actor follows Q(s, base.act(s, w)) through the base instead of the noise
     critic, which then rests; only through a FlowPolicy. relative: the critic of actions sees them
     from where the base would put them (`policies.relative`).
@@ -90,8 +91,12 @@ class DSRL:
     ) -> None:
         if spread not in ("entropy", "prior"):
             raise ValueError(f"algo.spread={spread!r}: choose entropy or prior")
-        if not 0 <= prior_share <= 1:
-            raise ValueError(f"algo.prior_share={prior_share}: a share of the codes in [0, 1]")
+        most = max(1, distill_noises - 1)
+        if not 0 <= prior_share <= most:
+            raise ValueError(
+                f"algo.prior_share={prior_share}: codes of the base's own noise per row, in "
+                f"[0, {most}] with algo.distill_noises={distill_noises}"
+            )
         if distill_noises > 1 and prior_share == 0:
             raise ValueError(
                 f"algo.prior_share=0 leaves the base's own noise out of algo.distill_noises="

@@ -145,10 +145,13 @@ def taught(base, best, noises, steps=600):
 
 
 @pytest.mark.parametrize("remembered", [False, True])
-@pytest.mark.parametrize(("noises", "states", "shown"), [(1, 64, 16), (3, 8, 16), (5, 4, 16)])
-def test_what_is_distilled_are_answers_of_the_base(noises, states, shown, remembered):
+@pytest.mark.parametrize(
+    ("share", "noises", "states", "shown"),
+    [(0.25, 1, 64, 16), (0.25, 3, 8, 16), (0.25, 5, 4, 16), (4.0, 5, 64, 256)],
+)
+def test_what_is_distilled_are_answers_of_the_base(share, noises, states, shown, remembered):
     """The base's own noise beside the codes of the targets, called for in an update or before."""
-    algo = make(Base(spread=0.3), prior_share=0.25, distill_noises=noises)
+    algo = make(Base(spread=0.3), prior_share=share, distill_noises=noises)
     algo.policy.form = lambda noise: noise + next_state[0]  # an action tells its state
     seen, calls, next_state = [], [], [torch.zeros(())]
     keep, act = algo.distill_loss, algo.policy.act
@@ -405,6 +408,9 @@ def test_gradients_through_a_black_box_are_refused():
 def test_a_share_that_leaves_the_bases_own_noise_out_is_refused():
     with pytest.raises(ValueError, match="prior_share=0 leaves the base's own"):
         make(distill_noises=2, prior_share=0.0)
+    for noises, most in ((1, 1), (5, 4)):
+        with pytest.raises(ValueError, match=rf"prior_share=4.5: .* in \[0, {most}\]"):
+            make(distill_noises=noises, prior_share=4.5)
 
 
 def test_the_actor_does_not_see_levels_that_were_not_regressed():
