@@ -31,6 +31,7 @@ STEERED = [
 WORDS = {
     "awm": [*FLOW, *CRITIC, *VALUE],
     "awm_q": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
+    "awm_q_tune": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
     "awm_gae": [*FLOW, *ROLLOUTS],
     "bc": [*FLOW, "source.batch_size=16"],
     "bc_gaussian": [*GAUSSIAN, "source.batch_size=16"],
@@ -55,7 +56,7 @@ WORDS = {
     "td3bc": [*GAUSSIAN, *CRITIC],
 }
 ONLINE = (
-    *("awm_gae", "awm_q", "dppo", "dsrl_na", "dsrl_sac", "expo", "fpo", "fpo_pp"),
+    *("awm_gae", "awm_q", "awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "fpo", "fpo_pp"),
     *("ppo", "reinflow", "resip", "rfm", "sac"),
 )
 
