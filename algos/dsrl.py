@@ -91,12 +91,6 @@ class DSRL:
     ) -> None:
         if spread not in ("entropy", "prior"):
             raise ValueError(f"algo.spread={spread!r}: choose entropy or prior")
-        most = max(1, distill_noises - 1)
-        if not 0 <= prior_share <= most:
-            raise ValueError(
-                f"algo.prior_share={prior_share}: codes of the base's own noise per row, in "
-                f"[0, {most}] with algo.distill_noises={distill_noises}"
-            )
         if distill_noises > 1 and prior_share == 0:
             raise ValueError(
                 f"algo.prior_share=0 leaves the base's own noise out of algo.distill_noises="
@@ -134,6 +128,11 @@ class DSRL:
         self.distill_every, self.distill_noises = distill_every, distill_noises
         self.spread, self.target_rate = spread, target_rate
         self.deploy_mean, self.gate = deploy_mean, gate
+        if not 0 <= prior_share <= self.base_noises:
+            raise ValueError(
+                f"algo.prior_share={prior_share}: codes of the base's own noise per row, in "
+                f"[0, {self.base_noises}] with algo.distill_noises={distill_noises}"
+            )
         refuse_small(base_cache, self.base_noises, f"algo.distill_noises={distill_noises}")
         asked = noise_critic is not None and not latent_gradient
         self.base_cache = base_cache if asked else 0
