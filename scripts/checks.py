@@ -7,7 +7,7 @@ imports torch or a simulator.
 import ast
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ MAY_REST = {"base_lr"}  # learning rates of 0 that leave a part as it is
 SHARES = {"target_rate", "ema_rate", "gamma"}
 
 
-def run(tree: dict[str, Any]) -> list[str]:
-    """All errors of all checks."""
-    checks = (ranges, chunk, heads, levels, device, environment, world, data, limits)
+def run(tree: dict[str, Any], *inputs: Callable[[dict[str, Any]], list[str]]) -> list[str]:
+    """All errors of all checks, with those of the `inputs` that are about to be read."""
+    checks = (ranges, chunk, heads, levels, device, environment, world, *inputs, limits)
     return [error for check in checks for error in check(tree)]
 
 
@@ -168,9 +168,9 @@ def world(tree: dict[str, Any]) -> list[str]:
 
 
 def data(tree: dict[str, Any]) -> list[str]:
-    """The data set is there, and so is the run to start from."""
+    """The data set is there."""
     errors = []
-    name, run = tree.get("data"), tree.get("init")
+    name = tree.get("data")
     if name:
         from rheo.envs.catalogue import file_remedy  # numpy and h5py, not torch
         from rheo.envs.record import Refused
@@ -181,9 +181,15 @@ def data(tree: dict[str, Any]) -> list[str]:
                 errors.append(f"data={name!r}: no such file or data set; {file_remedy(name)}")
         except Refused as error:
             errors.append(str(error))
-    if run and not (Path(run).expanduser().exists() or Path("runs", run).exists()):
-        errors.append(f"init={run!r}: no such run")
     return errors
+
+
+def base(tree: dict[str, Any]) -> list[str]:
+    """The run to start from is there."""
+    run = tree.get("init")
+    if run and not (Path(run).expanduser().exists() or Path("runs", run).exists()):
+        return [f"init={run!r}: no such run"]
+    return []
 
 
 def inside(tree: dict[str, Any], group: str, key: str) -> Any:

@@ -8,7 +8,7 @@ a file read the machine, and are refused.
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,7 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     inherit(base, overrides)
     values = [one for one in overrides if one not in groups]
     values += [one for one in empty if one.key_or_group in base and not has_none(one.key_or_group)]
-    return finish(base, values, roots, errors)
+    return finish(base, values, roots, errors, checks.data, checks.base)
 
 
 def recorded_in(overrides: "list[Override]") -> list[str]:
@@ -149,11 +149,12 @@ def has_none(group: str) -> bool:
     return (HOME / group / "none.yaml").is_file()
 
 
-def load(folder: str | Path, argv: Sequence[str] = ()) -> dict[str, Any]:
+def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False) -> dict[str, Any]:
     """The configuration of a run folder, with values changed by `argv`, checked anew.
 
-    A run made with --config-dir needs it again: a folder of somebody else's must not choose whose
-    code runs. Raises RheoError.
+    to_train: its data have to be there. A checkpoint does without them, and without the run that it
+    started from, so a policy goes where they do not. A run made with --config-dir needs it again: a
+    folder of somebody else's must not choose whose code runs. Raises RheoError.
     """
     folders, words = flags(argv)
     schema.allow(folders)
@@ -171,7 +172,8 @@ def load(folder: str | Path, argv: Sequence[str] = ()) -> dict[str, Any]:
     for one in [one for one in overrides if is_group(one, [HOME])]:
         errors.append(f"{one.input_line}: a run's {one.key_or_group} is fixed; set single values")
         overrides.remove(one)
-    return finish(config, overrides, [HOME], errors)
+    inputs = (checks.data,) if to_train else ()
+    return finish(config, overrides, [HOME], errors, *inputs)
 
 
 def complete(node: Any) -> None:
@@ -231,7 +233,11 @@ def compose_groups(choices: list[str], folders: list[Path], errors: list[str]) -
 
 
 def finish(
-    tree: dict[str, Any], overrides: "list[Override]", roots: list[Path], errors: list[str]
+    tree: dict[str, Any],
+    overrides: "list[Override]",
+    roots: list[Path],
+    errors: list[str],
+    *inputs: Callable[[dict[str, Any]], list[str]],
 ) -> dict[str, Any]:
     """Puts values in, resolves, checks everything. Raises RheoError with all errors."""
     for one in overrides:
@@ -250,7 +256,7 @@ def finish(
         origin = followed.get(place)
         errors.append(f"{error}; it follows {origin}: set {origin}=..." if origin else error)
     if not errors:
-        errors += checks.run(tree)
+        errors += checks.run(tree, *inputs)
     if errors:
         raise RheoError(report(errors))
     return tree

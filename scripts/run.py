@@ -71,14 +71,14 @@ class Run:
 
     @classmethod
     def open(cls, name: str, argv: Sequence[str] = (), *, write: bool = False) -> "Run":
-        """An existing run by its name or path; `write` takes its lock (to resume).
+        """An existing run by its name or path; `write` takes its lock (to go on training).
 
         argv: values to change, and the --config-dir of a run that needs one. Raises RheoError.
         """
         from .config import load
 
         path = existing(name)
-        config = load(path, argv)
+        config = load(path, argv, to_train=write)
         if not write:
             return cls(path, config, None)
         try:

@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -389,6 +390,24 @@ def test_fine_tuning_starts_from_the_base_and_tells_the_shift(tiny, episodes, tm
     assert first["step"] == 0
     last = [row for row in rows("tuned") if "policy/first_ratio_error" in row]
     assert last and all(row["policy/first_ratio_error"] < 1e-5 for row in last)
+
+
+def test_a_policy_goes_where_its_data_do_not(tiny, episodes, tmp_path, capsys):
+    """A run folder alone is evaluated and tuned; cloning further needs the data, and says so."""
+    words = tiny("bc", "base", "steps=20", "env=inverted_pendulum")
+    data = episodes(tmp_path / "data.npz", [30, 30], obs_dim=4, action_dim=1)
+    assert main(["train", *words]) == 0
+    data.unlink()
+    assert main(["eval", "base", "episodes=2"]) == 0
+    tuned = tiny("reinflow", "tuned", "init=base", "steps=100", "eval_every=1000")
+    assert main(["train", *[w for w in tuned if not w.startswith("policy.net")]]) == 0
+    shutil.rmtree("runs/base")
+    assert main(["eval", "tuned", "episodes=2"]) == 0
+    assert main(["resume", "tuned", "steps=200"]) == 0
+    words = tiny("bc", "base", "steps=20", "env=inverted_pendulum")
+    data.unlink()
+    code, error = answer(capsys, "train", *words)
+    assert code == 2 and "no such file or data set" in error and not Path("runs/base").exists()
 
 
 @pytest.mark.parametrize("algo", ["reinflow", "dppo", "awm_gae"])
