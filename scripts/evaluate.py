@@ -26,9 +26,11 @@ from .steering import flags_of, steered
 log = logging.getLogger("rheo")
 DECISIONS = 50  # timed
 MAX_ENVS = 64  # environments of an evaluation at a time
+FREE = (*AT_WILL, "env.execute")  # values of a run that an evaluation may change
 SUCCESS = {"success_once": "at any step", "success_at_end": "at the last step"}
 USAGE = (
     "usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]\n"
+    "                 [env.execute=1] [policy.steps=4]\n"
     "                 [steer=best|soft|rlg|svdd|doob|inpaint|climb,... steer.n=16\n"
     "                  steer.reference=RUN ...]"
 )
@@ -72,12 +74,12 @@ def parse(words: list[str]) -> Options:
         key, _, value = word.partition("=")
         if key in steer:
             continue
-        if key == "device" or key.startswith("algo.deploy_") or key in AT_WILL:
+        if key == "device" or key.startswith("algo.deploy_") or key in FREE:
             values.append(word)
         elif key in ("ref_min", "ref_max"):
             given[key] = number(word, value)
         elif key != "episodes":
-            known = nearest(key, ["episodes", "device", "ref_min", "ref_max", "steer", *AT_WILL])
+            known = nearest(key, ["episodes", "device", "ref_min", "ref_max", "steer", *FREE])
             raise RheoError(f"unknown option {key!r}{known}; the run's own values are used")
         elif not value.isdecimal() or int(value) < 1:
             raise RheoError(f"{word}: a positive whole number is needed")

@@ -65,6 +65,25 @@ def test_a_choice_among_samples_is_reported_with_and_without(tiny, capsys):
     assert "unknown option 'algo.particles'" in capsys.readouterr().err
 
 
+def test_a_chunk_can_be_cut_short(tiny, episodes, tmp_path, capsys):
+    """Replanning after fewer steps is that of a run with the same weights that always did so."""
+    words = ["steps=20", "horizon=4", "env=inverted_pendulum"]
+    for name, execute in (("every", 1), ("whole", 4)):
+        run = tiny("bc", name, *words, f"env.execute={execute}")
+        episodes(tmp_path / "data.npz", [30, 30], obs_dim=4, action_dim=1)
+        assert main(["train", *run]) == 0
+    for name, *change in (("every",), ("whole",), ("whole", "env.execute=1")):
+        assert main(["eval", name, "episodes=6", *change]) == 0
+    folders = [Path("runs", name, "eval") for name in ("every", "whole")]
+    every, whole = (json.loads((f / f"{20:012d}-6.json").read_text()) for f in folders)
+    short = json.loads((folders[1] / f"{20:012d}-6-execute=1.json").read_text())
+    assert short["changed"] == ["env.execute=1"]
+    assert short["episodes"] == every["episodes"] != whole["episodes"]
+    capsys.readouterr()
+    assert main(["eval", "whole", "env.execute=5"]) == 2
+    assert "env.execute=5: more steps than the policy plans" in capsys.readouterr().err
+
+
 def test_a_run_can_be_evaluated_while_it_is_being_written(tiny):
     assert main(["train", *tiny("sac", "r", "steps=60")]) == 0
     with Run.open("r", write=True):
