@@ -1,16 +1,22 @@
 """Diffusion steering on bases whose map is known in closed form."""
 
 import hashlib
+import logging
 import math
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from rheo.algos.dsrl import DSRL
 from rheo.envs.batch import Batch
+from rheo.envs.suites import chunked
 from rheo.policies.coded import NoiseMap, coded_critic, coded_gaussian
+from rheo.scripts.errors import RheoError
+from rheo.scripts.gate import gate
 
 GOAL = 0.9
 
@@ -431,3 +437,54 @@ def test_a_batch_smaller_than_a_group_of_noises_still_teaches_one_state():
     algo = make(distill_noises=5)
     metrics = algo.update(bandit(algo, rows=4))
     assert math.isfinite(float(metrics["critic/distill_left"]))
+
+
+class Clock(gymnasium.Env):
+    """Eight steps; an action is worth minus its distance from the time, which is observed."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        return self.observed(), {}
+
+    def step(self, action):
+        reward = -abs(self.time / 8 - float(action[0]))
+        self.time += 1
+        return self.observed(), reward, False, self.time == 8, {}
+
+    def observed(self):
+        return np.array([self.time / 8, 0], np.float32)
+
+
+class Blind(nn.Module):
+    """Plans the time it sees for all of a chunk.
+
+    Less 0.1 for a first noise below zero, and less 0.5 for one that is repeated.
+    """
+
+    def act(self, obs, noise):
+        unlucky = 0.1 * (noise[:, 0] < 0) + 0.5 * (noise[:, 0] == noise[:, 1])
+        return (obs[:, :1] - unlucky)[:, None].expand_as(noise)
+
+
+def test_the_gate_tells_what_a_base_is_worth_and_refuses_a_map_that_spoils_it(
+    caplog, monkeypatch
+):
+    """Closed forms: 1.5 lost by two blind chunks, 0.4 by each unlucky one, of which half are."""
+    gymnasium.register("Clock-v0", Clock, max_episode_steps=20)
+    settings: dict[str, Any] = {"backend": "gymnasium", "threads": 1, "obs_steps": 1, "gamma": 1.0}
+    env = chunked(id="Clock-v0", num_envs=50, execute=4, options={}, **settings)
+    monkeypatch.setattr(logging.getLogger("rheo"), "propagate", True)
+    with caplog.at_level("INFO", "rheo"):
+        told = gate(make(Blind(), horizon=4, rows=1), env, 400)
+    assert "-0.4" in caplog.text and "(env.execute=1) (400 episodes each)" in caplog.text
+    fewest = 0.75**4 + 0.25**4  # unlucky chunks of the best of four episodes
+    expected = {"": -1.9, "mapped_": -5.9, "best_": -1.5 - 0.4 * fewest, "stepwise_": -0.4}
+    for name, value in expected.items():
+        assert told[f"base/{name}worth"] == pytest.approx(value, abs=0.05)
+    with pytest.raises(RheoError, match=r"keeps -5\.\d+ of -1\.\d+ .* raise algo.noise_map.rows"):
+        gate(make(Blind(), horizon=4, rows=1, gate=0.5), env, 400)
+    env = chunked(id="Clock-v0", num_envs=50, execute=1, options={}, **settings)
+    assert "base/stepwise_worth" not in gate(make(Blind(), horizon=4, gate=0.5), env, 50)
