@@ -1,4 +1,4 @@
-"""The README's worked example runs as it is printed."""
+"""The worked examples of README and docs run as printed, and their links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -7,13 +7,32 @@ import pytest
 
 from rheo.scripts.cli import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "".join(page.read_text() for page in PAGES)
 
 
 def blocks():
-    """Code blocks of the README that name a file, by that name."""
-    found = re.findall(r"```(?:python|yaml)\n# (mine/\S+)\n(.*?)```", README, re.DOTALL)
+    """Code blocks that name a file, by that name."""
+    found = re.findall(r"```(?:python|yaml)\n# (mine/\S+)\n(.*?)```", TEXT, re.DOTALL)
     return dict(found)
+
+
+def anchors(page):
+    """What a link may name behind #: its headings outside code, in lower case with hyphens."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 -]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text())
+    for file, anchor in links:
+        target = page.parent / file if file else page
+        assert target.is_file(), f"{page.name}: {file}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {file}#{anchor}"
 
 
 @pytest.mark.parametrize("what", ["algo=greedy", "policy=theirs"])
@@ -23,7 +42,7 @@ def test_a_worked_example_trains_and_evaluates(tmp_path, monkeypatch, capsys, wh
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    command = re.search(rf"^rheo (train --config-dir mine {what} .*)$", README, re.MULTILINE)
+    command = re.search(rf"^rheo (train --config-dir mine {what} .*)$", TEXT, re.MULTILINE)
     assert command
     words = [w for w in command[1].split() if not w.startswith(("steps=", "source.warmup="))]
     small = ["steps=600", "source.warmup=200", "episodes=2", "log_every=200", "eval_every=300"]
@@ -41,6 +60,6 @@ def test_every_verb_that_the_readme_shows_exists(verb):
 
 
 def test_every_shipped_algorithm_has_a_row_in_the_methods_table():
-    algos = {file.stem for file in (Path(__file__).parents[1] / "configs" / "algo").glob("*.yaml")}
+    algos = {file.stem for file in (ROOT / "configs" / "algo").glob("*.yaml")}
     table = README.partition("## Methods")[2].partition("## Add")[0]
     assert all(f"algo={name}" in table for name in algos)
