@@ -21,9 +21,10 @@ COUNTS = {"steps", "log_every", "eval_every", "save_every", "episodes", "horizon
 }
 MAY_REST = {"base_lr"}  # learning rates of 0 that leave a part as it is
 SHARES = {"target_rate", "ema_rate", "gamma"}
+Check = Callable[[dict[str, Any]], list[str]]
 
 
-def run(tree: dict[str, Any], *inputs: Callable[[dict[str, Any]], list[str]]) -> list[str]:
+def run(tree: dict[str, Any], *inputs: Check) -> list[str]:
     """All errors of all checks, with those of the `inputs` that are about to be read."""
     checks = (ranges, chunk, heads, levels, device, environment, world, *inputs, limits)
     return [error for check in checks for error in check(tree)]

@@ -8,7 +8,7 @@ a file read the machine, and are refused.
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,7 +237,7 @@ def finish(
     overrides: "list[Override]",
     roots: list[Path],
     errors: list[str],
-    *inputs: Callable[[dict[str, Any]], list[str]],
+    *inputs: checks.Check,
 ) -> dict[str, Any]:
     """Puts values in, resolves, checks everything. Raises RheoError with all errors."""
     for one in overrides:

@@ -31,8 +31,10 @@ def gate(algo: Any, env: Any, episodes: int) -> dict[str, float]:
     full, best = float(plain[0].mean()), float(np.max(plain, 0).mean())
     mapped = float(worths(algo, env, algo.mapped, episodes, 0).mean())
     told = {"base/worth": full, "base/mapped_worth": mapped, "base/best_worth": best}
-    text = "%.4g from its own noise, %.4g through algo.noise_map, %.4g as the best of %d"
-    text %= full, mapped, best, TRIES
+    text = (
+        f"{full:.4g} from its own noise, {mapped:.4g} through algo.noise_map, "
+        f"{best:.4g} as the best of {TRIES} per initial state"
+    )
     if env.execute > 1:
         short = ChunkEnv(env.env, execute=1, obs_steps=env.obs_steps, gamma=env.gamma)
         stepwise = float(worths(algo, short, algo.unsteered, episodes, 0).mean())
