@@ -61,8 +61,6 @@ class DSRL:
     R rows.
     """
 
-    pure = ("critic_loss", "policy_loss", "distill_loss")
-
     def __init__(
         self,
         policy: Any,
@@ -136,6 +134,13 @@ class DSRL:
         refuse_small(base_cache, self.base_noises, f"algo.distill_noises={distill_noises}")
         asked = noise_critic is not None and not latent_gradient
         self.base_cache = base_cache if asked else 0
+
+    @property
+    def pure(self) -> tuple[str, ...]:
+        """What may be compiled; nothing that calls a base of which nothing is known."""
+        ours = isinstance(self.policy, FlowPolicy) or self.noise_critic is None
+        losses = ("critic_loss", "policy_loss", "distill_loss")
+        return (*losses, "next_step") if ours else losses
 
     # ---- acting ----------------------------------------------------------------------------
 
@@ -248,11 +253,9 @@ class DSRL:
         rows = len(batch.obs)
         distill = self.noise_critic is not None and self.updates % self.distill_every == 0
         distill = distill and not self.latent_gradient  # else nothing asks the noise critic
-        with torch.no_grad():
-            code, logp = self.sampled(batch.next_obs, self.generator)
-            bonus = self.temperature.value * self.measure(code, logp)
-            action = code if self.noise_critic is None else self.decode(batch.next_obs, code)
-            here, ahead = self.told(batch)
+        noise = self.actor.noise(rows, self.generator)
+        code, bonus, action = self.next_step(batch.next_obs, noise, self.temperature.value)
+        here, ahead = self.told(batch)
         loss, metrics = self.critic_loss(batch, action, bonus, here, ahead)
         step(self.critic_opt, loss)
         lerp_(self.target, self.critic, self.target_rate)
@@ -278,6 +281,18 @@ class DSRL:
             "policy/code_saturated": (code.abs() > 0.9).float().mean(),
         }
 
+    @torch.no_grad()
+    def next_step(
+        self, obs: Tensor, noise: Tensor, alpha: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The actor's codes [B, R, Da] at next_obs, alpha times their spread [B], and what the
+        critic judges: the base's actions [B, T, Da], or the codes.
+        """
+        code, logp = self.actor.sample(obs, noise)
+        action = code if self.noise_critic is None else self.decode(obs, code)
+        return code, alpha * self.measure(code, logp), action
+
+    @torch.no_grad()
     def told(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """What the critic of actions is told beside obs and beside next_obs (`recall.told`)."""
         kept = self.base_cache * self.pair_rows

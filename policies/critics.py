@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .nets import Stack, activation_fn, expand_lead
 from .normalize import Normalizer
+from .single import SingleQ
 
 BLOCK_ROWS = 2048  # of a hidden layer at a time: 2 MiB at width 256
 
@@ -40,7 +41,8 @@ class QEnsemble(nn.Module):
         if members < 1 or depth < 1:
             raise ValueError(f"members={members}, depth={depth}: both must be at least 1")
         self.members, self.width = members, width
-        self.activation = activation_fn(activation)
+        self.activation_name, self.activation = activation, activation_fn(activation)
+        self._single: SingleQ | None = None
         fan_in = obs_dim + horizon * action_dim
         self.obs_weight = _uniform((members, width, obs_dim), fan_in)
         self.action_weight = _uniform((members, width, horizon * action_dim), fan_in)
@@ -57,7 +59,12 @@ class QEnsemble(nn.Module):
         self.shifts = nn.ParameterList(nn.Parameter(zeros.clone()) for _ in range(count))
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        obs = expand_lead(self.obs_norm(obs), action.ndim - 2, 1)
+        obs = self.obs_norm(obs)
+        if type(self) is QEnsemble and SingleQ.serves(self, obs, action):
+            if self._single is None or not self._single.views.current():
+                self._single = SingleQ(self)
+            return self._single.values(obs, action)
+        obs = expand_lead(obs, action.ndim - 2, 1)
         action = action.flatten(-2)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or action.ndim < 3:
             return self._members(obs, action)

@@ -233,10 +233,10 @@ class FlowPolicy(nn.Module):
         return self.to_action(x, clip)
 
     def _single_for(self, obs: Tensor, noise: Tensor) -> Single | None:
-        """The light loop for one row, where it gives the same result; None elsewhere."""
+        """The light loop for one state, where it gives the same result; None elsewhere."""
         if not (self._plain and type(self.net) is MLP and Single.serves(self.net, obs, noise)):
             return None
-        if self._single is None or not self._single.current(self.net):
+        if self._single is None or not self._single.views.current():
             self._single = Single.build(self.net)
         return self._single
 

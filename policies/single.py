@@ -1,10 +1,14 @@
-"""The Euler loop of an MLP policy for a single row on the CPU, in numpy.
+"""An MLP policy and an ensemble of critics for one state on the CPU, in numpy.
 
 At batch 1 a torch operation costs more than its arithmetic; numpy's calls are several times
-lighter. The arrays here are views of the parameters, so there is nothing to refresh after an
-update. `FlowPolicy.act` takes this way by itself where `Single.serves` it, and the result equals
-the plain way up to the rounding of a matrix product (1e-6).
+lighter. It serves one state with a few noises or actions, as best-of-N has them; they are the
+columns of every array. The arrays are views of the parameters, so there is nothing to refresh
+after an update. `FlowPolicy.act` and `QEnsemble` take this way by themselves where it serves, and
+the result equals the plain way up to the rounding of a matrix product (1e-6).
 """
+
+import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +17,21 @@ from torch import Tensor, nn
 from .nets import MLP
 from .paths import Linear
 
+FEW = 32  # columns at most; beyond, arithmetic is most of the time and torch's is as fast
+
 # scalars of the arrays' type: a Python number costs numpy a conversion in every call
-_ZERO, _HALF, _TWO, _CEILING = (np.float32(value) for value in (0, 0.5, 2, 20))
+_HALF, _TWO, _CEILING = (np.float32(value) for value in (0.5, 2, 20))
+_EPSILON = np.float32(1e-5)  # of torch's layer normalisation
+
+
+@functools.cache
+def _zeros(shape):
+    return np.zeros(shape, np.float32)
+
+
+def _relu(x, out):
+    """The larger of x and an array of zeros: numpy compares with a number three times as slowly."""
+    return np.maximum(x, _zeros(x.shape), out=out)
 
 
 def _silu(x, out):
@@ -38,21 +55,50 @@ def _mish(x, out):
 
 
 _ACTIVATIONS = {
-    "relu": lambda x, out: np.maximum(x, _ZERO, out=out),
+    "relu": _relu,
     "silu": _silu,
     "mish": _mish,
     "tanh": lambda x, out: np.tanh(x, out=out),
 }
 
 
+def serves(obs: Tensor, chunk: Tensor, obs_dim: int, size: int) -> bool:
+    """Whether this way may stand in for torch.
+
+    It may without gradients, in f32 on the CPU, for one state obs [..., O] and 1 to FEW chunks
+    [..., T, Da] of `size` numbers that have no fewer leading dimensions.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if obs.numel() != obs_dim or obs.ndim >= chunk.ndim or not 0 < chunk.numel() <= FEW * size:
+        return False
+    return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (obs, chunk))
+
+
+class Views:
+    """A module's parameters as arrays were made of them, and whether they are still its own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        boxes = [box for part in module.modules() for box in (part._modules, part._parameters)]
+        self.sizes = [(box, len(box)) for box in boxes]
+        self.links = [(box, name, held) for box in boxes for name, held in box.items()]
+        self.places = [(each, each.data_ptr()) for each in module.parameters()]
+
+    def current(self) -> bool:
+        """Whether no part was added or replaced and no parameter moved."""
+        return (
+            all(len(box) == size for box, size in self.sizes)
+            and all(box.get(name) is held for box, name, held in self.links)
+            and all(each.data_ptr() == place for each, place in self.places)
+        )
+
+
 class Single:
-    """Views of one MLP's parameters and the loop over them."""
+    """Views of one MLP's parameters and Euler's loop over them."""
 
     def __init__(self, net: MLP):
-        self.linears = _linears(net)
-        self.held = [parameter for layer in self.linears for parameter in _parameters(layer)]
-        self.places = [parameter.data_ptr() for parameter in self.held]
-        pairs = [(_array(la.weight), _array(la.bias)) for la in self.linears[:-1]]
+        self.views = Views(net)
+        pairs = [(_array(la.weight), _column(la.bias)) for la in _linears(net)[:-1]]
         one, two = len(net.encoder.layers), len(net.time.net.layers)
         self.encoder, self.time = pairs[:one], pairs[one : one + two]
         self.inlet = _array(net.inlet.weight)
@@ -62,13 +108,9 @@ class Single:
 
     @staticmethod
     def serves(net: MLP, obs: Tensor, noise: Tensor) -> bool:
-        """Whether the loop may stand in for torch: one row, CPU, f32, no gradient."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return False
-        if obs.numel() != net.obs_dim or noise.numel() != net.horizon * net.action_dim:
-            return False
-        plain = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (obs, noise))
-        return plain and net.activation_name in _ACTIVATIONS
+        """Whether the loop may stand in for torch."""
+        size = net.horizon * net.action_dim
+        return serves(obs, noise, net.obs_dim, size) and net.activation_name in _ACTIVATIONS
 
     @classmethod
     def build(cls, net: MLP) -> "Single | None":
@@ -78,34 +120,74 @@ class Single:
         known = plain and all(layer.weight.dtype == torch.float32 for layer in layers)
         return cls(net) if known and len(net.encoder.layers) else None
 
-    def current(self, net: MLP) -> bool:
-        """Whether the views still show the network's own parameters, none replaced or moved."""
-        held = [parameter for layer in _linears(net) for parameter in _parameters(layer)]
-        return len(held) == len(self.held) and all(
-            new is old and new.data_ptr() == place
-            for new, old, place in zip(held, self.held, self.places, strict=True)
-        )
-
     def integrate(self, obs: Tensor, noise: Tensor, path: Linear, steps: int) -> Tensor:
-        """One noise [..., T, Da] carried from t = 0 to t = 1 for one normalised obs."""
+        """Noises [..., T, Da] carried from t = 0 to t = 1 for one normalised obs."""
         if steps not in self.waves:
-            self.waves[steps] = self.embedding.waves(path.times(steps)[:-1]).numpy()
-        feat = _stack(self.encoder, obs.detach().numpy().reshape(-1), self.activation)
+            waves = self.embedding.waves(path.times(steps)[:-1])
+            self.waves[steps] = np.ascontiguousarray(waves.numpy().T)
+        feat = _stack(self.encoder, _columns(obs, obs.numel()), self.activation)
         shifts = _stack(self.time, self.waves[steps], _silu)
         shifts += feat
-        x = noise.detach().numpy().reshape(-1)
-        span = np.float32(1 / len(shifts))
-        act, (weight_out, bias_out) = np.empty_like(feat), self.outlet
-        for h in shifts:
-            h += self.inlet.dot(x)
+        x = _columns(noise, len(self.outlet[0]))
+        span = np.float32(1 / shifts.shape[1])
+        weight_out, bias_out = self.outlet
+        act = np.empty((len(feat), x.shape[1]), np.float32)
+        step = np.empty_like(act)
+        for shift in shifts.T[..., None]:
+            h = self.inlet.dot(x)
+            h += shift
             for weight, bias in self.layers:
-                h += weight.dot(self.activation(h, act))
-                h += bias
+                h += np.add(np.dot(weight, self.activation(h, act), out=step), bias, out=step)
             v = weight_out.dot(self.activation(h, act))
             v += bias_out
             v *= span
             x = x + v
-        return torch.from_numpy(x).view(noise.shape)
+        return _chunks(x, noise.shape)
+
+
+class SingleQ:
+    """Views of a `QEnsemble`'s parameters, all members at once."""
+
+    def __init__(self, critic: Any):
+        self.views = Views(critic)
+        self.seen, self.acted = _array(critic.obs_weight), _array(critic.action_weight)
+        self.weights = [_array(weight) for weight in critic.weights]
+        self.biases, self.gains, self.shifts = (
+            [_column(vector) for vector in vectors]
+            for vectors in (critic.biases, critic.gains, critic.shifts)
+        )
+        self.activation = _ACTIVATIONS[critic.activation_name]
+        width = self.seen.shape[1]
+        self.average = np.full((1, 1, width), 1 / width, np.float32)
+
+    @staticmethod
+    def serves(critic: Any, obs: Tensor, action: Tensor) -> bool:
+        """Whether it may stand in for torch."""
+        one, two = critic.obs_weight, critic.action_weight
+        if one.dtype != torch.float32 or critic.activation_name not in _ACTIVATIONS:
+            return False
+        return serves(obs, action, one.shape[-1], two.shape[-1])
+
+    def values(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Q of actions [..., T, Da] in one normalised obs: [E, ...]."""
+        h = np.matmul(self.acted, _columns(action, self.acted.shape[-1]))
+        h += np.matmul(self.seen, _columns(obs, obs.numel())) + self.biases[0]
+        act = np.empty_like(h)
+        for index, weight in enumerate(self.weights):
+            if self.gains:
+                self._normalise(h, self.gains[index], self.shifts[index], act)
+            h = np.matmul(weight, self.activation(h, act))
+            h += self.biases[index + 1]
+        return torch.from_numpy(h).view(len(h), *action.shape[:-2])
+
+    def _normalise(self, h, gain, shift, room) -> None:
+        """Layer normalisation of columns h [E, W, N] in place; room: of h's shape."""
+        h -= np.matmul(self.average, h)
+        variance = np.matmul(self.average, np.multiply(h, h, out=room))
+        variance += _EPSILON
+        h /= np.sqrt(variance, out=variance)
+        h *= gain
+        h += shift
 
 
 def _linears(net: MLP) -> list[nn.Linear]:
@@ -113,17 +195,25 @@ def _linears(net: MLP) -> list[nn.Linear]:
     return layers  # type: ignore[return-value]
 
 
-def _parameters(layer: nn.Module):
-    return [parameter for parameter in layer._parameters.values() if parameter is not None]
-
-
 def _array(parameter: Tensor) -> np.ndarray:
     return parameter.detach().numpy()
 
 
+def _column(parameter: Tensor) -> np.ndarray:
+    return _array(parameter)[..., None]
+
+
+def _columns(x: Tensor, size: int) -> np.ndarray:
+    return np.ascontiguousarray(x.detach().numpy().reshape(-1, size).T)
+
+
+def _chunks(x: np.ndarray, shape: torch.Size) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x.T)).view(shape)
+
+
 def _stack(pairs, x: np.ndarray, activation) -> np.ndarray:
     for index, (weight, bias) in enumerate(pairs):
-        x = x @ weight.T if x.ndim == 2 else weight.dot(x)
+        x = weight.dot(x)
         x += bias
         if index < len(pairs) - 1:
             x = activation(x, np.empty_like(x))

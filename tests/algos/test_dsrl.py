@@ -354,6 +354,25 @@ def test_the_critics_target_by_hand():
     assert loss.item() == pytest.approx(0.5 * 2 * 2.935**2, rel=1e-6)
 
 
+@pytest.mark.parametrize("coded", [False, True])
+def test_what_targets_need_is_one_graph_where_the_base_is_known(flow, coded):
+    """Compiled it says what it says; a base that is anything else is not traced."""
+    base = flow(2, 1, 2)
+    torch.nn.init.normal_(base.net.outlet.weight, std=0.3)
+    algo = make(base, coded=coded, horizon=2)
+    assert "next_step" in algo.pure and "next_step" in make(coded=True).pure
+    assert "next_step" not in make().pure
+    obs = torch.randn(5, 2)
+    noise = algo.actor.noise(5, algo.generator)
+    traced = torch.compile(algo.next_step, backend="eager", fullgraph=True)
+    code, bonus, action = traced(obs, noise, torch.tensor(0.1))
+    again, logp = algo.actor.sample(obs, noise)
+    torch.testing.assert_close(code, again.detach())
+    torch.testing.assert_close(bonus, 0.1 * algo.measure(code, logp.detach()))
+    expected = code if coded else base.act(obs, algo.noise_map(code)).clamp(-1, 1).detach()
+    torch.testing.assert_close(action, expected)
+
+
 def test_the_prior_spread_is_minus_the_divergence_to_the_bases_noise():
     """A code of density N(0, 1 / bound^2) is the prior: no divergence, whatever the sample."""
     algo = make(spread="prior", bound=2.0, horizon=2)

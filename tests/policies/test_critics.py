@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from rheo.policies.critics import QEnsemble, Value
+from rheo.policies.normalize import Normalizer
+from rheo.policies.single import FEW
 
 
 def ensemble(members=3, depth=2, layer_norm=False):
@@ -46,6 +48,50 @@ def test_each_member_equals_its_own_stack_of_layers_in_value_and_gradient(depth,
     theirs = torch.autograd.grad((weights * expected).sum(), wanted)
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 16])
+@pytest.mark.parametrize("activation", ["relu", "silu", "mish", "tanh"])
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_values_of_one_state_equal_the_plain_ones_and_follow_updates(
+    layer_norm, activation, count
+):
+    torch.manual_seed(0)
+    critic = QEnsemble(
+        5, 2, 4, Normalizer(5, kind="gaussian"), members=3, width=16, depth=2,
+        layer_norm=layer_norm, activation=activation,
+    )  # fmt: skip
+    critic.obs_norm.fit(3 + 2 * torch.randn(50, 5))
+
+    def gap():
+        obs, action = 9 * torch.randn(1, 1, 5), torch.randn(1, count, 4, 2)
+        plain = critic(obs, action)  # with gradients: the torch way
+        with torch.no_grad():
+            light = critic(obs, action)
+        assert light.shape == plain.shape == (3, 1, count)
+        return (plain - light).abs().max().item()
+
+    assert gap() < 1e-5
+    with torch.no_grad():
+        for parameter in critic.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    assert critic._single is not None and gap() < 1e-5
+    critic.load_state_dict({k: 2 * v for k, v in critic.state_dict().items()}, assign=True)
+    assert gap() < 1e-5
+
+
+def test_values_are_left_to_torch_where_numpy_cannot_give_them():
+    state, action = torch.randn(1, 5), torch.randn(1, FEW, 4, 2)
+    with torch.no_grad():
+        several = ensemble()
+        several(state.expand(2, 5), action[0, :2])
+        several(state, torch.cat([action, action[:, :1]], 1))
+        assert several._single is None
+        assert several.double()(state.double(), action.double()).dtype == torch.float64
+        gelu = QEnsemble(
+            5, 2, 4, members=2, width=16, depth=2, layer_norm=False, activation="gelu"
+        )
+        assert gelu(state, action).isfinite().all() and gelu._single is None
 
 
 def test_members_differ_and_learn_apart():

@@ -9,6 +9,7 @@ import torch
 from rheo.policies import paths
 from rheo.policies.nets import MLP
 from rheo.policies.normalize import Normalizer
+from rheo.policies.single import FEW
 
 F64 = torch.float64
 FORMS = [
@@ -202,15 +203,16 @@ def test_hoisted_encodings_equal_a_loop_that_recomputes_them(policy_of):
     torch.testing.assert_close(policy.act(obs, x, clip=False), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("count", [1, 16])
 @pytest.mark.parametrize("activation", ["relu", "silu", "mish", "tanh"])
-def test_the_light_loop_for_one_row_equals_the_plain_one_and_follows_updates(
-    policy_of, activation
+def test_the_light_loop_for_one_state_equals_the_plain_one_and_follows_updates(
+    policy_of, activation, count
 ):
     policy = policy_of(random_mlp(activation=activation), obs_norm=Normalizer(5, kind="gaussian"))
     policy.obs_norm.fit(3 + 2 * torch.randn(50, 5, generator=seeded()))
 
     def gap(steps):
-        obs, noise = 9 * torch.randn(1, 5), policy.noise(1, None)
+        obs, noise = 9 * torch.randn(1, 5), policy.noise((1, count), None)
         plain = policy.act(obs, noise, steps, clip=False)  # with gradients: the torch way
         with torch.no_grad():
             assert policy._single_for(obs, noise) is not None
@@ -234,6 +236,9 @@ def test_the_light_loop_leaves_what_it_cannot_do_to_torch(policy_of):
     assert policy._single_for(obs, noise) is None  # gradients wanted
     with torch.no_grad():
         assert policy._single_for(obs.expand(2, 5), noise.expand(2, 3, 2)) is None
+        assert policy._single_for(obs, noise.expand(FEW, 3, 2)) is not None
+        assert policy._single_for(obs, noise.expand(FEW + 1, 3, 2)) is None
+        assert policy._single_for(obs, noise[0]) is None  # the result has the state's shape too
         assert policy.double()._single_for(obs.double(), noise.double()) is None
         policy.float().net.layers[0] = torch.nn.Sequential(torch.nn.Linear(32, 32))
         assert policy._single_for(obs, noise) is None
