@@ -74,7 +74,9 @@ class Dataset:
             raise ValueError(f"source.holdout={holdout} must lie in [0, 1)")
         self.generator, self.horizon, self.obs_steps = generator, horizon, obs_steps
         self.batch_size, self.updates = batch_size, 0
-        recording = read(path, on_bad, storage, obs_keys, time_limit)
+        recording = read(
+            path, on_bad=on_bad, storage=storage, obs_keys=obs_keys, time_limit=time_limit
+        )
         self.about = recording.about
         self.digest = fingerprint(recording)
         device = generator.device

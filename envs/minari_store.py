@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .record import Part, Recording, Sizes, refuse, stack
+from .record import Part, Reading, Recording, Sizes, refuse, stack
 
 # What damaged or foreign stores make the package raise; its own errors have no common base.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AssertionError, ImportError)
@@ -20,7 +20,7 @@ class Minari:
     entries in sorted order. Actions are mapped to [-1, 1] by the data set's own bounds.
     """
 
-    def __init__(self, path: str, obs_keys: list[str] | None) -> None:
+    def __init__(self, path: str, reading: Reading) -> None:
         self.path, self.id = path, path.partition(":")[2]
         try:
             minari = importlib.import_module("minari")
@@ -36,7 +36,7 @@ class Minari:
             raise refuse(path, f"{text}; `minari download {self.id}` again") from error
         if not int(self.data.total_episodes) or not int(self.data.total_steps):
             raise refuse(path, f"empty: no episodes; `minari download {self.id}` again")
-        self.keys = self.choose(obs_keys)
+        self.keys = self.choose(reading.obs_keys)
         box = self.data.spec.action_space
         if getattr(box, "shape", None) is None or len(box.shape) != 1 or not hasattr(box, "low"):
             raise refuse(path, f"a Box of actions [Da] is needed, it has {box}", "actions")
@@ -73,7 +73,7 @@ class Minari:
         steps, episodes = int(self.data.total_steps), int(self.data.total_episodes)
         return Sizes(steps, episodes, episodes, self.obs_dim, len(self.low), True)
 
-    def read(self, storage: str, time_limit: int | None) -> Recording:
+    def read(self, storage: str) -> Recording:
         """See Layout. Episodes are kept apart, so time_limit has no part."""
         return stack(self.path, self.parts(), self.sizes(), storage, self.about())
 

@@ -14,6 +14,22 @@ BLOCK_BYTES = 1 << 22  # a file is read, checked and written in pieces of about 
 SHOWN = 5  # faults that a message lists
 
 
+class Reading(NamedTuple):
+    """How a file is read: what a user may say of it.
+
+    on_bad: what to do with faults. "refuse" raises; "drop" leaves out the episodes with NaN or
+    Inf, actions outside [-1, 1] or a missing end; "clip" cuts actions to [-1, 1] and refuses the
+    rest. storage: "ram", or "mmap" for temporary files in RHEO_CACHE or ~/.cache/rheo; "auto"
+    chooses. obs_keys: observations of robomimic and Minari dictionaries. time_limit: length after
+    which an episode is cut, for files that do not mark it.
+    """
+
+    on_bad: str = "refuse"
+    storage: str = "ram"
+    obs_keys: list[str] | None = None
+    time_limit: int | None = None
+
+
 class Recording(NamedTuple):
     """Episodes end to end: S steps, E episodes, F known successors of last steps."""
 

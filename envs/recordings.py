@@ -11,7 +11,7 @@ from .catalogue import env_by_name, find, locate
 from .faults import bad_rows, episode_of, errors, faults, not_finite, rows_outside, starts
 from .formats import opened
 from .memory import available, size_text
-from .record import Fault, Recording, Refused, as_env_error, pieces, refuse
+from .record import Fault, Reading, Recording, Refused, as_env_error, pieces, refuse
 from .writing import write
 
 __all__ = ["Fault", "Recording", "env_of", "estimate", "faults", "locate", "read", "write"]
@@ -22,30 +22,20 @@ log = logging.getLogger("rheo")
 
 
 @as_env_error()
-def read(
-    path: str,
-    on_bad: str = "refuse",
-    storage: str = "ram",
-    obs_keys: list[str] | None = None,
-    time_limit: int | None = None,
-) -> Recording:
+def read(path: str, **how: Any) -> Recording:
     """The recording behind a path, a known data set's name, or `minari:DATASET_ID`.
 
-    on_bad: what to do with faults. "refuse" raises; "drop" leaves out the episodes with NaN or
-    Inf, actions outside [-1, 1] or a missing end; "clip" cuts actions to [-1, 1] and refuses the
-    rest. storage: "ram", or "mmap" for temporary files in RHEO_CACHE or ~/.cache/rheo. obs_keys:
-    observations of robomimic and Minari dictionaries. time_limit: length after which an episode is
-    cut, for files that do not mark it. The file is never changed.
-
-    Raises EnvError that names file, key, episode, step, value and remedy.
+    how: fields of `Reading`. The file is never changed. Raises EnvError that names file, key,
+    episode, step, value and remedy.
     """
-    return mended(load(path, storage, obs_keys, time_limit), on_bad)
+    reading = Reading(**how)
+    return mended(load(path, reading), reading.on_bad)
 
 
 @as_env_error()
-def estimate(path: str, obs_keys: list[str] | None = None) -> int:
-    """Bytes that the arrays of `read(path)` take, from the file's headers alone."""
-    with opened(where(path), obs_keys) as layout:
+def estimate(path: str, **how: Any) -> int:
+    """Bytes that the arrays of `read(path, **how)` take, from the file's headers alone."""
+    with opened(where(path), Reading(**how)) as layout:
         return layout.sizes().nbytes
 
 
@@ -55,7 +45,7 @@ def env_of(path_or_name: str) -> str | None:
     file = where(path_or_name) if is_there(path_or_name) else path_or_name
     if not is_there(file):
         return env_by_name(file)
-    with opened(file, None) as layout:
+    with opened(file, Reading()) as layout:
         return layout.about()["env_id"]
 
 
@@ -69,21 +59,16 @@ def where(path: str) -> str:
     return path if path.startswith("minari:") else str(find(path))
 
 
-def load(
-    path: str,
-    storage: str = "ram",
-    obs_keys: list[str] | None = None,
-    time_limit: int | None = None,
-) -> Recording:
+def load(path: str, reading: Reading) -> Recording:
     """`read` without the check of what was read. Raises Refused."""
-    if storage not in (*STORAGE, AUTO):
-        raise refuse(path, f"source.storage={storage!r}; there are ram and mmap")
-    if time_limit is not None and time_limit < 1:
-        raise refuse(path, f"source.time_limit={time_limit}; a positive number is needed")
+    if reading.storage not in (*STORAGE, AUTO):
+        raise refuse(path, f"source.storage={reading.storage!r}; there are ram and mmap")
+    if reading.time_limit is not None and reading.time_limit < 1:
+        text = f"source.time_limit={reading.time_limit}; a positive number is needed"
+        raise refuse(path, text)
     file = where(path)
-    with opened(file, obs_keys) as layout:
-        storage = check_memory(file, layout.sizes().nbytes, storage)
-        return layout.read(storage, time_limit)
+    with opened(file, reading) as layout:
+        return layout.read(check_memory(file, layout.sizes().nbytes, reading.storage))
 
 
 def check_memory(path: str, needed: int, storage: str) -> str:

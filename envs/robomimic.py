@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from .containers import hdf5_attributes
-from .record import Fault, Part, Recording, Refused, Sizes, differing, refuse, stack
+from .record import Fault, Part, Reading, Recording, Refused, Sizes, differing, refuse, stack
 
 ARM = ("eef_pos", "eef_quat", "gripper_qpos")
 LOW_DIM = [*(f"robot0_{name}" for name in ARM), "object"]
@@ -38,7 +38,7 @@ class Robomimic:
     sets dones at the end of failed demonstrations too.
     """
 
-    def __init__(self, path: str, file: h5py.File, obs_keys: list[str] | None) -> None:
+    def __init__(self, path: str, file: h5py.File, reading: Reading) -> None:
         data = file["data"]
         assert isinstance(data, h5py.Group)
         self.path, self.attributes = path, hdf5_attributes(data)
@@ -49,7 +49,7 @@ class Robomimic:
         first = next(iter(self.demos.values()))
         held = self.tables(first)
         self.images = sorted(k for k, table in held.items() if table.ndim >= 4)
-        self.keys = self.choose(obs_keys, held)
+        self.keys = self.choose(reading.obs_keys, held)
         faults = [f for i, demo in enumerate(self.demos.values()) for f in self.wrong(i, demo)]
         if faults:
             raise Refused(path, faults)
@@ -123,7 +123,7 @@ class Robomimic:
         obs_dim = sum(self.widths)
         return Sizes(steps, len(self.demos), known, obs_dim, self.action_dim, self.reward)
 
-    def read(self, storage: str, time_limit: int | None) -> Recording:
+    def read(self, storage: str) -> Recording:
         """See Layout. A demonstration is an episode, so time_limit has no part."""
         parts = map(self.part, self.demos.values())
         return stack(self.path, parts, self.sizes(), storage, self.about())

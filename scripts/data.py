@@ -8,7 +8,7 @@ import numpy as np
 
 from rheo.envs.faults import faults, saturated, starts, tables
 from rheo.envs.memory import size_text
-from rheo.envs.record import Recording, Refused, refuse
+from rheo.envs.record import Reading, Recording, Refused, refuse
 from rheo.envs.recordings import AUTO, load, mended
 from rheo.envs.scores import normalized_score
 from rheo.envs.writing import SUFFIXES, store
@@ -76,7 +76,8 @@ def parser() -> Words:
 
 def opened(path: str, options: argparse.Namespace) -> Recording:
     """The recording behind a path, with whatever is wrong in it. Raises Refused."""
-    return load(path, AUTO, options.obs_keys, options.time_limit)
+    how = Reading(storage=AUTO, obs_keys=options.obs_keys, time_limit=options.time_limit)
+    return load(path, how)
 
 
 def info(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from rheo.envs.catalogue import addresses, file_name, home, known
 from rheo.envs.containers import HDF5
 from rheo.envs.formats import opened
 from rheo.envs.memory import size_text
-from rheo.envs.record import Refused
+from rheo.envs.record import Reading, Refused
 from rheo.envs.writing import atomically
 
 from .errors import MACHINE, RheoError, nearest
@@ -225,7 +225,7 @@ def copy(source: Path, part: Path) -> None:
 def inspect(file: Path, origin: str, keep: bool = False) -> None:
     """Raises RheoError, and removes the file, when it cannot be opened as recorded data."""
     try:
-        with opened(str(file), None) as layout:
+        with opened(str(file), Reading()) as layout:
             layout.sizes()
     except Refused as refused:
         if not keep:
