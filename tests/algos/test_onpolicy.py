@@ -66,13 +66,32 @@ def test_the_first_ratio_is_one(flow, learner, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_advantages_are_of_scaled_rewards(flow, learner, name):
+    """A thousand times the reward is the same rollout to who learns from it."""
+    found = []
+    for factor in (1.0, 1000.0):
+        algo = make(name, flow, learner)
+        rollout = bandit(algo, 100, lambda obs, action, f=factor: f * aim(obs, action), 2)
+        found.append(algo.judge(rollout))
+    (one, first), (many, second) = found
+    torch.testing.assert_close(one.advantage, many.advantage, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(one.goal, many.goal, rtol=1e-3, atol=1e-4)
+    assert first["rollout/advantage_std"].item() < 3.0
+    assert second["rollout/reward_scale"] / first["rollout/reward_scale"] > 900
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_contextual_bandit_is_learned(flow, learner, name):
-    """From noise to within reach of the optimum, by the reward of the deployed action."""
+    """From noise to within reach of the optimum, by the reward of the deployed action.
+
+    Of five seeds and two roundings the worst ended at .05 of where it began.
+    """
     changes: dict[str, Any] = {"learn": {"clip": 0.2}}
     if name == "reinflow":
         changes |= {"normalise": False, "entropy_coef": 0.0}
-    if name == "awm_gae":
+    if name == "awm_gae":  # with three times this rate it learns and then leaps away
         changes |= {"action_noise": 0.1, "ratio": "mean", "penalty": "clip"}
+        changes["learn"]["policy_lr"] = 1e-3
     algo = make(name, flow, learner, horizon=1, **changes)
     obs = torch.randn((500, 2), generator=torch.Generator().manual_seed(9))
 
@@ -80,8 +99,8 @@ def test_a_contextual_bandit_is_learned(flow, learner, name):
         return aim(obs, algo.deploy(obs, torch.Generator().manual_seed(1))).mean().item()
 
     before = worth()
-    for _ in range(25):
-        algo.update(bandit(algo, 512, aim))
+    for _ in range(15):
+        algo.update(bandit(algo, 256, aim))
     after = worth()
     assert after > 0.4 * before, (before, after)
 

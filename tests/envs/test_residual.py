@@ -71,6 +71,24 @@ def test_what_acts_sees_the_planned_action_and_the_phase():
     torch.testing.assert_close(seen[:, 11:14], plan(seen[:, :11], None)[:, 0].to(seen))
 
 
+@pytest.mark.parametrize("limit,phase", [(5, 2), (6, 0)], ids=["within a plan", "at its end"])
+def test_the_successor_of_an_end_belongs_to_the_old_plan(limit, phase):
+    """What a truncated episode bootstraps from is planned for it, never for the new episode."""
+    _, residual = pair(max_episode_steps=limit, terminate_when_unhealthy=False)
+    seen = residual.reset(3)
+    for _ in range(limit - 1):
+        seen = residual.step(torch.zeros(3, 1, 3)).obs
+    old = residual.chunk.clone()
+    step = residual.step(torch.zeros(3, 1, 3))
+    assert bool(step.truncated.all())
+    after = step.next_obs[:, :11]
+    planned = old[:, phase] if phase else plan(after, None)[:, 0]
+    torch.testing.assert_close(step.next_obs[:, 11:14], planned.to(seen))
+    torch.testing.assert_close(step.next_obs[:, 14], torch.full((3,), phase / 3).to(seen))
+    torch.testing.assert_close(step.obs[:, 11:14], plan(step.obs[:, :11], None)[:, 0].to(seen))
+    assert not torch.allclose(step.obs[:, 11:14], step.next_obs[:, 11:14])
+
+
 def test_a_correction_is_scaled_and_clipped_into_the_box():
     _, residual = pair(scale=0.5)
     executed = []
