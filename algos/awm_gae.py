@@ -36,6 +36,7 @@ class AWMGAE(OnPolicy):
     std added to executed actions.
     """
 
+    anchors = ("base",)
     policy: FlowPolicy
 
     def __init__(

@@ -1,7 +1,7 @@
 """Advantage weighted matching against a Q-critic, off policy."""
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,9 @@ class AWMQ:
     advantage_max, else ValueError. "pair" clips the ratio exp(L - L_old) of each pair to 1 +- clip
     over inner_steps. TD targets use the actions that are deployed: those of the chain `steer` on
     the averaged policy, for targets by the target ensemble. relative: the critic sees actions from
-    where the policy of the run's start would put them (`policies.relative`), for which the anchor
-    keeps it. B batch, R policy_batch, K particles, J pairs, T chunk.
+    where a policy that rests would put them (`policies.relative`): that of the start of the run in
+    which the critic began, near which the anchor keeps the policy. B batch, R policy_batch,
+    K particles, J pairs, T chunk.
 
     advantage_clip, advantage_max: in standard deviations, and what it is scaled to; deviation: of
     the whole "batch", or of each "state" alone (`losses.group_advantage`). psi,
@@ -55,6 +56,7 @@ class AWMQ:
     """
 
     pure = ("critic_loss", "policy_loss")
+    anchors = ("base",)
 
     def __init__(
         self,
@@ -103,14 +105,17 @@ class AWMQ:
         self.fast = clone(policy) if trust_coef > 0 else None
         self.base = clone(policy) if anchor_coef > 0 else None
         self.critic: nn.Module = critic
-        if relative:
+        # apart from the anchor, which moves on where a run goes on from another: the critic was
+        # learned from here
+        self.origin = clone(policy) if relative else None
+        if self.origin is not None:
             if self.base is None:
                 raise ValueError(
                     "algo.relative=true: the critic looks from where the policy of the run's start "
-                    "stood, which is kept for the anchor; set algo.anchor_coef above 0, 1 for "
-                    "example, or leave it false"
+                    "stood, near which an anchor has to keep it; set algo.anchor_coef above 0, 1 "
+                    "for example, or leave it false"
                 )
-            self.critic = Relative(critic, self.base, policy.horizon, policy.action_dim)
+            self.critic = Relative(critic, self.origin, policy.horizon, policy.action_dim)
         self.critic.to(generator.device)
         self.target = clone(self.critic)
         self.generator = generator
@@ -130,6 +135,12 @@ class AWMQ:
         self.chain(critic)  # raises for words that do not go together
         self.policy_every, self.target_rate, self.ema_rate = policy_every, target_rate, ema_rate
         self.max_norm = max_norm
+
+    @staticmethod
+    def upgrade(state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A saved state with the origin, which was the anchor's policy before it was kept apart."""
+        relative = "base" in state and "spread" in state["critic"] and "origin" not in state
+        return {**state, "origin": state["base"]} if relative else state
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
@@ -163,9 +174,9 @@ class AWMQ:
         """What the critic is told beside obs and beside next_obs (`recall.told`)."""
 
         def own() -> Tensor:
-            assert self.base is not None
-            noise = self.base.noise((len(batch.obs), 1), self.generator)
-            return self.base.act(batch.next_obs, noise)
+            assert self.origin is not None
+            noise = self.origin.noise((len(batch.obs), 1), self.generator)
+            return self.origin.act(batch.next_obs, noise)
 
         return told(self.critic, self.target, batch, 0, own)
 

@@ -61,6 +61,9 @@ class DSRL:
     R rows.
     """
 
+    learned = {"temperature": "alpha"}
+    beyond = "its base from the noise that its actor chooses"
+
     def __init__(
         self,
         policy: Any,

@@ -39,6 +39,8 @@ class EXPO:
     """
 
     pure = ("critic_loss", "edit_loss", "base_loss")
+    learned = {"temperature": "alpha"}
+    beyond = "edits of its base's actions, the best of all by its critic"
 
     def __init__(
         self,

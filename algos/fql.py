@@ -40,6 +40,7 @@ class FQL:
     """
 
     pure = ("critic_loss", "policy_loss")
+    deploys = "head"
 
     def __init__(
         self,

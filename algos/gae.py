@@ -72,6 +72,10 @@ class RewardScale:
         """Standard deviation of the discounted return, []."""
         return (self.square / self.count.clamp_min(1)).sqrt().clamp_min(1e-4)
 
+    def carry(self, state: dict[str, Any]) -> None:
+        """Takes over another run's pooled numbers; the returns so far are of its own episodes."""
+        self.load_state_dict({k: v.clone() for k, v in state.items() if k != "running"})
+
     def state_dict(self) -> dict[str, Any]:
         """The pooled numbers and the running returns."""
         names = ("running", "count", "mean", "square")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,7 @@ class OnPolicy:
     """
 
     pure = ("policy_loss", "value_loss")
+    learned: ClassVar[dict[str, str | None]] = {"scale": None}
     samples = 1  # policy samples per decision; more where every denoising step is one
 
     def __init__(

@@ -29,6 +29,7 @@ class ReinFlow(OnPolicy):
     it fell.
     """
 
+    anchors = ("base",)
     policy: FlowPolicy
 
     def __init__(

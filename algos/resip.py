@@ -23,6 +23,7 @@ class ResiP(OnPolicy):
     not positive.
     """
 
+    beyond = "its base with the corrections of its head"
     policy: FlowPolicy
 
     def __init__(

@@ -141,14 +141,20 @@ class RFM:
         step(self.policy_opt, loss, self.max_norm)
         lerp_(self.average, self.policy, self.ema_rate)
         q_std, spread = measured
-        # the first measurement starts the average, so that T means the same from the first step
-        rate = 1.0 if self.updates == self.policy_every else self.scale_rate
-        self.q_scale.lerp_(q_std, rate)
+        # an average that has measured nothing, 1, starts with the first measurement: T means the
+        # same from the first step
+        self.q_scale.lerp_(q_std, torch.where(self.q_scale == 1, 1.0, self.scale_rate))
         self.spread.lerp_(spread, self.scale_rate)
         if self.temperature_rule == "spread":
             dual_step(self.log_temperature, spread.mean(), self.spread_target, self.spread_rate)
         metrics["policy/temperature"] = self.temperature().detach()
         return metrics
+
+    @property
+    def learned(self) -> dict[str, str | None]:
+        """What belongs to the networks; the temperature only where a rule has learned it."""
+        dual = {"log_temperature": "temperature"} if self.temperature_rule == "spread" else {}
+        return {"q_scale": None, "spread": None, **dual}
 
     def temperature(self) -> Tensor:
         """T in units of Q, []."""

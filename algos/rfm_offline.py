@@ -1,5 +1,7 @@
 """Reverse flow matching from recorded data: towards exp(Q / T) where the data allow it."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,7 @@ class RFMOffline:
     """
 
     pure = ("critic_loss", "policy_loss")
+    learned: ClassVar[dict[str, str | None]] = {"q_scale": None, "spread": None}
 
     def __init__(
         self,
@@ -96,8 +99,9 @@ class RFMOffline:
         )
         step(self.policy_opt, loss, self.max_norm)
         lerp_(self.average, self.policy, self.ema_rate)
-        # the first measurement starts the average, so that T means the same from the first step
-        self.q_scale.lerp_(measured.q_std, 1.0 if self.updates == 1 else self.scale_rate)
+        # an average that has measured nothing, 1, starts with the first measurement: T means the
+        # same from the first step
+        self.q_scale.lerp_(measured.q_std, torch.where(self.q_scale == 1, 1.0, self.scale_rate))
         self.spread.lerp_(measured.spread, self.scale_rate)
         return metrics | more
 

@@ -24,6 +24,7 @@ class SAC:
     """
 
     pure = ("critic_loss", "policy_loss")
+    learned = {"temperature": "alpha"}
 
     def __init__(
         self,

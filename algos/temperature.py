@@ -28,6 +28,11 @@ class Temperature:
         """One step: up where the entropy [] is below its target."""
         step(self.optimizer, self.log * (entropy - self.target))
 
+    @torch.no_grad()
+    def carry(self, state: dict[str, Any]) -> None:
+        """Takes over the multiplier that another run has come to; the optimiser starts anew."""
+        self.log.copy_(state["log"])
+
     def state_dict(self) -> dict[str, Any]:
         """The multiplier and its optimiser."""
         return {"log": self.log.detach().clone(), "optimizer": self.optimizer.state_dict()}

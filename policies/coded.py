@@ -24,6 +24,7 @@ class NoiseMap(nn.Module):
     """
 
     matrix: Tensor
+    settings = ("matrix",)  # of the buffers: what the configuration says, not what was learned
 
     def __init__(
         self, horizon: int, *, kind: Literal["interpolated", "lowrank"], rows: int, bound: float

@@ -10,6 +10,10 @@ from .nets import Net, TimeEmbedding, expand_lead, zero_
 from .normalize import Normalizer
 from .single import Single
 
+ONLY: dict[str, object] = {  # values under which average velocities exist
+    **{"path": "linear", "levels": None, "prediction": "v", "sampler": "euler"},
+    **{"eta": 0.0, "clip_a": False},
+}
 LENGTH_PERIODS = 1.0  # u changes slowly with the length of a step, and MeanFlow differentiates it
 
 
@@ -50,12 +54,8 @@ class FewStepPolicy(FlowPolicy):
         obs_norm: Normalizer,
         action_norm: Normalizer,
     ):
-        _refuse("path", path, "linear")
-        _refuse("levels", levels, None)
-        _refuse("prediction", prediction, "v")
-        _refuse("sampler", sampler, "euler")
-        _refuse("eta", eta, 0.0)
-        _refuse("clip_a", clip_a, False)
+        given = {"path": path, "levels": levels, "prediction": prediction, "sampler": sampler}
+        _refuse(given | {"eta": eta, "clip_a": clip_a})
         super().__init__(
             net, path=path, levels=levels, prediction=prediction, steps=steps, sampler=sampler,
             eta=eta, clip_x=clip_x, clip_a=clip_a, squash=squash, deploy_scale=deploy_scale,
@@ -85,7 +85,7 @@ class FewStepPolicy(FlowPolicy):
 
         Shapes as in `FlowPolicy.step`. Raises ValueError for an eta that is not 0.
         """
-        _refuse("eta", eta, 0.0)
+        _refuse({"eta": eta})
         return super().step(x, t, s, feat, std)
 
     def _embed(self, t: Tensor, s: Tensor | None = None) -> Tensor:
@@ -95,7 +95,18 @@ class FewStepPolicy(FlowPolicy):
         return None  # the light loop knows the embedding of t alone
 
 
-def _refuse(key: str, value: object, only: object) -> None:
-    if value != only:
-        name = "null" if only is None else only
-        raise ValueError(f"{key}={value}: average velocities need {key}={name}")
+def _refuse(given: dict[str, object]) -> None:
+    wrong = [key for key, value in given.items() if value != ONLY[key]]
+    if wrong:
+        found, needed = (
+            " ".join(f"policy.{key}={_typed(values[key])}" for key in wrong)
+            for values in (given, ONLY)
+        )
+        raise ValueError(
+            f"{found}: average velocities need {needed}; policy=fewstep has these, but the file of "
+            "an algorithm for plain flows may set others (dppo's does): set them by hand"
+        )
+
+
+def _typed(value: object) -> str:
+    return "null" if value is None else str(value).lower()

@@ -54,6 +54,7 @@ class NoiseNet(nn.Module):
         self.register_buffer("top", torch.tensor(std_max))
 
     top: Tensor
+    settings = ("top",)  # of the buffers: what the configuration says, not what was learned
 
     @torch.no_grad()
     def settle(self, share: float) -> None:

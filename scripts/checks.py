@@ -19,6 +19,7 @@ COUNTS = {"steps", "log_every", "eval_every", "save_every", "episodes", "horizon
     *("obs_steps", "num_envs", "batch_size", "width", "depth", "heads", "members", "particles"),
     *("capacity", "decisions", "policy_batch", "n_step", "distill_noises"),
 }
+EXPORTED = "rheo.policies.exported.Exported"
 MAY_REST = {"base_lr"}  # learning rates of 0 that leave a part as it is
 SHARES = {"target_rate", "ema_rate", "gamma"}
 Check = Callable[[dict[str, Any]], list[str]]
@@ -26,7 +27,7 @@ Check = Callable[[dict[str, Any]], list[str]]
 
 def run(tree: dict[str, Any], *inputs: Check) -> list[str]:
     """All errors of all checks, with those of the `inputs` that are about to be read."""
-    checks = (ranges, chunk, heads, levels, device, environment, world, *inputs, limits)
+    checks = (ranges, chunk, heads, levels, device, environment, world, program, *inputs, limits)
     return [error for check in checks for error in check(tree)]
 
 
@@ -168,6 +169,15 @@ def world(tree: dict[str, Any]) -> list[str]:
     return ["env: has to be set (env=NAME); the source collects experience"] if needs else []
 
 
+def program(tree: dict[str, Any]) -> list[str]:
+    """The file of an exported policy is there."""
+    path = inside(tree, "policy", "path")
+    if inside(tree, "policy", "_target_") != EXPORTED or not isinstance(path, str):
+        return []
+    lacking = path != "???" and not Path(path).expanduser().is_file()
+    return [f"policy.path={path}: there is no such file"] if lacking else []
+
+
 def data(tree: dict[str, Any]) -> list[str]:
     """The data set is there."""
     errors = []
@@ -187,7 +197,9 @@ def data(tree: dict[str, Any]) -> list[str]:
 
 def base(tree: dict[str, Any]) -> list[str]:
     """The run to start from is there."""
-    run = tree.get("init")
+    run, part = tree.get("init"), tree.get("init_part")
+    if not run and part != "auto":
+        return [f"init_part={part}: there is no init=; add init=RUN, whose part is meant"]
     if run and not (Path(run).expanduser().exists() or Path("runs", run).exists()):
         return [f"init={run!r}: no such run"]
     return []

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import annotations, checks, schema
 from .errors import RheoError
+from .inherit import inherit, inside
 from .overrides import RESOLVER, flags, is_group, known_option, parse, put
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ TOP = {
     "env": NODE,
     "data": "str | None",
     "init": "str | None",
+    "init_part": "Literal['auto', 'policy', 'base']",
     "steps": "int",
     "seed": "int",
     "device": "str",
@@ -85,7 +87,7 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
         chosen += recorded_in(overrides)
     base = compose_groups(chosen, roots[1:], errors)
     base["config_dir"] = [str(root) for root in roots[1:]]
-    inherit(base, overrides)
+    inherit(base, overrides, roots)
     values = [one for one in overrides if one not in groups]
     values += [one for one in empty if one.key_or_group in base and not has_none(one.key_or_group)]
     return finish(base, values, roots, errors, checks.data, checks.base)
@@ -114,34 +116,6 @@ def recorded_in(overrides: "list[Override]") -> list[str]:
     if lacking:
         log.warning("%s; without it the run is not evaluated in the data's environment", lacking[0])
     return [f"env={found[0]}"] if found and not lacking else []
-
-
-def inherit(base: dict[str, Any], overrides: "list[Override]") -> None:
-    """Takes the policy's architecture and the chunking of init=RUN, which fix what weights mean.
-
-    What may change between runs (`AT_WILL`) and whatever is set by hand stay. A policy of another
-    class is left alone: `train.start_from` answers for it.
-    """
-    names = [str(one.value()) for one in overrides if one.key_or_group == "init" and one.value()]
-    if not names:
-        return
-    from .run import existing
-
-    try:
-        folder = existing(names[-1])
-    except RheoError:  # the checks say what is wrong with it
-        return
-    theirs = stored(folder)
-    mine, given = base["policy"], theirs.get("policy") or {}
-    if given.get("_target_") != mine["_target_"]:
-        return
-    kept = {place.partition(".")[2] for place in AT_WILL}
-    kept |= {one.key_or_group.partition("/")[2] for one in overrides}  # policy/net=... by hand
-    base["policy"] = {**given, **{key: mine[key] for key in mine if key in kept}}
-    base["horizon"] = theirs["horizon"]
-    for key in ("execute", "obs_steps"):
-        if isinstance(base.get("env"), dict) and key in (theirs.get("env") or {}):
-            base["env"][key] = theirs["env"][key]
 
 
 def has_none(group: str) -> bool:
@@ -197,6 +171,7 @@ def stored(folder: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise RheoError(f"{file}: holds no configuration")
     complete(config)
+    config.setdefault("init_part", "auto")
     return {str(key): value for key, value in config.items()}
 
 
@@ -251,12 +226,11 @@ def finish(
     errors += [f"{place}: has to be set ({place}=...)" for place in lacking]
     for error in validate(tree):
         place = error.partition(":")[0]
-        if place in lacking:
+        if place in lacking or any(known.startswith(f"{place}:") for known in errors):
             continue
         origin = followed.get(place)
         errors.append(f"{error}; it follows {origin}: set {origin}=..." if origin else error)
-    if not errors:
-        errors += checks.run(tree, *inputs)
+    errors += checks.program(tree) if errors else checks.run(tree, *inputs)
     if errors:
         raise RheoError(report(errors))
     return tree
@@ -269,12 +243,35 @@ def resolve(tree: dict[str, Any], errors: list[str]) -> tuple[dict[str, Any], di
 
     links = [(place, ALIAS.fullmatch(leaf)) for place, leaf in walk(tree) if isinstance(leaf, str)]
     followed = {place: link[1] for place, link in links if link}
+    for place, other in loose(tree, followed):
+        kind = str(inside(tree, f"{other.partition('.')[0]}._target_")).rpartition(".")[2]
+        free = "none" if place.endswith("_norm.kind") else "VALUE"
+        errors.append(f"{place}: follows {other}, which {kind} has not; set {place}={free}")
+        put_at(tree, place, free)
     try:
         plain = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     except OmegaConfBaseException as error:
         raise RheoError(report([*errors, f"{error.full_key}: {one_line(error)}"])) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}, followed
+
+
+def loose(tree: dict[str, Any], followed: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Places that follow a key which is not there, as the policy's of a policy without it."""
+    known = [place for place, _ in walk(tree)]
+    return [
+        (place, other)
+        for place, other in followed.items()
+        if not any(each == other or each.startswith(f"{other}.") for each in known)
+    ]
+
+
+def put_at(tree: dict[str, Any], place: str, value: Any) -> None:
+    """Sets the value at a dotted key."""
+    *path, last = place.split(".")
+    for key in path:
+        tree = tree[key]
+    tree[last] = value
 
 
 def walk(node: Any, place: str = "") -> list[tuple[str, Any]]:

@@ -44,12 +44,25 @@ SIGNS = {  # keys of `limits`
 }
 
 
-def diagnosis(row: Mapping[str, Any], limits: Mapping[str, float | None]) -> str | None:
-    """What is wrong with a row of metrics, None when every limit is kept."""
+UNBOUND = (
+    "policy.prediction=eps divides by the path's A, which is near 0 where a chain starts: set "
+    "policy.clip_a=true; else "
+)
+
+
+def diagnosis(
+    row: Mapping[str, Any], limits: Mapping[str, float | None], policy: Mapping[str, Any]
+) -> str | None:
+    """What is wrong with a row of metrics, None when every limit is kept.
+
+    policy: its node of the configuration.
+    """
     for name, limit in limits.items():
         sign = SIGNS[name]
         value = row.get(sign.metric)
         if limit is not None and value is not None and abs(float(value)) > limit:
             over = f"{float(value):g}, above limits.{name}={limit:g}"
-            return f"{sign.metric} is {over}: {sign.meaning}"
+            unbound = policy.get("prediction") == "eps" and not policy.get("clip_a", False)
+            cause = UNBOUND if name == "saturated" and unbound else ""
+            return f"{sign.metric} is {over}: {cause}{sign.meaning}"
     return None

@@ -42,7 +42,7 @@ def restore(algo: Any, state: Mapping[str, Any], *, generators: bool = True) -> 
 
     Without `generators` the noise is not restored: its state belongs to one kind of device.
     """
-    parts = capture(algo)
+    parts, state = capture(algo), upgraded(type(algo), state)
     for name in sorted(set(parts) ^ set(state)):
         where = "the checkpoint" if name in parts else type(algo).__name__
         raise RheoError(f"checkpoint part algo.{name} does not fit: {where} has none")
@@ -101,12 +101,15 @@ def tensors(node: Any, place: str) -> Iterator[tuple[str, Tensor]]:
             yield from tensors(value, f"{place}.{index}")
 
 
-def refuse_other_shapes(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], who: str) -> None:
-    """Raises RheoError naming the first tensor that two state dicts do not share."""
+def other_shape(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that two state dicts do not share, in words."""
     for name in [*mine, *(name for name in theirs if name not in mine)]:
         here, there = (tuple(d[name].shape) if name in d else "none" for d in (mine, theirs))
         if here != there:
-            raise RheoError(
-                f"{who}: its networks have another architecture: {name} is {there} there and "
-                f"{here} here; set the same policy, critic, horizon and env"
-            )
+            return f"{name} is {there} there and {here} here"
+    return None
+
+
+def upgraded(kind: Any, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved state of an algorithm's class with the parts that older ones lack (its `upgrade`)."""
+    return kind.upgrade(state) if hasattr(kind, "upgrade") else state

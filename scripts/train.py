@@ -15,8 +15,8 @@ from rheo.envs.batch import Choice
 from rheo.envs.rollout import as_rows
 from rheo.envs.sources import Rollouts
 
-from .assemble import EVAL_SEED, Experiment, Sizes, assemble, make_env, staged, twins
-from .config import AT_WILL, compose
+from .assemble import EVAL_SEED, Experiment, Sizes, assemble, make_env, staged
+from .config import compose
 from .display import Display, Timer
 from .errors import MACHINE, NUMERICS, REQUEUE, RheoError, nearest
 from .evaluate import MAX_ENVS, episodes_of, known_references, score
@@ -27,7 +27,8 @@ from .overrides import flags
 from .plot import plot
 from .run import Run, locate
 from .signals import Stop, stop_signals
-from .state import capture, not_finite, refuse_other_shapes, restore
+from .start import start_from
+from .state import capture, not_finite, restore
 
 log = logging.getLogger("rheo")
 FAR = 5.0  # scales that an observation may lie from the statistics before it is suspicious
@@ -109,48 +110,6 @@ def default_name(config: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9_.-]+", "-", f"{algo}-{world}-s{config['seed']}".lower())
 
 
-def start_from(algo: Any, config: dict[str, Any]) -> None:
-    """Loads another run's networks: all of them from the same algorithm, else its deployed policy.
-
-    So a run on recorded data goes on online with its critics too, and any policy can be the base of
-    another algorithm. Raises RheoError naming the tensor or the setting that makes weights mean
-    something else.
-    """
-    name = config["init"]
-    flagged = [word for folder in config["config_dir"] for word in ("--config-dir", folder)]
-    run = Run.open(name, flagged)
-    tree = run.load()
-    if tree is None:
-        raise RheoError(f"init={name}: that run has no checkpoint yet")
-    saved, who = tree["algo"], f"init={name}"
-    if config["algo"]["_target_"] == run.config["algo"]["_target_"]:
-        modules = {k: v for k, v in vars(algo).items() if isinstance(v, torch.nn.Module)}
-        pairs = [(part, saved[k]) for k, part in modules.items() if k in saved]
-    else:
-        donor = next(saved[key] for key in ("average", "policy") if key in saved)
-        pairs = [(policy, donor) for policy in (algo.policy, *twins(algo))]
-    for part, state in pairs:
-        refuse_other_shapes(part.state_dict(), state, who)
-    here, there = (meaning(node, "policy") for node in (config["policy"], run.config["policy"]))
-    for key in [key for key in here if here[key] != there.get(key)]:
-        raise RheoError(
-            f"{who}: its {key} is {there.get(key)} and here it is {here[key]}, which gives "
-            f"the same weights another meaning; set {key}={there.get(key)}"
-        )
-    for part, state in pairs:
-        part.load_state_dict(state)
-    share_statistics(algo)
-
-
-def share_statistics(algo: Any) -> None:
-    """Gives the policy's statistics of observations to networks that have none of their own."""
-    given = getattr(algo.policy, "obs_norm", None)
-    for part in vars(algo).values():
-        norm = getattr(part, "obs_norm", None)
-        if given is not None and norm is not None and not norm.ready and norm.kind == given.kind:
-            norm.load_state_dict(given.state_dict())
-
-
 def tell_shift(algo: Any, source: Any) -> None:
     """Says how far the environment's first observations lie from the base's statistics."""
     norm, env = getattr(algo.policy, "obs_norm", None), getattr(source, "env", None)
@@ -220,17 +179,6 @@ def refuse_unfitted(algo: Any) -> None:
                     f"{group}.{norm}: there are no recorded data to take statistics from; set "
                     f"{group}.{norm}.kind=none, or data=FILE with source=mixed, or init=RUN"
                 )
-
-
-def meaning(node: dict[str, Any], place: str) -> dict[str, Any]:
-    """The settings of a policy, by full key, that its weights depend on."""
-    settings = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            settings |= meaning(value, f"{place}.{key}")
-        elif f"{place}.{key}" not in AT_WILL:
-            settings[f"{place}.{key}"] = value
-    return settings
 
 
 class Loop:
@@ -328,7 +276,7 @@ class Loop:
         row = self.latest | self.source.metrics()
         row |= {f"time/{name}_share": share for name, share in shares.items()}
         self.display.update(step, self.record(step, row), shares)
-        sick = diagnosis(row, self.cfg.get("limits") or {})
+        sick = diagnosis(row, self.cfg.get("limits") or {}, self.cfg["policy"])
         if sick is not None:
             raise self.broke(f"at step {step} {sick}", "")
 

@@ -1,0 +1,105 @@
+"""What `init=RUN` brings into a configuration before anything is built; without torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import RheoError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+# settings of a base that are told at the start of a run: sampling, units, chunks
+POLICY_KEYS = (
+    *("policy.steps", "policy.sampler", "policy.eta", "policy.clip_x", "policy.clip_a"),
+    *("policy.deploy_scale", "policy.squash", "policy.obs_norm.kind", "policy.action_norm.kind"),
+    *("horizon", "env.execute", "env.obs_steps"),
+)
+ONE_STEP = "rheo.algos.fql.FQL"  # deploys a copy of its policy that takes one step
+
+
+def inherit(base: dict[str, Any], overrides: "list[Override]", roots: list[Path]) -> None:
+    """Takes the policy and the chunking of init=RUN: what its weights mean and how it samples.
+
+    So a base is the policy that was evaluated. What is set by hand stays, and of the sampling
+    (`config.AT_WILL`) also what another algorithm's own file asks for. A policy of another class is
+    left alone: `start.start_from` answers for it.
+    """
+    from .config import AT_WILL, stored
+    from .run import existing
+
+    values = {one.key_or_group: one.value() for one in overrides}
+    if not values.get("init"):
+        return
+    try:
+        theirs = stored(existing(str(values["init"])))
+    except RheoError:  # the checks say what is wrong with it
+        return
+    given = acting_policy(theirs, {**base, "init_part": values.get("init_part", "auto")})
+    mine = base["policy"]
+    if given.get("_target_") != mine["_target_"]:
+        return
+    sampling = {place.partition(".")[2] for place in AT_WILL}
+    asked = preset_keys(values, roots) & sampling
+    if base["algo"]["_target_"] == theirs["algo"]["_target_"]:
+        asked = set()
+    if given is not theirs["policy"]:
+        asked -= {"steps"}
+    asked |= {key.partition("/")[2] for key in values}  # policy/net=... by hand
+    lacking = {key: mine[key] for key in mine if key in sampling}  # of runs older than a setting
+    base["policy"] = {**lacking, **given, **{key: mine[key] for key in mine if key in asked}}
+    base["horizon"] = theirs["horizon"]
+    for key in ("execute", "obs_steps"):
+        if isinstance(base.get("env"), dict) and key in (theirs.get("env") or {}):
+            base["env"][key] = theirs["env"][key]
+
+
+def acting_policy(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
+    """The node of the policy that a run starting from `theirs` takes over."""
+    node = theirs.get("policy") or {}
+    other = theirs["algo"]["_target_"] != mine["algo"]["_target_"]
+    part = mine.get("init_part", "auto")
+    head = theirs["algo"]["_target_"] == ONE_STEP and part != "base" and (other or part != "auto")
+    return {**node, "steps": 1} if head else node
+
+
+def preset_keys(values: Mapping[str, Any], roots: list[Path]) -> set[str]:
+    """Keys of the policy that the chosen algorithm's and recipe's files set themselves."""
+    found, algos = read_preset("recipe", values.get("recipe"), roots)
+    algo = values.get("algo") or (algos[-1] if algos else None)
+    return found | read_preset("algo", algo, roots)[0]
+
+
+def read_preset(group: str, choice: Any, roots: list[Path]) -> tuple[set[str], list[str]]:
+    """Keys under `policy:` of a file and of those that it builds on, and algorithms it names."""
+    import yaml
+
+    files = [root / group / f"{choice}.yaml" for root in roots]
+    file = next((each for each in files if each.is_file()), None)
+    if choice is None or file is None:
+        return set(), []
+    node = yaml.safe_load(file.read_text()) or {}
+    keys, algos = set(node.get("policy") or {}), []
+    for entry in node.get("defaults") or []:
+        if isinstance(entry, Mapping):
+            algos += [str(value) for key, value in entry.items() if str(key).endswith("/algo")]
+        elif entry != "_self_" and "/" not in entry:
+            keys |= read_preset(group, entry, roots)[0]
+    return keys, algos
+
+
+def inside(tree: Mapping[str, Any], place: str) -> Any:
+    """The value at a dotted key, None where there is none."""
+    node: Any = tree
+    for key in place.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
+
+
+def word(value: Any) -> str:
+    """A value as it is typed: null, true, [8,16]."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, list):
+        return "[" + ",".join(word(each) for each in value) + "]"
+    return str(value)

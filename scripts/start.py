@@ -1,0 +1,327 @@
+"""`init=RUN`: what a new run takes of another one, and the line that says so.
+
+The same algorithm goes on: with the networks, and with the duals and scales that belong to them;
+optimisers, counters and noise start anew. Another algorithm starts from the deployed policy.
+Settings are never taken with weights: they are this run's configuration.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .assemble import twins
+from .build import target_of
+from .config import AT_WILL
+from .errors import RheoError
+from .inherit import POLICY_KEYS, acting_policy, inside, word
+from .run import Run
+from .state import other_shape, put, upgraded
+
+log = logging.getLogger("rheo")
+# settings of a network's node that do not change what its weights are: this run's are used
+APART = (
+    *("algo.noise.std_min", "algo.noise.std_max", "algo.noise.schedule", "algo.noise.tuned_steps"),
+    *("algo.editor.scale", "algo.noise_map.kind", "algo.noise_map.bound"),
+)
+SHAPING = ("algo.relative", "horizon", "env.obs_steps")  # what sizes of networks follow too
+# what else the networks of the same algorithm were learned with
+LEARNED_WITH = (
+    *APART,
+    *("algo.deploy_candidates", "algo.deploy_temperature", "algo.deploy_mean", "algo.steer.n"),
+    *("algo.tuned_steps", "algo.residual_scale", "algo.learn.scale_rewards", "env.gamma"),
+)
+
+
+class Donor(NamedTuple):
+    """The run that `init` names."""
+
+    who: str  # init=NAME
+    config: dict[str, Any]
+    kind: Any  # its algorithm's class
+    saved: Mapping[str, Any]  # the parts of its algorithm, by attribute
+
+
+class Pair(NamedTuple):
+    """A network of the new run and the weights that it gets."""
+
+    name: str  # attribute of the algorithm
+    part: torch.nn.Module
+    state: Mapping[str, Tensor]
+    origin: str  # the donor's attribute
+
+
+def start_from(algo: Any, config: dict[str, Any]) -> None:
+    """Starts an algorithm from the run that `init` names, and says what that keeps and changes.
+
+    Raises RheoError naming the tensor or the setting that makes weights mean something else, and
+    for a behaviour that the algorithm cannot take over.
+    """
+    donor = donor_of(config)
+    same = goes_on(config, donor.config)
+    pairs = continued(algo, donor) if same else handed_over(algo, donor, config)
+    refuse_other_meaning(algo, pairs, config, donor, same)
+    for pair in pairs:
+        pair.part.load_state_dict(pair.state)
+    duals = carried(algo, config, donor) if same else []
+    share_statistics(algo)
+    say(pairs, duals, config, donor, same)
+
+
+def donor_of(config: Mapping[str, Any]) -> Donor:
+    """The run to start from. Raises RheoError when it has no checkpoint."""
+    who = f"init={config['init']}"
+    flagged = [word for folder in config["config_dir"] for word in ("--config-dir", folder)]
+    run = Run.open(config["init"], flagged)
+    tree = run.load()
+    if tree is None:
+        raise RheoError(f"{who}: that run has no checkpoint yet")
+    kind = target_of(run.config["algo"], "algo")
+    return Donor(who, run.config, kind, upgraded(kind, tree["algo"]))
+
+
+def goes_on(config: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether a run takes all of another: its algorithm is the same and nothing else was asked."""
+    same = config["algo"]["_target_"] == theirs["algo"]["_target_"]
+    return same and config.get("init_part", "auto") == "auto"
+
+
+def modules(algo: Any) -> dict[str, torch.nn.Module]:
+    """The networks of an algorithm by attribute."""
+    return {k: v for k, v in vars(algo).items() if isinstance(v, torch.nn.Module)}
+
+
+# ---- which weights go where --------------------------------------------------------------------
+
+
+def continued(algo: Any, donor: Donor) -> list[Pair]:
+    """The networks of the same algorithm: each its own, and copies that the donor had no use for.
+
+    An anchor is the policy of this run's start (`anchors` of the algorithm), not the donor's. Of
+    the other copies that the donor lacks, those of the policy start as its deployed one, a target
+    or an average as the network that it follows. None is left at its first weights in silence.
+    """
+    own, saved, pairs = modules(algo), donor.saved, []
+    for name, part in own.items():
+        origin = name if name in saved else original(part, own, saved)
+        if name in getattr(algo, "anchors", ()):
+            origin = "policy"
+        elif name not in saved and type(part) is type(algo.policy) and origin is not None:
+            origin = deployed(donor)
+        if origin is None:
+            log.warning("%s: that run has no algo.%s, which starts untrained", donor.who, name)
+            continue
+        pairs.append(Pair(name, part, weights(part, saved[origin]), origin))
+    return pairs
+
+
+def original(
+    part: torch.nn.Module, own: Mapping[str, torch.nn.Module], saved: Mapping[str, Any]
+) -> str | None:
+    """The network that `part` is a copy of: in a fresh algorithm a copy has its very weights."""
+    mine = list(part.parameters())
+    for name, other in own.items():
+        theirs = list(other.parameters())
+        alike = name in saved and type(other) is type(part) and len(mine) == len(theirs) > 0
+        if alike and all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True)):
+            return name
+    return None
+
+
+def handed_over(algo: Any, donor: Donor, config: Mapping[str, Any]) -> list[Pair]:
+    """The policy and all its copies, from the donor's deployed policy or, if asked, its base."""
+    base = config.get("init_part", "auto") == "base"
+    origin = base_part(donor) if base else deployed(donor)
+    if not base and hasattr(donor.kind, "beyond"):
+        raise RheoError(beyond(donor))
+    copies = (algo.policy, *twins(algo))
+    named = [(name, part) for name, part in modules(algo).items() if part in copies]
+    state = donor.saved[origin]
+    if origin == "head" and config["policy"].get("steps") != 1:
+        raise RheoError(
+            f"{donor.who}: what it deploys is its head, which acts in one step; set "
+            "policy.steps=1, or init_part=base for the flow that it was distilled from"
+        )
+    return [Pair(name, part, weights(part, state), origin) for name, part in named]
+
+
+def deployed(donor: Donor) -> str:
+    """The part that acts when the donor is deployed."""
+    return getattr(donor.kind, "deploys", "average" if "average" in donor.saved else "policy")
+
+
+def base_part(donor: Donor) -> str:
+    """The policy that the donor itself builds on. Raises RheoError where there is none."""
+    if hasattr(donor.kind, "beyond"):
+        return deployed(donor)
+    if "base" in donor.saved:
+        return "base"
+    if deployed(donor) not in ("policy", "average"):
+        return "policy"
+    raise RheoError(
+        f"init_part=base: {donor.who} is a {donor.kind.__name__} run without a base; leave it auto"
+    )
+
+
+def beyond(donor: Donor) -> str:
+    """Why the donor's behaviour cannot be taken over by another algorithm, and the ways out."""
+    name, first = donor.kind.__name__, donor.config.get("init")
+    ways = [f"its own algorithm goes on with it (algo of {name})"]
+    ways += [f"init={first} starts from the run that it started from"] if first else []
+    ways += ["init_part=base takes the base that it holds, without what it learned on top"]
+    return (
+        f"{donor.who}: what this {name} run deploys is {donor.kind.beyond}, which a single policy "
+        f"cannot take over: {'; '.join(ways)}"
+    )
+
+
+def weights(part: torch.nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A saved state, with the part's own value of buffers that are `settings` of a module."""
+    mine, kept = part.state_dict(), dict(state)
+    for place, inner in part.named_modules():
+        for name in getattr(inner, "settings", ()):
+            key = f"{place}.{name}" if place else name
+            kept[key] = mine[key]
+    return kept
+
+
+def carried(algo: Any, config: Mapping[str, Any], donor: Donor) -> list[str]:
+    """Takes over the duals and scales that belong to the networks (`learned` of the algorithm).
+
+    Each with the setting that it starts from, if any: where that differs from the donor's, it was
+    asked for and is used. Returns what was done, in words.
+    """
+    said = []
+    for name, key in getattr(algo, "learned", {}).items():
+        mine, theirs = config["algo"].get(key), donor.config["algo"].get(key)
+        if key is not None and mine != theirs:
+            said.append(f"algo.{key}={word(mine)} as set (it began with {word(theirs)})")
+        elif name in donor.saved:
+            part, state = getattr(algo, name), donor.saved[name]
+            put(part, state) if isinstance(part, Tensor) else part.carry(state)
+            said.append(name)
+    return said
+
+
+def share_statistics(algo: Any) -> None:
+    """Gives the policy's statistics of observations to networks that have none of their own."""
+    given = getattr(algo.policy, "obs_norm", None)
+    for part in vars(algo).values():
+        norm = getattr(part, "obs_norm", None)
+        if given is not None and norm is not None and not norm.ready and norm.kind == given.kind:
+            norm.load_state_dict(given.state_dict())
+
+
+# ---- what weights mean -------------------------------------------------------------------------
+
+
+def meaning(node: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The settings of a network, by full key, that its weights depend on."""
+    settings = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            settings |= meaning(value, f"{place}.{key}")
+        elif f"{place}.{key}" not in (*AT_WILL, *APART):
+            settings[f"{place}.{key}"] = value
+    return settings
+
+
+def networks(algo: Any, config: Mapping[str, Any], same: bool) -> dict[str, Any]:
+    """`meaning` of all networks that are taken over."""
+    found = meaning(config["policy"], "policy")
+    parts = modules(algo) if same else {}
+    nodes = {"critic": config["critic"]} if "critic" in parts else {}
+    nodes |= {f"algo.{name}": config["algo"].get(name) for name in parts}
+    for place, node in nodes.items():
+        found |= meaning(node, place) if isinstance(node, Mapping) else {}
+    return found
+
+
+def refuse_other_meaning(
+    algo: Any, pairs: list[Pair], config: Mapping[str, Any], donor: Donor, same: bool
+) -> None:
+    """Raises RheoError where weights do not fit or would mean something else here."""
+    here, there = (networks(algo, each, same) for each in (config, donor.config))
+    wrong = next((found for pair in pairs if (found := misfit(pair))), None)
+    if wrong is not None:
+        for key in SHAPING if same else SHAPING[1:]:
+            here[key], there[key] = inside(config, key), inside(donor.config, key)
+    # of other networks than the policy older runs may lack a setting that has a default today
+    known = [key for key in here if key in there or key.startswith("policy.")]
+    differ = [key for key in known if here[key] != there.get(key)]
+    if wrong is None and not differ:
+        return
+    facts = [f"its {k} is {word(there.get(k))} and here it is {word(here[k])}" for k in differ]
+    if wrong is None:
+        what = f"{', '.join(facts)}, which gives the same weights another meaning"
+    else:
+        what = "; ".join([f"its networks have another architecture: {wrong}", *facts])
+    words = [f"{k}={word(there[k])}" for k in differ if k in there and "._target_" not in k]
+    remedy = " ".join(words) or "the same policy, critic, horizon and env"
+    raise RheoError(f"{donor.who}: {what}; set {remedy}{other_way(differ, donor, same)}")
+
+
+def misfit(pair: Pair) -> str | None:
+    """The first tensor that does not fit, with its place."""
+    found = other_shape(pair.part.state_dict(), pair.state)
+    prefix = "" if pair.origin in ("policy", "average") else f"algo.{pair.name}."
+    return None if found is None else f"{prefix}{found}"
+
+
+def other_way(differ: list[str], donor: Donor, same: bool) -> str:
+    """What else could have been meant by a start that was refused."""
+    if not same or any(key.startswith(("policy.", "horizon", "env.")) for key in differ):
+        return ""
+    part = "base" if hasattr(donor.kind, "beyond") else "policy"
+    whose = "its base" if part == "base" else "its deployed policy"
+    return f", or init_part={part} to start from {whose} alone, all else anew"
+
+
+# ---- what is said ------------------------------------------------------------------------------
+
+
+def say(
+    pairs: list[Pair], duals: list[str], config: Mapping[str, Any], donor: Donor, same: bool
+) -> None:
+    """One line: what is taken, and which of the donor's settings are kept and which change."""
+    kept, changed = [], []
+    theirs = {**donor.config, "policy": acting_policy(donor.config, config)}
+    for key in (*POLICY_KEYS, *(LEARNED_WITH if same else ())):
+        mine, other = inside(config, key), inside(theirs, key)
+        if mine is None or other is None:
+            continue
+        if mine == other:
+            kept.append(f"{key}={word(mine)}")
+        else:
+            changed.append(f"{key} {word(other)} -> {word(mine)} ({key}={word(other)} keeps it)")
+    parts = [taken(pairs, duals, donor, same), "keeps " + " ".join(kept)]
+    parts += ["changes " + ", ".join(changed)] if changed else []
+    level = logging.WARNING if changed or not same and loosely(donor) else logging.INFO
+    log.log(level, "%s: %s", donor.who, "; ".join(parts))
+
+
+def taken(pairs: list[Pair], duals: list[str], donor: Donor, same: bool) -> str:
+    """What of the donor is taken."""
+    if not same:
+        origin = pairs[0].origin
+        what = "its deployed policy" if origin == deployed(donor) else f"its {origin}"
+        lost = loosely(donor) if origin == deployed(donor) else []
+        return what + (f" (without {' and '.join(lost)})" if lost else "")
+    filled = [f"{pair.name} from its {pair.origin}" for pair in pairs if pair.name != pair.origin]
+    return ", ".join(["all its networks", *filled, *duals]) + ", optimisers and counters anew"
+
+
+def loosely(donor: Donor) -> list[str]:
+    """What the donor's deployment adds to the policy that is taken over."""
+    node, added = donor.config["algo"], []
+    steer = node.get("steer") or {}
+    if node.get("deploy_candidates", 1) > 1:
+        added.append(f"the best of {node['deploy_candidates']} samples by its critic")
+    if steer.get("n", 1) > 1 or set(steer.get("words", ())) - {"best", "soft"}:
+        added.append(f"its chain algo.steer={','.join(steer['words'])} (n={steer['n']})")
+    first = donor.config["policy"].get("steps", 0) - node.get("tuned_steps", 0)
+    if "tuned_steps" in node and first > 0:
+        added.append(f"its base, which took the first {first} of its denoising steps")
+    return added
