@@ -168,7 +168,7 @@ def base_part(donor: Donor) -> str:
 def beyond(donor: Donor) -> str:
     """Why the donor's behaviour cannot be taken over by another algorithm, and the ways out."""
     name, first = donor.kind.__name__, donor.config.get("init")
-    ways = [f"its own algorithm goes on with it (algo of {name})"]
+    ways = ["the same algo= goes on with all of it"]
     ways += [f"init={first} starts from the run that it started from"] if first else []
     ways += ["init_part=base takes the base that it holds, without what it learned on top"]
     return (
@@ -296,19 +296,19 @@ def say(
             kept.append(f"{key}={word(mine)}")
         else:
             changed.append(f"{key} {word(other)} -> {word(mine)} ({key}={word(other)} keeps it)")
-    parts = [taken(pairs, duals, donor, same), "keeps " + " ".join(kept)]
+    base = config.get("init_part") == "base"
+    lost = [] if same or base else loosely(donor)
+    parts = [taken(pairs, duals, same, base) + (f" without {' and '.join(lost)}" if lost else "")]
     parts += ["changes " + ", ".join(changed)] if changed else []
-    level = logging.WARNING if changed or not same and loosely(donor) else logging.INFO
+    parts += ["keeps " + " ".join(kept)] if kept else []
+    level = logging.WARNING if changed or lost else logging.INFO
     log.log(level, "%s: %s", donor.who, "; ".join(parts))
 
 
-def taken(pairs: list[Pair], duals: list[str], donor: Donor, same: bool) -> str:
+def taken(pairs: list[Pair], duals: list[str], same: bool, base: bool) -> str:
     """What of the donor is taken."""
     if not same:
-        origin = pairs[0].origin
-        what = "its deployed policy" if origin == deployed(donor) else f"its {origin}"
-        lost = loosely(donor) if origin == deployed(donor) else []
-        return what + (f" (without {' and '.join(lost)})" if lost else "")
+        return "its base" if base else "its deployed policy"
     filled = [f"{pair.name} from its {pair.origin}" for pair in pairs if pair.name != pair.origin]
     return ", ".join(["all its networks", *filled, *duals]) + ", optimisers and counters anew"
 

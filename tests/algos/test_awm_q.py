@@ -170,15 +170,16 @@ def test_targets_use_the_actions_that_are_deployed(flow, critic, settings, clone
     assert best.mean() > own.mean() + 1.5 * own.std()
 
 
-def test_a_relative_critic_looks_from_the_anchor_not_from_the_policy(flow, critic, settings):
+def test_a_relative_critic_looks_from_its_origin_not_from_policy_or_anchor(flow, critic, settings):
     algo = make(flow, critic, settings, anchor_coef=1.0, relative=True)
-    nn.init.normal_(algo.base.net.outlet.weight, std=0.1)  # the base that a run starts from
+    nn.init.normal_(algo.origin.net.outlet.weight, std=0.1)  # where the critic began
+    nn.init.normal_(algo.base.net.outlet.weight, std=0.3)  # the start of a run that goes on
     nn.init.normal_(algo.policy.net.outlet.weight, std=0.5)  # and what has become of it
     obs = torch.randn(64, 2)
     batch = Batch(obs, torch.rand(64, 1, 1), torch.zeros(64), torch.zeros(64), -obs)
     (here,), (ahead,) = algo.told(batch)
     for centre, seen in ((here, obs), (ahead, -obs)):
-        torch.testing.assert_close(centre, algo.base.act(seen, torch.zeros(64, 1, 1)))
+        torch.testing.assert_close(centre, algo.origin.act(seen, torch.zeros(64, 1, 1)))
     inner = algo.critic.critic(obs, (batch.action - here) / algo.critic.spread)
     torch.testing.assert_close(algo.critic(obs, batch.action), inner)
     assert algo.critic.measured and algo.target.measured

@@ -185,8 +185,16 @@ def test_copies_hold_the_embedding_of_lengths_and_the_statistics():
     ids=str,
 )  # fmt: skip
 def test_what_needs_the_velocity_along_a_step_is_refused_by_its_key(change):
-    with pytest.raises(ValueError, match=f"^{next(iter(change))}="):
+    with pytest.raises(ValueError, match=f"^policy.{next(iter(change))}="):
         random_policy(**change)
+
+
+def test_all_that_it_needs_is_named_at_once_as_it_is_typed():
+    with pytest.raises(ValueError) as refused:
+        random_policy(eta=1.0, clip_a=True, levels=10)
+    found, needed = str(refused.value).split(": average velocities need ")
+    assert found == "policy.levels=10 policy.eta=1.0 policy.clip_a=true"
+    assert needed.startswith("policy.levels=null policy.eta=0.0 policy.clip_a=false; ")
 
 
 def test_noise_of_ddim_is_refused():

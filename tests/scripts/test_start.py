@@ -320,6 +320,7 @@ def test_a_behaviour_beyond_a_policy_is_refused_with_the_ways_out(tiny, name, ca
     with caplog.at_level(logging.INFO, "rheo"):
         algo, _ = started({**other, "init_part": "base"})
     assert same_weights(algo.policy, getattr(donor, "average", donor.policy))
+    assert "init=a: its base; " in caplog.text
     again, _ = started(config)
     assert same_weights(again.policy, donor.policy)
     Path("runs/a").rename("runs/old")
