@@ -68,6 +68,11 @@ def reference(name: str, policy: FlowPolicy) -> FlowPolicy:
     if tree is None:
         raise RheoError(f"{REFERENCE}={name}: that run has no checkpoint yet")
     algo = make_algo(run.config, Sizes(**tree["sizes"]), run.config["steps"])
+    if hasattr(algo, "beyond"):
+        raise RheoError(
+            f"{REFERENCE}={name}: what this {type(algo).__name__} run deploys is {algo.beyond}; "
+            "name a run whose policy acts alone, as the base that it started from"
+        )
     restore(algo, tree["algo"], generators=False)
     other = getattr(algo, "average", algo.policy)
     mine, theirs = (each_shape(each) for each in (policy, other))

@@ -168,6 +168,36 @@ def test_a_checkpoint_from_before_the_origin_was_kept_apart_loads(tiny):
     assert "origin" not in type(algo).upgrade(plain)
 
 
+@pytest.mark.parametrize(
+    ("name", "lost", "kin"), [("sac", "target", "critic"), ("dql", "average", "policy")]
+)
+def test_a_copy_that_is_not_in_the_checkpoint_starts_as_what_it_follows(tiny, name, lost, kin):
+    config = compose(tiny(name, "b"))
+    donor = learned(config, "a")
+    Path("runs/a").rename("runs/old")
+    state = {key: value for key, value in capture(donor).items() if key != lost}
+    with Run.create("a", config) as run:
+        run.save(1, {"algo": state, "sizes": SIZES._asdict()})
+    algo, _ = started(config)
+    assert same_weights(getattr(algo, lost), getattr(donor, kin))
+
+
+def test_a_network_that_has_no_counterpart_is_told(tiny, caplog):
+    config = compose(tiny("expo", "b"))
+    donor = learned(config, "a")
+    Path("runs/a").rename("runs/old")
+    state = {key: value for key, value in capture(donor).items() if key != "editor"}
+    with Run.create("a", config) as run:
+        run.save(1, {"algo": state, "sizes": SIZES._asdict()})
+    started(config)
+    assert "that run has no algo.editor, which starts untrained" in caplog.text
+    caplog.clear()
+    Path("runs/a").rename("runs/older")
+    save(donor, config, "a")
+    started(config)
+    assert "untrained" not in caplog.text
+
+
 @pytest.mark.parametrize("name", ["awm_gae", "awm_q", "dppo", "expo", "fql"])
 def test_all_copies_start_as_the_deployed_policy_of_another_algorithm(tiny, name):
     config = compose(tiny("bc", "b"))
