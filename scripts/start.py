@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .assemble import twins
 from .build import target_of
-from .config import AT_WILL
+from .config import AT_WILL, HOME
 from .errors import RheoError
 from .inherit import POLICY_KEYS, acting_policy, inside, word
 from .run import Run
@@ -258,9 +258,27 @@ def refuse_other_meaning(
         what = f"{', '.join(facts)}, which gives the same weights another meaning"
     else:
         what = "; ".join([f"its networks have another architecture: {wrong}", *facts])
-    words = [f"{k}={word(there[k])}" for k in differ if k in there and "._target_" not in k]
-    remedy = " ".join(words) or "the same policy, critic, horizon and env"
+    words = {k: f"{k}={word(there[k])}" for k in differ if k in there and "._target_" not in k}
+    if "policy._target_" in differ:  # whose file brings what belongs to it
+        words = {k: v for k, v in words.items() if not k.startswith("policy.")}
+        words = {"policy": policy_word(algo, donor), **words}
+    remedy = " ".join(words.values()) or "the same policy, critic, horizon and env"
     raise RheoError(f"{donor.who}: {what}; set {remedy}{other_way(differ, donor, same)}")
+
+
+def policy_word(algo: Any, donor: Donor) -> str:
+    """The word that chooses the donor's kind of policy. Raises RheoError where it cannot be one."""
+    node = donor.config["policy"]
+    theirs, mine = target_of(node, "policy"), type(algo.policy)
+    if not issubclass(theirs, mine):
+        raise RheoError(
+            f"{donor.who}: its policy is a {theirs.__name__}, and {type(algo).__name__} has a "
+            f"{mine.__name__} here, which cannot take its weights; start from a run of that kind"
+        )
+    files = sorted((HOME / "policy").glob("*.yaml"))
+    lines = ((file.stem, file.read_text().splitlines()) for file in files)
+    named = [stem for stem, text in lines if f"_target_: {node['_target_']}" in text]
+    return f"policy={named[0] if named else theirs.__name__}"
 
 
 def misfit(pair: Pair) -> str | None:

@@ -535,6 +535,20 @@ def test_tuning_a_run_whose_critic_looks_elsewhere_names_the_cause(tiny, capsys)
     start_from(algo, config)
 
 
+def test_a_policy_of_another_kind_is_named_with_the_word_that_chooses_it(tiny):
+    learned(compose(tiny("meanflow", "a")), "a")
+    here = compose(tiny("reinflow", "b", "init=a"))
+    with pytest.raises(
+        RheoError, match="_target_ is .*FewStepPolicy and here .*; set policy=fewstep$"
+    ):
+        started(here)
+    started(compose(tiny("reinflow", "b", "policy=fewstep", "init=a")))
+    Path("runs/a").rename("runs/jumps")
+    learned(compose(tiny("bc_gaussian", "a")), "a")
+    with pytest.raises(RheoError, match="a Gaussian, and ReinFlow has a FlowPolicy here"):
+        started(here)
+
+
 def test_a_missing_program_and_the_keys_that_it_cannot_give_are_named_at_once(tiny, capsys):
     """ "Interpolation key 'policy.obs_norm.kind' not found" hid both."""
     words = tiny("dsrl_na", "b", "policy=exported", "policy.path=nofile.pt2")
