@@ -16,6 +16,7 @@ from rheo.scripts.errors import RheoError
 from rheo.scripts.run import Run
 from rheo.scripts.start import modules, start_from
 from rheo.scripts.state import capture, restore
+from rheo.scripts.steering import reference
 
 ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))
 SIZES = Sizes(3, 2)
@@ -586,3 +587,14 @@ def test_a_noise_prediction_without_a_clip_is_named_as_the_cause(tiny, capsys):
     words = tiny("reinflow", "c", *kind, "policy.clip_a=true")
     assert main(["train", *words]) == 4
     assert "policy.clip_a=true" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["expo", "dsrl_na"])
+def test_a_reference_whose_behaviour_is_more_than_a_policy_is_refused(tiny, name):
+    config = compose(tiny(name, "a"))
+    donor = learned(config, "a")
+    with pytest.raises(RheoError, match="steer.reference=a: what this .* run deploys is"):
+        reference("a", donor.policy)
+    cloned_ = compose(tiny("bc", "b", f"horizon={config['horizon']}"))
+    base = learned(cloned_, "b")
+    assert same_weights(reference("b", base.policy), base.average)
