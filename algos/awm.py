@@ -153,7 +153,7 @@ class AWM:
         """Randomness of a policy step; all times are stratified."""
         policy = self.policy
         signed = min(self.signed_batch, rows) if self.signed_coef > 0 else 0
-        noise, t = policy.noise(rows, generator), losses.stratified((rows,), generator)
+        noise, t = policy.noise(rows, generator), losses.row_times(rows, generator)
         start = policy.noise((signed, self.particles), generator)
         pair_noise = policy.noise((signed, 1, self.pairs), generator)
         pair_t = losses.stratified((signed, 1, self.pairs), generator, T_MIN, T_MAX)

@@ -9,7 +9,7 @@ from ..envs.batch import Batch, Windows
 from ..policies.flow import FlowPolicy, chunk_mean
 from ..policies.gaussian import Gaussian, log_density
 from .cloning import Cloning
-from .losses import stratified
+from .losses import row_times
 
 
 class BC(Cloning):
@@ -57,9 +57,9 @@ class BC(Cloning):
         return {"val/loss": self.loss(self.average, *self.example(batch), *draws)}
 
     def draw(self, batch: Batch | Windows, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Noise [B, T, Da] and stratified times [B] of a matching step."""
+        """Noise [B, T, Da] and times [B] of a matching step."""
         rows = len(batch.obs)
-        return self.policy.noise(rows, generator), stratified((rows,), generator)
+        return self.policy.noise(rows, generator), row_times(rows, generator)
 
     @staticmethod
     def loss(

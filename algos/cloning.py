@@ -10,7 +10,7 @@ from ..envs.batch import Batch, Windows
 from ..policies.fewstep import FewStepPolicy
 from ..policies.flow import FlowPolicy, chunk_mean
 from ..policies.nets import clone, lerp_
-from .losses import stratified
+from .losses import row_times
 from .optim import adam, cosine, step
 
 
@@ -76,8 +76,9 @@ class JumpCloning(Cloning):
     """Cloning with average velocities: one regression, two kinds of rows.
 
     The first `jumps` rows of a batch learn u(x_t, t, s) for s > t from a target of the subclass;
-    the others learn the velocity, s = t and the target a - eps (arXiv:2210.02747). Batches come
-    shuffled, so which rows are first does not matter. Arguments as `Cloning`.
+    the others learn the velocity, s = t and the target a - eps (arXiv:2210.02747). Batches of a
+    source come shuffled, and `validate` shuffles its own, so which rows are first does not matter.
+    Arguments as `Cloning`.
     """
 
     pure = ("errors",)
@@ -116,17 +117,19 @@ class JumpCloning(Cloning):
 
     @torch.no_grad()
     def validate(self, batch: Batch | Windows, generator: torch.Generator) -> dict[str, Tensor]:
-        """The losses of the averaged policy on held-out data."""
-        losses = self.losses(self.average, batch, generator)
+        """The losses of the averaged policy on held-out data, whose order means nothing."""
+        device = generator.device
+        rows = torch.randperm(len(batch.obs), generator=generator, device=device)
+        losses = self.losses(self.average, batch.take(rows), generator)
         return {f"val/{name}": value for name, value in losses.items()}
 
     def draw(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise [B, T, Da] and the times t and s [B]: jumps first, then s = t, stratified."""
+        """Noise [B, T, Da] and the times t and s [B]: jumps first, then s = t."""
         count = self.jumps(rows)
         noise = self.policy.noise(rows, generator)
         start, end = self.spans(count, generator)
         if count < rows:
-            t = stratified((rows - count,), generator)
+            t = row_times(rows - count, generator)
             start, end = torch.cat([start, t]), torch.cat([end, t])
         return noise, start, end
 

@@ -10,7 +10,7 @@ from ..policies import steer
 from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
-from .losses import stratified
+from .losses import row_times
 from .optim import adam, anneal, frozen, step
 from .returns import td_loss, td_target
 
@@ -104,7 +104,7 @@ class DQL:
     def draw(self, rows: int) -> Draws:
         """Randomness of a policy step."""
         generator, device = self.generator, self.generator.device
-        noise, t = self.policy.noise(rows, generator), stratified((rows,), generator)
+        noise, t = self.policy.noise(rows, generator), row_times(rows, generator)
         start = self.policy.noise(rows, generator)
         member = torch.randint(self.critic.members, (1,), generator=generator, device=device)
         return Draws(noise, t, start, member)
@@ -113,7 +113,7 @@ class DQL:
     def validate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Matching loss of the averaged policy on held-out data."""
         rows = len(batch.obs)
-        noise, t = self.policy.noise(rows, generator), stratified((rows,), generator)
+        noise, t = self.policy.noise(rows, generator), row_times(rows, generator)
         error = self.average.match(batch.obs, batch.action, noise, t, self.average.prediction)
         return {"val/loss": error.mean()}
 

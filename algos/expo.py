@@ -12,7 +12,7 @@ from ..policies.editor import Editor
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from ..policies.relative import Relative
-from .losses import stratified
+from .losses import row_times
 from .optim import adam, frozen, step
 from .recall import centres, pick, refuse_small, told
 from .returns import td_loss, td_target
@@ -170,7 +170,7 @@ class EXPO:
             "policy/temperature": self.temperature.value,
         }
         if self.base_lr > 0:
-            noise, t = self.policy.noise(rows, generator), stratified((rows,), generator)
+            noise, t = self.policy.noise(rows, generator), row_times(rows, generator)
             loss = self.base_loss(batch.obs, batch.action, noise, t)
             step(self.base_opt, loss, self.max_norm)
             lerp_(self.average, self.policy, self.ema_rate)

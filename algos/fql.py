@@ -10,7 +10,7 @@ from ..policies import steer
 from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
-from .losses import stratified
+from .losses import row_times
 from .optim import adam, frozen, step
 from .returns import td_loss, td_target
 
@@ -96,7 +96,7 @@ class FQL:
 
     def draw(self, rows: int, generator: torch.Generator) -> Draws:
         """Randomness of a policy step."""
-        noise, t = self.policy.noise(rows, generator), stratified((rows,), generator)
+        noise, t = self.policy.noise(rows, generator), row_times(rows, generator)
         return Draws(noise, t, self.policy.noise(rows, generator))
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from ..policies.flow import FlowPolicy
 from ..policies.gaussian import Gaussian
 from ..policies.nets import clone, lerp_
 from . import expectile as expectiles
-from .losses import exp_weight, stratified
+from .losses import exp_weight, row_times
 from .optim import adam, anneal, step
 
 
@@ -99,8 +99,8 @@ class IQL:
         return metrics | {"policy/loss": loss.detach(), "policy/weight": weight.mean()}
 
     def draw(self, rows: int, generator: torch.Generator) -> Draws:
-        """Noises and stratified times of a matching step."""
-        return Draws(self.policy.noise(rows, generator), stratified((rows,), generator))
+        """Noises and times of a matching step."""
+        return Draws(self.policy.noise(rows, generator), row_times(rows, generator))
 
     @torch.no_grad()
     def validate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -139,10 +139,27 @@ def stratified(
     low: float = 0.0,
     high: float = 1.0,
 ) -> Tensor:
-    """Times in [low, high], one in each equal part along the last axis of `lead`, in order."""
+    """Times in [low, high], one in each equal part along the last axis of `lead`, in order.
+
+    The last axis is that of the pairs of one action, whose order means nothing. For one time per
+    row of a batch see `row_times`.
+    """
     jitter = torch.rand(lead, generator=generator, device=generator.device)
     part = torch.arange(lead[-1], device=generator.device)
     return low + (high - low) * (part + jitter) / lead[-1]
+
+
+def row_times(
+    rows: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0
+) -> Tensor:
+    """A time in [low, high] for every row of a batch, [rows]: one in each equal part, shuffled.
+
+    What stands where in a batch (replayed and recorded rows, episodes of a validation) must not
+    decide at which times it is learned or judged: the flow of a mixture would never be seen whole.
+    """
+    jitter = torch.rand(rows, generator=generator, device=generator.device)
+    part = torch.randperm(rows, generator=generator, device=generator.device)
+    return low + (high - low) * ((part + jitter) / max(rows, 1))
 
 
 def refuse_unbounded(repulsion: float, pull: float, keys: str) -> None:

@@ -11,7 +11,7 @@ from ..policies.critics import QEnsemble, Value
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from . import expectile as expectiles
-from .losses import stratified
+from .losses import row_times
 from .optim import adam, anneal, step
 from .velocity import Draws, Measured, Reverse
 
@@ -109,13 +109,13 @@ class RFMOffline:
         """Randomness of the regression, and noises and times of the anchor's matching."""
         draws = self.reverse.draw(self.policy, rows, self.generator)
         noise = self.policy.noise(rows, self.generator)
-        return draws, noise, stratified((rows,), self.generator)
+        return draws, noise, row_times(rows, self.generator)
 
     @torch.no_grad()
     def validate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Matching loss of the averaged policy, and the critics' loss."""
         rows, space = len(batch.obs), self.average.prediction
-        noise, t = self.policy.noise(rows, generator), stratified((rows,), generator)
+        noise, t = self.policy.noise(rows, generator), row_times(rows, generator)
         error = self.average.match(batch.obs, batch.action, noise, t, space=space)
         return {"val/loss": error.mean(), "val/critic_loss": self.critic_loss(batch)[0]}
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from . import reverse
+from .losses import row_times
 
 TIME_BINS = (0.0, 0.3, 0.7, 1.0)
 T_MIN, T_MAX = 0.015, 0.985  # the target velocity divides by A and B: never at the ends
@@ -85,18 +86,17 @@ class Reverse:
             )
 
     def draw(self, policy: Any, rows: int, generator: torch.Generator) -> Draws:
-        """Randomness of a policy step; times are stratified over [T_MIN, T_MAX]."""
+        """Randomness of a policy step; times in [T_MIN, T_MAX]."""
         device = generator.device
         size = policy.horizon * policy.action_dim
         pair = policy.noise(2 * rows, generator).unflatten(0, (rows, 2))
         noise = policy.noise(rows, generator)
-        jitter = torch.rand(rows, generator=generator, device=device)
-        t = (torch.randperm(rows, generator=generator, device=device) + jitter) / rows
+        t = row_times(rows, generator, T_MIN, T_MAX)
         half = torch.rand((-(-self.particles // 2), rows, size), generator=generator, device=device)
         half = half.clamp(1e-6, 1 - 1e-6)
         # mirrored pairs: near the data end all weights are alike and the pairs' errors cancel
         uniform = torch.stack([half, 1 - half], 1).flatten(0, 1)[: self.particles]
-        return Draws(pair, noise, T_MIN + (T_MAX - T_MIN) * t, uniform)
+        return Draws(pair, noise, t, uniform)
 
     def loss(
         self,

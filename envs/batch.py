@@ -28,6 +28,11 @@ class Batch(NamedTuple):
         """What every source gives: all but the memo."""
         return self[:5]
 
+    def take(self, rows: Tensor) -> "Batch":
+        """The rows of an index [M], the memo's too."""
+        picked = (None if column is None else column.index_select(0, rows) for column in self)
+        return Batch(*picked)  # type: ignore[arg-type]
+
 
 class Windows(NamedTuple):
     """Observation histories and the action chunks that followed them."""
@@ -35,6 +40,10 @@ class Windows(NamedTuple):
     obs: Tensor  # [B, To * Do]
     action: Tensor  # [B, Tp, Da], the last action repeated past an episode's end
     inside: Tensor  # [B, Tp] bool: False past the end, where the action is such a repeat
+
+    def take(self, rows: Tensor) -> "Windows":
+        """The rows of an index [M]."""
+        return Windows(*(column.index_select(0, rows) for column in self))
 
 
 class Choice(NamedTuple):

@@ -314,7 +314,8 @@ class Mixed:
     """Batches of which a share comes from recorded data and the rest from a running replay.
 
     replay, dataset: the two sources; their batch sizes are set here. batch_size: rows a batch.
-    offline_share: share of recorded rows. The replay's rewards get the data's factor.
+    offline_share: share of recorded rows. The replay's rewards get the data's factor. The order of
+    a batch's rows is random.
     """
 
     def __init__(
@@ -342,11 +343,17 @@ class Mixed:
         return self.replay.progress
 
     def next(self, act: Any) -> Batch:
-        """A batch: rows of the replay, then recorded ones."""
+        """A batch: rows of the replay and recorded ones, shuffled.
+
+        An algorithm may take the first rows of a batch for a costly part: they hold both kinds in
+        their shares.
+        """
         online, offline = self.replay.next(act), self.dataset.next(act)
         online = online._replace(reward=online.reward * self.dataset.reward_scale)
         pairs = zip(online.columns, offline.columns, strict=True)
-        return Batch(*(torch.cat(pair) for pair in pairs))
+        batch, generator = Batch(*(torch.cat(pair) for pair in pairs)), self.dataset.generator
+        rows = torch.randperm(len(batch.obs), generator=generator, device=generator.device)
+        return batch.take(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Both sources' states."""
