@@ -35,9 +35,10 @@ def gae(
 class RewardScale:
     """Rewards over the running standard deviation of the discounted return, clipped.
 
-    The return so far of each environment, G <- reward + discount G, starts anew at boundaries; its
-    variance is pooled over all rollouts (Chan et al.'s parallel update). Rewards are not centred,
-    which would change the task.
+    The return so far of each environment, G <- reward + gamma^n G with the n steps of the decision
+    before, starts anew at boundaries; its variance is pooled over all rollouts (Chan et al.'s
+    parallel update). A decision's own discount is 0 at a termination, where the return of the whole
+    episode has still to be counted. Rewards are not centred, which would change the task.
     """
 
     def __init__(self, clip: float, device: torch.device) -> None:
@@ -52,9 +53,8 @@ class RewardScale:
             self.running = torch.zeros_like(reward[0], dtype=torch.float64)
         returns = torch.empty_like(reward, dtype=torch.float64)
         for s in range(len(reward)):
-            self.running = reward[s] + discount[s] * self.running
-            returns[s] = self.running
-            self.running = self.running * ~boundary[s]
+            returns[s] = reward[s] + self.running
+            self.running = returns[s] * discount[s] * ~boundary[s]  # what the next one adds to
         self.pool(returns.flatten())
         return (reward / self.std).clamp(-self.clip, self.clip).to(reward.dtype)
 

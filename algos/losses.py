@@ -149,9 +149,7 @@ def stratified(
     return low + (high - low) * (part + jitter) / lead[-1]
 
 
-def row_times(
-    rows: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0
-) -> Tensor:
+def row_times(rows: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
     """A time in [low, high] for every row of a batch, [rows]: one in each equal part, shuffled.
 
     What stands where in a batch (replayed and recorded rows, episodes of a validation) must not

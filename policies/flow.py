@@ -392,7 +392,10 @@ class FlowPolicy(nn.Module):
 
     def _check_chain(self, std_fn: StdFn | float, censored: bool) -> None:
         if self.sampler != "euler":
-            raise ValueError(f"sampler={self.sampler}: a chain has Euler transitions; use euler")
+            raise ValueError(
+                f"policy.sampler={self.sampler}: the likelihood of a chain is that of Euler's "
+                "transitions; set policy.sampler=euler"
+            )
         if not callable(std_fn) and std_fn <= 0:
             raise ValueError(f"std floor {std_fn}: a transition without noise has no density")
         if censored and self.squash != "clip":

@@ -127,19 +127,21 @@ def tell_shift(algo: Any, source: Any) -> None:
 def rehearse(algo: Any, source: Any, sizes: Sizes) -> None:
     """Whether algorithm and source fit, and memory for rollouts, before any work.
 
-    Raises RheoError for a pair that does not fit and for a frozen base that cannot be steered,
-    EnvError for a rollout larger than memory.
+    Raises RheoError for a pair that does not fit, for a frozen base that cannot be steered and for
+    whatever the algorithm refuses to act on, exploring or deployed; EnvError for a rollout larger
+    than memory.
     """
     rows = source.env.num_envs if isinstance(source, Rollouts) else 1
     state = algo.generator.get_state()
     size = source.env.obs_dim if isinstance(source, Rollouts) else sizes.obs_dim
     obs = torch.zeros((rows, size), device=algo.generator.device)
-    if hasattr(algo, "probe"):
-        try:
+    try:
+        if hasattr(algo, "probe"):
             algo.probe(obs)
-        except ValueError as error:
-            raise RheoError(str(error)) from error
-    choice = algo.act(obs)
+        choice = algo.act(obs)
+        algo.deploy(obs, torch.Generator(algo.generator.device).manual_seed(EVAL_SEED))
+    except ValueError as error:
+        raise RheoError(str(error)) from error
     algo.generator.set_state(state)
     if isinstance(choice, Choice) != isinstance(source, Rollouts):
         name = type(algo).__name__

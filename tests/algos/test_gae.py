@@ -79,3 +79,30 @@ def test_rewards_are_divided_by_the_deviation_of_all_discounted_returns_so_far()
         torch.from_numpy(boundary),
     )
     assert torch.equal(scale(*again), other(*again))
+
+
+@pytest.mark.parametrize(("length", "gamma"), [(1, 0.99), (5, 0.99), (5, 0.5), (20, 0.9)])
+def test_the_last_return_of_an_episode_is_counted_where_it_terminates(length, gamma):
+    """Rewards of 1: the returns so far are (1 - gamma^k) / (1 - gamma), k = 1 .. length.
+
+    Over episodes of 5 with gamma .99 they deviate by 1.379; without each one's last, by 1.144.
+    """
+    steps, envs = 3 * length, 2
+    terminated = (torch.arange(1, steps + 1) % length == 0)[:, None].expand(steps, envs)
+    discount = gamma * ~terminated
+    scale = RewardScale(10.0, torch.device("cpu"))
+    for part in (slice(0, 2), slice(2, steps)):  # two rollouts, the second from mid-episode on
+        scale(torch.ones(steps, envs)[part], discount[part], terminated[part])
+    returns = (1 - gamma ** np.arange(1, length + 1)) / (1 - gamma)
+    assert scale.std.item() == pytest.approx(max(returns.std(), 1e-4), rel=1e-6)
+
+
+def test_returns_over_chunks_are_discounted_by_the_steps_of_the_chunk_before():
+    """Chunks of 2 and 1 steps at gamma .9: 5 is two steps after 3, and 7 one step after 5."""
+    scale = RewardScale(10.0, torch.device("cpu"))
+    discount = torch.tensor([[0.81], [0.9], [0.0]], dtype=torch.float64)
+    ended = torch.tensor([[False], [False], [True]])
+    scale(torch.tensor([[3.0], [5.0], [7.0]], dtype=torch.float64), discount, ended)
+    second = 5 + 0.81 * 3
+    expected = np.std([3.0, second, 7 + 0.9 * second])
+    assert scale.std.item() == pytest.approx(expected, rel=1e-9)
