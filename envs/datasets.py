@@ -342,6 +342,10 @@ class Mixed:
         """Environment frames so far."""
         return self.replay.progress
 
+    def updates_in(self, steps: int) -> int:
+        """Batches of a run of so many frames."""
+        return self.replay.updates_in(steps)
+
     def next(self, act: Any) -> Batch:
         """A batch: rows of the replay and recorded ones, shuffled.
 

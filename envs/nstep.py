@@ -44,16 +44,17 @@ class Pending:
     """
 
     def __init__(self, n: int) -> None:
+        self.size = n
         self.window: deque[Decision] = deque(maxlen=n)
 
     def add(self, batch: Batch, ended: Tensor, valid: Tensor) -> tuple[Batch, Tensor] | None:
         """Takes a decision; returns the transition that begins n - 1 decisions before it."""
-        if self.window.maxlen == 1:
+        if self.size == 1:
             return batch, valid
         # environments may reuse their memory
         copies = Batch(*(column.clone() for column in batch.columns))
         self.window.append(Decision(copies, ended.clone(), valid.clone()))
-        return join(list(self.window)) if len(self.window) == self.window.maxlen else None
+        return join(list(self.window)) if len(self.window) == self.size else None
 
     def state_dict(self) -> dict[str, Any]:
         """The decisions that wait."""

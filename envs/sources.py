@@ -1,7 +1,8 @@
 """Sources of batches: each has `next(act)`, `progress`, `state_dict` and `load_state_dict`.
 
 A training loop asks a source for the next batch until `progress` reaches the run's length:
-environment frames for a source that acts, updates for one that reads a dataset.
+environment frames for a source that acts, updates for one that reads a dataset. Where a frame is
+not an update, `updates_in(steps)` says how many updates a run makes.
 
 A source that acts keeps the whole planned chunk of Tp actions, although only the first Ta are
 executed: a policy's chunk, a critic's input and a stored action have one shape, and a reward does
@@ -127,6 +128,16 @@ class Replay:
     def progress(self) -> int:
         """Environment frames so far."""
         return self.frames
+
+    def updates_in(self, steps: int) -> int:
+        """Batches of a run of so many frames, which ends with the first batch at its last frame.
+
+        Exact up to the batches that one decision pays for: an episode may end within a chunk.
+        """
+        decision = self.env.num_envs * self.env.execute
+        warm = max(math.ceil(self.warmup / decision), self.pending.size) * decision
+        later = max(steps - 1 - warm, 0) // decision * decision
+        return 1 + math.floor(later * self.update_ratio + 1e-9)
 
     def next(self, act: Act) -> Batch:
         """The next batch; steps the environments first when the update ratio asks for it."""

@@ -133,7 +133,7 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
     generator = torch.Generator(device).manual_seed(sampling)
     source = offer(cfg["source"], "source", env=env, generator=generator, horizon=cfg["horizon"])
     sizes = agree(cfg, env, source)
-    algo = make_algo(cfg, sizes, cfg["steps"])
+    algo = make_algo(cfg, sizes, run_updates(source, cfg["steps"]))
     if hasattr(source, "statistics"):
         fit_statistics(algo, *source.statistics())
     if getattr(algo, "memo_rows", 0) > 0 and hasattr(source, "memorise"):
@@ -144,6 +144,15 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
     if env is not None and hasattr(source, "env"):
         source.env = staged(env, algo, episodes)
     return Experiment(algo, source, sizes, device)
+
+
+def run_updates(source: Any, steps: int) -> int:
+    """What an algorithm's schedules count to in a run of `steps`: the updates that it makes.
+
+    `steps` itself for a data set, whose batches it counts, and for rollouts, whose algorithms count
+    the frames of each.
+    """
+    return source.updates_in(steps) if hasattr(source, "updates_in") else steps
 
 
 def fit_statistics(algo: Any, obs: torch.Tensor, action: torch.Tensor) -> None:
