@@ -81,6 +81,7 @@ class AWM:
         deploy_candidates: int,
         deploy_temperature: float,
     ) -> None:
+        losses.refuse_jumps(policy)
         if signed_coef < 0:
             raise ValueError(f"algo.signed_coef={signed_coef}: at least 0, which means off")
         if signed_coef > 0:

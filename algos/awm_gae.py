@@ -60,6 +60,7 @@ class AWMGAE(OnPolicy):
         anchor_coef: float,
         action_noise: float,
     ) -> None:
+        losses.refuse_jumps(policy)
         if ratio == "none" and penalty != "nft":
             losses.refuse_unbounded(
                 advantage_max,

@@ -88,6 +88,7 @@ class AWMQ:
         ema_rate: float,
         max_norm: float,
     ) -> None:
+        losses.refuse_jumps(policy)
         if ratio not in ("none", "pair"):
             raise ValueError(f"algo.ratio={ratio!r}: choose none or pair")
         if deviation not in ("batch", "state"):

@@ -9,7 +9,7 @@ from ..envs.batch import Batch, Windows
 from ..policies.flow import FlowPolicy, chunk_mean
 from ..policies.gaussian import Gaussian, log_density
 from .cloning import Cloning
-from .losses import row_times
+from .losses import refuse_jumps, row_times
 
 
 class BC(Cloning):
@@ -38,6 +38,7 @@ class BC(Cloning):
         learn_padding: bool,
         max_norm: float,
     ) -> None:
+        refuse_jumps(policy)
         super().__init__(
             policy, generator, run_updates, lr=lr, weight_decay=weight_decay,
             lr_warmup=lr_warmup, lr_floor=lr_floor, ema_rate=ema_rate,

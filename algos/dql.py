@@ -10,7 +10,7 @@ from ..policies import steer
 from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
-from .losses import row_times
+from .losses import refuse_jumps, row_times
 from .optim import adam, anneal, frozen, step
 from .returns import td_loss, td_target
 
@@ -61,6 +61,7 @@ class DQL:
         deploy_candidates: int,
         deploy_temperature: float,
     ) -> None:
+        refuse_jumps(policy)
         self.policy, self.average = policy, clone(policy)
         self.critic, self.target = critic, clone(critic)
         self.generator = generator

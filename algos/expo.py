@@ -12,7 +12,7 @@ from ..policies.editor import Editor
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from ..policies.relative import Relative
-from .losses import row_times
+from .losses import refuse_jumps, row_times
 from .optim import adam, frozen, step
 from .recall import centres, pick, refuse_small, told
 from .returns import td_loss, td_target
@@ -62,6 +62,8 @@ class EXPO:
         ema_rate: float,
         max_norm: float,
     ) -> None:
+        if base_lr > 0:
+            refuse_jumps(policy)
         if candidates < 1:
             raise ValueError(f"algo.candidates={candidates}: at least 1 sample of the base")
         refuse_small(base_cache, candidates, f"algo.candidates={candidates}")

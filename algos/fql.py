@@ -10,7 +10,7 @@ from ..policies import steer
 from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
-from .losses import row_times
+from .losses import refuse_jumps, row_times
 from .optim import adam, frozen, step
 from .returns import td_loss, td_target
 
@@ -56,6 +56,7 @@ class FQL:
         deploy_candidates: int,
         deploy_temperature: float,
     ) -> None:
+        refuse_jumps(policy)
         if policy.prediction == "eps":
             raise ValueError(
                 "policy.prediction=eps: a one-step head cannot find an action from the noise in "

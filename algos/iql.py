@@ -12,7 +12,7 @@ from ..policies.flow import FlowPolicy
 from ..policies.gaussian import Gaussian
 from ..policies.nets import clone, lerp_
 from . import expectile as expectiles
-from .losses import exp_weight, row_times
+from .losses import exp_weight, refuse_jumps, row_times
 from .optim import adam, anneal, step
 
 
@@ -60,6 +60,7 @@ class IQL:
         deploy_candidates: int,
         deploy_temperature: float,
     ) -> None:
+        refuse_jumps(policy)
         self.policy, self.average = policy, clone(policy)
         self.critic, self.target = critic, clone(critic)
         self.value = value.to(generator.device)

@@ -160,6 +160,23 @@ def row_times(rows: int, generator: torch.Generator, low: float = 0.0, high: flo
     return low + (high - low) * ((part + jitter) / max(rows, 1))
 
 
+def refuse_jumps(policy: Any) -> None:
+    """Raises ValueError for a policy that acts by jumps where only its velocity would be trained.
+
+    A loss of matched velocities moves u(x, t, t); a few-step policy acts by u(x, t, s), s > t,
+    which follows only as far as the weights are shared: the policy that is judged would not be the
+    one that is trained.
+    """
+    if getattr(policy, "jumps", False):
+        raise ValueError(
+            f"policy: a {type(policy).__name__} acts by jumps and this algorithm learns by "
+            "matching velocities, which does not train them; take an algorithm that scores them "
+            "(algo=reinflow), trains them (algo=shortcut, algo=meanflow) or leaves the base as it "
+            "is (algo=dsrl_na, algo=resip, algo=expo algo.base_lr=0), or policy=flow with a base "
+            "of algo=bc"
+        )
+
+
 def refuse_unbounded(repulsion: float, pull: float, keys: str) -> None:
     """Raises ValueError where signed weights have no minimum: a pull below the repulsion.
 

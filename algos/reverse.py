@@ -6,6 +6,9 @@ Its mean m fixes the marginal velocity, v = A' (x - B m)/A + B' m. Every functio
 
     N particles, R rows (one x, one t, one state each), D flattened action dimensions:
     eps, a, grad [N, R, D];  energy, log weights [N, R];  x, low, high, mean [R, D];  A, B [R, 1].
+
+The box of actions is [-1, 1]^D. Where theirs is another, a = c + h u with u in [-1, 1], the same
+functions work on u: x - A c = (A h) u + B eps, so A h [R, D] stands for A and h grad for grad.
 """
 
 import math

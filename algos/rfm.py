@@ -10,6 +10,7 @@ from ..policies import steer
 from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
+from .losses import refuse_jumps
 from .optim import adam, step
 from .returns import dual_step, td_loss, td_target
 from .velocity import Draws, Measured, Reverse
@@ -68,6 +69,7 @@ class RFM:
         critic_lr: float,
         max_norm: float,
     ) -> None:
+        refuse_jumps(policy)
         self.reverse = Reverse(
             particles=particles,
             estimator=estimator,
@@ -80,7 +82,7 @@ class RFM:
             replay_share=replay_share,
             weighting=weighting,
         )
-        self.reverse.refuse(policy.squash, "algo")
+        self.reverse.refuse(policy, "algo")
         self.policy = policy
         self.average = clone(policy)
         self.critic = critic

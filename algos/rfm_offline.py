@@ -11,7 +11,7 @@ from ..policies.critics import QEnsemble, Value
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from . import expectile as expectiles
-from .losses import row_times
+from .losses import refuse_jumps, row_times
 from .optim import adam, anneal, step
 from .velocity import Draws, Measured, Reverse
 
@@ -57,7 +57,8 @@ class RFMOffline:
         deploy_candidates: int,
         deploy_temperature: float,
     ) -> None:
-        reverse.refuse(policy.squash, "algo.reverse")
+        refuse_jumps(policy)
+        reverse.refuse(policy, "algo.reverse")
         self.policy, self.average = policy, clone(policy)
         self.critic, self.target = critic, clone(critic)
         self.value = value.to(generator.device)

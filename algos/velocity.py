@@ -39,7 +39,8 @@ class Reverse:
 
     particles: N. estimator: "noise" needs Q, "combined" adds Stein controls from dQ/da that vanish
     on the box's walls, "gradient" (dQ/da alone) is only right without a box and refuses one.
-    support: "box" clips actions; "tanh" learns the flow before a tanh (the policy's `squash`).
+    support: "box" clips actions, at the walls of [-1, 1] whatever their normalisation; "tanh"
+    learns the flow before a tanh (the policy's `squash`).
     proposal: "truncated" draws from the prior inside the box; "self" adds `self_share` draws around
     the policy's own posterior mean, `self_scale` times its standard deviation wide, with
     `spread_floor` the least policy width (normalised units) assumed there.
@@ -65,11 +66,12 @@ class Reverse:
         """Whether actions end at the walls of [-1, 1]^D."""
         return self.support == "box"
 
-    def refuse(self, squash: str, key: str) -> None:
-        """Raises ValueError for values that do not fit each other or the policy's `squash`.
+    def refuse(self, policy: Any, key: str) -> None:
+        """Raises ValueError for values that do not fit each other or the policy.
 
         `key` is where these values stand in the configuration.
         """
+        squash, kind = policy.squash, policy.action_norm.kind
         if self.estimator == "gradient" and self.box:
             raise ValueError(
                 f"{key}.estimator=gradient is biased on a box: the walls carry a flux that it "
@@ -79,6 +81,12 @@ class Reverse:
             raise ValueError(
                 f"{key}.support={self.support} does not fit policy.squash={squash}: "
                 "set policy.squash=tanh for support=tanh and policy.squash=clip for support=box"
+            )
+        if squash == "tanh" and kind != "none":
+            raise ValueError(
+                f"policy.action_norm.kind={kind} with {key}.support=tanh: the tanh ends at the "
+                "range of the data, and no better action beyond it could be found; set "
+                f"policy.action_norm.kind=none, or {key}.support=box policy.squash=clip"
             )
         if self.particles < 2:
             raise ValueError(
@@ -117,7 +125,8 @@ class Reverse:
             feat = policy.features(obs)
             latent = policy.integrate(feat, draws.pair)  # [R, 2, Tp, Da]
             if self.box:
-                latent = latent.clamp(-1.0, 1.0)
+                low, high = policy.action_norm.walls()
+                latent = torch.minimum(torch.maximum(latent, low), high)
             width = (0.5 * (latent[:, 0] - latent[:, 1]).square()).mean(0).sqrt().flatten()
             given = int(self.replay_share * len(obs))
             start = torch.cat([policy.to_latent(action[:given]), latent[given:, 0]])
@@ -155,7 +164,9 @@ class Reverse:
         """v = A' E[a|x] + B' E[eps|x] [R, Tp, Da], metrics, and Q's within-state deviation []."""
         A, B, dA, dB = (c.view(-1, 1) for c in policy.path.coefficients(t))
         rows = x.flatten(1)
-        low, high = reverse.box_noise(rows, A, B)
+        centre, half = self.units(policy)
+        a_unit = A * half
+        low, high = reverse.box_noise(rows - A * centre, a_unit, B)
         if not self.box:
             low, high = torch.full_like(low, -torch.inf), torch.full_like(high, torch.inf)
         if self.proposal == "truncated":
@@ -165,12 +176,13 @@ class Reverse:
             ratio = B / (A * spread.clamp_min(self.spread_floor))
             std = self.self_scale / (1.0 + ratio.square()).sqrt()
             draw = reverse.propose_self(uniform, low, high, mean, std, self.self_share)
-        a = (rows - B * draw.eps) / A
-        if self.box:
-            a = a.clamp(-1.0, 1.0)
-        energy, grad, q = self.energy(policy, critic, obs, a.unflatten(-1, x.shape[1:]), T)
+        u = (rows - A * centre - B * draw.eps) / a_unit
+        u = u.clamp(-1.0, 1.0) if self.box else u
+        a = (centre + half * u).unflatten(-1, x.shape[1:])
+        energy, grad, q = self.energy(policy, critic, obs, a, T)
         weight = reverse.weights(draw, energy)
-        mean, ratio = self.posterior_mean(weight, draw.eps, a, grad, A, B)
+        grad = None if grad is None else half * grad
+        mean, ratio = self.posterior_mean(weight, draw.eps, u, grad, a_unit, B)
         mean = torch.minimum(torch.maximum(mean, low), high)  # a posterior mean lies in the box
         target = dA * (rows - B * mean) / A + dB * mean
         metrics = self.diagnose(t, reverse.effective_share(weight), ratio)
@@ -178,6 +190,16 @@ class Reverse:
         prior = q[-max(self.particles - self.own_draws(), 2) :]  # draws from the prior alone
         q_std = (prior.std(0) * early).sum() / early.sum().clamp_min(1.0)
         return target.unflatten(1, x.shape[1:]), metrics, q_std.clamp_min(1e-6)
+
+    @staticmethod
+    def units(policy: Any) -> tuple[Tensor, Tensor]:
+        """Centre and half width of the box of actions in the policy's normalised units, [D] each.
+
+        Before a tanh there is no box: its units are those of the policy, 0 and 1.
+        """
+        low, high = policy.action_norm.walls()
+        centre, half = (high + low) / 2, (high - low) / 2
+        return centre.repeat(policy.horizon), half.repeat(policy.horizon)
 
     def own_draws(self) -> int:
         """Number of particles that the self-proposal draws, leading in N."""

@@ -35,7 +35,12 @@ class FewStepPolicy(FlowPolicy):
     path, in the form v, with Euler's steps; what a clipped data prediction or DDIM noise need is
     the velocity at t. So other values of path, levels, prediction, sampler, eta and clip_a raise
     ValueError.
+
+    What an algorithm moves by matching velocities acts here only as far as the weights are shared,
+    so those algorithms refuse it (`algos.losses.refuse_jumps`).
     """
+
+    jumps = True
 
     def __init__(
         self,

@@ -48,13 +48,19 @@ class FlowPolicy(nn.Module):
     transition x_s = A_s a + B_s eps (DDIM with eta = 0, arXiv:2010.02502; on the linear path
     exactly Euler), "heun" adds a corrector to all steps but the last. eta: share of the DDPM
     posterior noise in `rollout` where no function gives the noise; `act` never adds any. clip_x
-    clips every transition's mean to [-1, 1] (as in arXiv:2505.22094), clip_a its data prediction
-    (as in DDPM samplers); both apply to act, rollout and chain_logp alike, and only to Euler's
-    transitions: with Heun they raise ValueError. squash: "clip" clips the final action to
-    [-1, 1]; "tanh" learns the flow before a tanh, so its density has no walls. deploy_scale: of
+    clips every transition's mean (as in arXiv:2505.22094), clip_a its data prediction (as in DDPM
+    samplers), to where actions lie: [-1, 1] in normalised units, the range of the data with kind
+    "minmax", and the walls of the box with kind "gaussian", whose units know no range. Both apply
+    to act, rollout and chain_logp alike, and only to Euler's transitions: with Heun they raise
+    ValueError. squash: "clip" clips the final action to [-1, 1]; "tanh" learns the flow before a
+    tanh, so its density has no walls; it ends at the box, or at the range of the data with kind
+    "minmax". It raises ValueError with kind "gaussian", where it would end at one standard
+    deviation, and with clip_x or clip_a, which would cap actions at tanh(1). deploy_scale: of
     the noise that deployed actions start from; 1 samples the policy, 0 takes the one action that
     the centre of the noise flows to.
     """
+
+    jumps = False  # whether a step asks for more than the velocity where it starts
 
     def __init__(
         self,
@@ -82,6 +88,8 @@ class FlowPolicy(nn.Module):
             raise ValueError("clip_x and clip_a belong to Euler's transitions; use sampler=euler")
         if squash not in ("clip", "tanh"):
             raise ValueError(f"squash={squash!r}: choose clip or tanh")
+        if squash == "tanh":
+            _refuse_capped(action_norm.kind, clip_x, clip_a)
         self.net, self.obs_norm, self.action_norm = net, obs_norm, action_norm
         self.path = paths.make_path(path, levels)
         self.horizon, self.action_dim = net.horizon, net.action_dim
@@ -182,7 +190,7 @@ class FlowPolicy(nn.Module):
         if self._straight and (std is not None or eta == 0):
             mean = x + (c_next.a - c.a) * self.net(x, place.emb, feat)
             std = torch.zeros_like(c.a) if std is None else std
-            return mean.clamp(-1, 1) if self.clip_x else mean, std
+            return self._bounded(mean) if self.clip_x else mean, std
         keep = c_next.b
         if std is None:
             ratio = c.a * c_next.b / (c_next.a * c.b).clamp(min=1e-12)
@@ -192,10 +200,17 @@ class FlowPolicy(nn.Module):
         out = self.net(x, place.emb, feat)
         _, a, eps, _ = paths.convert(self.prediction, out, x, c, self.path.floor)
         if self.clip_a:
-            a = a.clamp(-1, 1)
+            a = self._bounded(a)
             eps = (x - c.a * a) / c.b.clamp(min=self.path.floor)
         mean = c_next.a * a + keep * eps
-        return mean.clamp(-1, 1) if self.clip_x else mean, std
+        return self._bounded(mean) if self.clip_x else mean, std
+
+    def _bounded(self, x: Tensor) -> Tensor:
+        """Normalised points [..., T, Da], clipped to where actions lie."""
+        if self.action_norm.kind != "gaussian":
+            return x.clamp(-1, 1)
+        low, high = self.action_norm.walls()
+        return torch.minimum(torch.maximum(x, low), high)
 
     # ---- units -----------------------------------------------------------------------------
 
@@ -368,8 +383,7 @@ class FlowPolicy(nn.Module):
         logp = log_normal(x, mean, std)
         if not censored:
             return logp
-        bound = torch.ones(self.action_dim, device=x.device, dtype=x.dtype)
-        low, high = self.action_norm(-bound), self.action_norm(bound)
+        low, high = self.action_norm.walls()
         above = torch.special.log_ndtr((mean - high) / std)
         below = torch.special.log_ndtr((low - mean) / std)
         return torch.where(x >= high, above, torch.where(x <= low, below, logp))
@@ -393,8 +407,8 @@ class FlowPolicy(nn.Module):
     def _check_chain(self, std_fn: StdFn | float, censored: bool) -> None:
         if self.sampler != "euler":
             raise ValueError(
-                f"policy.sampler={self.sampler}: the likelihood of a chain is that of Euler's "
-                "transitions; set policy.sampler=euler"
+                f"policy.sampler={self.sampler}: a chain has Euler transitions, whose likelihood "
+                "is known; use euler (policy.sampler=euler)"
             )
         if not callable(std_fn) and std_fn <= 0:
             raise ValueError(f"std floor {std_fn}: a transition without noise has no density")
@@ -448,6 +462,23 @@ class FlowPolicy(nn.Module):
     def clone(self, frozen: bool = True) -> "FlowPolicy":
         """A copy to act as target, anchor or average; a frozen one takes no gradient."""
         return clone(self, frozen)
+
+
+def _refuse_capped(kind: str, clip_x: bool, clip_a: bool) -> None:
+    """Raises ValueError for settings under which a tanh would cap actions inside their box."""
+    if kind == "gaussian":
+        raise ValueError(
+            "policy.squash=tanh with policy.action_norm.kind=gaussian: no action could lie further "
+            "than one standard deviation from the data's mean; set policy.action_norm.kind=none "
+            "(or minmax, to stay in the data's range), or policy.squash=clip"
+        )
+    if clip_x or clip_a:
+        key = "clip_x" if clip_x else "clip_a"
+        raise ValueError(
+            f"policy.squash=tanh with policy.{key}=true: points before the tanh have no range, and "
+            f"clipped to [-1, 1] they cap actions at tanh(1) = 0.76; set policy.{key}=false, or "
+            "policy.squash=clip"
+        )
 
 
 def chunk_mean(error: Tensor, inside: Tensor | None) -> Tensor:

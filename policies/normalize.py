@@ -81,6 +81,11 @@ class Normalizer(nn.Module):
         self._check_ready()
         return x * self.scale + self.shift
 
+    def walls(self) -> tuple[Tensor, Tensor]:
+        """Where -1 and 1, the ends of an action's box, lie in normalised units, [dim] each."""
+        one = torch.ones_like(self.shift)
+        return self(-one), self(one)
+
     def _check(self, x: Tensor) -> None:
         if x.shape[-1] != self.dim:
             raise ValueError(

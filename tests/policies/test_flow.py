@@ -325,6 +325,39 @@ def test_clipping_points_holds_every_mean_in_the_box(policy_of):
     assert chain.x[:, 1:].abs().max() <= 1 + 1e-6 < chain.x[:, 0].abs().max()
 
 
+def fitted(kind, dim=1):
+    """Statistics of actions with mean 0 and deviation 0.3, or of the range -0.3 to 0.3."""
+    norm = Normalizer(dim, kind=kind).to(F64)
+    norm.fit(torch.tensor([[-0.3], [0.3]], dtype=F64).expand(2, dim))
+    return norm
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("none", 1.0), ("minmax", 0.3), ("gaussian", 1.0)])
+@pytest.mark.parametrize(
+    "settings",
+    [{"clip_a": True, "path": "cosine", "prediction": "eps"}, {"clip_x": True}],
+    ids=["clip_a", "clip_x"],
+)
+def test_clips_end_where_actions_lie_in_any_units(gaussian_policy, settings, kind, limit):
+    """Of 0.9 and of 1.2 in environment units; a gaussian's +- 1 is one deviation, no end."""
+    for wanted in (0.9, 1.2):
+        point = wanted if kind == "none" else wanted / 0.3
+        policy = gaussian_policy(mu=point, spread=1e-3, action_norm=fitted(kind), **settings)
+        action = policy.act(torch.zeros(1, 1, dtype=F64), one(0.0), steps=20, clip=False)
+        assert action.item() == pytest.approx(min(wanted, limit), abs=0.02)
+
+
+@pytest.mark.parametrize("change", [{"clip_x": True}, {"clip_a": True}, "gaussian"], ids=str)
+def test_a_tanh_that_would_cap_actions_inside_their_box_is_refused(policy_of, change):
+    if change == "gaussian":
+        change = {"action_norm": fitted("gaussian", 2)}
+    with pytest.raises(ValueError, match="policy.squash=tanh with .*set policy"):
+        policy_of(random_mlp(), squash="tanh", **change)
+    kept = policy_of(random_mlp(), squash="tanh", action_norm=fitted("minmax", 2))
+    action = torch.full((1, 3, 2), 0.25, dtype=F64)
+    torch.testing.assert_close(kept.to_action(kept.to_latent(action)), action)
+
+
 def test_tanh_squashing_round_trips_and_keeps_actions_inside(policy_of):
     policy = policy_of(random_mlp(), squash="tanh")
     action = torch.tensor([[[-1.0, -0.5], [0.0, 0.7], [0.99, 1.0]]])
