@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from . import annotations, checks, schema
 from .errors import RheoError
 from .inherit import inherit, inside
+from .mixing import keep_own
 from .overrides import RESOLVER, flags, is_group, known_option, parse, put
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
         chosen += recorded_in(overrides)
     base = compose_groups(chosen, roots[1:], errors)
     base["config_dir"] = [str(root) for root in roots[1:]]
+    for word in [word for word in chosen if word.startswith("source=")][-1:]:
+        others = [other for other in chosen if not other.startswith("source=")]
+        own = compose_groups(others, roots[1:], errors)["source"]
+        errors += keep_own(base["source"], own, word)
     inherit(base, overrides, roots)
     values = [one for one in overrides if one not in groups]
     values += [one for one in empty if one.key_or_group in base and not has_none(one.key_or_group)]

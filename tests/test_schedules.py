@@ -1,4 +1,4 @@
-"""Learning rates reach their floor where a run ends, whatever a step is and however it is driven."""
+"""Learning rates reach their floor where a run ends, however it is driven."""
 
 import numpy as np
 import pytest
@@ -85,9 +85,8 @@ def test_chunks_leave_the_rate_at_its_floor_for_a_decision_at_most(tmp_path):
     assert seen[-1] == pytest.approx(LR * FLOOR) and seen[-12] > 1.01 * LR * FLOOR
 
 
-def saved_rate(name, step=None):
-    run = Run.open(name)
-    tree = run.load() if step is None else run.load(step)
+def saved_rate(name):
+    tree = Run.open(name).load()
     assert tree is not None
     return tree["algo"]["policy_opt"]["param_groups"][0]["lr"]
 

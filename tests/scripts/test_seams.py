@@ -1,0 +1,226 @@
+"""What does not go together is refused with its reason, and what does keeps its settings."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rheo.scripts import schema
+from rheo.scripts.assemble import assemble
+from rheo.scripts.cli import main
+from rheo.scripts.config import compose
+from rheo.scripts.errors import RheoError
+
+ONLINE = ["env=inverted_pendulum", "env.num_envs=2", "episodes=1", "steps=40"]
+NET = ["policy.net.width=8", "policy.net.depth=1"]
+VALUE = ["algo.value.width=8", "algo.value.depth=1"]
+ROLLOUTS = [*ONLINE, *NET, *VALUE, "source.decisions=4", "algo.learn.epochs=1"]
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """The word of a small recording of the pendulum's sizes; the test works beside it."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    np.savez(
+        "data.npz",
+        observations=rng.normal(size=(40, 4)),
+        actions=rng.uniform(-1, 1, (40, 1)),
+        rewards=rng.normal(size=40),
+        episode_ends=[20, 40],
+    )
+    return "data=data.npz"
+
+
+def refused(capsys, *words):
+    """The message of a command that is refused and leaves nothing behind."""
+    capsys.readouterr()
+    assert main(["train", *words, "name=r"]) == 2
+    assert not Path("runs/r").exists()
+    return capsys.readouterr().err
+
+
+# ---- what an algorithm refuses to act on --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["algo=reinflow", "policy.sampler=heun"], "policy.sampler=euler"),
+        (["algo=dppo", "algo.tuned_steps=1", "policy.steps=2", "policy.sampler=heun",
+          "policy.clip_a=false"], "policy.sampler=euler"),
+        (["algo=reinflow", "algo.censored=true", "policy.squash=tanh"], "policy.squash=clip"),
+    ],
+    ids=["reinflow", "dppo", "censored"],
+)  # fmt: skip
+def test_what_acting_refuses_is_a_message(data, capsys, words, message):
+    assert message in refused(capsys, *words, *ROLLOUTS)
+
+
+LAB = """
+from rheo.algos.bc import BC
+
+
+class Shy(BC):
+    def __init__(self, policy, critic, generator, run_updates: int, *, lr: float):
+        super().__init__(
+            policy, critic, generator, run_updates,
+            lr=lr, weight_decay=0.0, lr_warmup=0.0, lr_floor=1.0, ema_rate=1.0,
+            learn_padding=True, max_norm=1.0,
+        )
+
+    def act(self, obs):
+        return self.policy.act(obs, self.policy.noise(len(obs), self.generator))
+
+    def deploy(self, obs, generator):
+        raise ValueError("algo.shy=true: it does not act; set algo.shy=false")
+"""
+LAB_FILE = """# @package _global_
+defaults:
+  - override /policy: flow
+  - override /critic: none
+  - override /source: dataset
+  - override /env: none
+policy:
+  obs_norm: {kind: gaussian}
+algo:
+  _target_: seams_lab.Shy
+  lr: 1.0e-3
+"""
+
+
+def test_what_the_deployed_policy_refuses_is_one_too(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(schema, "allowed", [])
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    (tmp_path / "lab" / "algo").mkdir(parents=True)
+    (tmp_path / "lab" / "seams_lab.py").write_text(LAB)
+    (tmp_path / "lab" / "algo" / "shy.yaml").write_text(LAB_FILE)
+    error = refused(capsys, "--config-dir", "lab", "algo=shy", data, *NET)
+    assert "set algo.shy=false" in error
+
+
+# ---- policies that act by jumps -----------------------------------------------------------------
+
+MATCHING = ["awm", "awm_gae", "awm_q", "awm_q_tune", "bc", "dql", "expo", "fpo", "fpo_pp", "fql",
+            "iql", "rfm", "rfm_offline"]  # fmt: skip
+FREE = ["dsrl_na", "expo", "meanflow", "reinflow", "resip", "shortcut"]
+READS = ["awm", "bc", "dql", "fql", "iql", "meanflow", "rfm_offline", "shortcut"]
+
+
+def few_step(algo, data, *more):
+    """The configuration of an algorithm on a few-step policy."""
+    places = [data] if algo in READS else ONLINE
+    return compose([f"algo={algo}", "policy=fewstep", *places, *NET, *more])
+
+
+@pytest.mark.parametrize("algo", MATCHING)
+def test_a_policy_that_acts_by_jumps_is_refused_where_they_are_never_trained(data, algo):
+    with pytest.raises(RheoError, match="jumps.*algo=reinflow.*algo.base_lr=0.*policy=flow"):
+        assemble(few_step(algo, data))
+
+
+@pytest.mark.parametrize("algo", FREE)
+def test_it_is_free_where_they_are_scored_or_trained_or_the_base_rests(data, algo):
+    rests = ["algo.base_lr=0"] if algo == "expo" else []
+    assert assemble(few_step(algo, data, *rests)).algo.policy.jumps
+
+
+def test_all_that_average_velocities_need_is_said_at_once(data):
+    with pytest.raises(RheoError, match="policy.eta=1.0.*clip_a=true: .* policy.eta=0.0 .*=false"):
+        assemble(few_step("dppo", data))
+
+
+# ---- units of actions ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["algo=dql", "policy.action_norm.kind=gaussian"],
+        ["algo=bc", "policy.action_norm.kind=gaussian"],
+        ["algo=bc", "policy.clip_x=true"],
+        ["algo=dql", "policy.clip_a=true"],
+        ["algo=rfm_offline", "algo.reverse.support=tanh", "policy.action_norm.kind=minmax"],
+    ],
+    ids=" ".join,
+)
+def test_a_tanh_that_would_cap_actions_inside_their_box_is_refused(data, capsys, words):
+    error = refused(capsys, *words, "policy.squash=tanh", data, *NET)
+    assert words[-1] in error and "policy.squash=clip" in error
+
+
+# ---- recorded rows beside an algorithm's own replay ---------------------------------------------
+
+
+@pytest.mark.parametrize("algo", ["expo", "dsrl_na", "awm_q_tune", "awm_q", "sac"])
+def test_a_mixed_source_keeps_the_replay_of_the_algorithms_own_file(data, algo):
+    words = [f"algo={algo}", "env=inverted_pendulum"]
+    own, mixed = compose(words)["source"], compose([*words, data, "source=mixed"])["source"]
+    assert mixed["replay"] == own
+    assert mixed["batch_size"] == own["batch_size"] and mixed["dataset"]["n_step"] == own["n_step"]
+    if algo in ("expo", "dsrl_na", "awm_q_tune"):
+        kept = [mixed["replay"][key] for key in ("warmup_policy", "warmup", "n_step", "batch_size")]
+        assert kept == [True, 4000, 5, 64]
+
+
+def test_words_of_the_user_win_over_the_algorithms_own_replay(data):
+    words = ["source.replay.warmup=7", "source.batch_size=32", "source.replay.n_step=2"]
+    mixed = compose(["algo=expo", "env=inverted_pendulum", data, "source=mixed", *words])["source"]
+    assert mixed["replay"]["warmup"] == 7 and mixed["replay"]["warmup_policy"]
+    assert (mixed["batch_size"], mixed["dataset"]["n_step"]) == (32, 2)
+
+
+def test_recorded_settings_of_an_algorithm_and_plain_values_stay_in_a_mixed_source(data):
+    mixed = compose(["algo=iql", "env=inverted_pendulum", data, "source=mixed"])["source"]
+    plain = compose(["algo=iql", "env=inverted_pendulum", "source=replay"])["source"]
+    assert mixed["replay"] == plain and mixed["dataset"]["holdout"] == 0.0
+    assert not mixed["replay"]["warmup_policy"]
+
+
+MINE = """# @package _global_
+defaults:
+  - expo
+  - _self_
+source:
+  warmup: 30
+  update_ratio: 2.0
+"""
+
+
+def test_values_of_a_users_own_algorithm_file_reach_the_replay(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(schema, "allowed", [])
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    (tmp_path / "lab" / "algo").mkdir(parents=True)
+    (tmp_path / "lab" / "algo" / "mine.yaml").write_text(MINE)
+    words = ["--config-dir", "lab", "algo=mine", "env=inverted_pendulum", data, "source=mixed"]
+    replay = compose(words)["source"]["replay"]
+    assert (replay["warmup"], replay["update_ratio"], replay["warmup_policy"]) == (30, 2.0, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["algo=dsrl_sac", "source=mixed"], "source=mixed: .*codes.*algo=dsrl_na"),
+        (["algo=dsrl_sac", "source=transitions"], "source=transitions: .*codes.*algo=dsrl_na"),
+        (["algo=shortcut", "source=mixed"], "source=mixed: .*a source of its own.*leave source="),
+    ],
+    ids=" ".join,
+)
+def test_a_source_that_an_algorithm_cannot_use_is_refused_with_the_reason(data, words, message):
+    with pytest.raises(RheoError, match=f"^{message}"):
+        compose([*words, "env=inverted_pendulum", data])
+
+
+def test_a_steered_base_acts_itself_while_a_mixed_replay_warms_up(data):
+    words = ["algo=dsrl_na", *ONLINE, *NET, data, "source=mixed", "source.replay.warmup=8"]
+    small = [f"{part}.width=8" for part in ("critic", "algo.actor", "algo.noise_critic")]
+    algo, source, _, _ = assemble(compose([*words, *small, "algo.noise_map.bound=3.0"]))
+    given = []
+
+    def act(obs):
+        given.append(algo.act(obs))
+        return given[-1]
+
+    source.next(act)
+    assert len(given) >= 4  # of two environments; none of these frames was a uniform action
