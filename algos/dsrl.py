@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch, Coded
+from ..policies import draw
 from ..policies.coded import NoiseMap
 from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
@@ -191,7 +192,7 @@ class DSRL:
     def full_noise(self, rows: int, generator: torch.Generator) -> Tensor:
         """Noise of the base itself, [rows, T, Da]."""
         shape = (rows, len(self.noise_map.matrix), self.actor.action_dim)
-        return torch.randn(shape, generator=generator, device=generator.device)
+        return draw.normal(shape, generator, device=generator.device)
 
     @torch.no_grad()
     def probe(self, obs: Tensor) -> None:

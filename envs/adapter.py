@@ -2,8 +2,11 @@
 
 import logging
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,10 +14,14 @@ from torch import Tensor
 
 from . import families, snapshot
 from .batch import Step
-from .guard import reset_warnings
+from .guard import number, ours, reset_warnings, shown, told, truth
 from .vector import EnvError, VectorEnv
 
 log = logging.getLogger("rheo")
+RETURNS = {  # what gymnasium's calls return
+    "reset": "the pair (obs, info)",
+    "step": "the five (obs, reward, terminated, truncated, info)",
+}
 
 
 class GymnasiumVector(VectorEnv):
@@ -44,6 +51,9 @@ class GymnasiumVector(VectorEnv):
         self._obs = np.zeros((num_envs, self.obs_dim))
         self._mujoco = [snapshot.simulator(env) for env in self._envs]
         self._success_key: str | None = None  # found in the first info that has one
+        self._seeds = np.full(num_envs, -1, np.int64)  # the last one given to each
+        self._episodes = np.zeros(num_envs, np.int64)  # of each since then
+        self._broken = False  # whether one of them failed: its state says nothing any more
         self.exact = all(snapshot.whole(env) for env in self._envs)
 
     def reset(self, seed: int | None = None) -> Tensor:
@@ -58,20 +68,68 @@ class GymnasiumVector(VectorEnv):
         return torch.from_numpy(value.astype(self._numpy_dtype))
 
     def _restart(self, i: int, seed: int | None = None) -> None:
-        obs, _ = self._envs[i].reset(seed=seed)
-        self._obs[i] = self._checked(obs)
+        """A new episode of one environment. Raises EnvError for whatever is wrong with it."""
+        if seed is not None:
+            self._seeds[i], self._episodes[i] = seed, 0
         self._elapsed[i] = 0
-        if not np.isfinite(self._obs[i]).all():
-            raise EnvError(f"{self.id}: environment {i} starts with a non-finite observation {obs}")
+        self._episodes[i] += 1
+        try:
+            result = self._envs[i].reset(seed=seed)
+        except Exception as error:
+            raise self._raised(i, "reset", error) from error
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise self._wrong(i, "reset returned", shown(result), RETURNS["reset"])
+        obs = self._checked(i, result[0])
+        if not np.isfinite(obs).all():
+            got = f"a non-finite observation {obs}"
+            raise self._wrong(i, "reset starts with", got, "finite numbers")
+        self._obs[i] = obs
 
-    def _checked(self, obs: Any) -> NDArray:
-        obs = np.asarray(obs)
-        if obs.shape != (self.obs_dim,):
-            raise EnvError(
-                f"{self.id} returned an observation of shape {obs.shape}, but its "
-                f"observation_space says {(self.obs_dim,)}: correct the environment"
-            )
-        return obs
+    def _checked(self, i: int, obs: Any) -> NDArray:
+        try:
+            found = np.asarray(obs)
+        except Exception as error:
+            raise self._wrong(i, "the observation is", shown(obs), f"an array ({error})") from error
+        if found.shape != (self.obs_dim,):
+            got = f"shape {found.shape}, but its observation_space says {(self.obs_dim,)}"
+            if found.dtype.kind == "O":
+                got = f"{shown(obs)}, but its observation_space says shape {(self.obs_dim,)}"
+            raise self._wrong(i, "the observation has", got, None)
+        if found.dtype.kind not in "fiub":
+            got = f"{found.dtype} ({shown(obs)})"
+            raise self._wrong(i, "the observation's type is", got, "real numbers")
+        return found
+
+    # ---- what is wrong with an environment: its name, index, seed and step, got and expected ----
+
+    def _place(self, i: int) -> str:
+        """'Id-v0, environment 1 (seed 7, episode 3), step 12'."""
+        self._broken = True
+        known = self._seeds[i]
+        seeded = f"seed {known}, " if known >= 0 else "no seed, "
+        when = f"step {self._elapsed[i]}" if self._elapsed[i] else "reset"
+        return f"{self.id}, environment {i} ({seeded}episode {self._episodes[i]}), {when}"
+
+    def _wrong(self, i: int, field: str, got: str, expected: str | None) -> EnvError:
+        """An answer that no environment may give."""
+        wanted = f", expected {expected}" if expected else ""
+        return EnvError(f"{self._place(i)}: {field} {got}{wanted}: correct the environment")
+
+    def _raised(self, i: int, call: str, error: Exception) -> EnvError:
+        """The message for an error inside the environment; raises it as it is if it is ours."""
+        if isinstance(error, EnvError):
+            return EnvError(f"{self._place(i)}: {error}: correct the environment")
+        if ours(error):
+            raise error
+        text = str(error)
+        if call == "reset" and isinstance(error, TypeError) and "'seed'" in text:
+            got = f"no seed ({told(error)})"
+            return self._wrong(i, "reset takes", got, "reset(self, *, seed=None, options=None)")
+        if isinstance(error, ValueError) and "values to unpack (expected " in text:
+            found = re.search(r"got (\d+)", text)
+            count = f"{found[1]} values" if found else "too many values"
+            return self._wrong(i, f"{call} returned", count, RETURNS[call])
+        return EnvError(f"{self._place(i)}: {call} raised {told(error)}")
 
     def step(self, action: Tensor, active: Tensor | None = None) -> Step:
         n = self.num_envs
@@ -105,35 +163,77 @@ class GymnasiumVector(VectorEnv):
         terminated: NDArray, truncated: NDArray, valid: NDArray, solved: NDArray,
     ) -> None:  # fmt: skip
         """One environment's step into row i; a broken one is cut and keeps its last observation."""
-        obs, value, ends, cut, info = self._envs[i].step(control)
-        obs = self._checked(obs)
         self._elapsed[i] += 1
+        try:
+            result = self._envs[i].step(control)
+        except Exception as error:
+            raise self._raised(i, "step", error) from error
+        if not isinstance(result, (tuple, list)) or len(result) != 5:
+            raise self._wrong(i, "step returned", shown(result), RETURNS["step"])
+        obs, value, ends, cut, info = result
+        obs = self._checked(i, obs)
+        if type(value) is not float:
+            value = self._asked(i, "reward", value, number(value), "one real number")
         simulator = self._mujoco[i]
         if simulator is not None and simulator.warning.number[reset_warnings()].any():
             self.counters["physics_resets"] += 1
         elif not (np.isfinite(obs).all() and math.isfinite(value)):
             self.counters["bad_obs"] += 1
         else:
-            final[i], reward[i], terminated[i], truncated[i] = obs, value, ends, cut
+            final[i], reward[i] = obs, value
+            terminated[i] = ends if type(ends) is bool else self._flag(i, "terminated", ends)
+            truncated[i] = cut if type(cut) is bool else self._flag(i, "truncated", cut)
             valid[i] = True
-            if self._success_key is None:
-                self._success_key = families.success_key(info)
-            if self._success_key is not None:
-                solved[i] = bool(info.get(self._success_key, False))
+            solved[i] = self._solved(i, info)
             return
         truncated[i] = True
 
+    def _asked(self, i: int, field: str, value: Any, read: Any, expected: str) -> Any:
+        """What was read of a value; EnvError when nothing could be."""
+        if read is None:
+            raise self._wrong(i, f"the {field} is", shown(value), expected)
+        return read
+
+    def _flag(self, i: int, field: str, value: Any) -> bool:
+        """An end of an episode: a bool, or one number or array of size one that stands for it."""
+        one = number(value)
+        return self._asked(i, field, value, None if one is None else truth(value), "True or False")
+
+    def _solved(self, i: int, info: Any) -> bool:
+        """Success as a step's info tells it: of an array any entry; nothing said is no success."""
+        if type(info) is not dict and not isinstance(info, Mapping):
+            raise self._wrong(i, "info is", shown(info), "a dictionary")
+        if self._success_key is None:
+            self._success_key = families.success_key(info)
+            if self._success_key is None:
+                return False
+        value = info.get(self._success_key, False)
+        if type(value) is bool or value is None:
+            return bool(value)
+        field = f"info[{self._success_key!r}]"
+        return self._asked(i, field, value, truth(value), "a flag, or an array of flags")
+
     def state_dict(self) -> dict[str, Any]:
         """Exact for the tasks of `snapshot.TASKS`; others say `exact: False` (load_state_dict)."""
+        exact = self.exact and not self._broken
         return {
             **self._common_state(),
-            "exact": self.exact,
+            "exact": exact,
             "obs": self._obs.copy(),
-            "rng": [[bits.state for bits in snapshot.generators(env)] for env in self._envs],
-            "physics": [snapshot.take(env) for env in self._envs] if self.exact else [],
+            "rng": [self._generators(env) for env in self._envs],
+            "physics": [snapshot.take(env) for env in self._envs] if exact else [],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def _generators(self, env: gymnasium.Env) -> list[Any]:
+        """States of an environment's generators; none of one that failed and cannot be asked."""
+        try:
+            return [bits.state for bits in snapshot.generators(env)]
+        except Exception:
+            if not self._broken:
+                raise
+            return []
+
+    def load_state_dict(self, state: dict[str, Any]) -> Tensor | None:
         """Continue; where the simulator's state cannot be read, new episodes are started instead.
 
         Those follow the saved generators, so they are the same after every load of one state, but
@@ -141,24 +241,32 @@ class GymnasiumVector(VectorEnv):
         """
         self._load_common(state)
         self._next_seed = None  # the saved generators go on
-        for env, saved in zip(self._envs, state["rng"], strict=True):
-            env.reset()
-            for bits, state_of in zip(snapshot.generators(env), saved, strict=True):
-                bits.state = state_of
+        self._seeds[:] = -1
+        for i, (env, saved) in enumerate(zip(self._envs, state["rng"], strict=True)):
+            elapsed = self._elapsed[i]
+            self._restart(i)
+            self._elapsed[i] = elapsed
+            if saved:
+                for bits, state_of in zip(snapshot.generators(env), saved, strict=True):
+                    bits.state = state_of
         if self.exact and state["exact"]:
             for env, saved, elapsed in zip(
                 self._envs, state["physics"], self._elapsed, strict=True
             ):
                 snapshot.put_back(env, saved, int(elapsed))
             self._obs[:] = state["obs"]
-            return
+            return None
         log.warning(
             "%s: this environment's state cannot be saved, so its %d running episodes were "
             "replaced by new ones", self.id, self.num_envs,
         )  # fmt: skip
         for i in range(self.num_envs):
             self._restart(i)
+        return self._tensor(self._obs)
 
     def close(self) -> None:
         for env in self._envs:
-            env.close()
+            try:
+                env.close()
+            except Exception as error:  # noqa: BLE001 - what was measured is not lost for it
+                log.warning("%s: closing it raised %s", self.id, told(error))

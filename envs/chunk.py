@@ -61,7 +61,16 @@ class ChunkEnv:
 
     def reset(self, seed: int | None = None) -> Tensor:
         """Start N episodes -> obs [N, To*Do]."""
-        obs = self.env.reset(seed)
+        return self._begun(self.env.reset(seed))
+
+    def own_noise(self, seed: int) -> None:
+        """Whoever acts inside the environments gives each episode noise of its own from now on.
+
+        Nobody does here.
+        """
+
+    def _begun(self, obs: Tensor) -> Tensor:
+        """The histories of N new episodes from their first observations [N, Do]."""
         self._return[:] = 0
         self._length[:] = 0
         self._solved[:] = False
@@ -195,13 +204,19 @@ class ChunkEnv:
             "solved": self._solved.copy(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken, with the observation the caller held then."""
-        self.env.load_state_dict(state["env"])
+    def load_state_dict(self, state: dict[str, Any]) -> Tensor | None:
+        """Continue where `state_dict` was taken, with the observation the caller held then.
+
+        Where new episodes were begun instead, where to act in them is returned, [N, To*Do].
+        """
+        obs = self.env.load_state_dict(state["env"])
+        if obs is not None:
+            return self._begun(obs)
         self._history = np.array(state["history"], self._powers.dtype)
         self._return[:] = np.asarray(state["return"])
         self._length[:] = np.asarray(state["length"])
         self._solved[:] = np.asarray(state["solved"])
+        return None
 
     def close(self) -> None:
         """Close the environments."""

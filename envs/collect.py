@@ -10,6 +10,7 @@ from torch import Tensor
 from .batch import Step
 from .chunk import ChunkEnv
 from .record import Recording
+from .rollout import Patience
 from .vector import VectorEnv
 
 
@@ -25,10 +26,13 @@ class Recorder:
     It stands where the environment stood, also inside a ChunkEnv, so chunks and histories are
     recorded as the single steps that were executed. Actions are clipped to [-1, 1], and the clipped
     ones are both executed and recorded.
+
+    owed: episodes that are wanted of each environment [N]; one that has had them stands still, so
+    that no more is kept than is asked for. None: all go on.
     """
 
-    def __init__(self, env: VectorEnv) -> None:
-        self.env = env
+    def __init__(self, env: VectorEnv, owed: NDArray | None = None) -> None:
+        self.env, self.owed = env, owed
         self.obs = torch.zeros(0)
         self.columns: list[list[NDArray]] = [[] for _ in range(6)]
         self.steps = np.zeros(env.num_envs, np.int64)  # recorded so far, of each environment
@@ -45,15 +49,20 @@ class Recorder:
     def step(self, action: Tensor, active: Tensor | None = None) -> Step:
         """One step; rows that are not active are not recorded."""
         action = action.clamp(-1.0, 1.0)
-        out = self.env.step(action, active)
         stepped = np.ones(len(action), bool) if active is None else active.numpy().copy()
+        if self.owed is not None:
+            stepped &= self.finished < self.owed
+        whole = stepped.all()
+        out = self.env.step(action, None if whole else torch.from_numpy(stepped))
         ended = (out.terminated | out.truncated).numpy()
         good = out.valid.numpy() & stepped
         row = (self.obs, action, out.reward, out.final_obs)
         values = [value.detach().cpu().numpy().astype(np.float32) for value in row]
         flags = good * 1 + (out.terminated.numpy() & good) * 2 + (ended & stepped) * 4
-        for column, value in zip(self.columns, [*values, flags, stepped], strict=True):
-            column.append(value)
+        kept = np.flatnonzero(stepped)
+        for column, value in zip(self.columns[:-1], [*values, flags], strict=True):
+            column.append(value[kept])
+        self.columns[-1].append(kept)
         self.steps += good
         self.finished += ended & stepped
         self.obs = out.obs
@@ -65,16 +74,15 @@ class Recorder:
         steps: total number kept; running episodes are cut there, with the observation that follows.
         episodes: number kept of each environment [N]; later steps are left out.
         """
-        obs, action, reward, after, flags, stepped = (np.stack(column) for column in self.columns)
+        *columns, place = (np.concatenate(column) for column in self.columns)
         parts, left = [], steps
         for i in range(self.env.num_envs):
             share = None
             if left is not None:
                 share = -(-left // (self.env.num_envs - i))
                 left -= share
-            mine = stepped[:, i]
-            columns = [x[mine, i] for x in (obs, action, reward, after, flags)]
-            parts.append(_episodes(columns, share, None if episodes is None else int(episodes[i])))
+            mine = [column[place == i] for column in columns]
+            parts.append(_episodes(mine, share, None if episodes is None else int(episodes[i])))
         return _joined(parts, about)
 
 
@@ -120,7 +128,8 @@ def collect(
 
     Steps are shared out evenly among the environments and episodes are the first ones of each, so
     short episodes are not favoured; with `steps` the last episode of each environment may be cut.
-    Raises ValueError unless one of the two is given.
+    Raises ValueError unless one of the two is given, and EnvError for an episode that is waited for
+    and does not end (`rollout.Patience`).
     """
     if (steps is None) == (episodes is None):
         raise ValueError("give either steps or episodes")
@@ -129,7 +138,7 @@ def collect(
     if episodes is not None:
         owed = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
     inner = env.env
-    recorder = Recorder(inner)
+    recorder, patience = Recorder(inner, owed), Patience(env)
     env.env = recorder  # type: ignore[assignment]  # it answers like the environment it holds
     try:
         obs = env.reset(seed)
@@ -138,7 +147,10 @@ def collect(
                 break
             if owed is not None and (recorder.finished >= owed).all():
                 break
-            obs = env.step(act(obs)).obs
+            step = env.step(act(obs))
+            obs = step.obs
+            if owed is not None:
+                patience.wait(step.episode_length, recorder.finished < owed)
     finally:
         env.env = inner
     return recorder.recording(steps, owed, env_id=inner.id)

@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from typing import Any
 
 import gymnasium
@@ -20,7 +21,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from .vector import EnvError, gymnasium_make, nearest
+from .guard import told
+from .vector import EnvError, gymnasium_make, nearest, unmade
 
 log = logging.getLogger("rheo")
 
@@ -43,6 +45,9 @@ ELSEWHERE = {
     "puzzle-": ("ogbench", "ogbench"),
     "scene-": ("ogbench", "ogbench"),
 }
+# What the gymnasium-robotics that `constraints.txt` names does not run on its MuJoCo 4.0, and does
+# on the 3.8 of `constraints-manipulation.txt`.
+OLDER = ("Fetch", "FrankaKitchen", "HandManipulate", "HandReach")
 # Where an environment says in a step's info that its task is solved at that moment.
 SUCCESS_KEYS = ("success", "is_success", "goal_achieved")
 GOAL_KEYS = ("achieved_goal", "observation", "desired_goal")
@@ -65,10 +70,10 @@ def register(env_id: str) -> None:
         raise EnvError(f"{env_id} needs a package that is missing: pip install {package}")
     try:
         gymnasium.register_envs(importlib.import_module(module))
-    except ImportError as error:
+    except Exception as error:
         raise EnvError(
             f"{env_id} needs the package {package}, which is installed but cannot be imported "
-            f"({error}): pip install --force-reinstall {package}"
+            f"({told(error)}): pip install --force-reinstall --no-deps {package}"
         ) from error
     if env_id not in gymnasium.registry and module != "ogbench":
         raise EnvError(f"unknown environment {env_id!r}{nearest(env_id, gymnasium.registry)}")
@@ -82,13 +87,30 @@ def success_key(info: Mapping[str, Any]) -> str | None:
 def make(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
     """A registered environment with a 1-D Box observation. Raises EnvError."""
     if home(env_id)[0] != "ogbench":
-        return flat_box(gymnasium_make(env_id, options), env_id)
+        env = gymnasium_make(env_id, options, functools.partial(installed, env_id))
+        return flat_box(env, env_id)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a missing display, and the precision of its bounds
         registered = env_id in gymnasium.registry
         env = gymnasium_make(env_id, options) if registered else _ogbench(env_id, options)
         refuse_unseen_goal(env, env_id)
         return flat_box(Seeded(env), env_id)
+
+
+def installed(env_id: str) -> str:
+    """'; X 1.2 and mujoco 4.0 are installed, ...': the versions that an id depends on."""
+    package = home(env_id)[1]
+    if package == "gymnasium":
+        return ""
+    try:
+        have = " and ".join(f"{name} {metadata.version(name)}" for name in (package, "mujoco"))
+    except metadata.PackageNotFoundError:
+        return ""
+    remedy = (
+        "; it runs with the versions of constraints-manipulation.txt, which need a virtual "
+        "environment of their own"
+    )
+    return f"; {have} are installed" + (remedy if env_id.startswith(OLDER) else "")
 
 
 def _ogbench(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
@@ -102,8 +124,8 @@ def _ogbench(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
             f"unknown environment {env_id!r}: OGBench's names are TASK-DATA-singletask-v0, "
             f"for example antmaze-large-navigate-singletask-v0 ({error})"
         ) from error
-    except TypeError as error:
-        raise EnvError(f"{env_id} refuses its options {options}: {error}") from error
+    except Exception as error:  # the package is somebody else's code
+        raise EnvError(unmade(env_id, options, error) + installed(env_id)) from error
 
 
 def refuse_unseen_goal(env: gymnasium.Env, env_id: str) -> None:
@@ -121,6 +143,9 @@ def flat_box(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
 
     Goal environments become `GoalVector`; in others the entries follow in gymnasium's order.
     """
+    for name in ("observation_space", "action_space"):
+        if not hasattr(env, name):
+            raise EnvError(f"{env_id} has no {name}: set it in its constructor")
     space = env.observation_space
     if isinstance(space, spaces.Dict) and set(space.spaces) == set(GOAL_KEYS) and _flat(space):
         repeated = env_id.rpartition("/")[2].startswith(REPEATED)
@@ -168,6 +193,9 @@ class GoalVector(gymnasium.ObservationWrapper):
         self.observation_space = spaces.Box(low, high, dtype=np.float64)
 
     def observation(self, observation: Mapping[str, NDArray]) -> NDArray:
+        lacking = set(self.keys) - set(observation)
+        if lacking:
+            raise EnvError(f"its observation lacks {', '.join(sorted(lacking))}")
         return np.concatenate([observation[key] for key in self.keys])
 
 

@@ -1,9 +1,16 @@
-"""What keeps broken numbers out of the physics and out of the replay.
+"""What keeps broken numbers out of the physics and out of the replay, and what others' code raises.
 
 MuJoCo answers a non-finite control by ignoring it and a diverged state by resetting itself inside
 `mj_step`; both look like an ordinary step from outside. Actions are therefore checked before the
 step, and the warning counters that MuJoCo raises when it resets a state are compared after it.
+
+An environment is code of somebody else's: whatever it raises becomes one message, with the place it
+was raised at. What our own code raises is a fault of ours and stays a traceback.
 """
+
+import traceback
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,3 +53,51 @@ def refuse_non_finite(action: NDArray, rows: NDArray | None, env_id: str, elapse
     if broken.size:
         index = int(broken[0])
         raise NonFiniteAction(env_id, index, int(elapsed[index]) + 1, action[index])
+
+
+LONGEST = 300  # characters of somebody else's message
+
+
+def ours(error: BaseException) -> bool:
+    """Whether an error was raised in a line of this package."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    name = frames[-1].f_globals.get("__name__", "") if frames else ""
+    return name.partition(".")[0] == __name__.partition(".")[0]
+
+
+def told(error: BaseException) -> str:
+    """An error of somebody else's code in a line: its kind, its text and where it was raised."""
+    text = " ".join(str(error).split())[:LONGEST]
+    lines = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(lines[-1].filename).name}, line {lines[-1].lineno})" if lines else ""
+    return f"{type(error).__name__}{': ' + text if text else ''}{place}"
+
+
+def shown(value: Any) -> str:
+    """What somebody else's code returned, in a few words."""
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)} values"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        if getattr(value, "size", 0) == 1:
+            return f"{value!r}"
+        return f"an array of shape {tuple(value.shape)} and type {value.dtype}"
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:60] + '...'} ({type(value).__name__})"
+
+
+def number(value: Any) -> float | None:
+    """A float of anything that holds one real number, arrays of size one included; else None."""
+    try:
+        array = np.asarray(value)
+        return float(array.item()) if array.size == 1 and array.dtype.kind in "fiub" else None
+    except Exception:  # noqa: BLE001 - whatever a foreign type raises, it is no number
+        return None
+
+
+def truth(value: Any) -> bool | None:
+    """Whether any entry of a flag, of numbers or of an array of them is true; None: no flag."""
+    try:
+        array = np.asarray(value)
+        return bool(array.any()) if array.size and array.dtype.kind in "fiub" else None
+    except Exception:  # noqa: BLE001 - likewise
+        return None

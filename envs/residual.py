@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .chunk import ChunkEnv, ChunkStep
+from .noise import EpisodeNoise, filled
 
 
 class Plan(Protocol):
@@ -36,6 +37,11 @@ class Residual(ChunkEnv):
         self.obs_dim += env.action_dim + 1
         self.chunk = torch.zeros(self.num_envs, env.execute, env.action_dim)
         self.phase = np.zeros(self.num_envs, np.int64)
+        self.noise: EpisodeNoise | None = None
+
+    def own_noise(self, seed: int) -> None:
+        """The base's noise is each episode's own from now on, as evaluations want it."""
+        self.noise = EpisodeNoise(seed, self.num_envs, str(self.generator.device), stream=1)
 
     def reset(self, seed: int | None = None) -> Tensor:
         """Start N episodes -> obs [N, O + Da + 1]; a seed fixes the base's noise too."""
@@ -48,9 +54,13 @@ class Residual(ChunkEnv):
     def replan(self, obs: Tensor, rows: np.ndarray) -> None:
         """New plans for some rows."""
         if rows.any():
-            chosen = torch.from_numpy(np.flatnonzero(rows))
-            chunk = self.plan(obs[chosen], self.generator)
-            self.chunk[chosen] = chunk[:, : self.every].to(self.chunk)
+            chosen, generator = np.flatnonzero(rows), self.generator
+            asked = chosen
+            if self.noise is not None:
+                asked = self.noise.rows = filled(chosen)
+                generator = self.noise
+            chunk = self.plan(obs[torch.from_numpy(asked)], generator)
+            self.chunk[rows] = chunk[: len(chosen), : self.every].to(self.chunk)
             self.phase[rows] = 0
 
     def planned(self) -> Tensor:
@@ -72,6 +82,8 @@ class Residual(ChunkEnv):
         self.replan(step.next_obs, self.phase == self.every)
         following = self.with_plan(step.next_obs)
         done = (step.terminated | step.truncated).numpy()
+        if self.noise is not None:
+            self.noise.begin(done)
         self.replan(step.obs, done)
         return step._replace(obs=self.with_plan(step.obs), next_obs=following)
 
@@ -80,9 +92,13 @@ class Residual(ChunkEnv):
         plan = {"chunk": self.chunk.clone(), "phase": self.phase.copy()}
         return super().state_dict() | plan | {"generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        super().load_state_dict(state)
+    def load_state_dict(self, state: dict[str, Any]) -> Tensor | None:
+        """Continue where `state_dict` was taken; as `ChunkEnv.load_state_dict`."""
+        obs = super().load_state_dict(state)
+        self.generator.set_state(state["generator"])
+        if obs is not None:
+            self.replan(obs, np.ones(self.num_envs, bool))
+            return self.with_plan(obs)
         self.chunk = torch.as_tensor(state["chunk"]).clone()
         self.phase = np.array(state["phase"], np.int64)
-        self.generator.set_state(state["generator"])
+        return None

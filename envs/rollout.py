@@ -1,5 +1,6 @@
 """Evaluation: exactly N episodes, without favouring the short ones."""
 
+import logging
 import math
 from collections.abc import Callable
 from statistics import NormalDist
@@ -7,13 +8,17 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .chunk import ChunkEnv
-from .sources import placed
+from .noise import TILE, EpisodeNoise, filled
 from .vector import EnvError
 
+log = logging.getLogger("rheo")
 ENDLESS = 100_000  # frames after which an episode without a time limit is taken for endless
+SAID = 10_000  # frames of such an episode after which, again and again, the wait is said
+TILE_GPU = 64  # a GPU's products change with more than its tiles: more rows cost it nothing
 
 
 class Deploy(Protocol):
@@ -36,6 +41,36 @@ class Episode(NamedTuple):
     success_at_end: bool | None = None  # solved by the last step; likewise
 
 
+class Patience:
+    """Whether running episodes may still end, where the environment has no time limit."""
+
+    def __init__(self, env: ChunkEnv) -> None:
+        self.id, self.bounded, self.next = env.env.id, env.env.max_steps is not None, SAID
+
+    def wait(self, lengths: Tensor, awaited: NDArray) -> None:
+        """Looks at the frames [N] of the episodes that are `awaited` [N].
+
+        Says every SAID frames of one that it goes on. Raises EnvError behind ENDLESS frames.
+        """
+        if self.bounded:
+            return
+        frames = int(lengths.numpy().max(where=awaited, initial=0))
+        if frames < min(self.next, ENDLESS):
+            return
+        self.next += SAID
+        remedy = (
+            "register the environment with max_episode_steps, or set "
+            "env.options.max_episode_steps=1000"
+        )
+        if frames > ENDLESS:
+            raise EnvError(
+                f"{self.id}: an episode has not ended after {ENDLESS} frames and there is no "
+                f"time limit; {remedy}"
+            )
+        text = "%s: an episode has run for %d frames and there is no time limit; it is given up "
+        log.warning(text + "after %d (%s)", self.id, frames, ENDLESS, remedy)
+
+
 def evaluate(
     env: ChunkEnv,
     deploy: Deploy,
@@ -43,31 +78,42 @@ def evaluate(
     seed: int,
     device: str = "cpu",
     on_end: Callable[[Tensor], None] | None = None,
+    noise_seed: int | None = None,
 ) -> list[Episode]:
     """Runs exactly `episodes` episodes from the initial states that `seed` fixes.
 
     Environment i owes the same number of episodes as every other (up to one) and its first ones
     count, whichever finish first, so an episode's length does not change its chance to count.
-    The same seed, environments and policy give the same rows. on_end is told after every decision
-    whose episodes are over, [N]. Raises EnvError when an episode does
-    not end within ENDLESS frames although the environment has no time limit.
+    Every episode has noise of its own (`EpisodeNoise`), and rows are acted on in whole tiles, some
+    of them twice: what an episode comes to does not depend on how many run beside it, and those of
+    a smaller number are the first of a larger one's, all first episodes before all second ones.
+    The same seed, environments and policy give the same rows.
+
+    noise_seed: of the policy's noise, if it is another than the initial states'. on_end is told
+    after every decision which rows' episodes are over. Raises EnvError when an episode does not end
+    within ENDLESS frames although the environment has no time limit.
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes} must be at least 1")
     count = env.num_envs
     owed = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
     done_before = np.zeros(count, dtype=int)
-    generator = torch.Generator(device).manual_seed(seed)
-    where = torch.device(device)
+    noise_seed = seed if noise_seed is None else noise_seed
+    generator, where = EpisodeNoise(noise_seed, count, device), torch.device(device)
+    generator.rows = filled(np.arange(count), TILE if where.type == "cpu" else TILE_GPU)
+    acting, patience = torch.from_numpy(generator.rows), Patience(env)
+    env.own_noise(noise_seed)
     rows: list[Episode] = []
     obs = env.reset(seed)
     while len(rows) < episodes:
-        step = env.step(deploy(placed(obs, where), generator))
+        # index_select copies into torch's own memory, on whose alignment bits may depend
+        step = env.step(deploy(obs.index_select(0, acting).to(where), generator)[:count])
         obs = step.obs
         over = step.terminated | step.truncated
         if on_end is not None:
-            on_end(over)
+            on_end(over[acting])
         ended = over.numpy()
+        generator.begin(ended)
         for i in np.flatnonzero(ended & (done_before < owed)):
             rows.append(
                 Episode(
@@ -83,12 +129,8 @@ def evaluate(
                 )
             )
         done_before += ended
-        if env.env.max_steps is None and int(step.episode_length.max()) > ENDLESS:
-            raise EnvError(
-                f"{env.env.id}: an episode has not ended after {ENDLESS} frames and there is no "
-                "time limit; register the environment with max_episode_steps"
-            )
-    return sorted(rows)
+        patience.wait(step.episode_length, done_before < owed)
+    return sorted(rows, key=lambda row: (row.episode, row.env))
 
 
 def flag(value: Tensor | None, row: Any) -> bool | None:

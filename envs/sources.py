@@ -213,11 +213,13 @@ class Replay:
         """Restores what `state_dict` returned."""
         self.buffer.load_state_dict(state["buffer"])
         self.pending.load_state_dict(state["pending"], self.generator.device)
-        self.env.load_state_dict(state["env"])
+        begun = self.env.load_state_dict(state["env"])
         self.generator.set_state(state["generator"])
         self.frames, self.warm_frames = state["frames"], state["warm_frames"]
         self.batches = state["batches"]
-        self.obs = restored(state["obs"], self.generator.device)
+        self.obs = restored(state["obs"] if begun is None else begun, self.generator.device)
+        if begun is not None:  # the decisions that waited belong to episodes that are lost
+            self.pending.window.clear()
         self.finished.load_state_dict(state["finished"])
 
 
@@ -358,7 +360,8 @@ class Rollouts:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        self.env.load_state_dict(state["env"])
+        begun = self.env.load_state_dict(state["env"])
         self.generator.set_state(state["generator"])
-        self.frames, self.obs = state["frames"], restored(state["obs"], self.generator.device)
+        self.frames = state["frames"]
+        self.obs = restored(state["obs"] if begun is None else begun, self.generator.device)
         self.finished.load_state_dict(state["finished"])

@@ -10,7 +10,7 @@ import functools
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gymnasium
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .batch import Step
-from .guard import refuse_non_finite
+from .guard import ours, refuse_non_finite, told
 from .physics import mujoco
 
 log = logging.getLogger("rheo")
@@ -96,8 +96,12 @@ class VectorEnv(ABC):
         """Everything the next steps depend on, generators included."""
 
     @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+    def load_state_dict(self, state: dict[str, Any]) -> Tensor | None:
+        """Continue where `state_dict` was taken.
+
+        Where the running episodes could not be saved, new ones are begun and their first
+        observations [N, Do] are returned; else None.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -173,17 +177,47 @@ def _quiet() -> Iterator[None]:
             config.set()
 
 
-def gymnasium_make(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
-    """gymnasium.make without its step checker; EnvError for what the user can put right."""
+def gymnasium_make(
+    env_id: str, options: dict[str, Any], remedy: Callable[[], str] = str
+) -> gymnasium.Env:
+    """gymnasium.make without its step checker; EnvError for whatever making it raises.
+
+    remedy: what to add to the message about a package that does not work.
+    """
     try:
         with _quiet():
             return gymnasium.make(env_id, disable_env_checker=True, **options)
     except gymnasium.error.DependencyNotInstalled as error:
         raise EnvError(f"{env_id} needs a package that is not installed: {error}") from error
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        raise EnvError(f"{env_id} cannot be made: {error}") from error
+    except gymnasium.error.Error as error:
+        raise EnvError(f"{env_id} cannot be made: {error}{newer(env_id)}") from error
+    except ImportError as error:
+        raise EnvError(f"{env_id} cannot be made: {told(error)}{newer(env_id)}") from error
     except (TypeError, KeyError, OSError) as error:
-        raise EnvError(f"{env_id} refuses its options {options}: {error}") from error
+        if not options:
+            raise EnvError(unmade(env_id, options, error) + remedy()) from error
+        raise EnvError(f"{env_id} refuses its options {options}: {told(error)}") from error
+    except Exception as error:  # an environment is somebody else's code
+        if ours(error):
+            raise
+        raise EnvError(unmade(env_id, options, error) + remedy()) from error
+
+
+def unmade(env_id: str, options: dict[str, Any], error: Exception) -> str:
+    """The message about a constructor that raised."""
+    given = f" with the options {options}" if options else ""
+    return f"{env_id} cannot be made{given}: it raised {told(error)}"
+
+
+def newer(env_id: str) -> str:
+    """'; use Hopper-v5 or Hopper-v4' for the later versions of an id, the newest first."""
+    stem, _, version = env_id.rpartition("-v")
+    if not stem or not version.isdecimal():
+        return ""
+    family = [spec for spec in gymnasium.registry.values() if spec.id.rpartition("-v")[0] == stem]
+    later = {spec.version or 0: spec.id for spec in family}
+    names = [later[number] for number in sorted(later, reverse=True) if number > int(version)]
+    return f"; use {' or '.join(names[:2])}" if names else ""
 
 
 def bounded(space: spaces.Space, env_id: str) -> spaces.Box:

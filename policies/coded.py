@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from . import draw
 from .critics import QEnsemble
 from .gaussian import TanhGaussian
 from .normalize import Normalizer
@@ -51,7 +52,7 @@ class NoiseMap(nn.Module):
     ) -> Tensor:
         """Codes [*lead, R, Da] of the frozen policy's own noise; not held to the bound."""
         shape = (*lead, self.rows, action_dim)
-        noise = torch.randn(shape, generator=generator, device=generator.device)
+        noise = draw.normal(shape, generator, device=generator.device)
         return noise.to(self.matrix.dtype) / self.bound
 
 

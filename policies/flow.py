@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import paths
+from . import draw, paths
 from .nets import MLP, Net, clone, expand_lead
 from .normalize import Normalizer
 from .paths import Coefficients, Pred
@@ -106,7 +106,7 @@ class FlowPolicy(nn.Module):
         shape = (lead,) if isinstance(lead, int) else tuple(lead)
         where = next(self.net.parameters())
         size = (*shape, self.horizon, self.action_dim)
-        return torch.randn(size, generator=generator, device=where.device, dtype=where.dtype)
+        return draw.normal(size, generator, device=where.device, dtype=where.dtype)
 
     def start(self, lead: int | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         """Points at t = 0 for deployed actions: noise times `deploy_scale`, [*lead, T, Da]."""
@@ -338,7 +338,7 @@ class FlowPolicy(nn.Module):
         for k, place in enumerate(places):
             given = None if stds is None else stds.select(-3, k)
             mean, std = self._noisy(x, place, after[k], feat, given, std_fn)
-            kick = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            kick = draw.normal(x.shape, generator, device=x.device, dtype=x.dtype)
             x = mean + std * kick
             points.append(x)
             last = censored and k + 1 == len(places)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import draw
 from .flow import TANH_EDGE
 from .nets import Stack, expand_lead
 from .normalize import Normalizer
@@ -146,7 +147,7 @@ def normal_noise(
     shape = (lead,) if isinstance(lead, int) else tuple(lead)
     where = next(policy.parameters())
     size = (*shape, policy.horizon, policy.action_dim)
-    return torch.randn(size, generator=generator, device=where.device, dtype=where.dtype)
+    return draw.normal(size, generator, device=where.device, dtype=where.dtype)
 
 
 def log_density(noise: Tensor, log_std: Tensor) -> Tensor:

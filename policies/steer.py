@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import draw
 from .flow import FlowPolicy
 from .nets import expand_lead
 
@@ -108,7 +109,7 @@ def value_guided(
 
     def move(mean: Tensor, std: Tensor, worth: Callable[[Tensor], Tensor]) -> Tensor:
         shape = (*mean.shape[:-2], particles, *mean.shape[-2:])
-        kick = torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        kick = draw.normal(shape, generator, device=mean.device, dtype=mean.dtype)
         x = mean[..., None, :, :] + std[..., None, :, :] * kick
         choice = drawn(worth(x), temperature, generator)
         return x.gather(-3, choice[..., None, None, None].expand(*choice.shape, 1, *x.shape[-2:]))[
@@ -139,11 +140,11 @@ def doob_guided(
 
     def move(mean: Tensor, std: Tensor, worth: Callable[[Tensor], Tensor]) -> Tensor:
         shape = (*mean.shape[:-2], particles // 2, *mean.shape[-2:])
-        half = torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        half = draw.normal(shape, generator, device=mean.device, dtype=mean.dtype)
         kick = torch.cat([half, -half], -3)
         value = worth(mean[..., None, :, :] + std[..., None, :, :] * kick)
         weight = (value / temperature).softmax(-1)[..., None, None]
-        fresh = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        fresh = draw.normal(mean.shape, generator, device=mean.device, dtype=mean.dtype)
         return mean + std * ((weight * kick).sum(-3) + fresh)
 
     return walked(policy, critic, obs, noise, move)
@@ -198,7 +199,7 @@ def inpainted(
 def drawn(score: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     """Index [...] of a draw from softmax(score [..., P] / temperature); 0: of the largest."""
     if temperature > 0:
-        waiting = torch.empty_like(score).exponential_(generator=generator)
+        waiting = draw.exponential(score, generator)
         score = score / temperature - waiting.clamp_min(1e-30).log()
     return score.argmax(-1)
 

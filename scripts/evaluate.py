@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from rheo.envs.noise import TILE
 from rheo.envs.rollout import Episode, as_rows, evaluate, summary
 from rheo.envs.scores import REFERENCES, scaled
 
@@ -199,7 +200,7 @@ def label_of(word: str) -> str:
 
 def episodes_of(env: Any, algo: Any, episodes: int, mode: str | bool) -> list[Episode]:
     """Episodes of the deployed policy from the fixed initial states; same rows every time."""
-    deploy = fast_deploy(algo, mode, env.num_envs)
+    deploy = fast_deploy(algo, mode, TILE)  # of no fewer rows does `evaluate` ask
     ended = getattr(algo.deploy, "ended", None)  # of a behaviour that remembers its last plan
     return evaluate(env, deploy, episodes, EVAL_SEED, str(algo.generator.device), ended)
 

@@ -4,7 +4,6 @@ import logging
 from typing import Any
 
 import numpy as np
-import torch
 
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.rollout import Deploy, Episode, evaluate
@@ -53,12 +52,7 @@ def gate(algo: Any, env: Any, episodes: int) -> dict[str, float]:
 def worths(algo: Any, env: Any, act: Deploy, episodes: int, attempt: int) -> np.ndarray:
     """Return or success of each episode [episodes]; attempts differ in the policy's noise only."""
     device = str(algo.generator.device)
-    generator = torch.Generator(device).manual_seed(EVAL_SEED + attempt)
-
-    def deploy(obs: torch.Tensor, _: torch.Generator) -> torch.Tensor:
-        return act(obs, generator)
-
-    rows = evaluate(env, deploy, episodes, EVAL_SEED, device)
+    rows = evaluate(env, act, episodes, EVAL_SEED, device, noise_seed=EVAL_SEED + attempt)
     return np.array([worth(row) for row in rows])
 
 

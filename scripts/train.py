@@ -13,7 +13,8 @@ import torch
 
 from rheo.envs.batch import Choice
 from rheo.envs.rollout import as_rows
-from rheo.envs.sources import Rollouts
+from rheo.envs.sources import Rollouts, placed
+from rheo.envs.vector import EnvError
 
 from .assemble import EVAL_SEED, Experiment, Sizes, assemble, make_env, staged
 from .config import compose
@@ -56,12 +57,18 @@ def train(config: dict[str, Any], name: str) -> int:
             if config["init"] is not None:
                 tell_shift(loop.algo, loop.source)
             rehearse(loop.algo, loop.source, loop.sizes)
+            loop.try_out()
             loop.latest |= gate(loop.algo, loop.eval_env, config["episodes"])
         except BaseException:
             run.close()
             discard(path, made)
             raise
-        return loop.finish(stop)
+        try:
+            return loop.finish(stop)
+        except EnvError:  # it failed before any work
+            run.close()
+            discard(path, made)
+            raise
 
 
 def discard(path: Path, made: list[Path]) -> None:
@@ -201,7 +208,7 @@ class Loop:
         self.timer = Timer()
         time_frozen_base(self.algo, self.timer)
         self.latest: dict[str, Any] = {}  # metrics of the last update that gave them
-        self.fresh = True  # the evaluation before the first update is still to come
+        self.fresh = True  # an evaluation is still to come: the one before the first update
         self.saved = -1
 
     def restore(self, tree: dict[str, Any]) -> None:
@@ -210,6 +217,16 @@ class Loop:
         self.source.load_state_dict(tree["source"])
         self.latest, self.fresh = tree["loop"]["latest"], tree["loop"]["fresh"]
         self.saved = self.source.progress
+
+    def try_out(self) -> None:
+        """One decision in the environments of the evaluation, which every evaluation resets.
+
+        So what does not keep gymnasium's contract is refused before any work. Raises EnvError.
+        """
+        if self.eval_env is not None:
+            obs = placed(self.eval_env.reset(EVAL_SEED), self.device)
+            generator = torch.Generator(self.device).manual_seed(EVAL_SEED)
+            self.eval_env.step(self.algo.deploy(obs, generator))
 
     def finish(self, stop: Stop) -> int:
         """Trains until the run's length or until asked to stop; returns the exit status."""
@@ -220,6 +237,8 @@ class Loop:
                 self.go(stop)
             except FloatingPointError as error:  # the guard before the physics
                 raise self.broke(str(error)) from error
+            except EnvError as error:
+                raise self.failed(error) from error
         if self.source.progress < total:
             print(f"stopped by {stop.signal} and saved; go on with: {self.run.resume_command()}")
             return REQUEUE
@@ -239,7 +258,6 @@ class Loop:
         steps, source = self.cfg["steps"], self.source
         if self.fresh and not stop:
             self.evaluate(source.progress)
-            self.fresh = False
         while source.progress < steps and not stop:
             before = source.progress
             with self.timer("env"), self.acting:
@@ -284,6 +302,7 @@ class Loop:
 
     def evaluate(self, step: int) -> None:
         """Episodes in the environment, and the loss on held-out data, whichever there is."""
+        self.fresh = True  # one that breaks off is still to come when the run goes on
         figures: dict[str, Any] = {}
         with self.timer("eval"):
             if self.eval_env is not None:
@@ -299,6 +318,7 @@ class Loop:
             if held is not None and hasattr(self.algo, "validate"):
                 generator = torch.Generator(self.device).manual_seed(EVAL_SEED)
                 figures |= self.algo.validate(held, generator)
+        self.fresh = False
         if figures:
             self.display.update(step, self.record(step, figures))
 
@@ -330,6 +350,23 @@ class Loop:
         """The end of a run whose numbers broke."""
         kept = "the last checkpoint is kept" if self.saved >= 0 else "nothing was saved yet"
         return RheoError(f"{what}: training broke and stops here; {kept}{remedy}", NUMERICS)
+
+    def failed(self, error: EnvError) -> Exception:
+        """The end of a run whose environment failed; what was learnt until then is saved.
+
+        Before any work that is the environment's own message.
+        """
+        step = self.source.progress
+        if step == 0 and self.saved < 0:
+            return error
+        if self.saved != step:
+            self.save(step)
+        kept = f"saved at step {self.saved}" if self.saved >= 0 else "it could not be saved"
+        return RheoError(
+            f"{error}\n{self.run.path}: {kept}; mend the environment and go on with: "
+            f"{self.run.resume_command()}",
+            MACHINE,
+        )
 
     def curve(self) -> Path | None:
         """The picture of the learning curve; a disk that refuses it does not undo the training."""

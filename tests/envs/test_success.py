@@ -91,17 +91,31 @@ def test_an_episode_is_solved_once_or_at_its_end_whatever_the_chunk(execute: int
 
 
 def test_a_saved_episode_remembers_that_it_was_solved() -> None:
-    env = chunks(2)
+    env = ChunkEnv(make("InvertedPendulum-v5", 1, seed=0), execute=2, obs_steps=1, gamma=0.9)
     env.reset()
-    run_in = torch.tensor([[[0.0], [1.0]]])
-    env.step(run_in)
-    saved = env.state_dict()
-    other = chunks(2)
+    env.step(torch.zeros(1, 2, 1))
+    saved = {**env.state_dict(), "solved": np.ones(1, bool)}
+    assert env.load_state_dict(saved) is None  # it goes on
+    assert env.state_dict()["solved"].tolist() == [True]
+
+
+def test_where_an_episode_cannot_be_saved_the_new_one_owes_nothing_to_it() -> None:
+    """Neither its success, nor its return, nor its last observations."""
+    env, other = (
+        ChunkEnv(make("RheoTarget-v0", 1, seed=0), execute=2, obs_steps=3, gamma=0.9)
+        for _ in range(2)
+    )
+    env.reset()
+    env.step(torch.tensor([[[0.0], [1.0]]]))
     other.reset()
-    other.load_state_dict(saved)
+    begun = other.load_state_dict(env.state_dict())
+    assert begun is not None
+    assert begun.tolist() == [[0.0, 0.0, 0.0]]
     step = other.step(torch.zeros(1, 2, 1))
+    assert step.next_obs.tolist() == [[0.0, 1.0, 2.0]]
     assert step.success_once is not None
-    assert step.success_once.tolist() == [True]
+    assert step.success_once.tolist() == [False]
+    assert step.episode_length.tolist() == [2]
 
 
 def by_step(obs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

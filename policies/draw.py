@@ -1,0 +1,30 @@
+"""Random numbers from a generator, or from one that gives every row its own."""
+
+import torch
+from torch import Tensor
+
+
+def normal(
+    shape: tuple[int, ...] | torch.Size,
+    generator: torch.Generator | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Standard normal numbers.
+
+    A generator with a method `normal` of its own is asked for them: in evaluations every episode's
+    noise is its own (`rheo.envs.noise`).
+    """
+    own = getattr(generator, "normal", None)
+    if own is not None:
+        return own(tuple(shape)).to(device=device, dtype=dtype or torch.get_default_dtype())
+    return torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+
+def exponential(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Numbers of the exponential distribution with mean 1, of a tensor's shape and kind."""
+    own = getattr(generator, "exponential", None)
+    if own is not None:
+        return own(tuple(like.shape)).to(like)
+    return torch.empty_like(like).exponential_(generator=generator)
