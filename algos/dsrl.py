@@ -1,5 +1,6 @@
 """Diffusion steering: reinforcement learning of the noise that a frozen policy starts from."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -19,6 +20,24 @@ from .optim import adam, frozen, step
 from .recall import centres, pick, refuse_small, told
 from .returns import td_loss, td_target
 from .temperature import Temperature
+
+log = logging.getLogger("rheo")
+EDGE = 1e-4  # of an action beyond its box that is rounding
+
+
+def tell_outside(action: Tensor) -> None:
+    """Says how many of a base's actions lie outside [-1, 1]; ValueError where most do."""
+    share = float((action.abs() > 1 + EDGE).float().mean())
+    if share == 0:
+        return
+    worst = float(action.flatten()[action.abs().argmax()])
+    text = f"policy: {share:.0%} of its actions lie outside [-1, 1] (the farthest is {worst:.4g})"
+    if share > 0.5:
+        raise ValueError(
+            f"{text}, so they are in other units: let it return 2 (a - low) / (high - low) - 1 for "
+            "the environment's bounds; they are mapped back there"
+        )
+    log.warning("%s; they are clipped there: let it return actions inside", text)
 
 
 class DSRL:
@@ -196,7 +215,10 @@ class DSRL:
 
     @torch.no_grad()
     def probe(self, obs: Tensor) -> None:
-        """Raises ValueError for a base that cannot be steered, found out at observations [N, O]."""
+        """Raises ValueError for a base that cannot be steered, found out at observations [N, O].
+
+        Actions outside the box, where the environment's bounds do not reach, are told.
+        """
         generator = torch.Generator(self.generator.device).manual_seed(0)
         one, two = (self.full_noise(len(obs), generator) for _ in range(2))
         first, again, other = (self.policy.act(obs, noise) for noise in (one, one, two))
@@ -216,6 +238,7 @@ class DSRL:
             )
         if torch.equal(first, other):
             raise ValueError("policy: its act ignores the noise, so there is nothing to steer")
+        tell_outside(first)
 
     # ---- learning --------------------------------------------------------------------------
 

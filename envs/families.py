@@ -45,6 +45,20 @@ ELSEWHERE = {
     "puzzle-": ("ogbench", "ogbench"),
     "scene-": ("ogbench", "ogbench"),
 }
+# One of each family, to see whether it runs with the installed versions.
+SAMPLES = {
+    "Adroit": "AdroitHandDoor-v1",
+    "AntMaze": "AntMaze_UMaze-v5",
+    "Fetch": "FetchReach-v4",
+    "FrankaKitchen": "FrankaKitchen-v1",
+    "HandManipulate": "HandManipulateBlock-v1",
+    "HandReach": "HandReach-v3",
+    "PointMaze": "PointMaze_UMaze-v3",
+    "OGBench's mazes": "pointmaze-medium-navigate-singletask-v0",
+    "OGBench's manipulation": "cube-single-play-singletask-v0",
+    "PushT": "gym_pusht/PushT-v0",
+    "ALOHA": "gym_aloha/AlohaTransferCube-v0",
+}
 # What the gymnasium-robotics that `constraints.txt` names does not run on its MuJoCo 4.0, and does
 # on the 3.8 of `constraints-manipulation.txt`.
 OLDER = ("Fetch", "FrankaKitchen", "HandManipulate", "HandReach")

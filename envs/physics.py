@@ -11,6 +11,7 @@ exposes neither, so `PooledForces` speaks to the C interface itself; where that 
 
 import ctypes
 import functools
+import importlib.util
 import logging
 import weakref
 from pathlib import Path
@@ -25,6 +26,21 @@ mujoco: Any = _mujoco  # the names of its extension modules carry no types
 
 INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION.value
 FORCES = "cfrc_ext"
+
+
+# Packages that run on older versions of MuJoCo only: those of constraints-manipulation.txt.
+BOUND = ("robosuite", "metaworld")
+
+
+def pool_remedy() -> str:
+    """How to get a MuJoCo with the batched stepper without breaking what is installed."""
+    bound = [name for name in BOUND if importlib.util.find_spec(name) is not None]
+    if not bound:
+        return "pip install 'mujoco>=3.17'"
+    return (
+        f"keep this MuJoCo, which {' and '.join(bound)} need (constraints-manipulation.txt), and "
+        "install mujoco>=3.17 into another virtual environment"
+    )
 
 
 def available() -> bool:

@@ -29,7 +29,7 @@ def choose(env_id: str, backend: str, options: dict[str, Any]) -> str:
             "use backend=gymnasium"
         )
     if backend == "native" and not has_pool:
-        raise EnvError("backend=native needs mujoco.batch: pip install 'mujoco>=3.17'")
+        raise EnvError(f"backend=native needs mujoco.batch: {physics.pool_remedy()}")
     if backend != "auto":
         return backend
     if has_task and not has_pool and "pool" not in _said:

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from rheo.envs.chunk import ChunkEnv
 from rheo.envs.residual import Residual
 
 from .build import build, target_of
+from .config import compose
 from .errors import RheoError
 from .fast import settle
 
@@ -69,6 +70,33 @@ def make_env(cfg: Mapping[str, Any], num_envs: int | None = None) -> ChunkEnv | 
     if num_envs is not None:
         node["num_envs"] = num_envs
     return offer(node, "env")
+
+
+def elsewhere(
+    node: Mapping[str, Any], words: Sequence[str], flagged: Sequence[str]
+) -> dict[str, Any]:
+    """A run's environment with the one that env=NAME, env.id=ID, env.options.X=Y name in its place.
+
+    How it is acted in (chunks, histories, discount) stays the run's. Options are kept unless a
+    file was named. flagged: the --config-dir words. Raises RheoError.
+    """
+    keys = {word.partition("=")[0] for word in words}
+    named, chosen = "env" in keys, bool({"env", "env.id"} & keys)
+    start = [] if named else ["env=gym"] if chosen else ["env=hopper"]
+    other = compose(["algo=sac", *start, *words, *flagged])["env"]
+    kept = {} if named else dict(node.get("options") or {})
+    moved = {"id": other["id"], "backend": other["backend"]} if chosen else {}
+    return {**node, **moved, "options": {**kept, **other["options"]}}
+
+
+def refuse_other_sizes(env: ChunkEnv, sizes: Sizes, run: Any) -> None:
+    """Raises RheoError for an environment that a run's policy cannot act in."""
+    if (env.obs_dim, env.action_dim) != tuple(sizes):
+        raise RheoError(
+            f"env.id={env.env.id} has {env.obs_dim} observations and {env.action_dim} actions, but "
+            f"the policy of {run} takes {sizes.obs_dim} and gives {sizes.action_dim} (with its "
+            "history); choose an environment of these sizes"
+        )
 
 
 def staged(env: ChunkEnv, algo: Any, seed: int) -> ChunkEnv:

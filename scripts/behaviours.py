@@ -15,8 +15,16 @@ from rheo.envs.rollout import evaluate
 from rheo.envs.scores import normalized_score
 from rheo.policies.plain import PlainActor
 
-from .assemble import Sizes, make_algo, make_env, prepare, staged
-from .config import compose
+from .assemble import (
+    Sizes,
+    elsewhere,
+    make_algo,
+    make_env,
+    prepare,
+    refuse_other_sizes,
+    staged,
+)
+from .config import allow_typed, compose
 from .errors import RheoError
 from .evaluate import EVAL_SEED
 from .run import Run, existing
@@ -60,9 +68,11 @@ class Maker:
         self.flagged = [word for folder in folders for word in ("--config-dir", folder)]
         self.env_id, self.max_steps = "", None
         self.node: dict[str, Any] | None = None
+        self.words = options.words
+        allow_typed(self.words)
         if options.env is not None:
-            words = ["algo=sac", f"env={options.env}", *options.words, *self.flagged]
-            self.node = dict(compose(words)["env"])
+            self.words = [f"env={options.env}", *options.words]
+            self.node = dict(compose(["algo=sac", *self.words, *self.flagged])["env"])
 
     def record(self, source: Source, steps: int | None, seed: int) -> Recording:
         """Steps or episodes of a behaviour."""
@@ -113,13 +123,15 @@ class Maker:
         if tree is None:
             raise RheoError(f"{run.path} has no checkpoint yet; train it first")
         node = dict(config["env"] or {})
-        if self.node is not None:
-            node |= {key: self.node[key] for key in ("id", "options", "backend")}
+        if self.words:
+            node = elsewhere(node, self.words, self.flagged)
         if node.get("id") is None:
             raise RheoError(f"{run.path} was trained without an environment; give env=NAME")
         algo = make_algo(config, Sizes(**tree["sizes"]), config["steps"])
         restore(algo, tree["algo"], generators=False)
-        env = staged(self.make(node, count), algo, self.options.seed)
+        env = self.make(node, count)
+        refuse_other_sizes(env, Sizes(**tree["sizes"]), run.path)
+        env = staged(env, algo, self.options.seed)
         return env, lambda obs: algo.deploy(obs, generator)
 
     def plan(self, name: str) -> list[tuple[Source, int]]:

@@ -7,6 +7,7 @@ imports torch or a simulator.
 import ast
 import importlib.util
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def environment(tree: dict[str, Any]) -> list[str]:
     if not isinstance(name, str):
         return []
     if ":" in name:
-        return plugin(name.partition(":")[0])
+        return plugin(name)
     from gymnasium import registry  # imports neither torch nor mujoco
 
     if name in registry:
@@ -149,15 +150,44 @@ def suggest(name: str, ids: list[str]) -> str:
     return f"; did you mean {same[-1]!r}?" if same else nearest(name, ids)
 
 
-def plugin(module: str) -> list[str]:
-    """`module:Id` imports a module, so it has to be one that --config-dir allows."""
+def plugin(name: str) -> list[str]:
+    """`module:Id` imports a module: one of a --config-dir folder, or one that was typed.
+
+    A stored configuration may be somebody else's, so what stands in one alone imports nothing.
+    """
+    module = name.partition(":")[0]
+    if not foreign(name):
+        return []
+    if module not in schema.trusted:
+        return [
+            f"env.id={name!r}: imports {module}, which only you can allow: add env.id={name} if it "
+            "is an installed package that you trust, or --config-dir FOLDER with its file"
+        ]
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return [f"env.id={name!r}: no such module of environments; {module} is Python's own"]
     try:
-        if module in {name for name, _ in elsewhere().values()}:
-            return []
+        found = importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # of a parent that is missing or broken
+        found = False
+    if found:
+        return []
+    return [
+        f"env.id={name!r}: no module {module} can be imported here; install its package "
+        f"(pip install -e FOLDER), or name the folder that holds {module.partition('.')[0]}.py "
+        "with --config-dir"
+    ]
+
+
+def foreign(name: str) -> bool:
+    """Whether an id names a module that neither is known nor lies in a --config-dir folder."""
+    module, colon, _ = name.partition(":")
+    if not colon or module in {known for known, _ in elsewhere().values()}:
+        return False
+    try:
         schema.find(f"{module}.Id")
-    except RheoError as error:
-        return [f"env.id: {error}"]
-    return []
+    except RheoError:
+        return True
+    return False
 
 
 def world(tree: dict[str, Any]) -> list[str]:

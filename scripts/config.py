@@ -80,6 +80,7 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     refuse_hidden(roots)
     errors: list[str] = []
     overrides = parse(words, errors)
+    trust(overrides)
     groups = [one for one in overrides if is_group(one, roots)]
     empty = [one for one in groups if one.value() is None]
     chosen = [str(one.input_line) for one in groups if known_option(one, roots, errors)]
@@ -96,6 +97,17 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     values = [one for one in overrides if one not in groups]
     values += [one for one in empty if one.key_or_group in base and not has_none(one.key_or_group)]
     return finish(base, values, roots, errors, checks.data, checks.base)
+
+
+def allow_typed(words: Sequence[str]) -> None:
+    """`trust` for words that are not composed here; what is wrong with them is said elsewhere."""
+    trust(parse([word for word in words if word.startswith("env.id=")], []))
+
+
+def trust(overrides: "list[Override]") -> None:
+    """A typed `env.id=MODULE:Id` is the user's own will to import that module."""
+    ids = [str(one.value()) for one in overrides if one.key_or_group == "env.id"]
+    schema.trusted.update(name.partition(":")[0] for name in ids if ":" in name)
 
 
 def recorded_in(overrides: "list[Override]") -> list[str]:
@@ -148,6 +160,10 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
         config["config_dir"] = [str(Path(name).expanduser().resolve()) for name in folders]
     errors: list[str] = []
     overrides = parse(words, errors)
+    trust(overrides)
+    mine = (config.get("env") or {}).get("id")
+    for one in [one for one in overrides if one.key_or_group == "env.id" and one.value() != mine]:
+        errors.append(f"{one.input_line}: fixed by the checkpoint, which is of {mine}")
     for one in [one for one in overrides if is_group(one, [HOME])]:
         errors.append(f"{one.input_line}: a run's {one.key_or_group} is fixed; set single values")
         overrides.remove(one)

@@ -14,7 +14,6 @@ from .overrides import flags
 from .record import versions
 
 OPTIONAL = {
-    "gymnasium_robotics": "pip install 'rheo[robotics]' for Adroit, Fetch, Kitchen, mazes",
     "envpool": "pip install 'rheo[envpool]' to compare speeds with it in rheo bench",
     "stable_baselines3": "pip install 'rheo[sb3]' to compare speeds with it in rheo bench",
     "minari": "pip install 'rheo[minari]' to read Minari data sets",
@@ -66,11 +65,11 @@ def batched_physics() -> Iterator[Finding]:
     """MuJoCo's thread pool, which the native environments need."""
     import torch
 
-    from rheo.envs.physics import available
+    from rheo.envs.physics import available, pool_remedy
     from rheo.envs.suites import make
 
     if not available():
-        fix = "pip install 'mujoco>=3.17'"
+        fix = pool_remedy()
         yield Finding("note", "mujoco.batch is missing: environments step in a loop, slower", fix)
         return
     env = make("InvertedPendulum-v5", 2, seed=0, backend="native", threads=1)
@@ -151,14 +150,26 @@ def disk() -> Iterator[Finding]:
     yield Finding("note" if fix else "ok", f"{here.resolve()}: {free:.0f} GB free", fix)
 
 
-def data_folder() -> Iterator[Finding]:
-    """The reference data sets."""
-    folder = Path(os.environ.get("RHEO_DATA", "../shared/data"))
-    if folder.is_dir():
-        yield Finding("ok", f"data folder {folder.resolve()}")
-    else:
-        fix = "set RHEO_DATA to the folder that holds them; data=FILE works with any file"
-        yield Finding("note", f"no data folder at {folder}", fix)
+def families_here() -> Iterator[Finding]:
+    """Which families of environments of other packages run with the installed versions."""
+    from rheo.envs import families
+    from rheo.envs.vector import EnvError
+
+    running = []
+    for name, env_id in families.SAMPLES.items():
+        module, package = families.home(env_id)
+        if importlib.util.find_spec(module) is None:
+            yield Finding("note", f"{name}: {module} is not installed", f"pip install {package}")
+            continue
+        try:
+            families.register(env_id)
+            families.make(env_id, {}).close()
+            running.append(name)
+        except EnvError as error:
+            what, _, fix = str(error).partition("; ")
+            yield Finding("note", f"{name} does not run here: {what}", fix)
+    if running:
+        yield Finding("ok", f"environments of other packages that run: {', '.join(running)}")
 
 
 def optional_packages() -> Iterator[Finding]:
@@ -172,6 +183,5 @@ def optional_packages() -> Iterator[Finding]:
 
 
 CHECKS = (
-    *(required_packages, batched_physics, learning, disk, data_folder),
-    optional_packages,
+    *(required_packages, batched_physics, learning, disk, families_here, optional_packages),
 )

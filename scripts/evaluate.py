@@ -14,8 +14,17 @@ from rheo.envs.noise import TILE
 from rheo.envs.rollout import Episode, as_rows, evaluate, summary
 from rheo.envs.scores import REFERENCES, scaled
 
-from .assemble import EVAL_SEED, Sizes, make_algo, make_env, prepare, staged
-from .config import AT_WILL
+from .assemble import (
+    EVAL_SEED,
+    Sizes,
+    elsewhere,
+    make_algo,
+    make_env,
+    prepare,
+    refuse_other_sizes,
+    staged,
+)
+from .config import AT_WILL, allow_typed
 from .errors import NUMERICS, RheoError, nearest
 from .fast import fast_deploy
 from .overrides import flags
@@ -31,7 +40,8 @@ FREE = (*AT_WILL, "env.execute")  # values of a run that an evaluation may chang
 SUCCESS = {"success_once": "at any step", "success_at_end": "at the last step"}
 USAGE = (
     "usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]\n"
-    "                 [env.execute=1] [policy.steps=4]\n"
+    "                 [env.execute=1] [policy.steps=4] [seed=100000]\n"
+    "                 [env=NAME] [env.id=ID] [env.options.KEY=VALUE]\n"
     "                 [steer=best|soft|rlg|svdd|doob|inpaint|climb,... steer.n=16\n"
     "                  steer.reference=RUN ...]"
 )
@@ -52,6 +62,8 @@ class Options(NamedTuple):
     values: list[str]  # values of the configuration to change
     references: References | None  # given by the user
     steer: dict[str, str]  # words of `steering`; empty: the run's own deployment
+    world: list[str]  # words of another environment
+    seed: int  # of the initial states and the noise
 
 
 def main(argv: list[str]) -> int:
@@ -61,32 +73,48 @@ def main(argv: list[str]) -> int:
         raise RheoError(USAGE)
     options = parse(words[1:])
     flagged = [word for folder in folders for word in ("--config-dir", folder)]
+    allow_typed(options.world)
     run = Run.open(words[0], [*flagged, *options.values])
     changed = [word for word in options.values if not word.startswith("device=")]
-    given = options.episodes, options.references, changed, options.steer
-    print(report(run, evaluate_folder(run, *given)))
+    trained = dict(run.config["env"] or {})
+    if options.world:
+        run.config["env"] = elsewhere(trained, options.world, flagged)
+        changed += options.world
+    if options.seed != EVAL_SEED:
+        changed.append(f"seed={options.seed}")
+    given = options.episodes, options.references, changed, options.steer, options.seed
+    figures = evaluate_folder(run, *given)
+    print(report(run, figures | told_apart(run.config["env"], trained, options.seed)))
     return 0
 
 
 def parse(words: list[str]) -> Options:
     """Episodes, values to change, references. Raises RheoError naming the bad word."""
     episodes, values, given, steer = 50, [], {}, flags_of(words)
+    world, seed = [], EVAL_SEED
     for word in words:
         key, _, value = word.partition("=")
         if key in steer:
             continue
         if key == "device" or key.startswith("algo.deploy_") or key in FREE:
             values.append(word)
+        elif key in ("env", "env.id", "env.backend") or key.startswith("env.options"):
+            world.append(word)
+        elif key == "seed":
+            if not value.isdecimal():
+                raise RheoError(f"{word}: a whole number that is not negative is needed")
+            seed = int(value)
         elif key in ("ref_min", "ref_max"):
             given[key] = number(word, value)
         elif key != "episodes":
-            known = nearest(key, ["episodes", "device", "ref_min", "ref_max", "steer", *FREE])
+            mine = ["episodes", "device", "ref_min", "ref_max", "steer", "env", "env.id", "seed"]
+            known = nearest(key, [*mine, *FREE])
             raise RheoError(f"unknown option {key!r}{known}; the run's own values are used")
         elif not value.isdecimal() or int(value) < 1:
             raise RheoError(f"{word}: a positive whole number is needed")
         else:
             episodes = int(value)
-    return Options(episodes, values, given_references(given), steer)
+    return Options(episodes, values, given_references(given), steer, world, seed)
 
 
 def number(word: str, value: str) -> float:
@@ -130,6 +158,7 @@ def evaluate_folder(
     references: References | None = None,
     changed: Sequence[str] = (),
     steer: Mapping[str, str] | None = None,
+    seed: int = EVAL_SEED,
 ) -> dict[str, Any]:
     """Figures of `episodes` episodes of a run's last checkpoint; per-episode rows are stored.
 
@@ -150,20 +179,22 @@ def evaluate_folder(
     if tree is None:
         raise RheoError(f"{run.path} has no checkpoint yet; train it first")
     warn_of_versions(run)
-    algo = make_algo(config, Sizes(**tree["sizes"]), config["steps"])
+    sizes = Sizes(**tree["sizes"])
+    refuse_other_sizes(env, sizes, run.path)
+    algo = make_algo(config, sizes, config["steps"])
     restore(algo, tree["algo"], generators=False)
-    env = staged(env, algo, EVAL_SEED)
+    env = staged(env, algo, seed)
     if steer:
         algo = steered(algo, steer, env.execute)
         changed = [*changed, *(f"{key}={value}" for key, value in steer.items())]
     used = references or known_references(config["env"])
     figures: dict[str, Any] = {"env": env.env.id, "changed": list(changed)}
     try:
-        rows = episodes_of(env, algo, episodes, config["fast"])
+        rows = episodes_of(env, algo, episodes, config["fast"], seed)
         figures |= score(rows, used) | {"decision_ms": decision_ms(env, algo)}
         if getattr(algo, "deploy_candidates", 1) > 1:
             figures["candidates"], algo.deploy_candidates = algo.deploy_candidates, 1
-            single = score(episodes_of(env, algo, episodes, config["fast"]), used)
+            single = score(episodes_of(env, algo, episodes, config["fast"], seed), used)
             figures |= {name.replace("eval/", "single/"): x for name, x in single.items()}
     except FloatingPointError as error:  # the guard before the physics
         raise RheoError(f"{run.path}, step {run.step}: {error}", NUMERICS) from error
@@ -198,11 +229,26 @@ def label_of(word: str) -> str:
     return f"{key.rpartition('.')[2]}={value.replace('/', '_')}"
 
 
-def episodes_of(env: Any, algo: Any, episodes: int, mode: str | bool) -> list[Episode]:
+def told_apart(node: Mapping[str, Any], trained: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """What the report says of an environment or a seed that is not the run's own."""
+    words = []
+    if node["options"] != trained.get("options"):
+        words.append(f"options {node['options']}")
+    if words or node["id"] != trained.get("id"):
+        words.append(f"trained in {trained.get('id') or 'none'}")
+        if trained.get("options"):
+            words[-1] += f" with options {trained['options']}"
+    words += [f"seed {seed}"] if seed != EVAL_SEED else []
+    return {"apart": f" ({'; '.join(words)})"} if words else {}
+
+
+def episodes_of(
+    env: Any, algo: Any, episodes: int, mode: str | bool, seed: int = EVAL_SEED
+) -> list[Episode]:
     """Episodes of the deployed policy from the fixed initial states; same rows every time."""
     deploy = fast_deploy(algo, mode, TILE)  # of no fewer rows does `evaluate` ask
     ended = getattr(algo.deploy, "ended", None)  # of a behaviour that remembers its last plan
-    return evaluate(env, deploy, episodes, EVAL_SEED, str(algo.generator.device), ended)
+    return evaluate(env, deploy, episodes, seed, str(algo.generator.device), ended)
 
 
 def score(rows: list[Episode], references: References | None) -> dict[str, float]:
@@ -231,8 +277,9 @@ def warn_of_versions(run: Run) -> None:
 
 def report(run: Run, figures: dict[str, Any]) -> str:
     """Lines for a person."""
+    where = figures["env"] + figures.get("apart", "")
     lines = [
-        f"{run.path}, step {figures['step']}, {figures['env']}, "
+        f"{run.path}, step {figures['step']}, {where}, "
         f"{figures['eval/episodes']:.0f} episodes",
         f"return {figures['eval/return']:.1f}  95 % interval "
         f"[{figures['eval/return_low']:.1f}, {figures['eval/return_high']:.1f}]  "
@@ -253,7 +300,7 @@ def report(run: Run, figures: dict[str, Any]) -> str:
         low, high, origin = figures["references"].values()
         lines.append(
             f"score {figures['eval/score']:.1f} for return {figures['eval/return']:.1f} in "
-            f"{figures['env']} (0 is {low:g}, 100 is {high:g}: {origin})"
+            f"{where} (0 is {low:g}, 100 is {high:g}: {origin})"
         )
     lines.append(f"episodes in {figures['file']}")
     return "\n".join(lines)

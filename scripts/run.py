@@ -219,7 +219,12 @@ class Run:
 
     def resume_command(self) -> str:
         """What to type to go on with this run."""
+        from .checks import foreign
+
         extra = "".join(f" --config-dir {folder}" for folder in self.config.get("config_dir") or [])
+        name = (self.config.get("env") or {}).get("id")
+        if name is not None and foreign(name):
+            extra += f" env.id={name}"
         return f"rheo resume {shown(self.path)}{extra}"
 
 

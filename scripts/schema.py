@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = ("policies", "algos", "envs")
 GIVEN = frozenset({"obs_dim", "action_dim", "device", "dtype", "generator", "run_updates"})
 allowed: list[Path] = []  # folders named with --config-dir
+trusted: set[str] = set()  # modules whose environments were asked for on the command line
 
 
 @dataclass

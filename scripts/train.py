@@ -32,6 +32,7 @@ from .start import start_from
 from .state import capture, not_finite, restore
 
 log = logging.getLogger("rheo")
+PROBED = 8  # recorded observations at which a frozen base is tried
 FAR = 5.0  # scales that an observation may lie from the statistics before it is suspicious
 ON_RESUME = (  # what may change between two starts of a run; all else is in its checkpoint
     "steps", "log_every", "eval_every", "save_every", "episodes", "threads", "fast", "limits",
@@ -56,8 +57,8 @@ def train(config: dict[str, Any], name: str) -> int:
             refuse_unfitted(loop.algo)
             if config["init"] is not None:
                 tell_shift(loop.algo, loop.source)
-            rehearse(loop.algo, loop.source, loop.sizes)
             loop.try_out()
+            rehearse(loop.algo, loop.source, loop.sizes)
             loop.latest |= gate(loop.algo, loop.eval_env, config["episodes"])
         except BaseException:
             run.close()
@@ -91,6 +92,8 @@ def resume(argv: list[str]) -> int:
         raise RheoError("usage: rheo resume RUN [steps=N]")
     for word in words[1:]:
         key = word.partition("=")[0]
+        if key == "env.id":
+            continue  # allows the code of the run's environment; another one is refused there
         if key.partition(".")[0] not in ON_RESUME:
             raise RheoError(
                 f"{word}: fixed by the checkpoint{nearest(key, ON_RESUME)}; to change it, train a "
@@ -134,17 +137,14 @@ def tell_shift(algo: Any, source: Any) -> None:
 def rehearse(algo: Any, source: Any, sizes: Sizes) -> None:
     """Whether algorithm and source fit, and memory for rollouts, before any work.
 
-    Raises RheoError for a pair that does not fit, for a frozen base that cannot be steered and for
-    whatever the algorithm refuses to act on, exploring or deployed; EnvError for a rollout larger
-    than memory.
+    Raises RheoError for a pair that does not fit and for whatever the algorithm refuses to act on,
+    exploring or deployed; EnvError for a rollout larger than memory.
     """
     rows = source.env.num_envs if isinstance(source, Rollouts) else 1
     state = algo.generator.get_state()
     size = source.env.obs_dim if isinstance(source, Rollouts) else sizes.obs_dim
     obs = torch.zeros((rows, size), device=algo.generator.device)
     try:
-        if hasattr(algo, "probe"):
-            algo.probe(obs)
         choice = algo.act(obs)
         algo.deploy(obs, torch.Generator(algo.generator.device).manual_seed(EVAL_SEED))
     except ValueError as error:
@@ -157,6 +157,18 @@ def rehearse(algo: Any, source: Any, sizes: Sizes) -> None:
         raise RheoError(f"source=rollouts: {name} does not learn on policy; leave its own source")
     if isinstance(source, Rollouts):
         source.store = source.reserve(choice)
+
+
+def probe(algo: Any, obs: torch.Tensor) -> None:
+    """Asks the algorithm whether its frozen base can be steered at these observations [N, O].
+
+    Raises RheoError where it cannot.
+    """
+    if hasattr(algo, "probe"):
+        try:
+            algo.probe(obs)
+        except ValueError as error:
+            raise RheoError(str(error)) from error
 
 
 def time_frozen_base(algo: Any, timer: Timer) -> None:
@@ -221,12 +233,19 @@ class Loop:
     def try_out(self) -> None:
         """One decision in the environments of the evaluation, which every evaluation resets.
 
-        So what does not keep gymnasium's contract is refused before any work. Raises EnvError.
+        So what does not keep gymnasium's contract, and a frozen base that cannot be steered at what
+        is observed there (or in the data), is refused before any work. Raises EnvError, RheoError.
         """
-        if self.eval_env is not None:
-            obs = placed(self.eval_env.reset(EVAL_SEED), self.device)
-            generator = torch.Generator(self.device).manual_seed(EVAL_SEED)
-            self.eval_env.step(self.algo.deploy(obs, generator))
+        if self.eval_env is None:
+            obs = torch.zeros((1, self.sizes.obs_dim))
+            if hasattr(self.source, "statistics"):
+                obs = self.source.statistics()[0][:PROBED]
+            probe(self.algo, placed(obs, self.device))
+            return
+        obs = placed(self.eval_env.reset(EVAL_SEED), self.device)
+        probe(self.algo, obs)
+        generator = torch.Generator(self.device).manual_seed(EVAL_SEED)
+        self.eval_env.step(self.algo.deploy(obs, generator))
 
     def finish(self, stop: Stop) -> int:
         """Trains until the run's length or until asked to stop; returns the exit status."""

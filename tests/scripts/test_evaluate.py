@@ -101,14 +101,19 @@ def test_runs_without_environment_or_checkpoint_are_refused(tiny, capsys):
 
 
 def test_options_are_checked():
-    assert parse(["episodes=7", "device=cpu"]) == (7, ["device=cpu"], None, {})
-    assert parse([]) == (50, [], None, {})
+    assert parse(["episodes=7", "device=cpu"]) == (7, ["device=cpu"], None, {}, [], 100_000)
+    assert parse([]) == (50, [], None, {}, [], 100_000)
+    other = parse(["env=hopper", "env.options.ctrl_cost_weight=0", "seed=3", "env.execute=2"])
+    assert other.world == ["env=hopper", "env.options.ctrl_cost_weight=0"]
+    assert (other.seed, other.values) == (3, ["env.execute=2"])
     low, high, origin = parse(["ref_max=3e3", "ref_min=-20.5"]).references or (0, 0, "")
     assert (low, high) == (-20.5, 3000.0) and "command line" in origin
     for word, message in [
         ("episode=3", "did you mean 'episodes'"),
         ("episodes=0", "positive whole number"),
         ("episodes=x", "positive whole number"),
+        ("seed=-1", "whole number that is not negative"),
+        ("sed=1", "did you mean 'seed'"),
         ("algo.policy_lr=1", "unknown option"),
         ("ref_mn=1", "did you mean 'ref_min'"),
         ("ref_min=low", "ref_min=low: a return is needed"),
