@@ -309,9 +309,7 @@ class DSRL:
         }
 
     @torch.no_grad()
-    def next_step(
-        self, obs: Tensor, noise: Tensor, alpha: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def next_step(self, obs: Tensor, noise: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The actor's codes [B, R, Da] at next_obs, alpha times their spread [B], and what the
         critic judges: the base's actions [B, T, Da], or the codes.
         """

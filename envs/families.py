@@ -22,6 +22,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from .guard import told
+from .physics import pip_install
 from .vector import EnvError, gymnasium_make, nearest, unmade
 
 log = logging.getLogger("rheo")
@@ -81,7 +82,7 @@ def register(env_id: str) -> None:
         return
     module, package = home(env_id)
     if importlib.util.find_spec(module) is None:
-        raise EnvError(f"{env_id} needs a package that is missing: pip install {package}")
+        raise EnvError(f"{env_id} needs a package that is missing: {pip_install(package)}")
     try:
         gymnasium.register_envs(importlib.import_module(module))
     except Exception as error:

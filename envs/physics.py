@@ -32,9 +32,20 @@ FORCES = "cfrc_ext"
 BOUND = ("robosuite", "metaworld")
 
 
+def bound_packages() -> list[str]:
+    """Which of BOUND are installed."""
+    return [name for name in BOUND if importlib.util.find_spec(name) is not None]
+
+
+def pip_install(package: str) -> str:
+    """The command that adds a package and leaves MuJoCo as it is where others depend on it."""
+    held = "-c constraints-manipulation.txt " if bound_packages() else ""
+    return f"pip install {held}{package}"
+
+
 def pool_remedy() -> str:
     """How to get a MuJoCo with the batched stepper without breaking what is installed."""
-    bound = [name for name in BOUND if importlib.util.find_spec(name) is not None]
+    bound = bound_packages()
     if not bound:
         return "pip install 'mujoco>=3.17'"
     return (

@@ -153,13 +153,14 @@ def disk() -> Iterator[Finding]:
 def families_here() -> Iterator[Finding]:
     """Which families of environments of other packages run with the installed versions."""
     from rheo.envs import families
+    from rheo.envs.physics import pip_install
     from rheo.envs.vector import EnvError
 
     running = []
     for name, env_id in families.SAMPLES.items():
         module, package = families.home(env_id)
         if importlib.util.find_spec(module) is None:
-            yield Finding("note", f"{name}: {module} is not installed", f"pip install {package}")
+            yield Finding("note", f"{name}: {module} is not installed", pip_install(package))
             continue
         try:
             families.register(env_id)
@@ -182,6 +183,4 @@ def optional_packages() -> Iterator[Finding]:
         yield Finding("note", "tensorboard is missing: events/ stays empty", fix)
 
 
-CHECKS = (
-    *(required_packages, batched_physics, learning, disk, families_here, optional_packages),
-)
+CHECKS = (*(required_packages, batched_physics, learning, disk, families_here, optional_packages),)

@@ -279,8 +279,7 @@ def report(run: Run, figures: dict[str, Any]) -> str:
     """Lines for a person."""
     where = figures["env"] + figures.get("apart", "")
     lines = [
-        f"{run.path}, step {figures['step']}, {where}, "
-        f"{figures['eval/episodes']:.0f} episodes",
+        f"{run.path}, step {figures['step']}, {where}, {figures['eval/episodes']:.0f} episodes",
         f"return {figures['eval/return']:.1f}  95 % interval "
         f"[{figures['eval/return_low']:.1f}, {figures['eval/return_high']:.1f}]  "
         f"(bootstrap over episodes; standard deviation {figures['eval/return_std']:.1f})",

@@ -285,5 +285,3 @@ def put_text(file: Path, text: str) -> None:
     except OSError:
         staging.unlink(missing_ok=True)
         raise
-
-
