@@ -240,7 +240,9 @@ def method_of(group: Group) -> str:
     return "-".join(words) or group.name
 
 
-def grouped(results: list[Result], by_name: bool = False, by_step: bool = True) -> list[Group]:
+def grouped(
+    results: list[Result], by_name: bool = False, by_step: bool = True
+) -> list[Group]:
     """Runs of the same configuration but for seed and periods, in the order they were named."""
     groups: dict[str, list[Result]] = {}
     for result in results:
