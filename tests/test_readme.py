@@ -35,7 +35,7 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
         assert not anchor or anchor in anchors(target), f"{page.name}: {file}#{anchor}"
 
 
-@pytest.mark.parametrize("what", ["algo=greedy", "policy=theirs"])
+@pytest.mark.parametrize("what", ["algo=greedy", "policy=theirs", "algo=sac env=gym"])
 def test_a_worked_example_trains_and_evaluates(tmp_path, monkeypatch, capsys, what):
     monkeypatch.chdir(tmp_path)
     for name, text in blocks().items():

@@ -59,6 +59,119 @@ def test_files_that_cannot_serve_are_named_with_the_reason(tmp_path):
         Exported(4, 1, 2, path=path)
 
 
+class Wide(nn.Module):
+    """Answers in float64, of inputs in float64 only if it has weights of that type."""
+
+    def __init__(self, weights: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1).double() if weights else None
+
+    def forward(self, obs, noise):
+        if self.layer is None:
+            return torch.tanh(obs.double()[:, None, :1] + noise)
+        return torch.tanh(self.layer(obs)[:, None, :] + noise)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+@pytest.mark.parametrize("weights", [False, True])
+def test_a_program_in_float64_acts_in_the_precision_of_its_noise(tmp_path, weights):
+    wide, obs, noise = Wide(weights), torch.randn(5, 4), torch.randn(5, 2, 1)
+    given = (obs.double(), noise.double()) if weights else (obs, noise)
+    torch.jit.trace(wide, given).save(tmp_path / "wide.pt")
+    action = Exported(4, 1, 2, path=str(tmp_path / "wide.pt")).act(obs, noise)
+    assert action.dtype == torch.float32
+    torch.testing.assert_close(action, wide(*given).float())
+
+
+class Answer(nn.Module):
+    """Answers of another kind than actions."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, obs, noise):
+        if self.kind == "flat":
+            return noise[:, 0] + obs[:, :1]
+        if self.kind == "nan":
+            return noise + torch.log(obs[:, None, :1] - 1)
+        return (noise + obs[:, None, :1]).long()
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("flat", r"returned \[2, 1\]; for noise \[2, 2, 1\]"),
+        ("nan", "returned numbers that are not finite"),
+        ("whole", "returned numbers of type torch.int64"),
+    ],
+)
+def test_answers_that_are_no_actions_are_named(tmp_path, kind, found):
+    path = write(tmp_path / "odd.pt2", Answer(kind))
+    with pytest.raises(ValueError, match=f"odd.pt2: {found}"):
+        Exported(4, 1, 2, path=path)
+
+
+def test_weights_without_a_program_are_named_as_what_they_are(tmp_path):
+    hand = Hand()
+    held = {
+        "a state_dict, the weights alone of 2 tensors": hand.state_dict(),
+        "a pickled Python object": hand,
+        "a dict of weights and settings": {"model": hand.state_dict(), "step": 3},
+        "a tensor": torch.zeros(3),
+    }
+    for text, what in held.items():
+        torch.save(what, tmp_path / "saved.pt")
+        with pytest.raises(ValueError, match=f"saved.pt: {text}.*not a program: export") as caught:
+            Exported(4, 1, 2, path=str(tmp_path / "saved.pt"))
+        assert "corrupt" not in str(caught.value)
+    (tmp_path / "net.onnx").write_bytes(b"0")
+    with pytest.raises(ValueError, match="net.onnx: an ONNX file, not a program"):
+        Exported(4, 1, 2, path=str(tmp_path / "net.onnx"))
+
+
+def test_an_exported_program_is_read_whatever_it_is_called(tmp_path):
+    write(tmp_path / "hand.pt2", Hand())
+    (tmp_path / "hand.pt2").rename(tmp_path / "hand.pt")
+    obs, noise = torch.randn(3, 4), torch.randn(3, 2, 1)
+    base = Exported(4, 1, 2, path=str(tmp_path / "hand.pt"))
+    torch.testing.assert_close(base.act(obs, noise), Hand()(obs, noise))
+
+
+class Scaled(nn.Module):
+    """gain * noise + shift."""
+
+    def __init__(self, gain: float, shift: float) -> None:
+        super().__init__()
+        self.gain, self.shift = gain, shift
+
+    def forward(self, obs, noise):
+        return self.gain * noise + self.shift + 0 * obs[:, None, :1]
+
+
+@pytest.mark.parametrize(
+    ("gain", "shift", "status"), [(1.0, 5.0, 2), (50.0, 0.0, 2), (0.8, 0.0, 0), (0.1, 0.0, 0)]
+)
+def test_actions_in_other_units_are_told_before_any_work(
+    tmp_path, monkeypatch, capsys, gain, shift, status
+):
+    """Most outside [-1, 1]: refused. Some: told. None (the last): nothing is said."""
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "far.pt2", Scaled(gain, shift))
+    words = [
+        "algo=dsrl_na", "policy=exported", f"policy.path={path}", "env=inverted_pendulum",
+        "horizon=2", "steps=24", "source.warmup=8", "source.batch_size=8", "episodes=8",
+        "eval_every=1000", "critic.width=8", "algo.actor.width=8", "algo.noise_critic.width=8",
+        "critic.obs_norm.kind=none", "algo.actor.obs_norm.kind=none", "algo.gate=0",
+        "algo.noise_critic.obs_norm.kind=none", "name=run",
+    ]  # fmt: skip
+    assert main(["train", *words]) == status
+    error = capsys.readouterr().err
+    told = "of its actions lie outside [-1, 1] (the farthest is" in error
+    assert told == (gain > 0.1)
+    assert (tmp_path / "runs" / "run").exists() == (status == 0)
+
+
 def test_a_file_is_steered_and_its_share_of_the_time_is_logged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path / "hand.pt2", Hand())
