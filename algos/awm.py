@@ -40,7 +40,9 @@ class AWM:
     v_behaviour a policy that only clones the data. Negative weights never fall on recorded
     actions: repulsion from where the policy does not go has no bound. The pull must be as strong
     as the repulsion (`losses.refuse_unbounded`), anchor_coef >= signed_coef * advantage_max, and
-    bc_coef >= 1: ValueError otherwise. B batch, R signed_batch, K particles, J pairs, T chunk.
+    bc_coef >= 1: ValueError otherwise. Signed errors and their anchor count the executed steps of
+    a plan, the cloning of recorded actions all of it. B batch, R signed_batch, K particles, J
+    pairs, T chunk.
 
     expectile, beta, weight_max, lr_floor, target_rate, ema_rate, max_norm, deploy_candidates and
     deploy_temperature as in `IQL`. advantage_clip: in standard deviations; advantage_max: what it
@@ -57,6 +59,7 @@ class AWM:
         generator: torch.Generator,
         run_updates: int,
         value: Value,
+        executed: int | None = None,
         *,
         expectile: float,
         beta: float,
@@ -101,6 +104,7 @@ class AWM:
         if self.behaviour is not None:
             self.behaviour_opt = adam(self.behaviour.parameters(), behaviour_lr)
         self.updates, self.run_updates = 0, run_updates
+        self.executed = executed  # of the steps of a plan; None: all
         self.expectile, self.beta, self.weight_max = expectile, beta, weight_max
         self.bc_coef, self.signed_coef, self.anchor_coef = bc_coef, signed_coef, anchor_coef
         self.signed_batch, self.particles, self.pairs = signed_batch, particles, pairs
@@ -189,12 +193,11 @@ class AWM:
             q = self.target(obs[:, None], action).amin(0)  # [R, K]
             advantage = losses.group_advantage(q, self.advantage_clip, self.advantage_max)
         t = draws.pair_t
-        met = losses.pairs(policy, obs, action, draws.pair_noise, t)  # [R, K, J, ...]
-        with torch.no_grad():
-            held = anchor.velocity(met.x, t, anchor.features(obs))
+        noise = draws.pair_noise
+        met = losses.pairs(policy, obs, action, noise, t, self.executed)  # [R, K, J, ...]
         weight = losses.time_weight(t, self.weighting)
         error = losses.psi(met.error(), self.psi)
         signed = (advantage[..., None] * error * weight).mean()
-        drift = ((met.velocity - held).square().mean((-2, -1)) * weight).mean()
-        loss = self.signed_coef * signed + self.anchor_coef * drift
-        return loss, {"policy/signed": signed.detach(), "policy/drift": drift.detach()}
+        pull = losses.Pull("drift", self.anchor_coef, anchor)
+        drift, distance = losses.held(met, obs, t, [pull], weight)
+        return self.signed_coef * signed + drift, {"policy/signed": signed.detach()} | distance

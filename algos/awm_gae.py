@@ -46,6 +46,7 @@ class AWMGAE(OnPolicy):
         run_updates: int,
         value: Value,
         learn: Learning,
+        executed: int | None = None,
         *,
         pairs: int,
         ratio: Literal["pair", "mean", "none"],
@@ -70,7 +71,7 @@ class AWMGAE(OnPolicy):
             )
         self.fast = clone(policy) if trust_coef > 0 else None
         self.base = clone(policy) if anchor_coef > 0 else None
-        super().__init__(policy, generator, run_updates, value, learn)
+        super().__init__(policy, generator, run_updates, value, learn, executed)
         self.pairs, self.ratio, self.penalty, self.nft_beta = pairs, ratio, penalty, nft_beta
         self.advantage_clip, self.advantage_max = advantage_clip, advantage_max
         self.psi: losses.Surrogate = psi
@@ -88,7 +89,7 @@ class AWMGAE(OnPolicy):
         action = action.clamp(-1, 1)
         t = losses.stratified((len(obs), self.pairs), generator, T_MIN, T_MAX)
         noise = policy.noise((len(obs), self.pairs), generator)
-        met = losses.pairs(policy, obs, action, noise, t)
+        met = losses.pairs(policy, obs, action, noise, t, self.executed)
         kept = {"t": t, "noise": noise, "old": self.surrogates(met, t)}
         if self.penalty == "nft":
             kept["velocity"] = met.velocity
@@ -115,7 +116,7 @@ class AWMGAE(OnPolicy):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The chosen surrogate with its trust terms, []."""
         t, noise = rows.kept["t"], rows.kept["noise"]
-        met = losses.pairs(self.policy, rows.obs, rows.action, noise, t)
+        met = losses.pairs(self.policy, rows.obs, rows.action, noise, t, self.executed)
         clip = self.advantage_clip
         advantage = rows.advantage.clamp(-clip, clip) * (self.advantage_max / clip)
         gap = self.surrogates(met, t) - rows.kept["old"]

@@ -46,8 +46,9 @@ class AWMQ:
     over inner_steps. TD targets use the actions that are deployed: those of the chain `steer` on
     the averaged policy, for targets by the target ensemble. relative: the critic sees actions from
     where a policy that rests would put them (`policies.relative`): that of the start of the run in
-    which the critic began, near which the anchor keeps the policy. B batch, R policy_batch,
-    K particles, J pairs, T chunk.
+    which the critic began, near which the anchor keeps the policy. Matching errors and pulls count
+    the executed steps of a plan: which action Q prefers says nothing about the others. B batch,
+    R policy_batch, K particles, J pairs, T chunk.
 
     advantage_clip, advantage_max: in standard deviations, and what it is scaled to; deviation: of
     the whole "batch", or of each "state" alone (`losses.group_advantage`). psi,
@@ -64,6 +65,7 @@ class AWMQ:
         critic: QEnsemble,
         generator: torch.Generator,
         steer: Settings,
+        executed: int | None = None,
         *,
         particles: int,
         pairs: int,
@@ -124,6 +126,7 @@ class AWMQ:
         self.critic_opt = adam(critic.parameters(), critic_lr)
         self.updates = 0
         self.particles, self.pairs, self.policy_batch = particles, pairs, policy_batch
+        self.executed = executed  # of the steps of a plan; None: all
         self.ratio, self.clip = ratio, clip
         self.inner_steps = inner_steps
         self.advantage_clip, self.advantage_max = advantage_clip, advantage_max
@@ -222,7 +225,7 @@ class AWMQ:
         )
         noise = policy.noise((rows, 1, self.pairs), generator)
         t = losses.stratified((rows, 1, self.pairs), generator, T_MIN, T_MAX)
-        old = self.surrogate(losses.pairs(policy, obs, action, noise, t), t)
+        old = self.surrogate(losses.pairs(policy, obs, action, noise, t, self.executed), t)
         spread = action.std(1, correction=0).mean()
         metrics = {"policy/spread": spread, "critic/q_std": q.std(1, correction=0).mean()}
         return Met(action, advantage[..., None], noise, t, old), metrics
@@ -233,7 +236,7 @@ class AWMQ:
 
     def policy_loss(self, obs: Tensor, met: Met) -> tuple[Tensor, dict[str, Tensor]]:
         """Signed matching with its trust terms, []."""
-        points = losses.pairs(self.policy, obs, met.action, met.noise, met.t)
+        points = losses.pairs(self.policy, obs, met.action, met.noise, met.t, self.executed)
         gap = self.surrogate(points, met.t) - met.old
         if self.ratio == "pair":
             loss = losses.clipped(gap, met.advantage, self.clip, LOG_RATIO_MAX).mean()

@@ -18,9 +18,9 @@ class DPPO(OnPolicy):
 
     The first K - tuned_steps denoising steps are the frozen base's, the last ones learn. Each is a
     sample of PPO with the DDIM noise of `policy.eta` (1: DDPM), at least std_floor; its log density
-    is the mean over T Da. A step's advantage is its decision's times denoising_discount^(steps
-    to come), and the clip grows from clip_first at the first tuned step to `learn.clip` at the last
-    by an exponential of rate clip_rate (0: as a line).
+    is the mean over the executed steps of T and over Da. A step's advantage is its decision's times
+    denoising_discount^(steps to come), and the clip grows from clip_first at the first tuned step
+    to `learn.clip` at the last by an exponential of rate clip_rate (0: as a line).
 
     deploy_floor: of the noise when deployed, which the last step does not get.
     """
@@ -34,6 +34,7 @@ class DPPO(OnPolicy):
         run_updates: int,
         value: Value,
         learn: Learning,
+        executed: int | None = None,
         *,
         tuned_steps: int,
         std_floor: float,
@@ -49,7 +50,7 @@ class DPPO(OnPolicy):
             )
         self.base = clone(policy)
         self.samples = tuned_steps
-        super().__init__(policy, generator, run_updates, value, learn)
+        super().__init__(policy, generator, run_updates, value, learn, executed)
         self.tuned_steps, self.std_floor = tuned_steps, std_floor
         self.denoising_discount = denoising_discount
         self.clip_first, self.clip_rate, self.deploy_floor = clip_first, clip_rate, deploy_floor
@@ -61,13 +62,15 @@ class DPPO(OnPolicy):
         x = policy.noise(len(obs), generator)
         if first:
             x = self.base.rollout(obs, x, floor, generator, span=(0, first)).x[:, -1]
-        return policy.rollout(obs, x, floor, generator, span=(first, policy.steps))
+        kind = {"span": (first, policy.steps), "executed": self.executed}
+        return policy.rollout(obs, x, floor, generator, **kind)
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Choice:
         """The end of a chain, with its tuned part and the log density of each step."""
         chain = self.chain(obs, self.generator, self.std_floor)
-        return Choice(chain.action, {"x": chain.x, "logp": chain.logp / chain.action[0].numel()})
+        elements = chain.action[0, : self.executed].numel()
+        return Choice(chain.action, {"x": chain.x, "logp": chain.logp / elements})
 
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
@@ -88,7 +91,8 @@ class DPPO(OnPolicy):
         """Mean log density per element [B] of the tuned transitions `which` of chains."""
         mean, std = self.mean(x, obs, which)
         after = x[torch.arange(len(x), device=x.device), which + 1]
-        return log_normal(after, mean, std.clamp(min=self.std_floor)).mean((-1, -2))
+        logp = log_normal(after, mean, std.clamp(min=self.std_floor))
+        return logp[:, : self.executed].mean((-1, -2))
 
     def clip(self, which: Tensor) -> Tensor:
         """Clip of the ratio at tuned steps [B]."""

@@ -65,8 +65,16 @@ class DSRL:
 
     The actor starts with zero mean and log std 0: with bound 1.5 its noise deviates by 0.94, about
     the base's own 1. Until the first update the base acts from its own noise. spread: what the
-    temperature holds at target_per_dim times R Da, "entropy" of the code, or "prior", minus the
-    KL divergence of bound * u to the base's N(0, I).
+    temperature holds at target_per_dim per element of the code, "entropy" of the code, or "prior",
+    minus the KL divergence of bound * u to the base's N(0, I). Target and values count the rows
+    that make noise of executed steps: the others are worth the same whatever they are, and would
+    take no part in the divergence that is to be used up. They follow the same temperature
+    uncounted, which holds them at the prior (or wide): through the base's network they still move
+    what is executed a little, and a row that nothing holds ends at the edge of the box.
+
+    With transitions over n decisions (`source.n_step`) a target has the bonus of its last state
+    alone; those of the decisions in between are not known off policy, so that the temperature
+    weighs about n times less in the values than in the actor's loss.
 
     base_cache: 0, or how many noises of the base's own, with its answers, the replay keeps for each
     transition, 4 (R + T) Da bytes each: the distillation draws from them instead of asking the base
@@ -92,6 +100,7 @@ class DSRL:
         actor: TanhGaussian,
         noise_map: NoiseMap,
         noise_critic: QEnsemble | None = None,
+        executed: int | None = None,
         *,
         latent_gradient: bool,
         relative: bool,
@@ -142,7 +151,8 @@ class DSRL:
         self.critic_opt = adam(critic.parameters(), critic_lr)
         if self.noise_critic is not None:
             self.distill_opt = adam(self.noise_critic.parameters(), critic_lr)
-        size = actor.horizon * actor.action_dim
+        self.executed = executed  # of the steps of a plan; None: all
+        size = noise_map.reach(executed) * actor.action_dim
         self.temperature = Temperature(alpha, target_per_dim * size, alpha_lr, device)
         self.updates = 0
         self.latent_gradient, self.prior_share = latent_gradient, prior_share
@@ -313,9 +323,9 @@ class DSRL:
         """The actor's codes [B, R, Da] at next_obs, alpha times their spread [B], and what the
         critic judges: the base's actions [B, T, Da], or the codes.
         """
-        code, logp = self.actor.sample(obs, noise)
+        code, logp = self.actor.draw(obs, noise)
         action = code if self.noise_critic is None else self.decode(obs, code)
-        return code, alpha * self.measure(code, logp), action
+        return code, alpha * self.spreads(code, logp)[0], action
 
     @torch.no_grad()
     def told(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
@@ -353,6 +363,14 @@ class DSRL:
         if self.distill_noises == 1:
             return torch.cat([prior, own[len(prior) :]])
         return torch.cat([own[: len(prior)], prior], 1)
+
+    def spreads(self, code: Tensor, logp: Tensor) -> tuple[Tensor, Tensor]:
+        """Spreads [B] of the rows that reach executed steps, and of all; logp [B, R, Da]."""
+        rows = self.noise_map.reach(self.executed)
+        counted = self.measure(code[:, :rows], logp[:, :rows].sum((-1, -2)))
+        if rows == code.shape[1]:
+            return counted, counted
+        return counted, counted + self.measure(code[:, rows:], logp[:, rows:].sum((-1, -2)))
 
     def measure(self, code: Tensor, logp: Tensor) -> Tensor:
         """The spread [B] of codes [B, R, Da] with log density [B]: one sample's estimate."""
@@ -405,12 +423,12 @@ class DSRL:
         self, obs: Tensor, noise: Tensor, alpha: Tensor, here: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss [], and without gradient the spread [] and the codes [B, R, Da]."""
-        code, logp = self.actor.sample(obs, noise)
-        spread = self.measure(code, logp)
+        code, logp = self.actor.draw(obs, noise)
+        spread, held = self.spreads(code, logp)
         if self.latent_gradient:
             worth = self.critic(obs, self.decode(obs, code), *here).amin(0)
         elif self.noise_critic is not None and self.distill_noises > 1:
             worth = self.noise_critic(obs, code).mean(0)  # its levels mean nothing
         else:
             worth = (self.noise_critic or self.critic)(obs, code).amin(0)
-        return -(alpha * spread + worth).mean(), spread.detach().mean(), code.detach()
+        return -(alpha * held + worth).mean(), spread.detach().mean(), code.detach()

@@ -34,8 +34,10 @@ class EXPO:
     actions from where the resting base would put them (`policies.relative`).
 
     policy_lr, critic_lr, alpha_lr: Adam. alpha, entropy_per_dim: first temperature, and the
-    entropy of the edit per T * Da that it keeps. target_rate, ema_rate: of the target critic and of
-    the averaged base, which acts. B batch, N environments, M candidates, T chunk.
+    entropy of the edit that it keeps, per element of the executed steps: only those count, as in
+    `SAC`. The base clones whole plans, whose ends recorded data know. target_rate, ema_rate: of the
+    target critic and of the averaged base, which acts. B batch, N environments, M candidates, T
+    chunk.
     """
 
     pure = ("critic_loss", "edit_loss", "base_loss")
@@ -48,6 +50,7 @@ class EXPO:
         critic: QEnsemble,
         generator: torch.Generator,
         editor: Editor,
+        executed: int | None = None,
         *,
         candidates: int,
         base_lr: float,
@@ -87,7 +90,8 @@ class EXPO:
         self.base_opt = adam(policy.parameters(), base_lr)
         self.editor_opt = adam(editor.parameters(), policy_lr)
         self.critic_opt = adam(critic.parameters(), critic_lr)
-        entropy = entropy_per_dim * policy.horizon * policy.action_dim
+        self.executed = executed  # of the steps of a plan; None: all
+        entropy = entropy_per_dim * (executed or policy.horizon) * policy.action_dim
         self.temperature = Temperature(alpha, entropy, alpha_lr, generator.device)
         self.candidates, self.base_lr, self.max_norm = candidates, base_lr, max_norm
         self.target_rate, self.ema_rate = target_rate, ema_rate
@@ -207,7 +211,7 @@ class EXPO:
         here: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss [], and without gradient the entropy [] and what edits gain in Q []."""
-        action, logp = self.editor.edit(obs, base, noise)
+        action, logp = self.editor.edit(obs, base, noise, self.executed)
         q = self.critic(obs, action, *here).amin(0)
         with torch.no_grad():
             gain = (q - self.critic(obs, base, *here).amin(0)).mean()

@@ -73,27 +73,38 @@ def time_weight(t: Tensor, kind: TimeWeight) -> Tensor:
 
 
 class Pairs(NamedTuple):
-    """Where a policy's velocity meets its goal for actions [..., T, Da] and J pairs each."""
+    """Where a policy's velocity meets its goal for actions [..., T, Da] and J pairs each.
 
-    velocity: Tensor  # [..., J, T, Da] with the policy's gradient
-    goal: Tensor  # [..., J, T, Da]
+    Of the T steps of a plan the first E are executed, and only those are compared.
+    """
+
+    velocity: Tensor  # [..., J, E, Da] with the policy's gradient
+    goal: Tensor  # [..., J, E, Da]
     x: Tensor  # [..., J, T, Da]
 
     def error(self) -> Tensor:
-        """Squared error [..., J], the mean over T * Da."""
+        """Squared error [..., J], the mean over E * Da."""
         return (self.velocity - self.goal).square().mean((-1, -2))
 
 
-def pairs(policy: Any, obs: Tensor, action: Tensor, noise: Tensor, t: Tensor) -> Pairs:
+def pairs(
+    policy: Any,
+    obs: Tensor,
+    action: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    executed: int | None = None,
+) -> Pairs:
     """A flow policy's velocities at x = A(t) a + B(t) noise.
 
     obs [B, O], action [B, ..., T, Da] in environment units, noise [B, ..., J, T, Da], t
-    [B, ..., J]; leading axes of noise and t may be 1.
+    [B, ..., J]; leading axes of noise and t may be 1. executed: E; None: T.
     """
     a = policy.to_latent(action)[..., None, :, :]
     c = policy.path.coefficients(t).over_chunk()
     x, goal = c.a * a + c.b * noise, c.da * a + c.db * noise
-    return Pairs(policy.velocity(x, t, policy.features(obs)), goal, x)
+    velocity = policy.velocity(x, t, policy.features(obs))
+    return Pairs(velocity[..., :executed, :], goal[..., :executed, :], x)
 
 
 class Pull(NamedTuple):
@@ -109,13 +120,15 @@ def held(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum of the pulls at the points, [], and each distance by name ("policy/NAME").
 
-    t [..., J] as in `pairs`; weight broadcasts over [..., J].
+    Distances are of the steps that the points compare: where errors push, pulls hold. t [..., J] as
+    in `pairs`; weight broadcasts over [..., J].
     """
     total, metrics = points.velocity.new_zeros(()), {}
     for name, coef, policy in pulls:
         if policy is not None:
             with torch.no_grad():
                 there = policy.velocity(points.x, t, policy.features(obs))
+                there = there[..., : points.velocity.shape[-2], :]
             distance = ((points.velocity - there).square().mean((-1, -2)) * weight).mean()
             total = total + coef * distance
             metrics[f"policy/{name}"] = distance.detach()

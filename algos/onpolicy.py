@@ -73,6 +73,11 @@ class OnPolicy:
     minimises (`policy_loss`) and which parameters learn (`tuned`). The value learns by regression
     on advantage + value of the rollout. The first minibatch meets the policy that acted: its ratio
     is 1, and `policy/first_ratio_error` tells by how much it is not.
+
+    executed: how many of the steps of a plan are executed, the first ones; None: all. Whatever a
+    loss weighs, ratios and clips, matching errors, entropies, anchors, is of those steps alone. The
+    rest of a plan has no part in its reward, and would only add its noise to both (as in the public
+    code of arXiv:2409.00588, which cuts its log densities alike).
     """
 
     pure = ("policy_loss", "value_loss")
@@ -81,10 +86,10 @@ class OnPolicy:
 
     def __init__(
         self, policy: Any, generator: torch.Generator, run_updates: int,
-        value: Value | HeadValue, learn: Learning,
+        value: Value | HeadValue, learn: Learning, executed: int | None = None,
     ) -> None:  # fmt: skip
         self.policy, self.value = policy, value.to(generator.device)
-        self.generator, self.learn = generator, learn
+        self.generator, self.learn, self.executed = generator, learn, executed
         self.run_updates, self.frames, self.rollouts = run_updates, 0, 0
         self.policy_opt = adam(self.tuned(), learn.policy_lr)
         self.value_opt = adam(self.value.parameters(), learn.value_lr)
@@ -170,17 +175,17 @@ class OnPolicy:
         )
         goal = (advantage + value)[valid]
         spread = (goal - value[valid]).var(correction=0) / goal.var(correction=0).clamp_min(1e-8)
-        advantage = advantage[valid]
+        advantage, action = advantage[valid], rollout.action[valid]
         metrics = {
             "critic/explained_variance": 1 - spread,
             "critic/value": value[valid].mean(),
             "rollout/advantage_std": advantage.std(correction=0),
             "rollout/reward_scale": self.scale.std if learn.scale_rewards else torch.ones(()),
-            "rollout/saturated": (rollout.action[valid].abs() >= 1).float().mean(),
+            "rollout/saturated": (action[:, : self.executed].abs() >= 1).float().mean(),
         }
         advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
         kept = {name: column[valid] for name, column in rollout.kept.items()}
-        return Rows(rollout.obs[valid], rollout.action[valid], kept, advantage, goal), metrics
+        return Rows(rollout.obs[valid], action, kept, advantage, goal), metrics
 
     def value_loss(self, rows: Rows) -> Tensor:
         """Half the mean squared error of the value, []."""

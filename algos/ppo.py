@@ -24,16 +24,18 @@ class PPO(OnPolicy):
         run_updates: int,
         value: Value,
         learn: Learning,
+        executed: int | None = None,
         *,
         entropy_coef: float,
     ) -> None:
-        super().__init__(policy, generator, run_updates, value, learn)
+        super().__init__(policy, generator, run_updates, value, learn, executed)
         self.entropy_coef = entropy_coef
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Choice:
         """A raw sample and its log density."""
-        action, logp = self.policy.sample(obs, self.policy.noise(len(obs), self.generator))
+        noise = self.policy.noise(len(obs), self.generator)
+        action, logp = self.policy.sample(obs, noise, self.executed)
         return Choice(action, {"logp": logp})
 
     @torch.no_grad()
@@ -45,8 +47,9 @@ class PPO(OnPolicy):
         self, rows: Rows, which: Tensor, *draws: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The clipped objective less the entropy bonus, []."""
-        log_ratio = self.policy.log_prob(rows.obs, rows.action) - rows.kept["logp"]
+        logp = self.policy.log_prob(rows.obs, rows.action, self.executed)
+        log_ratio = logp - rows.kept["logp"]
         loss, metrics = self.surrogate(log_ratio, rows.advantage, self.learn.clip)
-        entropy = self.policy.log_std.mean()  # up to a constant
-        metrics["policy/std"] = self.policy.log_std.detach().exp().mean()
-        return loss - self.entropy_coef * entropy, metrics
+        log_std = self.policy.log_std[: self.executed]  # the entropy up to a constant
+        metrics["policy/std"] = log_std.detach().exp().mean()
+        return loss - self.entropy_coef * log_std.mean(), metrics

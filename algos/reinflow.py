@@ -20,8 +20,10 @@ class ReinFlow(OnPolicy):
 
     One grid gives the times of sampling and of the likelihood (`FlowPolicy.times`). The log ratio
     of a decision is that of its whole chain, divided by (K + 1) T Da where `normalise` is set: a
-    clip c then allows a true density ratio of (1 + c)^((K + 1) T Da). Deployed is the deterministic
-    flow without the noise.
+    clip c then allows a true density ratio of (1 + c)^((K + 1) T Da). T counts the executed steps
+    here, in the entropy and in the anchor; that the noise of the others moves these in later
+    transitions is taken as given, as if it came from outside. Deployed is the deterministic flow
+    without the noise.
 
     entropy_coef: of the chain's entropy per element. anchor_coef: of the squared distance between
     own and base actions from shared noise, drawn anew for every minibatch. censored: a final action
@@ -40,6 +42,7 @@ class ReinFlow(OnPolicy):
         value: Value,
         learn: Learning,
         noise: NoiseNet,
+        executed: int | None = None,
         *,
         entropy_coef: float,
         anchor_coef: float,
@@ -59,7 +62,7 @@ class ReinFlow(OnPolicy):
             )
         self.noise = noise.to(generator.device)
         self.base = clone(policy) if anchor_coef > 0 else None
-        super().__init__(policy, generator, run_updates, value, learn)
+        super().__init__(policy, generator, run_updates, value, learn, executed)
         self.entropy_coef, self.anchor_coef = entropy_coef, anchor_coef
         self.normalise, self.censored = normalise, censored
 
@@ -72,7 +75,8 @@ class ReinFlow(OnPolicy):
         """The end of a noisy chain, with the chain [K + 1, T, Da] and its log density."""
         self.noise.settle(self.share)
         start = self.policy.noise(len(obs), self.generator)
-        chain = self.policy.rollout(obs, start, self.noise, self.generator, censored=self.censored)
+        kind = {"censored": self.censored, "executed": self.executed}
+        chain = self.policy.rollout(obs, start, self.noise, self.generator, **kind)
         return Choice(chain.action, {"x": chain.x, "logp": chain.logp.sum(-1)})
 
     @torch.no_grad()
@@ -89,18 +93,20 @@ class ReinFlow(OnPolicy):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Clipped objective, entropy bonus and anchor, []."""
         x = rows.kept["x"]
-        logp, entropy = self.policy.chain_logp(x, rows.obs, self.noise, censored=self.censored)
-        size = x[0].numel() if self.normalise else 1.0
+        kind = {"censored": self.censored, "executed": self.executed}
+        logp, entropy = self.policy.chain_logp(x, rows.obs, self.noise, **kind)
+        elements = x[0, :, : self.executed].numel()
+        size = elements if self.normalise else 1.0
         log_ratio = (logp.sum((-1, -2, -3)) - rows.kept["logp"]) / size
         loss, metrics = self.surrogate(log_ratio, rows.advantage, self.learn.clip)
-        entropy = entropy.sum(-1).mean() / x[0].numel()
+        entropy = entropy.sum(-1).mean() / elements
         metrics["policy/entropy"] = entropy.detach()
         loss = loss - self.entropy_coef * entropy
         if self.base is not None:
             own = self.policy.act(rows.obs, draws[0], clip=False)
             with torch.no_grad():
                 theirs = self.base.act(rows.obs, draws[0], clip=False)
-            drift = (own - theirs).square().mean()
+            drift = (own - theirs)[:, : self.executed].square().mean()
             metrics["policy/drift"] = drift.detach()
             loss = loss + self.anchor_coef * drift
         return loss, metrics

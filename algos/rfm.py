@@ -26,7 +26,9 @@ class RFM:
 
     temperature: T in units of an EMA of the within-state standard deviation of Q over near-uniform
     actions. temperature_rule: "fixed", or "spread": T follows the policy's standard deviation per
-    dimension, measured with the deployed sampler, to `spread_target` at `spread_rate`.
+    dimension, measured with the deployed sampler, to `spread_target` at `spread_rate`. Spread and
+    regression count the executed steps of a plan: the rest, which Q does not tell apart, would hold
+    the mean spread up however narrow the executed actions become.
     policy_batch: R. policy_every: critic updates per policy update. scale_rate: rate of both EMAs.
     act_candidates, deploy_candidates, target_candidates: M of best-of-M while exploring, deployed
     and in the TD target. explore_noise: Gaussian noise added while exploring (action units).
@@ -41,6 +43,7 @@ class RFM:
         policy: FlowPolicy,
         critic: QEnsemble,
         generator: torch.Generator,
+        executed: int | None = None,
         *,
         particles: int,
         estimator: Literal["noise", "gradient", "combined"],
@@ -95,6 +98,7 @@ class RFM:
         self.q_scale = torch.ones((), device=device)
         self.spread = torch.full((policy.horizon * policy.action_dim,), 0.6, device=device)
         self.updates = 0
+        self.executed = executed  # of the steps of a plan; None: all
         self.scale_rate, self.temperature_rule = scale_rate, temperature_rule
         self.spread_target, self.spread_rate = spread_target, spread_rate
         self.policy_batch, self.policy_every = policy_batch, policy_every
@@ -148,7 +152,8 @@ class RFM:
         self.q_scale.lerp_(q_std, torch.where(self.q_scale == 1, 1.0, self.scale_rate))
         self.spread.lerp_(spread, self.scale_rate)
         if self.temperature_rule == "spread":
-            dual_step(self.log_temperature, spread.mean(), self.spread_target, self.spread_rate)
+            acted = metrics["policy/spread"]
+            dual_step(self.log_temperature, acted, self.spread_target, self.spread_rate)
         metrics["policy/temperature"] = self.temperature().detach()
         return metrics
 
@@ -181,8 +186,9 @@ class RFM:
     ) -> tuple[Tensor, dict[str, Tensor], Measured]:
         """Regression onto the estimated velocity, and what the duals measure."""
         return self.reverse.loss(
-            self.policy, self.critic, obs, replay_action, draws, temperature, self.spread
-        )
+            self.policy, self.critic, obs, replay_action, draws, temperature, self.spread,
+            self.executed,
+        )  # fmt: skip
 
     def velocity_target(
         self, obs: Tensor, x: Tensor, t: Tensor, velocity: Tensor, uniform: Tensor, T: Tensor

@@ -16,7 +16,14 @@ class SAC:
     """Soft actor-critic with a learned temperature (arXiv:1812.05905).
 
     Critic target y = r + discount (min Q'(s', a') - alpha log pi(a'|s')); the actor minimises
-    alpha log pi(a|s) - min Q(s, a); alpha keeps the entropy at `entropy_per_dim` times T * Da.
+    alpha log pi(a|s) - min Q(s, a); alpha keeps the entropy at `entropy_per_dim` times the
+    executed steps of T times Da. Densities and entropy are of those steps alone: a step of the
+    plan that is never executed has no reward to weigh against its entropy, and would use up the
+    target for all.
+
+    Over several decisions (`source.n_step`) the target counts one entropy bonus, that of the state
+    it bootstraps from; those of the decisions in between are left out, which off-policy data do not
+    tell, so alpha weighs about n times less in the values than in the actor.
 
     policy_lr, critic_lr, alpha_lr: Adam. alpha: first temperature. target_rate: Polyak rate.
     policy_every: critic updates per round of as many actor updates.
@@ -31,6 +38,7 @@ class SAC:
         policy: TanhGaussian,
         critic: QEnsemble,
         generator: torch.Generator,
+        executed: int | None = None,
         *,
         policy_lr: float,
         critic_lr: float,
@@ -47,7 +55,8 @@ class SAC:
         self.generator = generator
         self.policy_opt = adam(policy.parameters(), policy_lr)
         self.critic_opt = adam(critic.parameters(), critic_lr)
-        entropy = entropy_per_dim * policy.horizon * policy.action_dim
+        self.executed = executed  # of the steps of a plan; None: all
+        entropy = entropy_per_dim * (executed or policy.horizon) * policy.action_dim
         self.temperature = Temperature(alpha, entropy, alpha_lr, generator.device)
         self.updates = 0
         self.target_rate, self.policy_every = target_rate, policy_every
@@ -95,7 +104,7 @@ class SAC:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Soft TD loss of the ensemble."""
         with torch.no_grad():
-            action, logp = self.policy.sample(batch.next_obs, noise)
+            action, logp = self.policy.sample(batch.next_obs, noise, self.executed)
             value = self.target(batch.next_obs, action).amin(0) - alpha * logp
             target = td_target(batch.reward, batch.discount, value)
         q = self.critic(batch.obs, batch.action)
@@ -104,6 +113,6 @@ class SAC:
 
     def policy_loss(self, obs: Tensor, noise: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """Actor loss [] and the policy's entropy estimate [] without gradient."""
-        action, logp = self.policy.sample(obs, noise)
+        action, logp = self.policy.sample(obs, noise, self.executed)
         q = self.critic(obs, action).amin(0)
         return (alpha * logp - q).mean(), -logp.detach().mean()

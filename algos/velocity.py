@@ -115,10 +115,12 @@ class Reverse:
         draws: Draws,
         temperature: Tensor,
         spread: Tensor,
+        executed: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], Measured]:
         """Regression onto the estimated velocity, weighted over time, []; metrics; measurements.
 
         obs [R, O]; action [R, Tp, Da] given actions; spread [D] the policy's width so far.
+        executed: how many of the Tp steps, from the first, error and metric of the width count.
         """
         t = draws.t
         with torch.no_grad():
@@ -137,8 +139,10 @@ class Reverse:
             policy, critic, obs, x, t, velocity.detach(), draws.uniform, temperature, spread
         )
         weight = self.time_weight(policy.path, t)
-        loss = (weight * (velocity - target).square().mean((-2, -1))).mean()
-        metrics |= {"policy/loss": loss.detach(), "policy/spread": width.mean()}
+        error = (velocity - target)[:, :executed].square()
+        loss = (weight * error.mean((-2, -1))).mean()
+        acted = width[: error[0].numel()]
+        metrics |= {"policy/loss": loss.detach(), "policy/spread": acted.mean()}
         return loss, metrics, Measured(q_std, width)
 
     def time_weight(self, path: Any, t: Tensor) -> Tensor:

@@ -40,12 +40,19 @@ class NoiseMap(nn.Module):
             raise ValueError(f"algo.noise_map.bound={bound}: must be positive; start with 1.5")
         if kind not in ("interpolated", "lowrank"):
             raise ValueError(f"algo.noise_map.kind={kind!r}: choose interpolated or lowrank")
-        self.rows, self.bound = rows, bound
+        self.horizon, self.kind, self.rows, self.bound = horizon, kind, rows, bound
         make = interpolation if kind == "interpolated" else cosines
         self.register_buffer("matrix", make(horizon, rows))
 
     def forward(self, code: Tensor) -> Tensor:
         return self.bound * torch.einsum("tr,...rd->...td", self.matrix, code)
+
+    def reach(self, executed: int | None) -> int:
+        """How many rows of a code, from the first, make the noise of the first `executed` steps."""
+        last = (self.horizon if executed is None else executed) - 1
+        if self.kind == "lowrank" or self.horizon == 1:
+            return self.rows
+        return 1 - (-last * (self.rows - 1) // (self.horizon - 1))  # the knot at or behind it
 
     def prior(
         self, lead: tuple[int, ...], action_dim: int, generator: torch.Generator

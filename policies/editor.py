@@ -11,9 +11,10 @@ from .normalize import Normalizer
 class Editor(nn.Module):
     """a -> clip(a + scale delta), delta ~ tanh-Gaussian of (obs, a) (EXPO, arXiv:2507.07986).
 
-    obs [..., O], actions and noise [..., T, Da], log densities [...] of delta, summed over T * Da.
-    The last layer starts near zero, so the first edits are small and centred. scale 0 never edits.
-    Raises ValueError for a negative scale. obs_norm: statistics of the observations.
+    obs [..., O], actions and noise [..., T, Da], log densities [...] of delta, summed over T * Da,
+    or over the first `executed` steps of T alone. The last layer starts near zero, so the first
+    edits are small and centred. scale 0 never edits. Raises ValueError for a negative scale.
+    obs_norm: statistics of the observations.
     """
 
     def __init__(
@@ -45,9 +46,12 @@ class Editor(nn.Module):
         """Standard normal noise [*lead, T, Da] for `edit`."""
         return self.delta.noise(lead, generator)
 
-    def edit(self, obs: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def edit(
+        self, obs: Tensor, action: Tensor, noise: Tensor, executed: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Edited actions and the log density of their deltas; differentiable in the network."""
         lead = action.ndim - 2
         seen = self.obs_norm(expand_lead(obs, lead, 1)).expand(*action.shape[:lead], -1)
-        delta, logp = self.delta.sample(torch.cat([seen, action.flatten(-2)], -1), noise)
+        both = torch.cat([seen, action.flatten(-2)], -1)
+        delta, logp = self.delta.sample(both, noise, executed)
         return (action + self.scale * delta).clamp(-1, 1), logp

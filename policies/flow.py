@@ -26,7 +26,7 @@ class Chain(NamedTuple):
 
     action: Tensor  # [..., T, Da] environment units, clipped
     x: Tensor  # [..., K + 1, T, Da] normalised units, x[..., 0] is the initial noise
-    logp: Tensor  # [..., K] log density of each transition, summed over T * Da
+    logp: Tensor  # [..., K] log density of each transition, summed over the executed of T and Da
     clipped: Tensor  # [..., T, Da] bool: where the final clip changed the action
 
 
@@ -315,6 +315,7 @@ class FlowPolicy(nn.Module):
         steps: int | None = None,
         span: tuple[int, int] | None = None,
         censored: bool = False,
+        executed: int | None = None,
     ) -> Chain:
         """Sample a Gaussian chain from `noise` and return it with its log densities.
 
@@ -326,7 +327,8 @@ class FlowPolicy(nn.Module):
         the floor under the DDIM noise of `eta` (arXiv:2409.00588); it must be positive, since
         the last DDIM transition has no noise of its own and so no density. Raises ValueError for
         that, and for the Heun sampler, whose mean is not the transition's. censored: see
-        `_density`.
+        `_density`. executed: how many of the T steps, from the first, the densities count; None:
+        all.
         """
         self._check_chain(std_fn, censored)
         times = self._span(steps, span)
@@ -342,20 +344,26 @@ class FlowPolicy(nn.Module):
             x = mean + std * kick
             points.append(x)
             last = censored and k + 1 == len(places)
-            logps.append(self._density(x, mean, std, last).sum((-1, -2)))
+            logp = self._density(x, mean, std, last)
+            logps.append(logp[..., :executed, :].sum((-1, -2)))
         raw = self.to_action(x, clip=False)
         clipped = raw.abs() > 1
         return Chain(raw.clamp(-1, 1), torch.stack(points, -3), torch.stack(logps, -1), clipped)
 
     def chain_logp(
-        self, x: Tensor, obs: Tensor, std_fn: StdFn | float, censored: bool = False
+        self,
+        x: Tensor,
+        obs: Tensor,
+        std_fn: StdFn | float,
+        censored: bool = False,
+        executed: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log densities [..., K, T, Da] of a chain x [..., K + 1, T, Da] and entropies [..., K].
 
         Same grid and arithmetic as `rollout`, one network call for all K transitions,
         differentiable in the network and in std_fn. Densities are per element; an entropy is
         summed over T * Da. Every further sum or mean belongs to the algorithm. censored: see
-        `_density`.
+        `_density`. executed: only so many of the T steps are returned and summed; None: all.
         """
         self._check_chain(std_fn, censored)
         lead, steps = x.ndim - 3, x.shape[-3] - 1
@@ -367,12 +375,13 @@ class FlowPolicy(nn.Module):
         given = self._given_std(std_fn, obs, times, x[..., 0, :, :])
         mean, std = self._noisy(start, place, after, feat, given, std_fn)
         entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).expand(mean.shape)
+        entropy = entropy[..., :executed, :].sum((-1, -2))
         mean, std = mean.expand(end.shape), std.expand(end.shape)
         if not censored:
-            return log_normal(end, mean, std), entropy.sum((-1, -2))
+            return log_normal(end, mean, std)[..., :executed, :], entropy
         split = [value.tensor_split((steps - 1,), -3) for value in (end, mean, std)]
         logp = [self._density(split[0][k], split[1][k], split[2][k], k == 1) for k in range(2)]
-        return torch.cat(logp, -3), entropy.sum((-1, -2))
+        return torch.cat(logp, -3)[..., :executed, :], entropy
 
     def _density(self, x: Tensor, mean: Tensor, std: Tensor, censored: bool) -> Tensor:
         """log N(x; mean, std^2) per element; of a censored end, the mass where it was clipped.

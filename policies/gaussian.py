@@ -16,8 +16,9 @@ class TanhGaussian(nn.Module):
     """a = tanh(mean(obs) + std(obs) noise) in [-1, 1] (SAC, arXiv:1812.05905).
 
     The log standard deviation is squashed smoothly into [log_std_min, log_std_max]. obs [..., O],
-    noise and actions [..., T, Da], log densities [...] summed over T * Da. obs_norm: statistics of
-    the observations, the identity when there are none.
+    noise and actions [..., T, Da], log densities [...] summed over T * Da, or over the first
+    `executed` steps of T alone. obs_norm: statistics of the observations, the identity when there
+    are none.
     """
 
     def __init__(
@@ -62,12 +63,19 @@ class TanhGaussian(nn.Module):
         half = 0.5 * (self.log_std_max - self.log_std_min)
         return mean, self.log_std_min + half * (raw.tanh() + 1)
 
-    def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(
+        self, obs: Tensor, noise: Tensor, executed: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The action of that noise and its log density; differentiable in the network."""
+        action, logp = self.draw(obs, noise)
+        return action, logp[..., :executed, :].sum((-1, -2))
+
+    def draw(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """As `sample`, with the log density of every element, [..., T, Da]."""
         mean, log_std = self(expand_lead(obs, noise.ndim - 2, 1))
         raw = mean + log_std.exp() * noise
         normal = log_density(noise, log_std)
-        return raw.tanh(), (normal - log_tanh_slope(raw)).sum((-1, -2))
+        return raw.tanh(), normal - log_tanh_slope(raw)
 
     def log_prob(self, obs: Tensor, action: Tensor) -> Tensor:
         """Log density [...] of given actions, differentiable in the network.
@@ -90,7 +98,8 @@ class Gaussian(nn.Module):
 
     The density is that of the raw action; whoever acts clips it to [-1, 1], so recorded actions on
     the border have a density like all others. obs [..., O], noise and actions [..., T, Da], log
-    densities [...] summed over T * Da. std: at the start. obs_norm: statistics of the observations,
+    densities [...] summed over T * Da, or over the first `executed` steps of T alone. std: at the
+    start. obs_norm: statistics of the observations,
     the identity when there are none.
     """
 
@@ -125,15 +134,19 @@ class Gaussian(nn.Module):
         mean = raw.unflatten(-1, (self.horizon, self.action_dim))
         return mean, self.log_std.expand_as(mean)
 
-    def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(
+        self, obs: Tensor, noise: Tensor, executed: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The raw action of that noise, not clipped, and its log density; differentiable."""
         mean, log_std = self(expand_lead(obs, noise.ndim - 2, 1))
-        return mean + log_std.exp() * noise, log_density(noise, log_std).sum((-1, -2))
+        logp = log_density(noise, log_std)[..., :executed, :]
+        return mean + log_std.exp() * noise, logp.sum((-1, -2))
 
-    def log_prob(self, obs: Tensor, action: Tensor) -> Tensor:
+    def log_prob(self, obs: Tensor, action: Tensor, executed: int | None = None) -> Tensor:
         """Log density [...] of given raw actions, differentiable in the network."""
         mean, log_std = self(expand_lead(obs, action.ndim - 2, 1))
-        return log_density((action - mean) * (-log_std).exp(), log_std).sum((-1, -2))
+        logp = log_density((action - mean) * (-log_std).exp(), log_std)
+        return logp[..., :executed, :].sum((-1, -2))
 
     def mean(self, obs: Tensor) -> Tensor:
         """The deterministic action [..., T, Da], clipped to [-1, 1]."""

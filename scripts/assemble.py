@@ -120,8 +120,14 @@ def make_algo(cfg: Mapping[str, Any], sizes: Sizes, run_updates: int) -> Any:
         critic = make_part(cfg["critic"], "critic", shape).to(device)
     refuse_misfit(cfg["algo"], policy=policy, critic=critic)
     generator = torch.Generator(device).manual_seed(noise)
-    given = {"generator": generator, "run_updates": run_updates}
+    given = {"generator": generator, "run_updates": run_updates, "executed": executed(cfg)}
     return make_part(cfg["algo"], "algo", shape, policy=policy, critic=critic, **given)
+
+
+def executed(cfg: Mapping[str, Any]) -> int:
+    """How many steps of a plan are executed, here or in the recorded data: the first ones."""
+    asked = (cfg.get("source") or {}).get("execute") or (cfg.get("env") or {}).get("execute")
+    return min(asked or cfg["horizon"], cfg["horizon"])
 
 
 def refuse_misfit(node: Mapping[str, Any], **parts: Any) -> None:

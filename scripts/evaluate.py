@@ -18,13 +18,14 @@ from .assemble import (
     EVAL_SEED,
     Sizes,
     elsewhere,
+    executed,
     make_algo,
     make_env,
     prepare,
     refuse_other_sizes,
     staged,
 )
-from .config import AT_WILL, allow_typed
+from .config import AT_WILL, allow_typed, stored
 from .errors import NUMERICS, RheoError, nearest
 from .fast import fast_deploy
 from .overrides import flags
@@ -183,6 +184,7 @@ def evaluate_folder(
     refuse_other_sizes(env, sizes, run.path)
     algo = make_algo(config, sizes, config["steps"])
     restore(algo, tree["algo"], generators=False)
+    warn_of_tails(run, algo, env.execute)
     env = staged(env, algo, seed)
     if steer:
         algo = steered(algo, steer, env.execute)
@@ -273,6 +275,14 @@ def warn_of_versions(run: Run) -> None:
         if before.get(name) != now[name]:
             text = "%s %s made this run and %s evaluates it: results may differ"
             log.warning(text, name, before.get(name), now[name])
+
+
+def warn_of_tails(run: Run, algo: Any, execute: int) -> None:
+    """Says where steps of a plan are executed that were not when the run learned."""
+    taught = executed(stored(run.path))
+    if getattr(algo, "executed", None) is not None and execute > taught:
+        text = "%s executed %d of the steps of a plan when it learned, which taught it nothing of "
+        log.warning(text + "the others that env.execute=%d executes", run.path, taught, execute)
 
 
 def report(run: Run, figures: dict[str, Any]) -> str:

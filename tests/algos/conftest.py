@@ -115,7 +115,15 @@ def generator():
 
 
 def make_learner(
-    name, obs_dim, action_dim, *, policy=None, critic=None, run_updates=1000, **changes
+    name,
+    obs_dim,
+    action_dim,
+    *,
+    policy=None,
+    critic=None,
+    run_updates=1000,
+    executed=None,
+    **changes,
 ):
     """A small algorithm for recorded data: its shipped values with changes, small networks."""
     node = shipped(name)
@@ -137,6 +145,7 @@ def make_learner(
     critic = make_critic(obs_dim, action_dim, width=64) if critic is None else critic
     shape = {"obs_dim": obs_dim, "action_dim": action_dim, "horizon": policy.horizon}
     given = {"generator": torch.Generator().manual_seed(0), "run_updates": run_updates}
+    given["executed"] = executed
     return make_part(node, "algo", shape, policy=policy, critic=critic, **given)
 
 

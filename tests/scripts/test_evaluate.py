@@ -212,6 +212,18 @@ def test_plans_are_continued(tiny, capsys):
     assert plain["decision_ms"] > 0 and plain["episodes"] != continued["episodes"]
 
 
+@pytest.mark.parametrize("algo", ["sac", "dsrl_na", "reinflow"])
+def test_executing_more_of_a_plan_than_was_learned_is_said(tiny, algo, capsys):
+    """And works, as executing less does."""
+    words = ["horizon=4", "env.execute=2", "steps=100", "eval_every=100"]
+    assert main(["train", *tiny(algo, "r", *words)]) == 0
+    for execute, said in ((4, True), (2, False), (1, False)):
+        capsys.readouterr()
+        assert main(["eval", "r", "episodes=2", f"env.execute={execute}"]) == 0
+        text = f"taught it nothing of the others that env.execute={execute} executes"
+        assert (text in capsys.readouterr().err) is said
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
