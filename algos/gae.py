@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FLAT_REWARD = 1e-4  # rewards per step that differ by less, relatively, are one and the same
+
 
 def gae(
     reward: Tensor,
@@ -30,6 +32,25 @@ def gae(
         ahead = delta[s] + carry[s] * ahead
         advantage[s] = ahead
     return advantage
+
+
+def tells(reward: Tensor, discount: Tensor, frames: Tensor, valid: Tensor) -> bool:
+    """Whether the rewards of a rollout tell any of its decisions from another.
+
+    They do not where all are 0, and where every environment step was worth the same and none ended
+    its task: then all there is to an advantage is what the value happens to say. One reward more,
+    or one termination where steps are worth something (a fall, a goal reached at a cost per step),
+    tells. reward [S, N] is the discounted sum over `frames` steps, discount gamma^frames or 0.
+    """
+    reward, discount, frames = reward[valid].double(), discount[valid].double(), frames[valid]
+    if not bool(reward.any()):
+        return False
+    if not bool(discount.all()):
+        return True
+    gamma = discount.pow(1 / frames)
+    counts = sum(gamma**k * (k < frames) for k in range(int(frames.max())))
+    rate = reward / counts
+    return bool(rate.max() - rate.min() > FLAT_REWARD * rate.abs().max())
 
 
 class RewardScale:

@@ -1,5 +1,6 @@
 """Learning on policy: a rollout, its advantages, and epochs of minibatches over it."""
 
+import logging
 import math
 from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from ..envs.batch import Choice, Rollout
 from ..policies.critics import Value
 from ..policies.residual import HeadValue
-from .gae import RewardScale, gae
+from .gae import RewardScale, gae, tells
 from .losses import clipped
 from .optim import adam, anneal, step
+
+log = logging.getLogger("rheo")
 
 
 class Rows(NamedTuple):
@@ -36,9 +39,11 @@ class Learning:
 
     epochs over a rollout, in minibatches of `minibatch` samples. gae_lambda: per decision.
     policy_lr, value_lr: Adam, both on a cosine to lr_floor of themselves over the run. max_norm:
-    gradient-norm limit of the policy. value_warmup: rollouts from which only the value learns.
-    kl_stop: mean KL after which the policy rests until the next rollout. scale_rewards: divide by
-    the running deviation of the return, clipped to reward_clip. clip: of the ratio, 1 +- clip.
+    gradient-norm limit of the policy. value_warmup: rollouts from which only the value learns, of
+    those that tell something (`gae.tells`); from others only the value ever learns, which is the
+    warm-up of a sparse task: until its first reward. kl_stop: where the KL of an epoch's last
+    minibatch is above it, the rollout is left, by the value too. scale_rewards: divide by the
+    running deviation of the return, clipped to reward_clip. clip: of the ratio, 1 +- clip.
     ratio_limit: bound of the log ratio before the exponential, against overflow only.
     """
 
@@ -71,8 +76,12 @@ class OnPolicy:
 
     A subclass says how it acts (`act` returns a Choice with what a ratio needs), what the policy
     minimises (`policy_loss`) and which parameters learn (`tuned`). The value learns by regression
-    on advantage + value of the rollout. The first minibatch meets the policy that acted: its ratio
-    is 1, and `policy/first_ratio_error` tells by how much it is not.
+    on advantage + value of the rollout. Advantages are normalised, so a rollout whose rewards tell
+    nothing would teach the policy the noise of its value at full strength: there the policy rests
+    (`rollout/tells` is 0, `policy/kl` 0), and the value learns. Not so where every step was worth
+    the same and more than 0 in a run that has learned from others: that is a task of survival, in
+    which the value knows by then where ends are near. The first minibatch meets the policy that
+    acted: its ratio is 1, and `policy/first_ratio_error` tells by how much it is not.
 
     executed: how many of the steps of a plan are executed, the first ones; None: all. Whatever a
     loss weighs, ratios and clips, matching errors, entropies, anchors, is of those steps alone. The
@@ -90,7 +99,9 @@ class OnPolicy:
     ) -> None:  # fmt: skip
         self.policy, self.value = policy, value.to(generator.device)
         self.generator, self.learn, self.executed = generator, learn, executed
-        self.run_updates, self.frames, self.rollouts = run_updates, 0, 0
+        self.run_updates, self.frames = run_updates, 0
+        self.rollouts = 0  # of those that tell something
+        self.said = False  # that there was one without
         self.policy_opt = adam(self.tuned(), learn.policy_lr)
         self.value_opt = adam(self.value.parameters(), learn.value_lr)
         self.scale = RewardScale(learn.reward_clip, generator.device)
@@ -128,10 +139,15 @@ class OnPolicy:
         anneal(self.policy_opt, learn.policy_lr, self.share, learn.lr_floor)
         anneal(self.value_opt, learn.value_lr, self.share, learn.lr_floor)
         self.frames += int(rollout.frames.sum())
-        self.rollouts += 1
+        told = tells(rollout.reward, rollout.discount, rollout.frames, rollout.valid)
+        if not told and self.rollouts > 0:  # of survival, by a value that has seen ends before
+            told = bool((rollout.reward[rollout.valid] > 0).all())
+        self.rollouts += told
         rows, metrics = self.judge(rollout)
+        metrics["rollout/tells"] = torch.tensor(float(told))
+        self.say(told, rollout)
         found: dict[str, list[Tensor]] = {}
-        resting = self.rollouts <= learn.value_warmup
+        resting = not told or self.rollouts <= learn.value_warmup
         for _ in range(learn.epochs):
             for index in self.minibatches(len(rows.obs)):
                 part = rows.take(index // self.samples)
@@ -147,7 +163,19 @@ class OnPolicy:
         if "policy/ratio_error" in found:
             metrics["policy/first_ratio_error"] = found.pop("policy/ratio_error")[0]
         metrics["policy/minibatches"] = torch.tensor(len(found.get("policy/kl", [])))
+        metrics["policy/kl"] = torch.zeros(())  # unless it learned
         return metrics | {name: torch.stack(values).mean() for name, values in found.items()}
+
+    def say(self, told: bool, rollout: Rollout) -> None:
+        """Says once that a rollout told nothing."""
+        if not told and not self.said:
+            log.warning(
+                "rollout of %d decisions: %s, so the policy rests and the value alone learns; "
+                "rollout/tells counts the others",
+                int(rollout.valid.sum()),
+                "every step was worth the same" if rollout.reward.any() else "no reward",
+            )
+            self.said = True
 
     def minibatches(self, rows: int) -> Iterable[Tensor]:
         """Indices of samples in random order, about equal parts of at most `minibatch`."""
