@@ -46,8 +46,8 @@ class AWM:
 
     expectile, beta, weight_max, lr_floor, target_rate, ema_rate, max_norm, deploy_candidates and
     deploy_temperature as in `IQL`. advantage_clip: in standard deviations; advantage_max: what it
-    is scaled to. psi: "square", "huber" or "ghuber". weighting: w(t), "uniform", "noise" (1 - t),
-    "noise2" or "likelihood". behaviour_lr: Adam rate of the cloning policy.
+    is scaled to. psi: "square", "huber" or "ghuber". weighting: w(t) of `losses.time_weight`.
+    behaviour_lr: Adam rate of the cloning policy.
     """
 
     pure = ("critic_loss", "data_loss", "signed_loss")
@@ -73,7 +73,7 @@ class AWM:
         advantage_clip: float,
         advantage_max: float,
         psi: Literal["square", "huber", "ghuber"],
-        weighting: Literal["uniform", "noise", "noise2", "likelihood"],
+        weighting: Literal["uniform", "noise", "noise2", "data2", "likelihood"],
         policy_lr: float,
         behaviour_lr: float,
         critic_lr: float,

@@ -28,12 +28,21 @@ class AWMGAE(OnPolicy):
     ValueError. penalty: what bounds negative advantages, "clip" as PPO does or "spo",
     A r - |A| (r - 1)^2 / (2 clip). "nft" replaces the objective by DiffusionNFT's
     (arXiv:2509.16117): mirrored velocities v_old +- nft_beta (v - v_old), matched with weights
-    r = 1/2 + A / 2 and 1 - r, each over its own mean absolute error.
+    r = 1/2 + A / 2 and 1 - r, each over its own mean absolute error, and w(t). Its code takes both
+    errors of the predicted action, which is weighting "noise".
 
     advantage_clip: in standard deviations, scaled to advantage_max. psi, weighting: `losses.psi`,
-    `losses.time_weight`. trust_coef: of |v - v_fast|^2, a copy that trails the policy from rollout
-    to rollout with a rate that falls to trust_rate; anchor_coef: of |v - v_base|^2. action_noise:
-    std added to executed actions.
+    `losses.time_weight`. reduction: of an error to one number, the "mean" over its d elements, or
+    "root", the sum over sqrt(d), which makes log ratios sqrt(d) times larger (FPO++). error_max:
+    where an error is above it, it says no more (FPO++'s clamp: its gradient ends); null: nowhere.
+    trust_coef: of |v - v_fast|^2, a copy that trails the policy from rollout to rollout with a rate
+    that falls to trust_rate; anchor_coef: of |v - v_base|^2. action_noise: std added to executed
+    actions.
+
+    The released code of arXiv:2509.25050 lets the copy follow faster, ema <- d ema + (1 - d) theta
+    with d <= 0.3: a trust_rate of 0.7 or more. That is no brake here: in the bandit of the tests
+    (ratio "none", best action 0.7) the policy is at 0.71 +- 0.01 after 150 rollouts with 0.3, and
+    has run away with 0.7, with "square" and "ghuber" alike.
     """
 
     anchors = ("base",)
@@ -55,7 +64,9 @@ class AWMGAE(OnPolicy):
         advantage_clip: float,
         advantage_max: float,
         psi: Literal["square", "huber", "ghuber"],
-        weighting: Literal["uniform", "noise", "noise2", "likelihood"],
+        weighting: Literal["uniform", "noise", "noise2", "data2", "likelihood"],
+        reduction: Literal["mean", "root"],
+        error_max: float | None,
         trust_coef: float,
         trust_rate: float,
         anchor_coef: float,
@@ -76,6 +87,8 @@ class AWMGAE(OnPolicy):
         self.advantage_clip, self.advantage_max = advantage_clip, advantage_max
         self.psi: losses.Surrogate = psi
         self.weighting: losses.TimeWeight = weighting
+        self.reduction: losses.Reduction = reduction
+        self.error_max = error_max
         self.trust_coef, self.trust_rate, self.anchor_coef = trust_coef, trust_rate, anchor_coef
         self.action_noise = action_noise
 
@@ -108,8 +121,11 @@ class AWMGAE(OnPolicy):
         return metrics
 
     def surrogates(self, met: losses.Pairs, t: Tensor) -> Tensor:
-        """L = -psi(mean squared error) w(t), [B, J]."""
-        return -losses.psi(met.error(), self.psi) * losses.time_weight(t, self.weighting)
+        """L = -psi(squared error) w(t), [B, J]."""
+        error = met.error(self.reduction)
+        if self.error_max is not None:
+            error = error.clamp(max=self.error_max)
+        return -losses.psi(error, self.psi) * losses.time_weight(t, self.weighting)
 
     def policy_loss(
         self, rows: Rows, which: Tensor, *draws: Tensor
@@ -124,7 +140,7 @@ class AWMGAE(OnPolicy):
             gap = gap.mean(1, keepdim=True)
         if self.penalty == "nft":
             share, old = advantage / self.advantage_max, rows.kept["velocity"]
-            loss = self.nft(met.velocity, old, met.goal, share)
+            loss = self.nft(met.velocity, old, met.goal, share, t)
             metrics = ratio_metrics(gap.detach(), self.learn.clip)
         else:
             loss, metrics = self.weighted(gap, advantage[:, None])
@@ -150,8 +166,10 @@ class AWMGAE(OnPolicy):
             loss = -torch.where(advantage < 0, pushed, held).mean()
         return loss, metrics
 
-    def nft(self, velocity: Tensor, old: Tensor, goal: Tensor, advantage: Tensor) -> Tensor:
-        """DiffusionNFT's loss, [] (arXiv:2509.16117); advantage [B] in [-1, 1]."""
+    def nft(
+        self, velocity: Tensor, old: Tensor, goal: Tensor, advantage: Tensor, t: Tensor
+    ) -> Tensor:
+        """DiffusionNFT's loss, [] (arXiv:2509.16117); advantage [B] in [-1, 1], t [B, J]."""
         share = (0.5 + 0.5 * advantage).clamp(0, 1)[:, None]
         step = self.nft_beta * (velocity - old)
         parts = []
@@ -159,4 +177,6 @@ class AWMGAE(OnPolicy):
             error = mirrored - goal
             scale = error.detach().abs().mean((-1, -2)).clamp_min(1e-5)
             parts.append(error.square().mean((-1, -2)) / scale)
-        return (share * parts[0] + (1 - share) * parts[1]).mean() / self.nft_beta
+        weight = losses.time_weight(t, self.weighting)
+        loss = (share * parts[0] + (1 - share) * parts[1]) * weight
+        return loss.mean() / self.nft_beta

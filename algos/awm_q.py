@@ -50,6 +50,10 @@ class AWMQ:
     the executed steps of a plan: which action Q prefers says nothing about the others. B batch,
     R policy_batch, K particles, J pairs, T chunk.
 
+    The released code's copy trails with a rate of 0.7 or more, once per epoch of its on-policy
+    samples; this one follows after each of thousands of small policy steps, and 0.3 is the brake
+    with which the documented figures were measured.
+
     advantage_clip, advantage_max: in standard deviations, and what it is scaled to; deviation: of
     the whole "batch", or of each "state" alone (`losses.group_advantage`). psi,
     weighting: `losses.psi`, `losses.time_weight`. explore_noise: std added to explored actions.
@@ -77,7 +81,7 @@ class AWMQ:
         advantage_max: float,
         deviation: Literal["batch", "state"],
         psi: Literal["square", "huber", "ghuber"],
-        weighting: Literal["uniform", "noise", "noise2", "likelihood"],
+        weighting: Literal["uniform", "noise", "noise2", "data2", "likelihood"],
         trust_coef: float,
         trust_rate: float,
         anchor_coef: float,

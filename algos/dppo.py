@@ -23,6 +23,12 @@ class DPPO(OnPolicy):
     to `learn.clip` at the last by an exponential of rate clip_rate (0: as a line).
 
     deploy_floor: of the noise when deployed, which the last step does not get.
+
+    The public code clamps log densities to [-5, 2]; here log ratios are bounded instead
+    (`losses.clipped`), since a clamped density has no gradient, and those of small noise lie above.
+    It normalises advantages in each minibatch, here they are over the rollout, as for all on
+    policy: a minibatch of equally good steps stays one. Its table of betas is `policy.path=betas`;
+    shipped is the path that needs no table.
     """
 
     policy: FlowPolicy

@@ -36,7 +36,9 @@ class DQL:
     policy.clip_a=true. B batch, T chunk, Da action dimension.
 
     lr_floor: share of both learning rates that a cosine reaches at run_updates; 1 = constant.
-    target_rate: Polyak rate of Q'. ema_rate: of the averaged policy, which is also deployed.
+    target_rate: Polyak rate of Q'. ema_rate: of the averaged policy, which is also deployed; it
+    follows from the first update and in every one (published: from the 1,000th, in every fifth, a
+    mean rate of 0.001), since short runs would else deploy what they began with.
     max_norm: gradient-norm limit. deploy_candidates, deploy_temperature: as in `IQL`; the
     published evaluation draws one of 50 from softmax(Q).
     """

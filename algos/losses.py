@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 Surrogate = Literal["square", "huber", "ghuber"]
-TimeWeight = Literal["uniform", "noise", "noise2", "likelihood"]
+TimeWeight = Literal["uniform", "noise", "noise2", "data2", "likelihood"]
+Reduction = Literal["mean", "root"]
 Deviation = Literal["batch", "state"]
 GHUBER_POWER = 0.25
 LIKELIHOOD_MAX = 10.0
@@ -60,6 +61,8 @@ def psi(error: Tensor, kind: Surrogate) -> Tensor:
 def time_weight(t: Tensor, kind: TimeWeight) -> Tensor:
     """Weight of a squared velocity error at the times t, the linear path's: 1, (1 - t), (1 - t)^2.
 
+    "data2" is t^2, the weight that makes it the squared error of the predicted noise (the default
+    of the code of arXiv:2507.21053), as "noise2" makes it that of the predicted action.
     "likelihood" is t / (1 - t), the weight that makes the error a bound of log density, at most
     LIKELIHOOD_MAX.
     """
@@ -69,6 +72,8 @@ def time_weight(t: Tensor, kind: TimeWeight) -> Tensor:
         return 1 - t
     if kind == "noise2":
         return (1 - t).square()
+    if kind == "data2":
+        return t.square()
     return (t / (1 - t).clamp_min(1e-6)).clamp(max=LIKELIHOOD_MAX)
 
 
@@ -82,9 +87,12 @@ class Pairs(NamedTuple):
     goal: Tensor  # [..., J, E, Da]
     x: Tensor  # [..., J, T, Da]
 
-    def error(self) -> Tensor:
-        """Squared error [..., J], the mean over E * Da."""
-        return (self.velocity - self.goal).square().mean((-1, -2))
+    def error(self, reduction: Reduction = "mean") -> Tensor:
+        """Squared error [..., J], the mean over d = E * Da, or ("root") the sum over sqrt(d)."""
+        square = (self.velocity - self.goal).square()
+        if reduction == "root":
+            return square.sum((-1, -2)) / math.sqrt(math.prod(square.shape[-2:]))
+        return square.mean((-1, -2))
 
 
 def pairs(

@@ -22,7 +22,8 @@ class MeanFlow(JumpCloning):
     in this project's direction of time (data at t = 1; the paper has them at 0 and so the opposite
     sign). The right side at x = x_t of a demonstration, with v = a - eps, is the target, detached:
     one forward-mode product along (v, 1), of the order of two forward passes. t < s are two
-    sorted uniform times.
+    sorted uniform times. The paper draws both from a logit-normal and gives jumps a quarter of the
+    rows (flow_share 0.75), which it chose on images; with actions neither has been compared here.
 
     flow_share: rows that learn the velocity alone (s = t), in (0, 1]; the others learn jumps.
     weight_power, weight_floor: a row's squared error e (a mean over T * Da, normalised units)

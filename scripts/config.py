@@ -32,6 +32,7 @@ AT_WILL = (
 )
 # keys without which older runs were made, with the values that do what those runs did
 ADDED = {
+    "rheo.algos.awm_gae.AWMGAE": {"reduction": "mean", "error_max": None},
     "rheo.algos.awm_q.AWMQ": {"deviation": "batch", "relative": False},
     "rheo.algos.dsrl.DSRL": {
         **{"distill_noises": 1, "base_cache": 0, "relative": False, "ema_rate": 1.0},

@@ -65,7 +65,29 @@ def test_time_weights_follow_their_formulas():
     assert losses.time_weight(t, "uniform").tolist() == [1, 1, 1, 1]
     assert losses.time_weight(t, "noise").tolist() == [1, 0.5, 0.25, 0]
     assert losses.time_weight(t, "noise2").tolist() == [1, 0.25, 0.0625, 0]
+    assert losses.time_weight(t, "data2").tolist() == [0, 0.25, 0.5625, 1]
     assert losses.time_weight(t, "likelihood").tolist() == [0, 1, 3, losses.LIKELIHOOD_MAX]
+
+
+@pytest.mark.parametrize(("weighting", "form"), [("data2", "eps"), ("noise2", "a")])
+def test_squared_times_weigh_the_error_of_the_noise_and_of_the_action(flow, weighting, form):
+    policy = flow(2, 3, 4)
+    torch.nn.init.normal_(policy.net.outlet.weight, std=0.3)
+    obs, action = torch.randn(50, 2), torch.rand(50, 4, 3)
+    noise, t = torch.randn(50, 4, 3), torch.rand(50)
+    met = losses.pairs(policy, obs, action, noise[:, None], t[:, None])
+    weighed = met.error()[:, 0] * losses.time_weight(t, weighting)
+    torch.testing.assert_close(weighed, policy.match(obs, action, noise, t, space=form))
+
+
+@pytest.mark.parametrize(("executed", "size"), [(None, 12), (2, 6)])
+def test_the_root_of_an_error_is_its_sum_over_the_root_of_its_size(flow, executed, size):
+    given = torch.randn(5, 2), torch.rand(5, 4, 3), torch.randn(5, 2, 4, 3), torch.rand(5, 2)
+    met = losses.pairs(flow(2, 3, 4), *given, executed)
+    gap = (met.velocity - met.goal).flatten(2)
+    assert gap.shape == (5, 2, size) and met.x.shape == (5, 2, 4, 3)
+    torch.testing.assert_close(met.error("root"), gap.square().sum(-1) / size**0.5)
+    torch.testing.assert_close(met.error(), gap.square().sum(-1) / size)
 
 
 def test_stratified_times_hold_one_in_each_part(generator):

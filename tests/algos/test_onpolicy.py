@@ -448,6 +448,39 @@ def test_nft_is_weighted_matching_with_a_proximal_term(flow, learner):
     torch.testing.assert_close(*gradients)
     still = old.clone().requires_grad_()
     zero = torch.autograd.grad(
-        algo.nft(still, old, goal, torch.zeros(6, dtype=torch.float64)), still
+        algo.nft(still, old, goal, torch.zeros(6, dtype=torch.float64), torch.rand(6, 3)), still
     )[0]
     assert zero.abs().max() < 1e-12  # r = 1/2 says nothing at v_old
+
+
+def test_nft_weighed_by_the_noise_is_that_of_the_predicted_action(flow, learner):
+    """As its authors' code has it: both mirrored errors of a, over their own mean absolute one."""
+    algo = make("awm_gae", flow, learner, penalty="nft", nft_beta=0.7, weighting="noise")
+    v, old, noise = (torch.randn(6, 3, 2, 2) for _ in range(3))
+    action, t, advantage = torch.rand(6, 1, 2, 2), torch.rand(6, 3), 2 * torch.rand(6) - 1
+    time = t[..., None, None]
+    x = time * action + (1 - time) * noise
+    parts = []
+    for sign in (1, -1):
+        predicted = x + (1 - time) * (old + sign * 0.7 * (v - old))
+        error = predicted - action
+        parts.append(error.square().mean((-1, -2)) / error.abs().mean((-1, -2)))
+    share = (0.5 + 0.5 * advantage)[:, None]
+    expected = (share * parts[0] + (1 - share) * parts[1]).mean() / 0.7
+    found = algo.nft(v, old, action - noise, advantage, t)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_error_above_its_limit_says_no_more(flow, learner):
+    """FPO++: old and new errors clamped, the pairs beyond without a gradient."""
+    algo = make("awm_gae", flow, learner, reduction="root", error_max=2.0)
+    rows, _ = algo.judge(bandit(algo, 200, aim))
+    t, noise = rows.kept["t"], rows.kept["noise"]
+    met = losses.pairs(algo.policy, rows.obs, rows.action, noise, t)
+    beyond = met.error("root") > 2.0
+    assert 0.1 < beyond.float().mean() < 0.9
+    assert (rows.kept["old"][beyond] == -2.0).all() and (rows.kept["old"][~beyond] > -2.0).all()
+    velocity = met.velocity.detach().requires_grad_()
+    algo.surrogates(met._replace(velocity=velocity), t).sum().backward()
+    assert velocity.grad is not None
+    assert torch.equal(velocity.grad.flatten(2).any(-1), ~beyond)
