@@ -51,8 +51,8 @@ class AWMQ:
     R policy_batch, K particles, J pairs, T chunk.
 
     The released code's copy trails with a rate of 0.7 or more, once per epoch of its on-policy
-    samples; this one follows after each of thousands of small policy steps, and 0.3 is the brake
-    with which the documented figures were measured.
+    samples; this one follows after each of thousands of small policy steps. A copy so close is no
+    brake: with 0.7 and the best action on the edge of the box the policy leaves it on both sides.
 
     advantage_clip, advantage_max: in standard deviations, and what it is scaled to; deviation: of
     the whole "batch", or of each "state" alone (`losses.group_advantage`). psi,

@@ -152,7 +152,7 @@ def test_rfms_temperature_follows_the_spread_of_executed_steps(flow, critic, set
     for executed, gap in ((1, 0.0), (None, -1.0)):  # the step of log T, clamped to 1
         torch.manual_seed(0)
         algo = RFM(flow(2, 1, 4), critic(2, 1, 4), seeded(), executed, **values)
-        algo.policy.integrate = lambda feat, noise: wide * noise
+        algo.policy.integrate = lambda feat, noise, steps=None: wide * noise
         obs, zeros = torch.randn(512, 2), torch.zeros(512)
         metrics = algo.update_policy(Batch(obs, torch.zeros(512, 4, 1), zeros, zeros, obs))
         spread = 0.1 if executed else (0.1 + 3 * 0.62) / 4  # 0.62: of clipped normal noise, about
