@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from .record import as_env_error, refuse
 
@@ -13,10 +14,52 @@ ROBOTS = ("hopper", "halfcheetah", "walker2d", "ant")
 QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "full-replay", "expert")
 HANDS = ("pen", "hammer", "door", "relocate")
 TEACHERS = ("human", "cloned", "expert")
-# The v4 environments share physics and rewards with the ones the v2 sets were recorded in.
+# The v4 environments share physics and rewards with the ones D4RL's sets were recorded in.
 RECORDED_IN = {
     **dict(zip(ROBOTS, ("Hopper-v4", "HalfCheetah-v4", "Walker2d-v4", "Ant-v4"), strict=True)),
     **{hand: f"AdroitHand{hand.capitalize()}-v1" for hand in HANDS},
+}
+VERSIONS = ("v0", "v1", "v2")  # of D4RL's sets, not of environments
+
+
+class World(NamedTuple):
+    """Sizes of an environment, and its time limit where recordings keep to it.
+
+    Adroit's demonstrations and the maze sets are longer than their environments allow here.
+    """
+
+    obs_dim: int
+    action_dim: int
+    limit: int | None
+
+
+WORLDS = {
+    "AdroitHandDoor-v1": World(39, 28, None),
+    "AdroitHandHammer-v1": World(46, 26, None),
+    "AdroitHandPen-v1": World(45, 24, None),
+    "AdroitHandRelocate-v1": World(39, 30, None),
+    "Ant-v4": World(27, 8, 1000),
+    "Ant-v5": World(105, 8, 1000),
+    "AntMaze_Large-v5": World(109, 8, None),
+    "AntMaze_Medium-v5": World(109, 8, None),
+    "AntMaze_UMaze-v5": World(109, 8, None),
+    "HalfCheetah-v4": World(17, 6, 1000),
+    "HalfCheetah-v5": World(17, 6, 1000),
+    "Hopper-v4": World(11, 3, 1000),
+    "Hopper-v5": World(11, 3, 1000),
+    "Humanoid-v5": World(348, 17, 1000),
+    "HumanoidStandup-v5": World(348, 17, 1000),
+    "InvertedDoublePendulum-v5": World(9, 1, 1000),
+    "InvertedPendulum-v5": World(4, 1, 1000),
+    "PointMaze_Large-v3": World(6, 2, None),
+    "PointMaze_Medium-v3": World(6, 2, None),
+    "PointMaze_UMaze-v3": World(6, 2, None),
+    "Pusher-v5": World(23, 7, 100),
+    "Reacher-v5": World(10, 2, 50),
+    "Swimmer-v5": World(8, 2, 1000),
+    "Walker2d-v4": World(17, 6, 1000),
+    "Walker2d-v5": World(17, 6, 1000),
+    "gym_pusht/PushT-v0": World(5, 2, None),
 }
 
 
@@ -37,8 +80,13 @@ def addresses() -> dict[str, str]:
 
 def known(name: str) -> str | None:
     """The data set's name for one of its spellings (hopper_medium-v2.hdf5), or None."""
-    plain = re.sub(r"\.(hdf5|h5|part)$", "", os.path.basename(name)).replace("_", "-").lower()
+    plain = spelled(name)
     return plain if plain in addresses() else None
+
+
+def spelled(name: str) -> str:
+    """A file's name as D4RL spells those of its sets."""
+    return re.sub(r"\.(hdf5|h5|part)$", "", os.path.basename(name)).replace("_", "-").lower()
 
 
 def file_name(name: str) -> str:
@@ -98,6 +146,28 @@ def locate(name: str) -> Path:
 
 
 def env_by_name(name: str) -> str | None:
-    """The environment that a file's name tells: hopper_medium-v2.hdf5 -> Hopper-v4."""
-    found = re.match(rf"({'|'.join(RECORDED_IN)})[-_]", os.path.basename(name).lower())
-    return RECORDED_IN[found[1]] if found else None
+    """The environment of one of D4RL's sets: hopper_medium-v2.hdf5 -> Hopper-v4.
+
+    Only full names tell: hopper_v5_mine.npz and Ant_maze_u-maze_noisy.hdf5 may be anything.
+    """
+    body, _, quality = re.sub(r"\.npz$", "", spelled(name)).partition("-")
+    quality, _, version = quality.rpartition("-")
+    told = quality in (QUALITIES if body in ROBOTS else TEACHERS) and version in VERSIONS
+    return RECORDED_IN.get(body) if told else None
+
+
+def fits(env_id: str | None, obs_dim: int, action_dim: int) -> bool:
+    """Whether data of these sizes can come from an environment, as far as its sizes are known."""
+    world = WORLDS.get(env_id or "")
+    return world is None or (world.obs_dim, world.action_dim) == (obs_dim, action_dim)
+
+
+def limit_of(env_id: str | None) -> int | None:
+    """The time limit of an environment of gymnasium's own; None: none, or not known."""
+    if env_id is None or env_id in WORLDS:
+        return WORLDS[env_id].limit if env_id else None
+    from gymnasium import registry  # only here: `rheo data` answers without it
+
+    spec = registry.get(env_id)
+    own = spec is not None and str(spec.entry_point).startswith("gymnasium.")
+    return spec.max_episode_steps if own and spec is not None else None

@@ -120,9 +120,14 @@ def hdf5_column(data: h5py.Dataset) -> Column:
 
 
 def hdf5_columns(file: h5py.File) -> dict[str, Column]:
-    """The datasets at the root: groups (infos, metadata) are not needed."""
+    """The datasets at the root."""
     items = {key: file.get(key) for key in map(str, file)}
     return {k: hdf5_column(item) for k, item in items.items() if isinstance(item, h5py.Dataset)}
+
+
+def hdf5_groups(file: h5py.File) -> list[str]:
+    """The groups at the root (infos, metadata), which are not needed."""
+    return [key for key in map(str, file) if isinstance(file.get(key), h5py.Group)]
 
 
 def hdf5_attributes(group: h5py.Group | h5py.File) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .batch import Batch, Windows
-from .record import Recording
+from .chunk import ChunkEnv
+from .record import Recording, Stage
 from .recordings import read
 from .vector import EnvError
 
@@ -41,6 +42,11 @@ def held_out_episodes(count: int, share: float) -> Tensor:
     return held
 
 
+def stage_of(env: ChunkEnv | None) -> Stage | None:
+    """What a run's environment says of recorded actions."""
+    return None if env is None else Stage(env.env.id, env.env.action_low, env.env.action_high)
+
+
 class Dataset:
     """Chunk windows of recorded episodes: one for every step, none lost at an episode's end.
 
@@ -51,21 +57,24 @@ class Dataset:
     windows a batch. holdout: share of episodes kept for validation, at least one unless it is 0;
     the choice is fixed, whatever the run's seed. obs_steps: observations of history. on_bad: what
     happens to episodes with broken numbers or actions outside [-1, 1]: "refuse" the file, "drop"
-    those episodes, or "clip" actions (other faults still refuse). storage: "mmap" keeps the large
-    arrays in a temporary file. obs_keys: which observations of a file that names several.
-    time_limit: length of the episodes of a file that marks no ends.
+    those episodes, or "clip" actions (other faults still refuse). action_scale: the unit of actions
+    in the file, [-1, 1] or that of the run's environment `env` (`units.in_unit`). storage: "mmap"
+    keeps the large arrays in a temporary file. obs_keys: which observations of a file that names
+    several. time_limit: steps after which an episode is cut where the file marks no end.
     """
 
     def __init__(
         self,
         generator: torch.Generator,
         horizon: int,
+        env: ChunkEnv | None = None,
         *,
         path: str,
         batch_size: int,
         holdout: float,
         obs_steps: int,
         on_bad: Literal["refuse", "drop", "clip"],
+        action_scale: Literal["auto", "unit", "physical", "recorded"],
         storage: Literal["ram", "mmap"],
         obs_keys: list[str] | None,
         time_limit: int | None,
@@ -75,7 +84,13 @@ class Dataset:
         self.generator, self.horizon, self.obs_steps = generator, horizon, obs_steps
         self.batch_size, self.updates = batch_size, 0
         recording = read(
-            path, on_bad=on_bad, storage=storage, obs_keys=obs_keys, time_limit=time_limit
+            path,
+            on_bad=on_bad,
+            action_scale=action_scale,
+            storage=storage,
+            obs_keys=obs_keys,
+            time_limit=time_limit,
+            stage=stage_of(env),
         )
         self.about = recording.about
         self.digest = fingerprint(recording)
@@ -199,12 +214,14 @@ class Transitions(Dataset):
         self,
         generator: torch.Generator,
         horizon: int,
+        env: ChunkEnv | None = None,
         *,
         path: str,
         batch_size: int,
         holdout: float,
         obs_steps: int,
         on_bad: Literal["refuse", "drop", "clip"],
+        action_scale: Literal["auto", "unit", "physical", "recorded"],
         storage: Literal["ram", "mmap"],
         obs_keys: list[str] | None,
         time_limit: int | None,
@@ -221,11 +238,13 @@ class Transitions(Dataset):
         super().__init__(
             generator,
             horizon,
+            env,
             path=path,
             batch_size=batch_size,
             holdout=holdout,
             obs_steps=obs_steps,
             on_bad=on_bad,
+            action_scale=action_scale,
             storage=storage,
             obs_keys=obs_keys,
             time_limit=time_limit,
@@ -237,6 +256,8 @@ class Transitions(Dataset):
                 f"data={self.path}: it holds no rewards, which this algorithm learns from; "
                 "use algo=bc, or a file with rewards"
             )
+        if "undecided" in recording.about:
+            raise ValueError(f"data={self.path}: {recording.about['undecided']}; or use algo=bc")
         reward = torch.from_numpy(recording.reward)
         steps = len(reward)
         step = torch.arange(steps, dtype=last.dtype)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from .record import Fault, Recording, pieces
 
 TOLERANCE = 1e-6  # of action bounds: rounding of what was clipped in another precision
+FAR, MANY = 2.0, 0.1  # a largest action, a share of entries: beyond, their unit is another one
 SATURATED, MUCH = 1 - 1e-4, 0.01  # an entry at a bound; the share of them that is worth a note
 LEAVE_OUT = "source.on_bad=drop leaves the episodes out"
 
@@ -20,7 +22,13 @@ def faults(recording: Recording) -> list[Fault]:
 
 def errors(recording: Recording) -> list[Fault]:
     """What keeps a recording from being used, one fault for each key and kind."""
-    found = [missing_end(recording), *not_finite(recording), outside(recording), short(recording)]
+    found = [
+        missing_end(recording),
+        *not_finite(recording),
+        outside(recording),
+        short(recording),
+        too_long(recording),
+    ]
     return named(recording, found)
 
 
@@ -39,6 +47,7 @@ def named(recording: Recording, found: Sequence[Fault | None]) -> list[Fault]:
 def notes(recording: Recording) -> list[Fault]:
     """What a user should know."""
     found = [
+        *(Fault("note", key, None, None, None, text) for key, text in remarks(recording)),
         *(constant(key, rows) for key, rows in tables(recording).items()),
         some_short(recording),
         duplicates(recording),
@@ -46,6 +55,11 @@ def notes(recording: Recording) -> list[Fault]:
         never_terminal(recording),
     ]
     return named(recording, found)
+
+
+def remarks(recording: Recording) -> list[tuple[str, str]]:
+    """(key, text) of what its reader has to tell."""
+    return recording.about.get("remarks", [])
 
 
 def tables(recording: Recording) -> dict[str, NDArray]:
@@ -120,8 +134,18 @@ def rows_outside(recording: Recording) -> NDArray:
     return np.concatenate(found)
 
 
-def outside(recording: Recording) -> Fault | None:
-    """Actions beyond [-1, 1], at the largest."""
+class Excess(NamedTuple):
+    """Actions beyond [-1, 1]."""
+
+    entries: int
+    row: int  # step and dimension of the largest
+    dim: int
+    largest: float
+    strange: bool  # too many or too far: they are in another unit
+
+
+def excess(recording: Recording) -> Excess | None:
+    """The finite actions beyond [-1, 1], None without any."""
     steps = rows_outside(recording)
     if not len(steps):
         return None
@@ -131,12 +155,31 @@ def outside(recording: Recording) -> Fault | None:
     if not count:
         return None
     row, dim = np.unravel_index(int(np.nanargmax(held)), held.shape)
-    episode, step = place(recording, int(steps[row]))
-    value = float(recording.action[steps[row], dim])
-    text = (
-        f"{count:,} of {recording.action.size:,} entries lie outside [-1, 1], the largest "
-        f"{abs(value):.3g}; source.on_bad=clip cuts them, {LEAVE_OUT}"
+    largest = float(held[row, dim])
+    strange = largest > FAR or count > MANY * recording.action.size
+    return Excess(count, int(steps[row]), int(dim), largest, strange)
+
+
+def outside(recording: Recording) -> Fault | None:
+    """Actions beyond [-1, 1], at the largest."""
+    found = excess(recording)
+    if found is None:
+        return None
+    episode, step = place(recording, found.row)
+    unit = recording.about.get("unit", "read as in [-1, 1]")
+    remedy = f"source.on_bad=clip cuts them, {LEAVE_OUT}"
+    if found.strange:
+        remedy = f"too many or too far to be clipped; {LEAVE_OUT}"
+    other = (
+        "if they are in an environment's units, source.action_scale=physical with env=NAME maps "
+        "them, or store their bounds in the file as action_low and action_high"
     )
+    other = "correct these bounds" if unit.startswith("mapped") else other
+    text = (
+        f"{found.entries:,} of {recording.action.size:,} entries lie outside [-1, 1], the largest "
+        f"{found.largest:.3g}; {unit}: {other}; {remedy}"
+    )
+    value = float(recording.action[found.row, found.dim])
     return Fault("error", "actions", episode, step, value, text)
 
 
@@ -168,6 +211,21 @@ def short(recording: Recording) -> Fault | None:
         "terminals and timeouts must be set at ends only"
     )
     return Fault("error", "timeouts", int(single[0]), 0, None, text)
+
+
+def too_long(recording: Recording) -> Fault | None:
+    """Episodes longer than their environment's time limit: ends are not marked."""
+    env_id, limit = recording.about.get("limit", (None, None))
+    lengths = recording.ends - starts(recording)
+    if limit is None or lengths.max() <= limit:
+        return None
+    longest = int(lengths.argmax())
+    text = (
+        f"{int((lengths > limit).sum()):,} of {len(lengths):,} episodes are longer than {env_id} "
+        f"allows ({limit:,} steps), this one {lengths[longest]:,}, so ends are not marked; "
+        f"source.time_limit={limit} cuts there (if they are that long, give their length)"
+    )
+    return Fault("error", "timeouts", longest, limit, None, text)
 
 
 def some_short(recording: Recording) -> Fault | None:

@@ -1,15 +1,19 @@
 """Keys [S, ...] end to end: npz and D4RL's layout, and our own files."""
 
-import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .catalogue import env_by_name
-from .record import Column, Reading, Recording, Sizes, allocate, differing, fill, pieces, refuse
+from .catalogue import env_by_name, fits, limit_of
+from .containers import decoded
+from .ends import PER_STEP, Marks, every_nth, exclusive, is_list, named, settled
+from .record import Column, Reading, Recording, Sizes, allocate, differing, fill, refuse, remark
+from .successors import believed
 
-log = logging.getLogger("rheo")
+ENDS = ("episode_ends", "episode_lengths", "episode_starts")
+HELD = ("format", "version", "env_id", "action_low", "action_high")  # attributes read by name
 
 
 class Flat:
@@ -17,9 +21,12 @@ class Flat:
 
     observations [S, Do] and actions [S, Da] are needed. rewards, terminals and timeouts [S],
     next_observations [S, Do], episode_ends [E] and action_low, action_high [Da] are used where
-    present; our own files add successor_known [E]. Rewards and flags may also be [S, 1]. A step
-    with terminals set always ends its episode. Where no timeout and no episode_ends tell the other
-    ends, `time_limit` steps do, and the end of the file is one.
+    present; our own files add successor_known [E]. Other names of these, and other columns that
+    mark ends, are in `ends.SYNONYMS`. Rewards and flags may also be [S, 1]; scalars of an npz file
+    are attributes. A step with terminals set always ends its episode. `time_limit` steps end one
+    too, and so does the end of the file.
+
+    groups: names of what the file holds besides columns, which is not read.
     """
 
     def __init__(
@@ -29,8 +36,14 @@ class Flat:
         columns: dict[str, Column],
         attributes: dict[str, Any],
         reading: Reading,
+        groups: Sequence[str] = (),
     ) -> None:
-        self.path, self.kind, self.columns, self.attributes = path, kind, columns, attributes
+        scalars = {} if kind != "npz" else {k: c for k, c in columns.items() if plain(c)}
+        told = {key: decoded(next(iter(c.blocks()))) for key, c in scalars.items()}
+        self.path, self.kind, self.attributes = path, kind, told | attributes
+        rest = {key: column for key, column in columns.items() if key not in scalars}
+        self.columns, self.names, self.twins, unread = named(rest)
+        self.unread = [*unread, *(f"{group}/" for group in groups)]
         self.reading = reading
         if reading.obs_keys is not None:
             text = f"obs_keys={reading.obs_keys} is for robomimic and Minari"
@@ -39,131 +52,158 @@ class Flat:
         self.steps, self.obs_dim, self.action_dim = len_(action), obs.shape[1], action.shape[1]
         if not len_(obs) and not len_(action):
             raise refuse(path, "empty: no steps; fetch or write it again", "observations")
-        lengths = ["observations", "rewards", "terminals", "timeouts", "next_observations"]
-        for key in filter(columns.__contains__, lengths):
-            count = len_(columns[key])
-            if count != self.steps:
-                text = f"{count} rows but {self.steps} actions; every step needs one of each"
-                raise refuse(path, text, key)
-        if "next_observations" in columns:
-            after = self.table("next_observations")
+        for key in filter(self.columns.__contains__, ("observations", "rewards", *PER_STEP)):
+            self.refuse_length(self.columns[key], self.names[key])
+        for _, name, column in self.twins:
+            self.refuse_length(column, name)
+        if "next_observations" in self.columns:
+            after, name = self.table("next_observations"), self.names["next_observations"]
+            self.refuse_length(after, name)
             if after.shape != obs.shape:
                 text = f"shape {after.shape}, expected that of observations, {obs.shape}"
-                raise refuse(path, text, "next_observations")
+                raise refuse(path, text, name)
+
+    def refuse_length(self, column: Column, name: str) -> None:
+        """Raises Refused for a column that has not one row a step."""
+        if len_(column) != self.steps:
+            text = f"{len_(column)} rows but {self.steps} actions; every step needs one of each"
+            raise refuse(self.path, text, name)
 
     def table(self, key: str) -> Column:
         """A needed column of numbers [steps, dims]."""
         if key not in self.columns:
-            held = ", ".join(sorted(self.columns)) or "nothing"
+            held = ", ".join(sorted([*self.names.values(), *self.unread])) or "nothing"
             text = f"no key {key!r}; it holds {held}; store it under that name"
             raise refuse(self.path, text, key)
         column = self.columns[key]
         if len(column.shape) != 2 or column.dtype.kind not in "fiu" or not column.shape[1]:
             text = f"has shape {column.shape} and type {column.dtype}"
-            raise refuse(self.path, f"{text}, expected numbers [steps, dims]", key)
+            raise refuse(self.path, f"{text}, expected numbers [steps, dims]", self.names[key])
         return column
 
-    def series(self, key: str) -> Column:
+    def series(self, column: Column, name: str) -> Column:
         """A column of one number per row."""
-        column = self.columns[key]
-        flat = len(column.shape) == 1 or (len(column.shape) == 2 and column.shape[1] == 1)
-        if not flat or column.dtype.kind not in "fiub":
+        if not is_list(column):
             text = f"has shape {column.shape} and type {column.dtype}"
-            raise refuse(self.path, f"{text}, expected a list of numbers", key)
+            raise refuse(self.path, f"{text}, expected a list of numbers", name)
         return column
+
+    def values(self, column: Column, name: str) -> NDArray:
+        """A small column of one number per row, in memory."""
+        blocks = [block.reshape(-1) for block in self.series(column, name).blocks()]
+        return np.concatenate(blocks) if blocks else np.empty(0, column.dtype)
 
     def vector(self, key: str, length: int | None = None) -> NDArray | None:
         """A small column [length], or None where the file has none."""
         if key not in self.columns:
             return None
-        column = self.series(key)
-        if length is not None and column.shape[0] != length:
-            raise refuse(self.path, f"has {column.shape[0]} numbers, expected {length}", key)
-        values = [block.reshape(-1) for block in column.blocks()]
-        return np.concatenate(values) if values else np.empty(0, column.dtype)
+        values = self.values(self.columns[key], self.names[key])
+        if length is not None and len(values) != length:
+            text = f"has {len(values)} numbers, expected {length}"
+            raise refuse(self.path, text, self.names[key])
+        return values
 
     def flags(self, key: str) -> NDArray | None:
-        """A column [S] of yes and no."""
-        values = self.vector(key, self.steps)
-        if values is None:
+        """A column [S] of yes and no, and its twins, which have to say the same."""
+        if key not in self.columns:
             return None
+        mark = self.yes(self.columns[key], self.names[key])
+        for _, name, column in filter(lambda twin: twin[0] == key, self.twins):
+            other = self.yes(column, name)
+            if (mark != other).any():
+                row = int(np.flatnonzero(mark != other)[0])
+                text = f"differs from {self.names[key]}, which means the same, at row {row}"
+                raise refuse(self.path, f"{text}; leave out the wrong one", name)
+        return mark
+
+    def yes(self, column: Column, name: str) -> NDArray:
+        """The flags [S] bool of a column."""
+        values = self.values(column, name)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             step = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise refuse(self.path, f"row {step} is not a number; mend it", key, str(values[step]))
+            raise refuse(self.path, f"row {step} is not a number; mend it", name, str(values[step]))
+        if name == "masks" and not np.isin(values, (0, 1)).all():
+            row = int(np.flatnonzero(~np.isin(values, (0, 1)))[0])
+            text = f"row {row} is neither 0 (the task ended) nor 1; rename it if it is none"
+            raise refuse(self.path, text, name, str(values[row]))
         return values != 0
 
     def sizes(self) -> Sizes:
         """See Layout."""
-        ends = self.columns.get("episode_ends")
-        episodes = min(len_(ends), self.steps) if ends else 0
+        held = next((self.columns[key] for key in ENDS if key in self.columns), None)
+        episodes = min(len_(held), self.steps) if held else 0
         reward = "rewards" in self.columns
         known = episodes if "next_observations" in self.columns else 0
         return Sizes(self.steps, episodes, known, self.obs_dim, self.action_dim, reward)
 
     def read(self, storage: str) -> Recording:
         """See Layout."""
-        terminals = self.flags("terminals")
-        terminated = np.zeros(self.steps, bool) if terminals is None else terminals
-        ends = self.ends(terminated, self.reading.time_limit)
-        known = self.known(len(ends))
+        about, stage = self.about(), self.reading.stage
+        env_id = about["env_id"] or (stage and stage.env_id)
+        limit = self.reading.time_limit or limit_of(env_id)
+        about |= {"limit": (env_id, limit)} if limit else {}
+        terminated, last = self.marked(about, limit)
+        cuts = self.cuts(last)
+        known = self.known(last, cuts)
+        ends = np.flatnonzero(last) + 1
         successor = np.where(known, self.steps + np.cumsum(known) - 1, -1)
         obs = allocate(self.path, (self.steps + int(known.sum()), self.obs_dim), storage)
         fill(obs[: self.steps], self.columns["observations"])
         jumps = self.successors(obs, ends, known)
-        about = self.about() | ({"jumps": jumps} if len(jumps) else {})
+        about |= {"jumps": jumps} if len(jumps) else {}
         action = allocate(self.path, (self.steps, self.action_dim), storage)
         fill(action, self.columns["actions"])
-        self.to_unit(action)
         reward = None
         if "rewards" in self.columns:
             reward = np.empty(self.steps, np.float32)
-            fill(reward, self.series("rewards"))
-        return Recording(obs, action, reward, terminated, ends, successor, about)
+            fill(reward, self.series(self.columns["rewards"], self.names["rewards"]))
+        recording = Recording(obs, action, reward, terminated, ends, successor, about)
+        if "successor_known" in self.columns and not len(cuts):
+            return recording
+        return believed(recording, cuts, self.names.get("next_observations", ""))
 
-    def ends(self, terminated: NDArray, time_limit: int | None) -> NDArray:
-        """Exclusive episode ends [E]."""
-        last = terminated.copy()
-        given, timeouts = self.vector("episode_ends"), self.flags("timeouts")
-        if timeouts is not None:
-            last |= timeouts
-        if given is not None:
-            last[self.rising(given) - 1] = True
-        marked = given is not None or (timeouts is not None and bool(timeouts.any()))
-        if time_limit is not None and marked:
-            log.warning("data=%s marks its episode ends; time_limit is not used", self.path)
-        elif time_limit is not None:
-            first = np.zeros(self.steps, np.int64)
-            first[1:][last[:-1]] = np.flatnonzero(last[:-1]) + 1
-            place = np.arange(self.steps) - np.maximum.accumulate(first)
-            last |= (place + 1) % time_limit == 0
+    def marked(self, about: dict[str, Any], limit: int | None) -> tuple[NDArray, NDArray]:
+        """Steps [S] that ended by the task, and marked last steps [S]."""
+        given = [(key, self.vector(key)) for key in ENDS if key in self.columns]
+        told = np.zeros(self.steps, bool) if given else None
+        for key, values in given:
+            assert told is not None and values is not None
+            told[exclusive(self.path, key, values, self.steps, self.names[key]) - 1] = True
+        marks = Marks(**{key: self.flags(key) for key in PER_STEP}, told=told)
+        if all(mark is None for mark in marks):
+            return np.zeros(self.steps, bool), np.zeros(self.steps, bool)
+        return settled(self.path, marks, self.names, limit, about)
+
+    def cuts(self, last: NDArray) -> NDArray:
+        """Steps [J] that the time limit cuts; closes `last` [S] there and at the file's end."""
+        limit, cuts = self.reading.time_limit, np.empty(0, np.int64)
+        if limit is not None:
+            cuts = every_nth(last, limit)
+            last[cuts] = True
         elif not last.any():
             text = "no step is terminal, a timeout or an episode's end, so there are no episodes"
+            text += f" (not read: {', '.join(self.unread)})" if self.unread else ""
             raise refuse(self.path, f"{text}; give source.time_limit=N", "timeouts")
         last[-1] = True
-        return np.flatnonzero(last) + 1
+        return cuts[cuts < self.steps - 1]
 
-    def rising(self, ends: NDArray) -> NDArray:
-        """Checked `episode_ends`."""
-        if ends.dtype.kind not in "iu":
-            text = f"must be a list of whole numbers, got {ends.dtype}"
-            raise refuse(self.path, text, "episode_ends")
-        ends = ends.astype(np.int64)
-        if not len(ends) or ends[-1] != self.steps or (np.diff(ends, prepend=0) < 1).any():
-            got = " ".join(np.array2string(ends, threshold=8).split())
-            text = f"must rise strictly from above 0 to {self.steps}, the number of steps; got"
-            raise refuse(self.path, f"{text} {got}", "episode_ends")
-        return ends
-
-    def known(self, episodes: int) -> NDArray:
-        """Episodes [E] whose last step's successor the file holds."""
-        if "next_observations" not in self.columns:
-            return np.zeros(episodes, bool)
-        marked = self.vector("successor_known", episodes)
-        return np.ones(episodes, bool) if marked is None else marked != 0
+    def known(self, last: NDArray, cuts: NDArray) -> NDArray:
+        """Episodes [E] whose last step's successor the file holds, at least as the row behind."""
+        known = np.full(self.steps, "next_observations" in self.columns)
+        known[cuts] = False
+        if known.any():
+            marked = self.vector("successor_known", int((last & known).sum()))
+            if marked is not None:
+                known[np.flatnonzero(last & known)] = marked != 0
+        known[cuts] = True
+        return known[last]
 
     def successors(self, obs: NDArray, ends: NDArray, known: NDArray) -> NDArray:
         """Fills obs[S:] and returns the steps [J] after which an episode end is missing."""
         jumps, row, place = [], 0, self.steps
+        if "next_observations" not in self.columns:
+            obs[self.steps :] = obs[ends[known]]  # behind the cuts of a time limit
+            return np.empty(0, np.int64)
         if not known.any():
             return np.empty(0, np.int64)
         inside, wanted = np.ones(self.steps, bool), np.zeros(self.steps, bool)
@@ -182,44 +222,29 @@ class Flat:
             row = after
         return np.concatenate(jumps)
 
-    def to_unit(self, action: NDArray) -> None:
-        """Maps physical actions [S, Da] of a file that tells their bounds to [-1, 1], in place."""
-        bounds = self.bounds()
-        if bounds is None or self.attributes.get("action_scale") == "unit":
-            return
-        low, high = bounds
-        if (low == -1).all() and (high == 1).all():
-            return
-        centre, half = (high + low) / 2, (high - low) / 2
-        for _, rows in pieces(action):
-            rows[:] = (rows - centre) / half
-        log.info("data=%s: actions are mapped from their bounds to [-1, 1]", self.path)
-
-    def bounds(self) -> tuple[NDArray, NDArray] | None:
-        """action_low and action_high [Da] of the file, None where it tells none."""
-        found = []
-        for key in ("action_low", "action_high"):
-            value = self.vector(key) if key in self.columns else self.attributes.get(key)
-            if value is None:
-                return None
-            found.append(np.asarray(value, np.float64).reshape(-1))
-        low, high = found
-        if not low.size == high.size == self.action_dim:
-            text = f"{low.size} and {high.size} bounds for {self.action_dim} action dimensions"
-            raise refuse(self.path, text, "action_low")
-        if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-            text = f"bounds {low.tolist()} to {high.tolist()} are no finite ranges; mend them"
-            raise refuse(self.path, text, "action_low")
-        return low, high
-
     def about(self) -> dict[str, Any]:
-        """What the file says of itself."""
-        told = {k: v for k, v in self.attributes.items() if k not in ("format", "version")}
-        env_id = told.pop("env_id", None) or env_by_name(self.path)
-        bounds = self.bounds()
-        if bounds is not None:
-            told |= {"action_low": bounds[0].tolist(), "action_high": bounds[1].tolist()}
-        return {"format": self.kind, "path": self.path, "env_id": env_id, **told}
+        """What the file says of itself, and what of it is not read."""
+        told = {k: v for k, v in self.attributes.items() if k not in HELD}
+        env_id = self.attributes.get("env_id")
+        if not env_id or not isinstance(env_id, str):
+            env_id = env_by_name(self.path)
+            env_id = env_id if fits(env_id, self.obs_dim, self.action_dim) else None
+        about = {"format": self.kind, "path": self.path, "env_id": env_id, **told}
+        for key in ("action_low", "action_high"):
+            values = self.vector(key)
+            held = self.attributes.get(key) if values is None else values.tolist()
+            about |= {} if held is None else {key: held}
+        for key, name in self.names.items():
+            if key in ("observations", "actions", "rewards", "next_observations") and key != name:
+                remark(about, name, f"read as {key}")
+        if self.unread:
+            remark(about, "", f"not read: {', '.join(self.unread)}")
+        return about
+
+
+def plain(column: Column) -> bool:
+    """Whether a column is one number or text."""
+    return not column.shape and column.dtype.kind in "USfiub"
 
 
 def len_(column: Column) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from .containers import hdf5, hdf5_attributes, hdf5_columns, kind_of, npz
+from .containers import hdf5, hdf5_attributes, hdf5_columns, hdf5_groups, kind_of, npz
 from .flat import Flat
 from .minari_store import Minari
 from .record import Reading, Recording, Sizes, refuse
@@ -53,4 +53,5 @@ def opened(path: str, reading: Reading) -> Iterator[Layout]:
         else:
             attributes = hdf5_attributes(content)
             kind = OURS if attributes.get("format") == OURS else "d4rl"
-            yield Flat(path, kind, hdf5_columns(content), attributes, reading)
+            columns, groups = hdf5_columns(content), hdf5_groups(content)
+            yield Flat(path, kind, columns, attributes, reading, groups)

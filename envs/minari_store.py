@@ -17,7 +17,7 @@ class Minari:
     """Episodes of L steps with L + 1 observations, so every successor is known.
 
     Of dictionary observations `obs_keys` are put side by side; without it, all their 1-D float
-    entries in sorted order. Actions are mapped to [-1, 1] by the data set's own bounds.
+    entries in sorted order. Its bounds are those that actions are recorded in.
     """
 
     def __init__(self, path: str, reading: Reading) -> None:
@@ -79,15 +79,11 @@ class Minari:
 
     def parts(self) -> Iterator[Part]:
         """The episodes."""
-        bounded = bool(np.isfinite(self.low).all() and np.isfinite(self.high).all())
-        centre, half = (self.high + self.low) / 2, (self.high - self.low) / 2
         for index, episode in enumerate(self.data.iterate_episodes()):
             obs, action = self.table(episode), episode.actions
             if len(obs) != len(action) + 1 or not len(action):
                 text = f"episode {index} has {len(obs)} observations and {len(action)} actions"
                 raise refuse(self.path, f"{text}, expected one more", "observations")
-            if bounded and not ((self.low == -1).all() and (self.high == 1).all()):
-                action = (action - centre) / half
             ended = bool(episode.terminations[-1])
             jumps = np.empty(0, np.int64)
             yield Part(obs[:-1], action, episode.rewards, ended, obs[-1], jumps)
@@ -96,4 +92,6 @@ class Minari:
         """What the data set says of itself."""
         spec = getattr(self.data.spec, "env_spec", None)
         about = {"format": "minari", "path": self.path, "env_id": getattr(spec, "id", None)}
+        if np.isfinite(self.low).all() and np.isfinite(self.high).all():
+            about |= {"action_low": self.low.tolist(), "action_high": self.high.tolist()}
         return about | ({"obs_keys": self.keys} if self.keys is not None else {})

@@ -14,20 +14,31 @@ BLOCK_BYTES = 1 << 22  # a file is read, checked and written in pieces of about 
 SHOWN = 5  # faults that a message lists
 
 
+class Stage(NamedTuple):
+    """The environment of a run, as far as it says what recorded actions mean."""
+
+    env_id: str
+    low: NDArray  # [Da] physical bounds of actions
+    high: NDArray  # [Da]
+
+
 class Reading(NamedTuple):
-    """How a file is read: what a user may say of it.
+    """How a file is read: what a user may say of it, and where the run plays.
 
     on_bad: what to do with faults. "refuse" raises; "drop" leaves out the episodes with NaN or
-    Inf, actions outside [-1, 1] or a missing end; "clip" cuts actions to [-1, 1] and refuses the
-    rest. storage: "ram", or "mmap" for temporary files in RHEO_CACHE or ~/.cache/rheo; "auto"
-    chooses. obs_keys: observations of robomimic and Minari dictionaries. time_limit: length after
-    which an episode is cut, for files that do not mark it.
+    Inf, actions outside [-1, 1] or a missing end; "clip" cuts actions to [-1, 1], if few and near
+    ones leave it, and refuses the rest. action_scale: the unit of actions, see `units.in_unit`.
+    storage: "ram", or "mmap" for temporary files in RHEO_CACHE or ~/.cache/rheo; "auto" chooses.
+    obs_keys: observations of robomimic and Minari dictionaries. time_limit: steps after which an
+    episode is cut. stage: the run's environment, if any.
     """
 
     on_bad: str = "refuse"
+    action_scale: str = "auto"
     storage: str = "ram"
     obs_keys: list[str] | None = None
     time_limit: int | None = None
+    stage: Stage | None = None
 
 
 class Recording(NamedTuple):
@@ -39,7 +50,7 @@ class Recording(NamedTuple):
     terminated: NDArray  # [S] bool: True only at last steps of episodes that ended by the task
     ends: NDArray  # [E] int64 exclusive ends, rising to S
     successor: NDArray  # [E] int64: row of `obs` after the episode's last step, -1: not in the file
-    about: dict[str, Any]  # format, path, env_id (or None), notes such as dt, dropped episodes
+    about: dict[str, Any]  # format, path, env_id (or None), dt, dropped episodes, remarks ...
 
 
 class Fault(NamedTuple):
@@ -80,6 +91,11 @@ class Refused(Exception):
             super().__init__(f"data={path}: {lines[0]}")
         else:
             super().__init__(f"data={path}: {len(faults)} errors\n  " + "\n  ".join(lines))
+
+
+def remark(about: dict[str, Any], key: str, text: str) -> None:
+    """Adds what a user should be told of how a file was read; it becomes a note."""
+    about["remarks"] = [*about.get("remarks", ()), (key, text)]
 
 
 def refuse(path: str | os.PathLike, text: str, key: str = "", value: Any = None) -> Refused:

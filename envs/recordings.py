@@ -7,11 +7,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .catalogue import env_by_name, find, locate
-from .faults import bad_rows, episode_of, errors, faults, not_finite, rows_outside, starts
+from .catalogue import env_by_name, find, fits, locate
+from .faults import (
+    bad_rows,
+    episode_of,
+    errors,
+    excess,
+    faults,
+    not_finite,
+    outside,
+    remarks,
+    rows_outside,
+    starts,
+)
 from .formats import opened
 from .memory import available, size_text
 from .record import Fault, Reading, Recording, Refused, as_env_error, pieces, refuse
+from .units import in_unit
 from .writing import write
 
 __all__ = ["Fault", "Recording", "env_of", "estimate", "faults", "locate", "read", "write"]
@@ -25,11 +37,14 @@ log = logging.getLogger("rheo")
 def read(path: str, **how: Any) -> Recording:
     """The recording behind a path, a known data set's name, or `minari:DATASET_ID`.
 
-    how: fields of `Reading`. The file is never changed. Raises EnvError that names file, key,
-    episode, step, value and remedy.
+    how: fields of `Reading`. The file is never changed; what was guessed or left out is logged.
+    Raises EnvError that names file, key, episode, step, value and remedy.
     """
     reading = Reading(**how)
-    return mended(load(path, reading), reading.on_bad)
+    recording = load(path, reading)
+    for key, text in remarks(recording):
+        log.info("data=%s: %s", path, f"{key}: {text}" if key else text)
+    return mended(recording, reading.on_bad)
 
 
 @as_env_error()
@@ -47,6 +62,20 @@ def env_of(path_or_name: str) -> str | None:
         return env_by_name(file)
     with opened(file, Reading()) as layout:
         return layout.about()["env_id"]
+
+
+@as_env_error()
+def played_in(path_or_name: str) -> tuple[str | None, bool]:
+    """`env_of`, and whether observations and actions have that environment's sizes.
+
+    Observations by keys are not asked: which of them are read is still open.
+    """
+    env_id = env_of(path_or_name)
+    if env_id is None or not is_there(where(path_or_name)):
+        return env_id, True
+    with opened(where(path_or_name), Reading()) as layout:
+        about, sizes = layout.about(), layout.sizes()
+    return env_id, "obs_keys" in about or fits(env_id, sizes.obs_dim, sizes.action_dim)
 
 
 def is_there(path: str) -> bool:
@@ -68,7 +97,8 @@ def load(path: str, reading: Reading) -> Recording:
         raise refuse(path, text)
     file = where(path)
     with opened(file, reading) as layout:
-        return layout.read(check_memory(file, layout.sizes().nbytes, reading.storage))
+        recording = layout.read(check_memory(file, layout.sizes().nbytes, reading.storage))
+    return in_unit(recording, reading)
 
 
 def check_memory(path: str, needed: int, storage: str) -> str:
@@ -100,18 +130,24 @@ def mended(recording: Recording, on_bad: str) -> Recording:
 
 
 def clip(recording: Recording) -> None:
-    """Cuts actions to [-1, 1], in place. Raises Refused for NaN and Inf, which it would hide."""
-    found = not_finite(recording)
+    """Cuts actions to [-1, 1], in place.
+
+    Raises Refused for NaN and Inf, which it would hide, and for actions in another unit, of which
+    little would be left.
+    """
+    path = recording.about["path"]
+    found, beyond = not_finite(recording), excess(recording)
+    if beyond is not None and beyond.strange:
+        found += filter(None, [outside(recording)])
     if found:
-        raise Refused(recording.about["path"], found)
-    rows = rows_outside(recording)
-    if not len(rows):
+        raise Refused(path, found)
+    if beyond is None:
         return
-    largest = float(np.max(np.abs(recording.action[rows])))
+    count = len(rows_outside(recording))
     for _, piece in pieces(recording.action):
         np.clip(piece, -1, 1, out=piece)
     text = "data=%s: actions of %d steps were cut to [-1, 1] (largest %.3g)"
-    log.warning(text, recording.about["path"], len(rows), largest)
+    log.warning(text, path, count, beyond.largest)
 
 
 def dropped(recording: Recording) -> Recording:

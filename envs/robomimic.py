@@ -12,6 +12,7 @@ import numpy as np
 
 from .containers import hdf5_attributes
 from .record import Fault, Part, Reading, Recording, Refused, Sizes, differing, refuse, stack
+from .successors import believed
 
 ARM = ("eef_pos", "eef_quat", "gripper_qpos")
 LOW_DIM = [*(f"robot0_{name}" for name in ARM), "object"]
@@ -126,7 +127,8 @@ class Robomimic:
     def read(self, storage: str) -> Recording:
         """See Layout. A demonstration is an episode, so time_limit has no part."""
         parts = map(self.part, self.demos.values())
-        return stack(self.path, parts, self.sizes(), storage, self.about())
+        recording = stack(self.path, parts, self.sizes(), storage, self.about())
+        return believed(recording, np.empty(0, np.int64), "next_obs")
 
     def part(self, demo: h5py.Group) -> Part:
         """One demonstration."""
@@ -151,6 +153,8 @@ class Robomimic:
         about |= {"obs_keys": self.keys, "demos": list(self.demos)}
         about |= {"dt": 1 / rate} if rate else {}
         about |= {"env_args": args} if args else {}
+        bounds = ("action_low", "action_high")  # attributes that a user may add
+        about |= {key: self.attributes[key] for key in bounds if key in self.attributes}
         return about | ({"left_out": self.images} if self.images else {})
 
 

@@ -16,7 +16,10 @@ from .record import Column, Recording, as_env_error, block_rows, pieces, refuse
 
 VERSION = 1
 SUFFIXES = (".hdf5", ".h5", ".npz")
-OWN = {"format", "path", "env_id", "jumps", "dropped", "left_out", "demos"}
+OWN = {
+    *("format", "path", "env_id", "jumps", "dropped", "left_out", "demos"),
+    *("remarks", "limit", "undecided", "unit"),
+}
 LEVEL = 4  # of gzip
 CHUNK = 4096  # rows of an HDF5 chunk
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 logger = logging.getLogger("rheo")
+CONSTANT = 1e-6  # spread, against the size of the numbers (at least 1), that is rounding
+NEARLY = 1e-3  # spread, against the size of the numbers, below which a dimension hardly moves
 
 
 class Normalizer(nn.Module):
@@ -15,6 +17,11 @@ class Normalizer(nn.Module):
     minmax maps the data's range to [-1, 1]; gaussian to zero mean and unit standard deviation;
     none is the identity and needs no fit. A constant dimension has no scale of its own: it is
     only shifted (unit scale), so it becomes 0, and `fit` reports it.
+
+    A dimension that hardly moves has a scale of at least NEARLY of its largest magnitude: noise of
+    1e-5 around 0.5 is no unit to measure a later 0.6 by. The rule looks at a dimension's own
+    numbers only, so it is the same in every unit: 1e-4 m around 0 beside others of 100 keep their
+    scale, and what varies by less than NEARLY of its offset is damped, not lost.
 
     Using it before `fit` raises RuntimeError; data of another size raises ValueError. `feature`
     is the name of the normalised quantity in those messages.
@@ -43,8 +50,10 @@ class Normalizer(nn.Module):
     def fit(self, data: Tensor) -> list[int]:
         """Fit to `data` [..., dim] and return the indices of its constant dimensions.
 
-        A range (minmax) or standard deviation (gaussian) below 1e-6 of the dimension's magnitude
-        counts as constant. Raises ValueError for no rows, another size, or NaN and infinities.
+        The half range (minmax) or standard deviation (gaussian) is the scale. Up to CONSTANT of
+        the dimension's magnitude, or of 1, it counts as constant; below NEARLY of the magnitude it
+        becomes that. Dimensions of both kinds are logged. Raises ValueError for no rows, another
+        size, or NaN and infinities.
         """
         self._check(data)
         rows = data.reshape(-1, self.dim).to(torch.float64)
@@ -57,14 +66,20 @@ class Normalizer(nn.Module):
             shift, scale = (low + high) / 2, (high - low) / 2
         else:
             shift, scale = rows.mean(0), rows.std(0, correction=0)
-        constant = scale <= 1e-6 * rows.abs().amax(0).clamp(min=1.0)
+        size = rows.abs().amax(0)
+        constant = scale <= CONSTANT * size.clamp(min=1.0)
+        nearly = ~constant & (scale < NEARLY * size)
+        scale = torch.where(nearly, NEARLY * size, scale)
         self.shift.copy_(shift)
         self.scale.copy_(torch.where(constant, torch.ones_like(scale), scale))
         self.fitted.fill_(True)
         self.ready = True
-        dims = constant.nonzero().flatten().tolist()
+        dims, near = (which.nonzero().flatten().tolist() for which in (constant, nearly))
         if dims:
             logger.warning("%s: constant dimensions %s keep unit scale", self.feature, dims)
+        if near:
+            text = "%s: dimensions %s vary by less than %g of their size, which becomes their scale"
+            logger.warning(text, self.feature, near, NEARLY)
         return dims
 
     def forward(self, x: Tensor) -> Tensor:

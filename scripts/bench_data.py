@@ -108,6 +108,7 @@ def recorded(steps: int, file: Path) -> Transitions:
         holdout=0.0,
         obs_steps=1,
         on_bad="refuse",
+        action_scale="auto",
         storage="ram",
         obs_keys=None,
         time_limit=None,

@@ -38,7 +38,8 @@ ADDED = {
         **{"distill_noises": 1, "base_cache": 0, "relative": False, "ema_rate": 1.0},
     },
     "rheo.algos.expo.EXPO": {"base_cache": 0, "relative": False},
-    "rheo.envs.datasets.Transitions": {"n_step": 1},
+    "rheo.envs.datasets.Dataset": {"action_scale": "recorded"},
+    "rheo.envs.datasets.Transitions": {"n_step": 1, "action_scale": "recorded"},
     "rheo.envs.sources.Replay": {"n_step": 1},
 }
 NODE = "dict | None"
@@ -119,10 +120,10 @@ def recorded_in(overrides: "list[Override]") -> list[str]:
     names = [str(one.value()) for one in overrides if one.key_or_group == "data" and one.value()]
     if not names:
         return []
-    from rheo.envs.recordings import env_of  # numpy and h5py, not torch
+    from rheo.envs.recordings import played_in  # numpy and h5py, not torch
 
     try:
-        env_id = env_of(names[-1])
+        env_id, alike = played_in(names[-1])
     except ValueError:  # the checks say what is wrong with the file
         return []
     found = [
@@ -130,6 +131,10 @@ def recorded_in(overrides: "list[Override]") -> list[str]:
         for file in sorted((HOME / "env").glob("*.yaml"))
         if env_id is not None and f"id: {env_id}" in file.read_text().splitlines()
     ]
+    if found and not alike:
+        text = "data=%s tells %s, which has other sizes here: the run is not evaluated there"
+        log.warning(text, names[-1], env_id)
+        return []
     lacking = checks.environment({"env": {"id": env_id}}) if found else []
     if lacking:
         log.warning("%s; without it the run is not evaluated in the data's environment", lacking[0])

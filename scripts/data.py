@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from rheo.envs.catalogue import fits
 from rheo.envs.faults import faults, saturated, starts, tables
 from rheo.envs.memory import size_text
 from rheo.envs.record import Reading, Recording, Refused, refuse
@@ -20,10 +21,15 @@ USAGE = """usage: rheo data info FILE...                what is in files, or min
        rheo data check FILE|FOLDER...       what is wrong, a line each; 2 when something is
        rheo data convert IN OUT             to .hdf5 or .npz, without loss
        rheo data fetch NAME [--from FILE|URL] [--to DIR] [--yes]
-options: --time-limit N   length of episodes in files that do not mark them
+options: --time-limit N   steps after which an episode is cut where its end is not marked
          --obs-keys A,B   observations of robomimic and Minari data sets
+         --action-scale auto|unit|physical   actions in [-1, 1], or in the file's bounds
          --on-bad refuse|drop|clip|keep   what convert does with errors"""
-FLAGS = {"source.on_bad=": "--on-bad ", "source.time_limit=": "--time-limit "}
+FLAGS = {
+    "source.on_bad=": "--on-bad ",
+    "source.time_limit=": "--time-limit ",
+    "source.action_scale=": "--action-scale ",
+}
 
 
 class Words(argparse.ArgumentParser):
@@ -54,6 +60,8 @@ def parser() -> Words:
     verbs = words.add_subparsers(required=True, metavar="info|check|convert|fetch")
     reading = Words(add_help=False)
     reading.add_argument("--time-limit", type=int)
+    scales = ("auto", "unit", "physical")
+    reading.add_argument("--action-scale", choices=scales, default="auto")
     reading.add_argument("--obs-keys", type=lambda text: text.split(","))
     for name, run in (("info", info), ("check", check)):
         verb = verbs.add_parser(name, parents=[reading], add_help=False)
@@ -76,8 +84,8 @@ def parser() -> Words:
 
 def opened(path: str, options: argparse.Namespace) -> Recording:
     """The recording behind a path, with whatever is wrong in it. Raises Refused."""
-    how = Reading(storage=AUTO, obs_keys=options.obs_keys, time_limit=options.time_limit)
-    return load(path, how)
+    how = {key: getattr(options, key) for key in ("action_scale", "obs_keys", "time_limit")}
+    return load(path, Reading(storage=AUTO, **how))
 
 
 def info(options: argparse.Namespace) -> int:
@@ -144,7 +152,9 @@ def returns(recording: Recording) -> str:
     if recording.reward is None:
         return "no rewards"
     values = np.add.reduceat(recording.reward, starts(recording), dtype=np.float64)
-    score = normalized_score(recording.about["env_id"] or "", float(values.mean()))
+    env_id, sizes = recording.about["env_id"], (recording.obs.shape[1], recording.action.shape[1])
+    known = env_id if fits(env_id, *sizes) else None
+    score = normalized_score(known or "", float(values.mean()))
     told = "" if score is None else f" (D4RL score {score:.1f} of 100)"
     return quantiles(values) + told
 

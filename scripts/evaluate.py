@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rheo.envs.noise import TILE
-from rheo.envs.rollout import Episode, as_rows, evaluate, summary
+from rheo.envs.rollout import Deploy, Episode, as_rows, evaluate, summary
 from rheo.envs.scores import REFERENCES, scaled
 
 from .assemble import (
@@ -36,6 +36,7 @@ from .steering import flags_of, steered
 
 log = logging.getLogger("rheo")
 DECISIONS = 50  # timed
+STRANGE = 100.0  # scales from the data's centre, beyond which a policy extrapolates
 MAX_ENVS = 64  # environments of an evaluation at a time
 FREE = (*AT_WILL, "env.execute")  # values of a run that an evaluation may change
 SUCCESS = {"success_once": "at any step", "success_at_end": "at the last step"}
@@ -247,10 +248,41 @@ def told_apart(node: Mapping[str, Any], trained: Mapping[str, Any], seed: int) -
 def episodes_of(
     env: Any, algo: Any, episodes: int, mode: str | bool, seed: int = EVAL_SEED
 ) -> list[Episode]:
-    """Episodes of the deployed policy from the fixed initial states; same rows every time."""
+    """Episodes of the deployed policy from the fixed initial states; same rows every time.
+
+    Says so when the policy met observations far outside the data that it was fitted on.
+    """
     deploy = fast_deploy(algo, mode, TILE)  # of no fewer rows does `evaluate` ask
     ended = getattr(algo.deploy, "ended", None)  # of a behaviour that remembers its last plan
-    return evaluate(env, deploy, episodes, seed, str(algo.generator.device), ended)
+    norm = getattr(getattr(algo, "policy", None), "obs_norm", None)
+    watched = None if norm is None or norm.kind == "none" else Watched(deploy, norm)
+    where = str(algo.generator.device)
+    rows = evaluate(env, watched or deploy, episodes, seed, where, ended)
+    if watched is not None:
+        watched.tell()
+    return rows
+
+
+class Watched:
+    """A deployed behaviour, and the largest normalised observation that it was asked about."""
+
+    def __init__(self, deploy: Deploy, norm: Any) -> None:
+        self.deploy, self.norm = deploy, norm
+        self.most = torch.zeros_like(norm.scale)  # [Do], in scales
+
+    def __call__(self, obs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        own = obs[:, : len(self.most)]  # a corrected base is shown more
+        self.most = torch.maximum(self.most, self.norm(own).abs().amax(0))
+        return self.deploy(obs, generator)
+
+    def tell(self) -> None:
+        """Warns of observations beyond STRANGE scales."""
+        dims = (self.most > STRANGE).nonzero().flatten().tolist()
+        if dims:
+            unit = "standard deviations" if self.norm.kind == "gaussian" else "half ranges"
+            text = "observations lie up to %.0f %s from the policy's data (dimensions %s): it was "
+            text += "never trained there; compare the data and the environment in these dimensions"
+            log.warning(text, float(self.most.max()), unit, dims)
 
 
 def score(rows: list[Episode], references: References | None) -> dict[str, float]:

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rheo.envs.catalogue import addresses, file_name, known
+from rheo.envs.catalogue import WORLDS, addresses, file_name, fits, known
 from rheo.envs.recordings import env_of, locate, read
+from rheo.envs.suites import make
 from rheo.envs.vector import EnvError
 
 
@@ -46,10 +47,47 @@ def test_names_are_found_in_the_usual_folders_in_order(
         ("pen-cloned-v1", "AdroitHandPen-v1"),
         ("relocate-human-v1", "AdroitHandRelocate-v1"),
         ("mine.npz", None),
+        ("hopper-medium-v2.npz", "Hopper-v4"),
+        ("hopper_expert-v0.hdf5", "Hopper-v4"),
+        ("hopper_v5_mine.npz", None),
+        ("hopper_medium.hdf5", None),
+        ("hopper-medium-v5", None),
+        ("walker2d-v5-expert.npz", None),
+        ("my-hopper-medium-v2.hdf5", None),
+        ("door_opening_ur5.npz", None),
+        ("pen_grasp.npz", None),
+        ("ant_dir.npz", None),
+        ("Ant_maze_u-maze_noisy_multistart_True_multigoal_False_sparse_fixed.hdf5", None),
     ],
 )
-def test_a_name_tells_the_environment(name: str, env_id: str | None) -> None:
+def test_only_the_full_name_of_a_set_tells_the_environment(name: str, env_id: str | None) -> None:
     assert env_of(name) == env_id
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "env_id"),
+    [
+        ("hopper_medium-v2.hdf5", (11, 3), "Hopper-v4"),
+        ("hopper_medium-v2.hdf5", (3, 2), None),
+        ("door-human-v1.hdf5", (39, 28), "AdroitHandDoor-v1"),
+        ("door-human-v1.hdf5", (7, 7), None),
+    ],
+)
+def test_a_name_tells_nothing_of_data_of_other_sizes(
+    tmp_path: Path, name: str, sizes: tuple[int, int], env_id: str | None
+) -> None:
+    obs, action = (np.zeros((4, size)) for size in sizes)
+    with (tmp_path / name).open("wb") as out:
+        np.savez(out, observations=obs, actions=action, episode_ends=[2, 4])
+    assert env_of(str(tmp_path / name)) == env_id
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v4", "Walker2d-v5", "Reacher-v5", "Ant-v4"])
+def test_the_known_sizes_are_those_of_the_environments(env_id: str) -> None:
+    env = make(env_id, 1, backend="gymnasium")
+    assert WORLDS[env_id] == (env.obs_dim, env.action_dim, env.max_steps)
+    assert fits(env_id, env.obs_dim, env.action_dim) and not fits(env_id, 1, env.action_dim)
+    assert fits("Own-v0", 1, 1) and fits(None, 1, 1)
 
 
 def test_addresses_are_those_of_the_public_server() -> None:

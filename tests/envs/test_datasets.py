@@ -42,6 +42,7 @@ SETTINGS = {
     "holdout": 0.0,
     "obs_steps": 3,
     "on_bad": "refuse",
+    "action_scale": "auto",
     "storage": "ram",
     "obs_keys": None,
     "time_limit": None,

@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -37,6 +38,44 @@ def test_a_dimension_that_moves_only_by_rounding_counts_as_constant():
     column = 1e4 + 1e-3 * torch.rand(100, 1, dtype=torch.float64)
     assert Normalizer(1, kind="gaussian").fit(column) == [0]
     assert Normalizer(1, kind="minmax").fit(torch.tensor([[1e4], [1e4 + 1]])) == []
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "minmax"])
+@pytest.mark.parametrize("size", [0.5, -40.0, 3e-5])
+def test_noise_around_a_value_is_no_unit_to_measure_by(kind, size, caplog):
+    draws = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    norm = Normalizer(2, kind=kind, feature="obs")
+    data = draws * torch.tensor([1.0, 2e-5 * size]) + torch.tensor([0.0, size])
+    with caplog.at_level(logging.WARNING, logger="rheo"):
+        constant = norm.fit(data)
+    if abs(size) < 1e-3:  # below rounding of ordinary numbers: constant, as it was before
+        assert constant == [1] and norm.scale[1] == 1
+        return
+    assert constant == [] and "obs: dimensions [1] vary by less than 0.001" in caplog.text
+    assert norm.scale[1] == pytest.approx(1e-3 * abs(size), rel=1e-3)
+    moved = norm(torch.tensor([[0.0, 1.2 * size]], dtype=torch.float64))
+    assert abs(moved[0, 1]) == pytest.approx(200, rel=1e-2)  # 10,000 by its own noise
+    numbers = draws[:, 0].numpy()
+    spread = numbers.std() if kind == "gaussian" else np.ptp(numbers) / 2
+    assert norm.scale[0] == pytest.approx(spread, rel=1e-6)  # the other keeps its own
+
+
+@pytest.mark.parametrize("scales", [(1e-4, 100.0), (1e-4, 1.0), (1e3, 1e7)])
+def test_small_units_beside_large_ones_keep_their_scale(scales, caplog):
+    draws = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+    norm = Normalizer(2, kind="gaussian")
+    with caplog.at_level(logging.WARNING, logger="rheo"):
+        assert norm.fit(draws * torch.tensor(scales)) == []
+    assert caplog.text == ""
+    out = norm(draws * torch.tensor(scales))
+    torch.testing.assert_close(out.std(0, correction=0), torch.ones(2), rtol=0, atol=1e-5)
+
+
+def test_an_old_checkpoint_keeps_the_scale_that_it_stored():
+    norm, state = Normalizer(1, kind="gaussian"), Normalizer(1, kind="gaussian").state_dict()
+    state |= {"shift": torch.tensor([0.5]), "scale": torch.tensor([1e-5])}
+    norm.load_state_dict(state | {"fitted": torch.tensor(True)})
+    assert norm(torch.tensor([[0.6]])).item() == pytest.approx(1e4, rel=1e-3)
 
 
 @given(

@@ -302,30 +302,41 @@ def test_hyper_parameters_have_yaml_types_and_no_defaults(algo: str) -> None:
     assert all(known(annotation) for annotation in wanted.keys.values())
 
 
-def recorded(folder: Path, name: str, **attributes: str) -> Path:
+def recorded(folder: Path, name: str, sizes: tuple[int, int], **attributes: str) -> Path:
     """A small HDF5 file in D4RL's layout."""
     file = folder / name
     with h5py.File(file, "w") as data:
-        data["observations"], data["actions"] = np.zeros((4, 11)), np.zeros((4, 3))
+        data["observations"], data["actions"] = (np.zeros((4, size)) for size in sizes)
         data["rewards"], data["terminals"] = np.zeros(4), np.array([0, 1, 0, 1], bool)
         data.attrs.update(attributes)
     return file
 
 
 @pytest.mark.parametrize(
-    ("name", "attributes", "env_id"),
+    ("name", "sizes", "attributes", "env_id"),
     [
-        ("hopper_medium-v2.hdf5", {}, "Hopper-v4"),
-        ("walker2d_medium_expert-v2.hdf5", {}, "Walker2d-v4"),
-        ("mine.hdf5", {"env_id": "HalfCheetah-v4"}, "HalfCheetah-v4"),
-        ("mine.hdf5", {"env_id": "Elsewhere-v0"}, None),
-        ("mine.hdf5", {}, None),
+        ("hopper_medium-v2.hdf5", (11, 3), {}, "Hopper-v4"),
+        ("walker2d_medium_expert-v2.hdf5", (17, 6), {}, "Walker2d-v4"),
+        ("mine.hdf5", (17, 6), {"env_id": "HalfCheetah-v4"}, "HalfCheetah-v4"),
+        ("mine.hdf5", (17, 6), {"env_id": "Elsewhere-v0"}, None),
+        ("mine.hdf5", (17, 6), {}, None),
+        ("hopper_v5_mine.hdf5", (11, 3), {}, None),
+        ("walker2d-v5-expert.hdf5", (17, 6), {}, None),
+        ("door_opening_ur5.hdf5", (39, 28), {}, None),
+        ("Ant_maze_u-maze_noisy_multistart_True_sparse_fixed.hdf5", (27, 8), {}, None),
+        ("hopper_medium-v2.hdf5", (12, 3), {}, None),
+        ("ant_medium-v2.hdf5", (111, 8), {}, None),
+        ("mine.hdf5", (29, 8), {"env_id": "Ant-v4"}, None),
     ],
 )
 def test_data_choose_the_environment_they_were_recorded_in(
-    tmp_path: Path, name: str, attributes: dict[str, str], env_id: str | None
+    tmp_path: Path,
+    name: str,
+    sizes: tuple[int, int],
+    attributes: dict[str, str],
+    env_id: str | None,
 ) -> None:
-    file = recorded(tmp_path, name, **attributes)
+    file = recorded(tmp_path, name, sizes, **attributes)
     assert compose(["algo=bc", f"data={file}"])["env"]["id"] == env_id
     assert compose(["algo=bc", f"data={file}", "env=hopper"])["env"]["id"] == "Hopper-v5"
     assert compose(["algo=bc", f"data={file}", "env=null"])["env"]["id"] is None
@@ -343,7 +354,7 @@ def test_a_known_data_set_is_found_where_d4rl_keeps_it(
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
     missing = errors("algo=bc", "data=hopper-medium-v2")
     assert len(missing) == 1 and "run `rheo data fetch hopper-medium-v2`" in missing[0]
-    recorded(tmp_path, "hopper_medium-v2.hdf5")
+    recorded(tmp_path, "hopper_medium-v2.hdf5", (11, 3))
     assert compose(["algo=bc", "data=hopper-medium-v2"])["env"]["id"] == "Hopper-v4"
 
 

@@ -16,14 +16,14 @@ from rheo.scripts.cli import main
 LENGTHS = [5, 8, 4]
 
 
-def content(**changes: Any) -> dict[str, Any]:
+def content(obs_dim: int = 11, action_dim: int = 3, **changes: Any) -> dict[str, Any]:
     """Seventeen steps with the returns 5, 8 and 4."""
     steps = sum(LENGTHS)
     rng = np.random.default_rng(0)
-    obs = rng.normal(size=(steps, 11)).astype(np.float32)
+    obs = rng.normal(size=(steps, obs_dim)).astype(np.float32)
     return {
         "observations": obs,
-        "actions": rng.uniform(-0.9, 0.9, (steps, 3)),
+        "actions": rng.uniform(-0.9, 0.9, (steps, action_dim)),
         "rewards": np.ones(steps),
         "terminals": np.arange(steps) == 4,
         "timeouts": np.isin(np.arange(steps), np.cumsum(LENGTHS) - 1),
@@ -127,7 +127,7 @@ def test_options_reach_the_reader(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_conversion_there_and_back_loses_nothing(tmp_path: Path) -> None:
-    path = hdf5(tmp_path / "walker2d_medium-v2.hdf5")
+    path = hdf5(tmp_path / "walker2d_medium-v2.hdf5", obs_dim=17, action_dim=6)
     there, back = tmp_path / "there.npz", tmp_path / "back.hdf5"
     assert main(["data", "convert", str(path), str(there)]) == 0
     assert main(["data", "convert", str(there), str(back)]) == 0

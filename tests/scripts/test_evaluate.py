@@ -1,18 +1,21 @@
 """`rheo eval`: the same numbers as during training, from the run folder alone."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
 from rheo.envs.rollout import Episode
+from rheo.policies.normalize import Normalizer
 from rheo.scripts.cli import main
 from rheo.scripts.errors import RheoError
-from rheo.scripts.evaluate import References, known_references, parse, report, score
+from rheo.scripts.evaluate import References, Watched, known_references, parse, report, score
 from rheo.scripts.run import Run
 
 
@@ -47,6 +50,33 @@ def test_the_report_names_the_run_the_task_and_the_interval(tiny, capsys):
     assert "moved, step 60, InvertedPendulum-v5, 4 episodes" in out
     assert "95 % interval [" in out and "length " in out
     assert f"episodes in moved/eval/{60:012d}-4.json" in out
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "minmax"])
+def test_observations_far_from_the_data_are_reported(kind, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("rheo"), "propagate", True)
+    norm, generator = Normalizer(2, kind=kind), torch.Generator()
+    norm.fit(torch.tensor([[-1.0, -1e-2], [1.0, 1e-2]]))
+    policy = Watched(lambda obs, _: obs, norm)
+    policy(torch.tensor([[-99.0, 0.5, 7.0]]), generator)  # a third number is not the policy's
+    policy.tell()
+    assert caplog.text == ""
+    obs = torch.tensor([[0.0, 0.0], [0.0, -2.5]])
+    assert torch.equal(policy(obs, generator), obs)
+    policy.tell()
+    assert "observations lie up to 250 " in caplog.text and "(dimensions [1])" in caplog.text
+
+
+def test_an_evaluation_says_that_its_world_is_another_one_than_the_datas(tiny, tmp_path, capsys):
+    words = tiny("bc", "near", "env=inverted_pendulum", "steps=4", "eval_every=1000")
+    rows = np.random.default_rng(0).normal(size=(104, 4))
+    for name, scale in (("far", 1e-5), ("near", 0.1)):
+        obs = rows * [1, 1, scale, 1]
+        actions, ends = rows[:, :1].clip(-1, 1), [30, 60, 104]
+        np.savez(tmp_path / f"{name}.npz", observations=obs, actions=actions, episode_ends=ends)
+        assert main(["train", *words, f"data={tmp_path / name}.npz", f"name={name}"]) == 0
+        said = "observations lie up to" in capsys.readouterr().err
+        assert said == (name == "far")
 
 
 def test_a_choice_among_samples_is_reported_with_and_without(tiny, capsys):
