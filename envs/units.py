@@ -44,7 +44,7 @@ def in_unit(recording: Recording, reading: Reading) -> Recording:
             remark(about, "actions", text)
         return mapped(recording, *written, "the bounds recorded in the file")
     if physical:
-        text = f"physical, but nothing tells their bounds; give env=NAME, or {STORE}"
+        text = f"physical, but nothing tells their bounds; train with env=NAME, or {STORE}"
         raise refuse(path, text, "actions")
     return guessed(recording, reading)
 

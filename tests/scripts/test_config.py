@@ -391,3 +391,13 @@ def test_configurations_are_checked_without_torch_or_a_simulator() -> None:
         [sys.executable, "-c", PROBE, json.dumps(cases)], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == [3, []]
+
+
+def test_a_run_from_before_the_unit_of_actions_reads_them_as_it_did(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    for algo in ("bc", "iql"):
+        tree = compose([f"algo={algo}", f"data={DATA}"])
+        assert tree["source"].pop("action_scale") == "auto"
+        OmegaConf.save(OmegaConf.create(tree), tmp_path / "config.yaml")
+        assert load(tmp_path)["source"]["action_scale"] == "recorded"
