@@ -101,7 +101,7 @@ def test_what_a_file_says_of_its_unit_is_followed(save: Any) -> None:
 @pytest.mark.parametrize(
     ("actions", "more", "how", "message"),
     [
-        (drawn(-1, 1), {}, {}, "nothing tells their bounds; train with env=NAME, or store .* action_low"),
+        (drawn(-1, 1), {}, {}, "nothing tells their bounds; train with env=NAME, or .* action_low"),
         (drawn(-1, 1), {"action_scale": "unit"}, {"stage": STAGE}, "says that its actions are in"),
         (drawn(-3, 7), {}, {"stage": STAGE}, r"outside.*; mapped from the bounds of Arm-v0 to \["),
         (drawn(-1, 1), {"action_low": [1, 2], "action_high": [1, 3]}, {}, "are no finite ranges"),
