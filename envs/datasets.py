@@ -189,8 +189,8 @@ class Dataset:
         """Restores what `state_dict` returned. Raises EnvError when the data are others now."""
         if state["digest"] != self.digest:
             raise EnvError(
-                "data: the file's content changed since the run was saved; put the old file back, "
-                "or start a new run with init=RUN"
+                "data: the file's content changed since the run was saved, or it is read otherwise "
+                "by now; put the old file back, or start a new run with init=RUN"
             )
         self.generator.set_state(state["generator"])
         self.updates = state["updates"]

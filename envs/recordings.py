@@ -70,12 +70,13 @@ def played_in(path_or_name: str) -> tuple[str | None, bool]:
 
     Observations by keys are not asked: which of them are read is still open.
     """
-    env_id = env_of(path_or_name)
-    if env_id is None or not is_there(where(path_or_name)):
-        return env_id, True
-    with opened(where(path_or_name), Reading()) as layout:
+    file = where(path_or_name)
+    if not is_there(file):
+        return env_by_name(file), True
+    with opened(file, Reading()) as layout:
         about, sizes = layout.about(), layout.sizes()
-    return env_id, "obs_keys" in about or fits(env_id, sizes.obs_dim, sizes.action_dim)
+    alike = "obs_keys" in about or fits(about["env_id"], sizes.obs_dim, sizes.action_dim)
+    return about["env_id"], alike
 
 
 def is_there(path: str) -> bool:
