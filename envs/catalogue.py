@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from .foreign import hub
 from .record import as_env_error, refuse
 
 # Addresses as in Farama-Foundation/D4RL, d4rl/gym_mujoco/__init__.py and
@@ -109,6 +110,8 @@ def folders() -> list[Path]:
 def file_remedy(path: str | os.PathLike) -> str:
     """How to come by a file that is missing or damaged."""
     name = known(str(path))
+    if name is None and not Path(path).exists() and hub(str(path)) is not None:
+        return f"{hub(str(path))}"
     if name is None:
         return "give the path of an .npz or .hdf5 file, or fetch or write it again"
     there = f" --to {Path(path).parent}" if Path(path).parent.name else ""

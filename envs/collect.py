@@ -154,15 +154,3 @@ def collect(
     finally:
         env.env = inner
     return recorder.recording(steps, owed, env_id=inner.id)
-
-
-def joined(recordings: list[Recording], **about: Any) -> Recording:
-    """Recordings of one kind end to end."""
-    parts = []
-    for one in recordings:
-        steps = len(one.action)
-        lengths = np.diff(one.ends, prepend=0)
-        reward = np.zeros(steps, np.float32) if one.reward is None else one.reward
-        flags = one.terminated
-        parts.append((one.obs[:steps], one.action, reward, flags, lengths, one.obs[one.successor]))
-    return _joined(parts, about)

@@ -1,5 +1,7 @@
 """Files as columns: what a file is by its first bytes, and the arrays inside npz and HDF5.
 
+`foreign` names what is none of ours.
+
 Nothing is unpickled and no file is written to.
 """
 
@@ -16,17 +18,23 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from .catalogue import file_remedy
+from .catalogue import file_remedy, known
+from .foreign import Kind, signed, texted, zip_names, zipped
 from .record import Column, Refused, block_rows, refuse
 
 HDF5, ZIP, NUMPY = b"\x89HDF\r\n\x1a\n", (b"PK\x03\x04", b"PK\x05\x06"), b"\x93NUMPY"
+PARQUET = b"PAR1"
 CACHE = 1 << 20  # bytes for each dataset: pieces end where chunks end, so none is needed twice
+LISTED = 6  # entries of a group that a message shows
 ZIP_FAULTS = (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, MemoryError)
 ZIP_ERRORS = (*ZIP_FAULTS, zipfile.BadZipFile, zlib.error)
 
 
 def kind_of(path: Path) -> str:
-    """ "npz" or "hdf5", by the file's first bytes. Raises Refused naming what it is instead."""
+    """ "npz", "hdf5", "zarr" (zipped) or "parquet", by the file's first bytes and zip entries.
+
+    Raises Refused naming what it is instead, and the way out.
+    """
     if not path.is_file():
         what = "a folder, not a file" if path.is_dir() else "no such file"
         raise refuse(path, f"{what}; {file_remedy(path)}")
@@ -37,20 +45,36 @@ def kind_of(path: Path) -> str:
                 return "hdf5"
     except OSError as error:
         raise refuse(path, f"cannot be read ({error.strerror})") from error
+    if head.startswith(PARQUET):
+        return "parquet"
     if head.startswith(ZIP):
-        return "npz"
+        names = zip_names(path)
+        kind = "npz" if names is None else zipped(names)  # its reader says what is broken
+    else:
+        kind = other(path, head)
+    if isinstance(kind, Kind):
+        raise broken(path, *kind)
+    return kind
+
+
+def other(path: Path, head: bytes) -> Kind:
+    """What a file is that is neither of ours nor an archive."""
+    again = file_remedy(path)
     text = head.lstrip().lower()
     if not head:
-        what = "empty"
-    elif text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        what = "an HTML page (a server's answer), not data"
-    elif text.startswith(b"version https://git-lfs"):
-        raise broken(path, "a Git LFS pointer, not the data", "run `git lfs pull`")
-    elif head.startswith(NUMPY):
-        what = "one array; a .npz file holds observations, actions and more"
-    else:
-        what = f"neither npz nor HDF5 (it begins with {head[:8]!r})"
-    raise broken(path, what)
+        return Kind("empty", again)
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return Kind("an HTML page (a server's answer), not data", again)
+    if text.startswith(b"version https://git-lfs"):
+        return Kind("a Git LFS pointer, not the data", "run `git lfs pull`")
+    if head.startswith(NUMPY):
+        return Kind("one array; a .npz file holds observations, actions and more", again)
+    if ".tfrecord" in path.name:
+        return Kind("a TFRecord file (RLDS)")
+    found = signed(head) or texted(path, head)
+    if found is None:
+        return Kind(f"neither npz nor HDF5 (it begins with {head[:8]!r})", again)
+    return found._replace(remedy=again) if known(str(path)) else found
 
 
 def has_user_block(file: IO[bytes], size: int) -> bool:
@@ -128,6 +152,23 @@ def hdf5_columns(file: h5py.File) -> dict[str, Column]:
 def hdf5_groups(file: h5py.File) -> list[str]:
     """The groups at the root (infos, metadata), which are not needed."""
     return [key for key in map(str, file) if isinstance(file.get(key), h5py.Group)]
+
+
+def tree(group: h5py.Group | h5py.File, depth: int = 2) -> str:
+    """What a group holds, for people: datasets with their shapes, groups with what they hold."""
+    parts = []
+    for name in map(str, group):
+        item = group.get(name)
+        if isinstance(item, h5py.Dataset):
+            parts.append(f"{name} {list(item.shape)}")
+        elif isinstance(item, h5py.Group):
+            parts.append(
+                f"{name}/" + (f" ({tree(item, depth - 1)})" if depth and len(item) else "")
+            )
+        if len(parts) == LISTED:
+            more = len(group) - LISTED
+            return ", ".join(parts) + (f" and {more:,} more" if more else "")
+    return ", ".join(parts) or "nothing"
 
 
 def hdf5_attributes(group: h5py.Group | h5py.File) -> dict[str, Any]:

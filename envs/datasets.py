@@ -53,14 +53,15 @@ class Dataset:
     S steps, F known successors, To history, Tp chunk. Histories before an episode's start repeat
     its first observation, chunks past its end repeat its last action and say so in `inside`.
 
-    path: the file, or the name of a known data set (`recordings.read` lists formats). batch_size:
-    windows a batch. holdout: share of episodes kept for validation, at least one unless it is 0;
-    the choice is fixed, whatever the run's seed. obs_steps: observations of history. on_bad: what
-    happens to episodes with broken numbers or actions outside [-1, 1]: "refuse" the file, "drop"
-    those episodes, or "clip" actions (other faults still refuse). action_scale: the unit of actions
-    in the file, [-1, 1] or that of the run's environment `env` (`units.in_unit`). storage: "mmap"
-    keeps the large arrays in a temporary file. obs_keys: which observations of a file that names
-    several. time_limit: steps after which an episode is cut where the file marks no end.
+    path: the file or folder, the name of a known data set (docs/data.md lists formats), or several
+    of them, joined. batch_size: windows a batch. holdout: share of episodes kept for validation, at
+    least one unless it is 0; the choice is fixed, whatever the run's seed. obs_steps: observations
+    of history. on_bad: what happens to episodes with broken numbers or actions outside [-1, 1]:
+    "refuse" the file, "drop" those episodes, or "clip" actions (other faults still refuse).
+    action_scale: the unit of actions in the file, [-1, 1] or that of the run's environment `env`
+    (`units.in_unit`). storage: "mmap" keeps the large arrays in a temporary file. obs_keys: which
+    observations of a file that names several. time_limit: steps after which an episode is cut where
+    the file marks no end.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Dataset:
         horizon: int,
         env: ChunkEnv | None = None,
         *,
-        path: str,
+        path: str | list[str],
         batch_size: int,
         holdout: float,
         obs_steps: int,
@@ -216,7 +217,7 @@ class Transitions(Dataset):
         horizon: int,
         env: ChunkEnv | None = None,
         *,
-        path: str,
+        path: str | list[str],
         batch_size: int,
         holdout: float,
         obs_steps: int,

@@ -220,7 +220,7 @@ def stack(
     rows = np.concatenate(jumps).astype(np.int64)
     ends, successor = np.array(ends, np.int64), np.array(successor, np.int64)
     about = about | ({"jumps": rows} if len(rows) else {})
-    return Recording(obs, action, reward, terminated, ends, successor, about)
+    return Recording(obs[:known], action, reward, terminated, ends, successor, about)
 
 
 def differing(following: NDArray, obs: NDArray) -> NDArray:

@@ -1,6 +1,7 @@
 """Reads recorded data of any format into one record, and refuses what is wrong by name."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from .faults import (
 from .formats import opened
 from .memory import available, size_text
 from .record import Fault, Reading, Recording, Refused, as_env_error, pieces, refuse
+from .several import spelled
 from .units import in_unit
 from .writing import write
 
@@ -34,38 +36,39 @@ log = logging.getLogger("rheo")
 
 
 @as_env_error()
-def read(path: str, **how: Any) -> Recording:
+def read(path: str | Sequence[str], **how: Any) -> Recording:
     """The recording behind a path, a known data set's name, or `minari:DATASET_ID`.
 
-    how: fields of `Reading`. The file is never changed; what was guessed or left out is logged.
-    Raises EnvError that names file, key, episode, step, value and remedy.
+    Several of them are joined end to end, as are the episodes of a folder. how: fields of
+    `Reading`. No file is ever changed; what was guessed or left out is logged. Raises EnvError that
+    names file, key, episode, step, value and remedy.
     """
     reading = Reading(**how)
     recording = load(path, reading)
     for key, text in remarks(recording):
-        log.info("data=%s: %s", path, f"{key}: {text}" if key else text)
+        log.info("data=%s: %s", spelled(path), f"{key}: {text}" if key else text)
     return mended(recording, reading.on_bad)
 
 
 @as_env_error()
-def estimate(path: str, **how: Any) -> int:
+def estimate(path: str | Sequence[str], **how: Any) -> int:
     """Bytes that the arrays of `read(path, **how)` take, from the file's headers alone."""
     with opened(where(path), Reading(**how)) as layout:
         return layout.sizes().nbytes
 
 
 @as_env_error()
-def env_of(path_or_name: str) -> str | None:
+def env_of(path_or_name: str | Sequence[str]) -> str | None:
     """The environment of a recording: as the file tells, else as its name does, else None."""
     file = where(path_or_name) if is_there(path_or_name) else path_or_name
-    if not is_there(file):
+    if isinstance(file, str) and not is_there(file):
         return env_by_name(file)
     with opened(file, Reading()) as layout:
         return layout.about()["env_id"]
 
 
 @as_env_error()
-def played_in(path_or_name: str) -> tuple[str | None, bool]:
+def played_in(path_or_name: str | Sequence[str]) -> tuple[str | None, bool]:
     """`env_of`, and whether observations and actions have that environment's sizes.
 
     Observations by keys are not asked: which of them are read is still open.
@@ -79,26 +82,31 @@ def played_in(path_or_name: str) -> tuple[str | None, bool]:
     return about["env_id"], alike
 
 
-def is_there(path: str) -> bool:
-    """Whether there is something to open."""
-    return path.startswith("minari:") or Path(path).expanduser().is_file()
+def is_there(path: str | Sequence[str]) -> bool:
+    """Whether there is something to open, in each place."""
+    if not isinstance(path, str):
+        return all(map(is_there, path))
+    return path.startswith("minari:") or Path(path).expanduser().exists()
 
 
-def where(path: str) -> str:
-    """The file of a path or name; Minari names are left alone. Raises Refused."""
+def where(path: str | Sequence[str]) -> str | list[str]:
+    """The file of a path or name, of each; Minari names are left alone. Raises Refused."""
+    if not isinstance(path, str):
+        return [str(where(one)) for one in path]
     return path if path.startswith("minari:") else str(find(path))
 
 
-def load(path: str, reading: Reading) -> Recording:
+def load(path: str | Sequence[str], reading: Reading) -> Recording:
     """`read` without the check of what was read. Raises Refused."""
+    name = spelled(path)
     if reading.storage not in (*STORAGE, AUTO):
-        raise refuse(path, f"source.storage={reading.storage!r}; there are ram and mmap")
+        raise refuse(name, f"source.storage={reading.storage!r}; there are ram and mmap")
     if reading.time_limit is not None and reading.time_limit < 1:
         text = f"source.time_limit={reading.time_limit}; a positive number is needed"
-        raise refuse(path, text)
+        raise refuse(name, text)
     file = where(path)
     with opened(file, reading) as layout:
-        recording = layout.read(check_memory(file, layout.sizes().nbytes, reading.storage))
+        recording = layout.read(check_memory(spelled(file), layout.sizes().nbytes, reading.storage))
     return in_unit(recording, reading)
 
 

@@ -11,13 +11,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from .formats import OURS
+from .formats import OURS, SUFFIXES
 from .record import Column, Recording, as_env_error, block_rows, pieces, refuse
 
 VERSION = 1
-SUFFIXES = (".hdf5", ".h5", ".npz")
 OWN = {
-    *("format", "path", "env_id", "jumps", "dropped", "left_out", "demos"),
+    *("format", "path", "env_id", "jumps", "dropped", "left_out", "demos", "files"),
     *("remarks", "limit", "undecided", "unit"),
 }
 LEVEL = 4  # of gzip

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from rheo.envs.collect import joined
 from rheo.envs.record import Recording
 from rheo.envs.recordings import write
 from rheo.envs.scores import normalized_score
+from rheo.envs.several import joined
 
 from .behaviours import Maker, Options, Source
 from .errors import RheoError, nearest

@@ -184,7 +184,7 @@ def check(options: argparse.Namespace) -> int:
 
 
 def files(paths: list[str]) -> list[str]:
-    """Files as they are, folders as the data files below them."""
+    """Files as they are, folders as the data files below them, or as one data set without any."""
     found: list[str] = []
     for path in paths:
         folder = Path(path).expanduser()
@@ -192,9 +192,7 @@ def files(paths: list[str]) -> list[str]:
             found.append(path)
             continue
         inside = sorted(file for file in folder.rglob("*") if file.suffix in SUFFIXES)
-        if not inside:
-            raise RheoError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
-        found.extend(str(file) for file in inside if file.is_file())
+        found.extend([str(file) for file in inside if file.is_file()] or [path])
     return found
 
 

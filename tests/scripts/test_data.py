@@ -179,7 +179,7 @@ def test_a_conversion_refuses_clips_or_keeps_what_is_wrong(
         (["inspect"], 2, "invalid choice: 'inspect'"),
         (["info"], 2, "required: FILE"),
         (["check", "x", "--time-limit", "ten"], 2, "invalid int value: 'ten'"),
-        (["check", "."], 2, "no .hdf5, .h5, .npz file in this folder"),
+        (["check", "."], 2, "an empty folder; give a file or a folder of files"),
         (["check", "gone.npz"], 2, "gone.npz: error: no such file"),
     ],
 )

@@ -1,0 +1,175 @@
+"""Replay buffers in zarr: data/* [S, ...] end to end, meta/episode_ends [E].
+
+Layout as in real-stanford/diffusion_policy, diffusion_policy/common/replay_buffer.py (PushT, UMI):
+a folder or a zip archive of zarr format 2; format 3 is read as well.
+"""
+
+import importlib
+import json
+import logging
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .columns import beside, chosen, end_to_end, held, left_out, missing, numbers
+from .flat import Flat
+from .foreign import ZARR, zarr_root, zip_names
+from .record import Column, Reading, block_rows, refuse
+
+log = logging.getLogger("rheo")
+ENDS = "meta/episode_ends"
+ACTIONS, REWARDS = ("action", "actions"), ("reward", "rewards")
+STATES = ("state", "obs")  # the whole observation where one of them is there
+NO_OBS = {"n_contacts", "timestamp", "timestamps", "episode", "mask", "masks", "terminal", "done"}
+
+
+class Array(NamedTuple):
+    """What a store tells of an array."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def replay_buffer(path: str, reading: Reading) -> Flat:
+    """The replay buffer behind a folder or a zip archive. Raises Refused.
+
+    Observations are data/state (or data/obs) where it is there, else every table of numbers but
+    the action, sorted, side by side; `obs_keys` chooses, also among tables [S, K, D] such as
+    keypoint. Images are left out.
+    """
+    return Store(path, reading).flat()
+
+
+class Store:
+    """An opened store, of which only the description of its arrays was read."""
+
+    def __init__(self, path: str, reading: Reading) -> None:
+        self.path, self.reading, file = path, reading, Path(path)
+        self.zipped = file.is_file()
+        self.root = (zarr_root(zip_names(file) or []) or "") if self.zipped else ""
+        self.arrays = self.described(file)
+        if ENDS not in self.arrays:
+            there = ", ".join(sorted(self.arrays)) or "no array"
+            text = f"a zarr store that is no replay buffer (data/*, {ENDS}): it holds {there}"
+            raise refuse(path, f"{text}; give one that is, or write it as an .npz file", ENDS)
+        try:
+            self.zarr = importlib.import_module("zarr")
+        except ImportError as error:
+            raise missing(path, "zarr", "a zarr store") from error
+
+    def described(self, file: Path) -> dict[str, Array]:
+        """Every array of the store, by its place below the root."""
+        try:
+            if self.zipped:
+                with zipfile.ZipFile(file) as archive:
+                    names = [n for n in archive.namelist() if n.rpartition("/")[2] in ZARR]
+                    texts = {n: archive.read(n) for n in names}
+            else:
+                found = [one for name in ZARR for one in file.rglob(name)]
+                texts = {one.relative_to(file).as_posix(): one.read_bytes() for one in found}
+            return dict(filter(None, (self.array(*item) for item in sorted(texts.items()))))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            text = f"a damaged zarr store ({' '.join(str(error).split())}); fetch it again"
+            raise refuse(self.path, text) from error
+
+    def array(self, name: str, text: bytes) -> tuple[str, Array] | None:
+        """An array's place and description from its .zarray or zarr.json; None for a group's."""
+        place, _, kind = name.rpartition("/")
+        told = json.loads(text) if kind in (".zarray", "zarr.json") else {}
+        if kind != ".zarray" and told.get("node_type") != "array":
+            return None
+        dtype = str(told.get("dtype", told.get("data_type")))
+        return place.removeprefix(self.root).strip("/"), Array(tuple(told["shape"]), dtype)
+
+    def open(self, key: str) -> Any:
+        """An array that can be sliced. Raises Refused where its codec is not known."""
+        store = self.path
+        try:
+            if self.zipped:
+                store = self.zarr.storage.ZipStore(self.path, mode="r")
+            return self.zarr.open_array(store, path=f"{self.root}/{key}".strip("/"), mode="r")
+        except Exception as error:  # noqa: BLE001 - the package's errors have no common base
+            raise self.broken(key, error) from error
+
+    def broken(self, key: str, error: Exception) -> Exception:
+        """The refusal of an array that the package cannot read."""
+        text = f"zarr cannot read it ({' '.join(str(error).split()) or type(error).__name__})"
+        return refuse(self.path, f"{text}; fetch it again", key)
+
+    def rows(self, key: str, array: Any, start: int, stop: int) -> NDArray:
+        """Rows of an array. Raises Refused."""
+        try:
+            return np.asarray(array[start:stop])
+        except Exception as error:  # noqa: BLE001 - the package's errors have no common base
+            raise self.broken(key, error) from error
+
+    def usable(self) -> tuple[dict[str, Array], dict[str, str]]:
+        """Arrays that can be observed, and why each other one cannot be."""
+        usable, others = {}, {}
+        for place, array in self.arrays.items():
+            key = place.removeprefix("data/")
+            if key == place or key in (*ACTIONS, *REWARDS):
+                continue
+            if len(array.shape) >= 4 or (len(array.shape) == 3 and array.dtype.endswith("u1")):
+                others[key] = "an image"
+            elif key in NO_OBS:
+                others[key] = "no observation"
+            elif not array.shape or not is_number(array.dtype):
+                others[key] = f"of type {array.dtype}"
+            else:
+                usable[key] = array
+        return usable, others
+
+    def flat(self) -> Flat:
+        """The columns under the names that `Flat` reads."""
+        usable, others = self.usable()
+        action = next((key for key in ACTIONS if f"data/{key}" in self.arrays), None)
+        if action is None:
+            text = f"no data/action; data holds {', '.join([*usable, *others]) or 'nothing'}"
+            raise refuse(self.path, text, "data/action")
+        states = [key for key in STATES if key in usable][:1]
+        tables = [key for key, array in usable.items() if len(array.shape) < 3]
+        keys = chosen(self.path, self.reading.obs_keys, states or tables, usable, others)
+        ends = self.rows(ENDS, self.open(ENDS), 0, self.arrays[ENDS].shape[0]).astype(np.int64)
+        steps = int(ends[-1]) if len(ends) else 0
+        for key in (action, *keys):
+            rows = self.arrays[f"data/{key}"].shape[0]
+            if rows < steps:
+                text = f"has {rows:,} rows, and the last episode ends at {steps:,}"
+                raise refuse(self.path, f"{text}; fetch it again", f"data/{key}")
+        columns = {
+            "observations": self.table(keys, steps),
+            "actions": self.table([action], steps),
+            "episode_ends": held(ends),
+        }
+        for key in REWARDS:
+            if f"data/{key}" in self.arrays:
+                columns["rewards"] = self.table([key], steps)
+        attributes = {"obs_keys": keys, "left_out": left_out(keys, usable, others)}
+        reading = self.reading._replace(obs_keys=None)
+        return Flat(self.path, "zarr", columns, attributes, reading)
+
+    def table(self, keys: list[str], steps: int) -> Column:
+        """Arrays side by side, [S, D]."""
+        told = [self.arrays[f"data/{key}"].shape for key in keys]
+        width = sum(int(np.prod(shape[1:], dtype=np.int64)) for shape in told)
+        arrays = {f"data/{key}": self.open(f"data/{key}") for key in keys}
+        rows = block_rows((steps, width), np.dtype(np.float64))
+        starts = range(0, steps, rows)
+
+        def read(start: int) -> NDArray:
+            stop = min(start + rows, steps)
+            return beside([self.rows(key, one, start, stop) for key, one in arrays.items()])
+
+        return end_to_end((steps, width), starts, read)
+
+
+def is_number(name: str) -> bool:
+    """Whether a zarr type, as format 2 ("<f4") or 3 ("float32") writes it, is of numbers."""
+    try:
+        return numbers(name)
+    except TypeError:
+        return False
