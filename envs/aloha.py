@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import h5py
 import numpy as np
 
-from .columns import beside, chosen, held, left_out, numbers
+from .columns import beside, chosen, held, left_out, numbers, one_piece
 from .containers import hdf5_attributes
 from .flat import Flat
 from .record import Reading, refuse
@@ -80,9 +80,11 @@ def aloha(path: str, file: h5py.File, reading: Reading) -> Flat:
         **({"sim": bool(told["sim"])} if "sim" in told else {}),
         **({"dt": 1 / rate} if rate else {}),
     }
+    read = [usable[key] for key in keys]
+    width = sum(table.shape[1] if table.ndim > 1 else 1 for table in read)
     columns = {
-        "observations": held(beside([usable[key][()] for key in keys])),
-        "actions": held(action[()]),
+        "observations": one_piece((steps, width), lambda: beside([table[()] for table in read])),
+        "actions": one_piece(action.shape, lambda: action[()]),
         "episode_ends": held(np.array([steps], np.int64)),
     }
     return Flat(path, "aloha", columns, attributes, reading._replace(obs_keys=None))

@@ -24,6 +24,11 @@ def end_to_end(
     return Column(shape, np.dtype(np.float64 if len(shape) > 1 else np.float32), blocks)
 
 
+def one_piece(shape: tuple[int, ...], read: Callable[[], NDArray]) -> Column:
+    """Rows that are read at once, when they are due."""
+    return end_to_end(shape, [None], lambda _: read())
+
+
 def held(values: NDArray) -> Column:
     """A column of numbers in memory."""
     return Column(values.shape, values.dtype, lambda: [values])

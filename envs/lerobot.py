@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import beside, chosen, end_to_end, held, left_out, missing
+from .columns import beside, chosen, end_to_end, held, left_out, missing, one_piece
 from .flat import Flat
-from .record import Fault, Reading, Refused, refuse
+from .record import Column, Fault, Reading, Recording, Refused, Sizes, refuse
 
 log = logging.getLogger("rheo")
 INFO = Path("meta", "info.json")
 FIRST = ("observation.state", "observation.environment_state")  # then the others, sorted
-COUNTERS = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
+EPISODE, FRAME = "episode_index", "frame_index"
+COUNTERS = {"timestamp", FRAME, EPISODE, "index", "task_index"}
 ACTION, REWARD, DONE, SUCCESS = "action", "next.reward", "next.done", "next.success"
 
 
@@ -34,7 +35,7 @@ class Group(NamedTuple):
     rows: int
 
 
-def lerobot(path: str, reading: Reading) -> Flat:
+def lerobot(path: str, reading: Reading) -> "Frames":
     """The data set behind a folder, or behind one parquet file. Raises Refused.
 
     Observations are observation.state, observation.environment_state and every other numeric
@@ -54,7 +55,7 @@ def lerobot(path: str, reading: Reading) -> Flat:
     if not files:
         text = "a LeRobot data set without parquet files below data/; download it again"
         raise refuse(path, text)
-    return Frames(path, files, info, reading).flat()
+    return Frames(path, files, info, reading)
 
 
 def folder_of(file: Path) -> Path | None:
@@ -90,8 +91,9 @@ class Frames:
         self.groups, self.types = [], {}
         for file in files:
             with self.opened(file) as content:
-                counts = [content.metadata.row_group(i) for i in range(content.num_row_groups)]
-                self.groups += [Group(file, i, c.num_rows) for i, c in enumerate(counts)]
+                metadata = content.metadata
+                rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+                self.groups += [Group(file, i, count) for i, count in enumerate(rows) if count]
                 types = {field.name: field.type for field in content.schema_arrow}
             if self.types and set(types) != set(self.types):
                 other = ", ".join(sorted(set(types) ^ set(self.types)))
@@ -99,6 +101,15 @@ class Frames:
             self.types = self.types or types
         self.steps = sum(group.rows for group in self.groups)
         self.refuse_parts()
+        self.observed, self.others = self.usable()
+        if ACTION not in self.types:
+            text = f"a parquet file of other columns ({', '.join(self.types)}); a LeRobot data set"
+            raise refuse(self.path, f"{text} has observation.state and action", ACTION)
+        usual = list(self.observed)
+        self.keys = chosen(path, reading.obs_keys, usual, self.observed, self.others)
+        first = self.columns(self.groups[0], *self.keys, ACTION)
+        widths = [one.reshape(len(one), -1).shape[1] for one in first]
+        self.dims, self.action_dim = sum(widths[:-1]), widths[-1]
 
     def opened(self, file: Path) -> Any:
         """A parquet file. Raises Refused."""
@@ -120,11 +131,11 @@ class Frames:
             text = f"{INFO} tells of {told:,} frames, {len(self.files):,} files hold {self.steps:,}"
             raise refuse(self.path, f"{text}; a part is missing: download it again")
 
-    def read(self, group: Group, *keys: str) -> list[NDArray]:
+    def columns(self, group: Group, *keys: str) -> list[NDArray]:
         """Columns of a row group, each [rows, ...]. Raises Refused."""
         with self.opened(group.file) as content:
             try:
-                table = content.read_row_group(group.number, columns=list(keys))
+                table = content.read_row_group(group.number, columns=list(keys), use_threads=False)
             except self.errors as error:
                 text = f"damaged ({' '.join(str(error).split())}); download it again"
                 raise refuse(group.file, text) from error
@@ -147,11 +158,6 @@ class Frames:
             raise refuse(group.file, f"{values.null_count} rows are empty (null)", key)
         return rows.reshape(-1, *widths)
 
-    def series(self, key: str) -> NDArray:
-        """A column of one number per frame, [S]."""
-        parts = [self.read(group, key)[0].reshape(group.rows, -1) for group in self.groups]
-        return np.concatenate(parts)[:, 0]
-
     def usable(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Observations that can be read, and why each other column cannot be."""
         features = self.info.get("features") or {}
@@ -170,42 +176,52 @@ class Frames:
                 others[key] = "no observation"
         return usable, others
 
-    def flat(self) -> Flat:
-        """The columns under the names that `Flat` reads."""
-        usable, others = self.usable()
-        if ACTION not in self.types:
-            text = f"a parquet file of other columns ({', '.join(self.types)}); a LeRobot data set"
-            raise refuse(self.path, f"{text} has observation.state and action", ACTION)
-        keys = chosen(self.path, self.reading.obs_keys, list(usable), usable, others)
-        order, ends = self.order()
-        first = [one.reshape(len(one), -1) for one in self.read(self.groups[0], *keys, ACTION)]
-        dims, action_dim = sum(one.shape[1] for one in first[:-1]), first[-1].shape[1]
-        columns = {
-            "observations": self.table(keys, dims, order),
-            "actions": self.table([ACTION], action_dim, order),
-            "terminals": held(self.terminals(order, ends)),
-            "episode_ends": held(ends),
-        }
-        if REWARD in self.types:
-            reward = self.series(REWARD)
-            columns["rewards"] = held(reward if order is None else reward[order])
-        attributes = {"obs_keys": keys, "left_out": left_out(keys, usable, others)} | self.told()
-        return Flat(self.path, "lerobot", columns, attributes, self.reading._replace(obs_keys=None))
+    def sizes(self) -> Sizes:
+        """See Layout. How many episodes there are, only the frames tell; the folder says it too."""
+        count = self.info.get("total_episodes") or len(self.files)
+        return Sizes(self.steps, int(count), 0, self.dims, self.action_dim, REWARD in self.types)
 
-    def told(self) -> dict[str, Any]:
-        """What meta/info.json tells of all frames."""
+    def about(self) -> dict[str, Any]:
+        """See Layout."""
         fps, robot = self.info.get("fps"), self.info.get("robot_type")
+        told = {"format": "lerobot", "path": self.path, "env_id": None, "obs_keys": self.keys}
+        told |= {"left_out": left_out(self.keys, self.observed, self.others)}
+        return told | ({"dt": 1 / fps} if fps else {}) | ({"robot": robot} if robot else {})
+
+    def read(self, storage: str) -> Recording:
+        """See Layout."""
         tasks = self.info.get("total_tasks") or 1
         if tasks > 1:
             log.warning("data=%s: its %d tasks are learned as one", self.path, tasks)
-        told = {"dt": 1 / fps} if fps else {}
-        return told | ({"robot": robot} if robot else {})
+        series = self.series()
+        order, ends = self.order(series)
+        columns = {
+            "observations": self.table(self.keys, self.dims, order),
+            "actions": self.table([ACTION], self.action_dim, order),
+            "terminals": held(terminals(series, ends)),
+            "episode_ends": held(ends),
+        }
+        if REWARD in series:
+            columns["rewards"] = held(series[REWARD])
+        reading = self.reading._replace(obs_keys=None)
+        return Flat(self.path, "lerobot", columns, self.about(), reading).read(storage)
 
-    def table(self, keys: list[str], dims: int, order: NDArray | None) -> Any:
+    def series(self) -> dict[str, NDArray]:
+        """The columns of one number per frame, [S], as they lie."""
+        keys = [key for key in (EPISODE, FRAME, REWARD, DONE, SUCCESS) if key in self.types]
+        if not {EPISODE, FRAME} <= set(keys):
+            text = f"no columns {EPISODE} and {FRAME}; it has {', '.join(self.types)}"
+            raise refuse(self.path, text, EPISODE)
+        parts = [self.columns(group, *keys) for group in self.groups]
+        rows = {key: [part[i].reshape(len(part[i]), -1)[:, 0] for part in parts]
+                for i, key in enumerate(keys)}  # fmt: skip
+        return {key: np.concatenate(values) for key, values in rows.items()}
+
+    def table(self, keys: list[str], dims: int, order: NDArray | None) -> Column:
         """Columns side by side [S, D]."""
 
         def rows(group: Group) -> NDArray:
-            table = beside(self.read(group, *keys))
+            table = beside(self.columns(group, *keys))
             if table.shape[1] != dims:
                 text = f"rows of {table.shape[1]} numbers, {dims} in {self.groups[0].file}"
                 raise refuse(group.file, text, " ".join(keys))
@@ -213,22 +229,20 @@ class Frames:
 
         if order is None:
             return end_to_end((self.steps, dims), self.groups, rows)
-        return held(np.concatenate([rows(group) for group in self.groups])[order])
+        whole = (self.steps, dims)
+        return one_piece(whole, lambda: np.concatenate([*map(rows, self.groups)])[order])
 
-    def order(self) -> tuple[NDArray | None, NDArray]:
+    def order(self, series: dict[str, NDArray]) -> tuple[NDArray | None, NDArray]:
         """The order of the frames (None: as they lie) and the ends [E] of episodes.
 
-        Raises Refused where frames are missing inside an episode.
+        Puts the series into that order. Raises Refused where frames are missing in an episode.
         """
-        if not {"episode_index", "frame_index"} <= set(self.types):
-            text = f"no columns episode_index and frame_index; it has {', '.join(self.types)}"
-            raise refuse(self.path, text, "episode_index")
-        episode, frame = self.series("episode_index"), self.series("frame_index")
-        order = np.lexsort((frame, episode))
+        order = np.lexsort((series[FRAME], series[EPISODE]))
         as_they_lie = bool((order == np.arange(len(order))).all())
-        episode, frame = episode[order], frame[order]
-        last = np.append(episode[1:] != episode[:-1], True)
-        ends = np.flatnonzero(last) + 1
+        for key, values in series.items():
+            series[key] = values[order]
+        episode, frame = series[EPISODE], series[FRAME]
+        ends = np.flatnonzero(np.append(episode[1:] != episode[:-1], True)) + 1
         starts = np.concatenate([[0], ends[:-1]])
         due = np.arange(len(frame)) - np.repeat(starts, np.diff(ends, prepend=0))
         faults = list(gaps(episode, frame, due, starts))
@@ -236,17 +250,16 @@ class Frames:
             raise Refused(self.path, faults)
         return None if as_they_lie else order, ends.astype(np.int64)
 
-    def terminals(self, order: NDArray | None, ends: NDArray) -> NDArray:
-        """Steps [S] that ended their episode by the task."""
-        last = ends - 1 if order is None else order[ends - 1]
-        result = np.zeros(self.steps, bool)
-        if SUCCESS in self.types:
-            result[ends - 1] = self.series(SUCCESS)[last] != 0
-        elif DONE in self.types:
-            done = self.series(DONE)[last] != 0
-            positive = self.series(REWARD)[last] > 0 if REWARD in self.types else True
-            result[ends - 1] = done & positive
-        return result
+
+def terminals(series: dict[str, NDArray], ends: NDArray) -> NDArray:
+    """Steps [S] that ended their episode by the task; the series are in order."""
+    last, result = ends - 1, np.zeros(len(series[EPISODE]), bool)
+    if SUCCESS in series:
+        result[last] = series[SUCCESS][last] != 0
+    elif DONE in series:
+        positive = series[REWARD][last] > 0 if REWARD in series else True
+        result[last] = (series[DONE][last] != 0) & positive
+    return result
 
 
 def gaps(episode: NDArray, frame: NDArray, due: NDArray, starts: NDArray) -> Iterator[Fault]:
