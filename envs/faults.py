@@ -172,7 +172,8 @@ def outside(recording: Recording) -> Fault | None:
         remedy = f"too many or too far to be clipped; {LEAVE_OUT}"
     other = (
         "if they are in an environment's units, source.action_scale=physical with env=NAME maps "
-        "them, or store their bounds in the file as action_low and action_high"
+        "them; without one, store their bounds in the file as action_low and action_high, or let "
+        "source.action_scale=extremes take the smallest and largest of each dimension for them"
     )
     other = "correct these bounds" if unit.startswith("mapped") else other
     text = (

@@ -184,7 +184,7 @@ class Frames:
     def about(self) -> dict[str, Any]:
         """See Layout."""
         fps, robot = self.info.get("fps"), self.info.get("robot_type")
-        told = {"format": "lerobot", "path": self.path, "env_id": None, "obs_keys": self.keys}
+        told = {"format": "LeRobot", "path": self.path, "env_id": None, "obs_keys": self.keys}
         told |= {"left_out": left_out(self.keys, self.observed, self.others)}
         return told | ({"dt": 1 / fps} if fps else {}) | ({"robot": robot} if robot else {})
 
@@ -204,7 +204,7 @@ class Frames:
         if REWARD in series:
             columns["rewards"] = held(series[REWARD])
         reading = self.reading._replace(obs_keys=None)
-        return Flat(self.path, "lerobot", columns, self.about(), reading).read(storage)
+        return Flat(self.path, "LeRobot", columns, self.about(), reading).read(storage)
 
     def series(self) -> dict[str, NDArray]:
         """The columns of one number per frame, [S], as they lie."""

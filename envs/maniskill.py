@@ -116,7 +116,7 @@ class ManiSkill:
             rewards = [one["rewards"][()] for one in self.trajectories]
             columns["rewards"] = held(np.concatenate(rewards))
         reading = self.reading._replace(obs_keys=None)
-        return Flat(self.path, "maniskill", columns, self.told(), reading)
+        return Flat(self.path, "ManiSkill", columns, self.told(), reading)
 
     def table(self, width: int, read: Callable[[Any], NDArray]) -> Any:
         """A table [S, D] of all trajectories."""

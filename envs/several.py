@@ -12,7 +12,7 @@ from .record import Part, Reading, Recording, Sizes, refuse, stack
 
 log = logging.getLogger("rheo")
 SAME = ("obs_keys", "env_id", "control_mode")  # in all files that tell them
-UNIT = ("action_scale", "action_low", "action_high")  # in all files or in none
+UNIT = ("action_scale", "action_low", "action_high")  # in all files or in none, if they are read
 
 
 class Layout(Protocol):
@@ -93,7 +93,8 @@ class Several:
             if mine != theirs:
                 text = f"has {mine} dimensions, {theirs} in {self.files[0]}"
                 raise refuse(file, f"{text}; recordings of one kind are joined", what)
-        for key in (*SAME, *UNIT):
+        unit = UNIT if self.reading.action_scale in ("auto", "recorded") else ()
+        for key in (*SAME, *unit):
             mine = self.told[-1].get(key)
             before = [(f, t.get(key)) for f, t in zip(self.files, self.told, strict=False)]
             told = [one for one in before if one[1] is not None or key in UNIT]
@@ -121,30 +122,38 @@ class Several:
 
     def read(self, storage: str) -> Recording:
         """See Layout."""
-        names: list[str] = []
-        parts = (part for one in self.recordings(storage, names) for part in episodes(one))
+        told: list[dict[str, Any]] = []
+        parts = (part for one in self.recordings(storage, told) for part in episodes(one))
         recording = stack(self.path, parts, self.sizes(), storage, {})
-        return recording._replace(about=recording.about | self.about() | {"demos": names})
+        return recording._replace(about=self.whole(told) | recording.about)
 
-    def recordings(self, storage: str, names: list[str]) -> Iterator[Recording]:
-        """The recordings, one in memory at a time; their episodes' names go to `names`."""
+    def recordings(self, storage: str, told: list[dict[str, Any]]) -> Iterator[Recording]:
+        """The recordings, one in memory at a time; what they tell goes to `told`."""
         for file in self.files:
             with self.opened(file, self.reading) as layout:
                 recording = layout.read(storage)
             short, inner = Path(file).name, recording.about.get("demos")
-            count = len(recording.ends)
-            names += [f"{short} {inner[i]}" if inner else short for i in range(count)]
+            names = [f"{short} {name}" for name in inner or ()] or [short] * len(recording.ends)
+            told.append(recording.about | {"demos": names})
             yield recording
 
     def about(self) -> dict[str, Any]:
-        """What all files tell, and which there are."""
+        """See Layout."""
+        return self.whole(self.told)
+
+    def whole(self, told: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What all files tell: of each thing the first that is told, of lists all members."""
         whole: dict[str, Any] = {}
-        for told in self.told:
-            whole = told | {key: value for key, value in whole.items() if value is not None}
-        left = [key for told in self.told for key in told.get("left_out", ())]
-        kinds = list(dict.fromkeys(told["format"] for told in self.told))
+        for one in told:
+            whole = one | {key: value for key, value in whole.items() if value is not None}
+        whole.pop("jumps", None)
+        kinds = list(dict.fromkeys(one["format"] for one in told))
         whole |= {"format": f"{len(self.files)} files of {', '.join(kinds)}", "path": self.path}
-        return whole | ({"left_out": list(dict.fromkeys(left))} if left else {})
+        for key in ("left_out", "remarks", "demos"):
+            members = [member for one in told for member in one.get(key, ())]
+            members = members if key == "demos" else list(dict.fromkeys(members))
+            whole |= {key: members} if members else {}
+        return whole
 
 
 def spelled(path: str | Sequence[str]) -> str:

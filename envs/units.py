@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .record import Reading, Recording, pieces, refuse, remark
+from .record import Reading, Recording, Stage, pieces, refuse, remark
 
-SCALES = ("auto", "unit", "physical", "recorded")
+SCALES = ("auto", "unit", "physical", "extremes", "recorded")
 EXACT = 1e-6  # of a bound's range: float32 rounding
 STORE = "store the bounds in the file as action_low and action_high"
 
@@ -17,10 +17,11 @@ def in_unit(recording: Recording, reading: Reading) -> Recording:
 
     u = (a - (high + low) / 2) / ((high - low) / 2). reading.action_scale says what the file's
     numbers are: "unit": in [-1, 1]. "physical": in the units of the run's environment, or, without
-    one, of the bounds action_low and action_high that the file records. "recorded": what the file
-    says, by action_scale="unit" or those bounds. "auto": likewise; where it says nothing, numbers
-    whose extremes are exactly the environment's bounds are physical, others are in [-1, 1]. A
-    remark says which was chosen. Raises Refused for bounds that are not there or no ranges.
+    one, of the bounds action_low and action_high that the file records. "extremes": in units whose
+    bounds nothing tells; the smallest and largest of each dimension are taken for them. "recorded": what the file says, by
+    action_scale="unit" or by its bounds. "auto": likewise; where it says nothing, numbers whose
+    extremes are exactly the environment's bounds are physical, others are in [-1, 1]. A remark says
+    which was chosen. Raises Refused for bounds that are not there or no ranges.
     """
     about, scale = recording.about, reading.action_scale
     path, count = about["path"], recording.action.shape[1]
@@ -31,6 +32,8 @@ def in_unit(recording: Recording, reading: Reading) -> Recording:
     if scale == "physical" and told == "unit":
         text = "the file says that its actions are in [-1, 1]; source.action_scale=auto"
         raise refuse(path, text, "action_scale")
+    if scale == "extremes" and told != "unit":
+        return within(recording, stage)
     if scale == "unit" or told == "unit":
         about["unit"] = "read as in [-1, 1]"
         return recording
@@ -47,6 +50,26 @@ def in_unit(recording: Recording, reading: Reading) -> Recording:
         text = f"physical, but nothing tells their bounds; train with env=NAME, or {STORE}"
         raise refuse(path, text, "actions")
     return guessed(recording, reading)
+
+
+def within(recording: Recording, stage: Stage | None) -> Recording:
+    """The recording with actions mapped from their own extremes to [-1, 1], in place.
+
+    A dimension that never changes becomes 0. Raises Refused where an environment would execute them
+    within other bounds.
+    """
+    about, count = recording.about, recording.action.shape[1]
+    if stage is not None:
+        text = f"{stage.env_id} executes actions within its own bounds, {text_of(stage)}; "
+        text += "source.action_scale=physical reads them in its units"
+        raise refuse(about["path"], text, "action_scale", "extremes")
+    low, high = np.full(count, np.inf), np.full(count, -np.inf)
+    for _, rows in pieces(recording.action):
+        finite = np.where(np.isfinite(rows), rows, np.nan)  # a check names those that are not
+        low, high = np.fmin(low, np.fmin.reduce(finite)), np.fmax(high, np.fmax.reduce(finite))
+    still = ~(low < high)
+    low, high = np.where(still, low - 1, low), np.where(still, high + 1, high)
+    return mapped(recording, low, high, f"their extremes, {text_of(Stage('', low, high))},")
 
 
 def guessed(recording: Recording, reading: Reading) -> Recording:
@@ -81,8 +104,9 @@ def reach(action: NDArray, low: NDArray, high: NDArray, dims: NDArray) -> bool:
 
 
 def mapped(recording: Recording, low: NDArray, high: NDArray, bounds: str) -> Recording:
-    """Actions mapped from [low, high] to [-1, 1], in place."""
+    """Actions mapped from [low, high] to [-1, 1], in place; `about` keeps what they stand for."""
     recording.about["unit"] = f"mapped from {bounds} to [-1, 1]"
+    recording.about |= {"action_low": low.tolist(), "action_high": high.tolist()}
     if (low == -1).all() and (high == 1).all():
         return recording
     centre, half = (high + low) / 2, (high - low) / 2

@@ -23,7 +23,7 @@ USAGE = """usage: rheo data info FILE...                what is in files, or min
        rheo data fetch NAME [--from FILE|URL] [--to DIR] [--yes]
 options: --time-limit N   steps after which an episode is cut where its end is not marked
          --obs-keys A,B   observations of robomimic and Minari data sets
-         --action-scale auto|unit|physical   actions in [-1, 1], or in the file's bounds
+         --action-scale auto|unit|physical|extremes   actions in [-1, 1], or in bounds
          --on-bad refuse|drop|clip|keep   what convert does with errors"""
 FLAGS = {
     "source.on_bad=": "--on-bad ",
@@ -60,7 +60,7 @@ def parser() -> Words:
     verbs = words.add_subparsers(required=True, metavar="info|check|convert|fetch")
     reading = Words(add_help=False)
     reading.add_argument("--time-limit", type=int)
-    scales = ("auto", "unit", "physical")
+    scales = ("auto", "unit", "physical", "extremes")
     reading.add_argument("--action-scale", choices=scales, default="auto")
     reading.add_argument("--obs-keys", type=lambda text: text.split(","))
     for name, run in (("info", info), ("check", check)):
@@ -171,16 +171,23 @@ def check(options: argparse.Namespace) -> int:
     for path in files(options.files):
         try:
             recording = opened(path, options)
-            found, size = faults(recording), (len(recording.action), len(recording.ends))
+            found, fine = faults(recording), size(recording)
         except Refused as refused:
-            found, size = refused.faults, None
+            found, fine = refused.faults, ""
         for fault in found:
             print(f"{path}: {fault.level}: {fault.line()}", flush=True)
         if any(fault.level == "error" for fault in found):
             code = USER
-        elif size is not None:
-            print(f"{path}: ok: {size[0]:,} steps in {size[1]:,} episodes", flush=True)
+        else:
+            print(f"{path}: ok: {fine}", flush=True)
     return code
+
+
+def size(recording: Recording) -> str:
+    """Steps and episodes, and what its observations are where they have names."""
+    text = f"{len(recording.action):,} steps in {len(recording.ends):,} episodes"
+    parts = recording.about.get("obs_keys")
+    return f"{text}; {recording.about['format']}, observing {', '.join(parts)}" if parts else text
 
 
 def files(paths: list[str]) -> list[str]:

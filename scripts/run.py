@@ -27,6 +27,10 @@ from .lock import Lock
 logger = logging.getLogger("rheo")
 KEEP = 2  # checkpoints
 FAILURES = 5  # saves in a row
+MEANING = (  # of what the data tell: all that a policy's inputs and outputs stand for
+    *("format", "path", "env_id", "dt", "obs_keys", "obs_widths", "left_out"),
+    *("unit", "action_low", "action_high", "control_mode"),
+)
 
 
 class Run:
@@ -134,6 +138,15 @@ class Run:
         except OSError as error:
             raise unwritable(folder, error) from error
         return file
+
+    def note_data(self, about: dict[str, Any], digest: str) -> None:
+        """Writes what the run's numbers mean to data.json, for whoever deploys its policy."""
+        told = {key: about[key] for key in MEANING if about.get(key) is not None}
+        text = json.dumps(told | {"digest": digest}, indent=1, default=str)
+        try:
+            put_text(self.path / "data.json", text + "\n")
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
     def save(self, step: int, tree: dict[str, Any]) -> Path | None:
         """A checkpoint of `tree` (scripts/tree.py says what may be in it).

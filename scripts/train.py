@@ -213,6 +213,9 @@ class Loop:
     def __init__(self, run: Run, experiment: Experiment) -> None:
         self.run, self.cfg = run, run.config
         self.algo, self.source, self.sizes, self.device = experiment
+        recorded = getattr(self.source, "dataset", self.source)
+        if hasattr(recorded, "about"):
+            run.note_data(recorded.about, recorded.digest)
         env = make_env(self.cfg, min(self.cfg["episodes"], MAX_ENVS))
         self.eval_env = None if env is None else staged(env, self.algo, EVAL_SEED)
         self.update = fast(self.algo, self.cfg["fast"])

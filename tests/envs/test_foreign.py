@@ -118,7 +118,7 @@ def test_alohas_episodes_are_read_one_by_one_and_as_a_folder(tmp_path: Path, for
         rows = slice(5 * episode, 5 * episode + 5)
         np.testing.assert_allclose(whole.obs[rows], foreign.states(episode, 5, 14))
         np.testing.assert_allclose(whole.action[rows], foreign.actions(episode, 5, 0.9, 14))
-    assert whole.about["format"] == "11 files of aloha"
+    assert whole.about["format"] == "11 files of ALOHA"
     assert whole.about["demos"][10] == "episode_10.hdf5"
     assert estimate(str(folder), obs_keys=["qpos"]) == arrays(whole)
 
@@ -253,7 +253,7 @@ def test_a_files_name_does_not_decide_what_it_is(tmp_path: Path, foreign: Any) -
     assert read(str(tmp_path / "a.zip")).about["format"] == "npz"
     path = foreign.maniskill(tmp_path / "b.hdf5", LENGTHS)
     path.rename(tmp_path / "b.npz")
-    assert read(str(tmp_path / "b.npz")).about["format"] == "maniskill"
+    assert read(str(tmp_path / "b.npz")).about["format"] == "ManiSkill"
 
 
 TREES = {

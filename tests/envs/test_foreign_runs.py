@@ -54,6 +54,42 @@ def test_cloning_learns_from_it(
     assert ((shift >= bounds[0]) & (shift <= bounds[1])).all() and np.ptp(recording.obs) > 5
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "maniskill"])
+def test_actions_in_physical_units_need_bounds_and_their_extremes_may_be_these(
+    tmp_path: Path,
+    foreign: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = written(foreign, tmp_path, kind, scale=150.0)
+    assert main(["train", "algo=bc", f"data={path}", *SMALL, "name=run"]) == 2
+    assert "action_scale=extremes" in capsys.readouterr().err
+    words = ["data.action_scale=extremes", "data.holdout=0", *SMALL, "name=run"]
+    assert main(["train", "algo=bc", f"data={path}", *words]) == 0
+    told = json.loads(Path("runs/run/data.json").read_text())
+    raw = np.concatenate([foreign.actions(e, n, 150.0, 14 if kind == "aloha" else 2)
+                          for e, n in enumerate(LENGTHS)])  # fmt: skip
+    low, high = np.array(told["action_low"]), np.array(told["action_high"])
+    np.testing.assert_allclose([low, high], [raw.min(0), raw.max(0)], rtol=1e-6)
+    unit = read(path, action_scale="extremes").action
+    np.testing.assert_allclose((low + high) / 2 + (high - low) / 2 * unit, raw, atol=1e-4)
+    assert told["obs_keys"] == read(path, action_scale="extremes").about["obs_keys"]
+
+
+def test_a_clone_of_pixels_plays_in_its_environment(
+    tmp_path: Path, foreign: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = str(foreign.pusht(tmp_path / "replay.zarr", LENGTHS))
+    words = ["env=pusht", "data.action_scale=physical", *SMALL, "episodes=1", "name=run"]
+    assert main(["train", "algo=bc", f"data={path}", *words]) == 0
+    told = json.loads(Path("runs/run/data.json").read_text())
+    assert (told["action_low"], told["action_high"]) == ([0, 0], [512, 512])
+    assert told["obs_keys"] == ["state"] and "PushT" in told["unit"]
+
+
 def test_learning_from_rewards_reads_maniskills(
     tmp_path: Path, foreign: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ def test_every_version_is_read_frame_by_frame(tmp_path: Path, foreign: Any, vers
     about = recording.about
     assert about["obs_keys"] == ["observation.state", "observation.environment_state"]
     assert about["left_out"] == ["observation.image (a video)"]
-    assert (about["dt"], about["robot"], about["format"]) == (0.1, "so100", "lerobot")
+    assert (about["dt"], about["robot"], about["format"]) == (0.1, "so100", "LeRobot")
     assert recording.reward is None and (recording.successor == -1).all()
     arrays = [value for value in recording if isinstance(value, np.ndarray)]
     assert estimate(path) == sum(array.nbytes for array in arrays)

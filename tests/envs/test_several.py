@@ -71,8 +71,8 @@ def test_formats_may_differ_where_their_sizes_do_not(tmp_path: Path) -> None:
     assert env_of([a, str(tmp_path / "b.hdf5")]) == "Mine-v0"
 
 
-BOUNDS = {"action_low": [-1, -1], "action_high": [1, 1]}
-WIDE = {"action_low": [-2, -2], "action_high": [2, 2]}
+BOUNDS: dict[str, Any] = {"action_low": [-1, -1], "action_high": [1, 1]}
+WIDE: dict[str, Any] = {"action_low": [-2, -2], "action_high": [2, 2]}
 FOUR = {"observations": np.eye(4), "next_observations": None}
 OTHER = {"attributes": np.array('{"env_id": "B-v0"}')}
 
@@ -82,8 +82,8 @@ OTHER = {"attributes": np.array('{"env_id": "B-v0"}')}
     [
         ({}, FOUR, "observations: has 4 dimensions, 3 in .*a.npz"),
         ({}, {"actions": np.zeros((4, 5))}, "actions: has 5 dimensions, 2 in .*a.npz"),
-        (BOUNDS, WIDE, r"action_low: is \[-2.0, -2.0\], and \[-1.0, -1.0\] in .*a.npz"),
-        (BOUNDS, {}, r"action_low: is not told, and \[-1.0, -1.0\] in .*a.npz"),
+        (BOUNDS, WIDE, r"action_low: is \[-2, -2\], and \[-1, -1\] in .*a.npz"),
+        (BOUNDS, {}, r"action_low: is not told, and \[-1, -1\] in .*a.npz"),
         ({}, OTHER, "env_id: is B-v0, and A-v0 in .*a.npz"),
         ({}, {"actions": np.full((4, 2), np.nan)}, "actions, episode 2, step 0, .*b.npz"),
     ],
@@ -97,6 +97,12 @@ def test_the_file_that_does_not_fit_is_named(
     with pytest.raises(EnvError, match=message) as caught:
         read([a, b])
     assert b in str(caught.value)
+
+
+def test_a_unit_that_the_user_names_holds_for_all_files(tmp_path: Path) -> None:
+    a, b = npz(tmp_path / "a.npz", [3, 2], **BOUNDS), npz(tmp_path / "b.npz", [4], **WIDE)
+    both = read([a, b], action_scale="unit")
+    np.testing.assert_array_equal(both.action[5:], read(b, action_scale="unit").action)
 
 
 def test_rewards_of_some_files_only_are_said_not_to_be_used(
@@ -131,7 +137,7 @@ def test_more_files_than_may_be_open_at_once(tmp_path: Path) -> None:
 def test_a_dataset_learns_from_all_files_and_its_digest_covers_them(tmp_path: Path) -> None:
     how: dict[str, Any] = {
         **{"batch_size": 4, "holdout": 0.0, "obs_steps": 1, "on_bad": "refuse", "storage": "ram"},
-        **{"obs_keys": None, "time_limit": None},
+        **{"obs_keys": None, "time_limit": None, "action_scale": "auto"},
     }
 
     def dataset(*paths: str) -> Dataset:

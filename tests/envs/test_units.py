@@ -182,3 +182,29 @@ def test_a_dataset_has_the_unit_of_its_runs_environment(tmp_path: Path) -> None:
         assert shown.item() == pytest.approx(actions[step, 0], abs=1e-6)
     with pytest.raises(EnvError, match="nothing tells their bounds"):
         Dataset(torch.Generator().manual_seed(0), 1, **how)
+
+
+def test_extremes_are_bounds_that_are_kept(tmp_path: Path) -> None:
+    action = np.array([[50.0, -3, 7], [450, 1, 7], [250, -1, 7]])
+    np.savez(tmp_path / "a.npz", observations=np.eye(3), actions=action, episode_ends=[3])
+    recording = read(str(tmp_path / "a.npz"), action_scale="extremes")
+    np.testing.assert_allclose(recording.action, [[-1, -1, 0], [1, 1, 0], [0, 0, 0]], atol=1e-6)
+    about = recording.about
+    assert (about["action_low"], about["action_high"]) == ([50, -3, 6], [450, 1, 8])
+    assert "their extremes, [-3, 1], [6, 8], [50, 450]," in about["unit"]
+
+
+def test_extremes_leave_out_what_is_no_number(tmp_path: Path) -> None:
+    action = np.array([[50.0], [450], [np.inf], [np.nan]])
+    np.savez(tmp_path / "a.npz", observations=np.eye(4), actions=action, episode_ends=[2, 3, 4])
+    recording = read(str(tmp_path / "a.npz"), action_scale="extremes", on_bad="drop")
+    assert recording.action.tolist() == [[-1], [1]] and recording.about["action_high"] == [450]
+    with pytest.raises(EnvError, match="actions, episode 1, step 0, value inf"):
+        read(str(tmp_path / "a.npz"), action_scale="extremes")
+
+
+def test_extremes_are_refused_where_an_environment_has_bounds(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", observations=np.eye(3), actions=np.eye(3), episode_ends=[3])
+    stage = Stage("Mine-v0", np.full(3, -2.0), np.full(3, 2.0))
+    with pytest.raises(EnvError, match=r"Mine-v0 executes .* own bounds, \[-2, 2\]; .*=physical"):
+        read(str(tmp_path / "a.npz"), action_scale="extremes", stage=stage)
