@@ -18,10 +18,11 @@ def in_unit(recording: Recording, reading: Reading) -> Recording:
     u = (a - (high + low) / 2) / ((high - low) / 2). reading.action_scale says what the file's
     numbers are: "unit": in [-1, 1]. "physical": in the units of the run's environment, or, without
     one, of the bounds action_low and action_high that the file records. "extremes": in units whose
-    bounds nothing tells; the smallest and largest of each dimension are taken for them. "recorded": what the file says, by
-    action_scale="unit" or by its bounds. "auto": likewise; where it says nothing, numbers whose
-    extremes are exactly the environment's bounds are physical, others are in [-1, 1]. A remark says
-    which was chosen. Raises Refused for bounds that are not there or no ranges.
+    bounds nothing tells; the smallest and largest of each dimension are taken for them. "recorded":
+    what the file says, by action_scale="unit" or by its bounds. "auto": likewise; where it says
+    nothing, numbers whose extremes are exactly the environment's bounds are physical, others are in
+    [-1, 1]. A remark says which was chosen. Raises Refused for bounds that are not there or no
+    ranges.
     """
     about, scale = recording.about, reading.action_scale
     path, count = about["path"], recording.action.shape[1]
@@ -106,7 +107,7 @@ def reach(action: NDArray, low: NDArray, high: NDArray, dims: NDArray) -> bool:
 def mapped(recording: Recording, low: NDArray, high: NDArray, bounds: str) -> Recording:
     """Actions mapped from [low, high] to [-1, 1], in place; `about` keeps what they stand for."""
     recording.about["unit"] = f"mapped from {bounds} to [-1, 1]"
-    recording.about |= {"action_low": low.tolist(), "action_high": high.tolist()}
+    recording.about.update(action_low=low.tolist(), action_high=high.tolist())
     if (low == -1).all() and (high == 1).all():
         return recording
     centre, half = (high + low) / 2, (high - low) / 2
