@@ -29,9 +29,19 @@ def fingerprint(recording: Recording) -> str:
     return digest.hexdigest()
 
 
-def held_out_episodes(count: int, share: float) -> Tensor:
-    """Which of `count` episodes [E] bool validate. Raises ValueError when none can be spared."""
+def held_out_episodes(recording: Recording, share: float | str) -> Tensor:
+    """Which episodes [E] bool validate: a share, or those of a filter key.
+
+    Raises ValueError when none can be spared.
+    """
+    count = len(recording.ends)
     held = torch.zeros(count, dtype=torch.bool)
+    if isinstance(share, str):
+        names = set(recording.about["filters"][share])
+        held[:] = torch.tensor([demo in names for demo in recording.about["demos"]])
+        if not held.any():
+            raise ValueError(f"source.holdout={share}: no demonstration of it is left to validate")
+        return held
     if share == 0.0:
         return held
     if count < 2:
@@ -55,13 +65,15 @@ class Dataset:
 
     path: the file or folder, the name of a known data set (docs/data.md lists formats), or several
     of them, joined. batch_size: windows a batch. holdout: share of episodes kept for validation, at
-    least one unless it is 0; the choice is fixed, whatever the run's seed. obs_steps: observations
-    of history. on_bad: what happens to episodes with broken numbers or actions outside [-1, 1]:
-    "refuse" the file, "drop" those episodes, or "clip" actions (other faults still refuse).
-    action_scale: the unit of actions in the file, [-1, 1] or that of the run's environment `env`
-    (`units.in_unit`). storage: "mmap" keeps the large arrays in a temporary file. obs_keys: which
-    observations of a file that names several. time_limit: steps after which an episode is cut where
-    the file marks no end.
+    least one unless it is 0; the choice is fixed, whatever the run's seed. Or the filter key
+    (robomimic's mask/valid) whose demonstrations validate and are not trained on. obs_steps:
+    observations of history. on_bad: what happens to episodes with broken numbers or actions outside
+    [-1, 1]: "refuse" the file, "drop" those episodes, or "clip" actions (other faults still
+    refuse). action_scale: the unit of actions in the file, [-1, 1] or that of the run's environment
+    `env` (`units.in_unit`). storage: "mmap" keeps the large arrays in a temporary file. obs_keys:
+    which observations of a file that names several; without it those of the environment, where
+    there is one with names. filter: the filter key whose demonstrations are read. time_limit: steps
+    after which an episode is cut where the file marks no end.
     """
 
     def __init__(
@@ -72,15 +84,16 @@ class Dataset:
         *,
         path: str | list[str],
         batch_size: int,
-        holdout: float,
+        holdout: float | str,
         obs_steps: int,
         on_bad: Literal["refuse", "drop", "clip"],
         action_scale: Literal["auto", "unit", "physical", "extremes", "recorded"],
         storage: Literal["ram", "mmap"],
         obs_keys: list[str] | None,
+        filter: str | None,
         time_limit: int | None,
     ) -> None:
-        if not 0.0 <= holdout < 1.0:
+        if not isinstance(holdout, str) and not 0.0 <= holdout < 1.0:
             raise ValueError(f"source.holdout={holdout} must lie in [0, 1)")
         self.generator, self.horizon, self.obs_steps = generator, horizon, obs_steps
         self.batch_size, self.updates = batch_size, 0
@@ -90,8 +103,11 @@ class Dataset:
             action_scale=action_scale,
             storage=storage,
             obs_keys=obs_keys,
+            filter=filter,
+            held=holdout if isinstance(holdout, str) else None,
             time_limit=time_limit,
             stage=stage_of(env),
+            env_parts=None if env is None else env.env.obs_parts,
         )
         self.about = recording.about
         self.digest = fingerprint(recording)
@@ -100,7 +116,7 @@ class Dataset:
         self.action = torch.from_numpy(recording.action).to(device)  # [S, Da]
         ends = torch.from_numpy(recording.ends)
         lengths = ends.diff(prepend=torch.zeros(1, dtype=ends.dtype))
-        held = held_out_episodes(len(ends), holdout).repeat_interleave(lengths)
+        held = held_out_episodes(recording, holdout).repeat_interleave(lengths)
         small = torch.int32 if len(self.obs) < 2**31 else torch.int64
         first = (ends - lengths).to(small).repeat_interleave(lengths)
         last = (ends - 1).to(small).repeat_interleave(lengths)
@@ -219,12 +235,13 @@ class Transitions(Dataset):
         *,
         path: str | list[str],
         batch_size: int,
-        holdout: float,
+        holdout: float | str,
         obs_steps: int,
         on_bad: Literal["refuse", "drop", "clip"],
         action_scale: Literal["auto", "unit", "physical", "extremes", "recorded"],
         storage: Literal["ram", "mmap"],
         obs_keys: list[str] | None,
+        filter: str | None,
         time_limit: int | None,
         execute: int,
         n_step: int,
@@ -248,6 +265,7 @@ class Transitions(Dataset):
             action_scale=action_scale,
             storage=storage,
             obs_keys=obs_keys,
+            filter=filter,
             time_limit=time_limit,
         )
 

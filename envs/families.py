@@ -21,7 +21,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from .dicts import leaves, value
 from .guard import told
+from .parts import listed_parts, usual
 from .physics import pip_install
 from .vector import EnvError, gymnasium_make, nearest, unmade
 
@@ -65,9 +67,6 @@ SAMPLES = {
 OLDER = ("Fetch", "FrankaKitchen", "HandManipulate", "HandReach")
 # Where an environment says in a step's info that its task is solved at that moment.
 SUCCESS_KEYS = ("success", "is_success", "goal_achieved")
-GOAL_KEYS = ("achieved_goal", "observation", "desired_goal")
-# Environments whose observation holds the achieved goal already (elsewhere it says something new).
-REPEATED = ("PointMaze", "Fetch", "HandReach", "HandManipulate")
 
 
 def home(env_id: str) -> tuple[str, str]:
@@ -154,20 +153,18 @@ def refuse_unseen_goal(env: gymnasium.Env, env_id: str) -> None:
 
 
 def flat_box(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
-    """The environment with a 1-D Box observation; Dict and Tuple ones are flattened.
-
-    Goal environments become `GoalVector`; in others the entries follow in gymnasium's order.
-    """
+    """The environment with a 1-D Box observation; Dict (`PartsVector`) and Tuple are flattened."""
     for name in ("observation_space", "action_space"):
         if not hasattr(env, name):
             raise EnvError(f"{env_id} has no {name}: set it in its constructor")
     space = env.observation_space
-    if isinstance(space, spaces.Dict) and set(space.spaces) == set(GOAL_KEYS) and _flat(space):
-        repeated = env_id.rpartition("/")[2].startswith(REPEATED)
-        env = GoalVector(env, GOAL_KEYS[1:] if repeated else GOAL_KEYS)
-        _say(f"{env_id}: observed are {' and '.join(env.keys)}, in this order")
-    elif isinstance(space, (spaces.Dict, spaces.Tuple)) and space.is_np_flattenable:
-        _say(f"{env_id}: its {type(space).__name__} observation is flattened")
+    if isinstance(space, spaces.Dict) and space.is_np_flattenable:
+        env = PartsVector(env, env_id)
+        _say(f"{env_id}: observed are {listed_parts(env.parts)}, in this order")
+        if env.left_out:
+            _say(f"{env_id}: not observed are {', '.join(env.left_out)}")
+    elif isinstance(space, spaces.Tuple) and space.is_np_flattenable:
+        _say(f"{env_id}: its Tuple observation is flattened")
         env = gymnasium.wrappers.FlattenObservation(env)
     space = env.observation_space
     if not isinstance(space, spaces.Box) or len(space.shape) != 1:
@@ -184,34 +181,48 @@ def _say(text: str) -> None:
     log.info("%s", text)
 
 
-def _flat(space: spaces.Dict) -> bool:
-    parts = space.spaces.values()
-    return all(isinstance(part, spaces.Box) and len(part.shape) == 1 for part in parts)
+class PartsVector(gymnasium.ObservationWrapper):
+    """A dictionary observation as one vector of the parts that `parts.usual` names, in its order.
 
-
-class GoalVector(gymnasium.ObservationWrapper):
-    """A goal environment's dictionary as one vector: [achieved_goal,] observation, desired_goal.
-
-    achieved_goal is left out where the observation contains it (PointMaze: x, y, their speeds, goal
-    x, goal y). Where it does not it comes first, so that AntMaze-v4 begins with the 29 numbers of
-    D4RL's antmaze recordings: x, y, 13 joint positions, 14 velocities; the goal's x, y follow.
+    parts: their widths, in that order. A part is laid out as gymnasium's FlattenObservation does.
     """
 
-    def __init__(self, env: gymnasium.Env, keys: tuple[str, ...]) -> None:
+    def __init__(self, env: gymnasium.Env, env_id: str) -> None:
         super().__init__(env)
-        self.keys = keys
-        space: Any = env.observation_space
+        assert isinstance(env.observation_space, spaces.Dict)
+        held = dict(leaves(env.observation_space))
+        self.held = {name: held[name] for name in usual(held, env_id)}
+        self.left_out = [name for name in held if name not in self.held]
+        boxes: Any = [spaces.flatten_space(part) for part in self.held.values()]
+        self.parts = {name: box.shape[0] for name, box in zip(self.held, boxes, strict=True)}
         low, high = (
-            np.concatenate([getattr(space[key], end) for key in keys]).astype(np.float64)
+            np.concatenate([getattr(box, end) for box in boxes]).astype(np.float64)
             for end in ("low", "high")
         )
         self.observation_space = spaces.Box(low, high, dtype=np.float64)
 
-    def observation(self, observation: Mapping[str, NDArray]) -> NDArray:
-        lacking = set(self.keys) - set(observation)
-        if lacking:
-            raise EnvError(f"its observation lacks {', '.join(sorted(lacking))}")
-        return np.concatenate([observation[key] for key in self.keys])
+    def observation(self, observation: Mapping[str, Any]) -> NDArray:
+        rows: Any = [spaces.flatten(p, value(observation, name)) for name, p in self.held.items()]
+        return np.concatenate(rows)
+
+
+def parts_of(env: gymnasium.Env) -> dict[str, int] | None:
+    """Parts of the observation vector with their widths, in order; None where it has no names.
+
+    An environment that its author flattened is looked into; one whose observations were changed
+    in another way is not.
+    """
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, PartsVector):
+            return env.parts
+        if isinstance(env, gymnasium.wrappers.FlattenObservation):
+            inner = env.env.observation_space
+            named = leaves(inner) if isinstance(inner, spaces.Dict) else ()
+            return {name: spaces.flatdim(part) for name, part in named} or None
+        if isinstance(env, gymnasium.ObservationWrapper):
+            return None
+        env = env.env
+    return None
 
 
 class Seeded(gymnasium.Wrapper):

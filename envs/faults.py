@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .parts import told
 from .record import Fault, Recording, pieces
 
 TOLERANCE = 1e-6  # of action bounds: rounding of what was clipped in another precision
@@ -29,19 +30,21 @@ def errors(recording: Recording) -> list[Fault]:
         short(recording),
         too_long(recording),
     ]
-    return named(recording, found)
+    return [*recording.about.get("broken", ()), *named(recording, found)]
 
 
 def named(recording: Recording, found: Sequence[Fault | None]) -> list[Fault]:
-    """The faults that are some, with the name that the file gives their episode."""
-    names = recording.about.get("demos")
-    result = [fault for fault in found if fault is not None]
-    if not names:
-        return result
-    return [
-        f if f.episode is None else f._replace(text=f"{f.text} ({names[f.episode]})")
-        for f in result
-    ]
+    """The faults that are some, with the number and the name that the file gives their episode."""
+    names, places = recording.about.get("demos"), recording.about.get("episodes")
+    result = []
+    for fault in filter(None, found):
+        episode = fault.episode
+        if episode is not None and names:
+            fault = fault._replace(text=f"{fault.text} ({names[episode]})")
+        if episode is not None and places:
+            fault = fault._replace(episode=places[episode])
+        result.append(fault)
+    return result
 
 
 def notes(recording: Recording) -> list[Fault]:
@@ -59,7 +62,7 @@ def notes(recording: Recording) -> list[Fault]:
 
 def remarks(recording: Recording) -> list[tuple[str, str]]:
     """(key, text) of what its reader has to tell."""
-    return recording.about.get("remarks", [])
+    return [*recording.about.get("remarks", []), *told(recording.about)]
 
 
 def tables(recording: Recording) -> dict[str, NDArray]:

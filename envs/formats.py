@@ -16,7 +16,6 @@ from .flat import Flat
 from .foreign import WRITE, ZARR
 from .lerobot import INFO, lerobot
 from .maniskill import ManiSkill, is_maniskill
-from .minari_store import Minari
 from .record import Reading, Recording, Refused, Sizes, refuse
 from .replay_zarr import replay_buffer
 from .robomimic import Robomimic, is_robomimic, natural
@@ -52,6 +51,8 @@ def opened(path: str | Sequence[str], reading: Reading) -> Iterator[Layout]:
         yield Several(spelled(path), path, reading, opened)
         return
     if path.startswith("minari:"):
+        from .minari_store import Minari  # gymnasium, which files do without
+
         yield Minari(path, reading)
         return
     file = Path(path)
@@ -73,7 +74,6 @@ def opened(path: str | Sequence[str], reading: Reading) -> Iterator[Layout]:
 def from_hdf5(path: str, file: h5py.File, reading: Reading) -> Layout:
     """The layout of an HDF5 file. Raises Refused naming what is in one of another layout."""
     if is_robomimic(file):
-        refuse_raw(path, file)
         return Robomimic(path, file, reading)
     if "episode_0" in file:
         text = "a file of Minari's store; give minari:DATASET_ID instead of the path"
@@ -88,22 +88,6 @@ def from_hdf5(path: str, file: h5py.File, reading: Reading) -> Layout:
         raise refuse(path, f"{text}; {WRITE}")
     kind = OURS if attributes.get("format") == OURS else "d4rl"
     return Flat(path, kind, columns, attributes, reading, groups)
-
-
-def refuse_raw(path: str, file: h5py.File) -> None:
-    """Raises Refused for demonstrations of simulator states without observations."""
-    data = file["data"]
-    assert isinstance(data, h5py.Group)
-    demos = [one for one in map(data.get, data) if isinstance(one, h5py.Group)]
-    if demos and not any("obs" in demo for demo in demos) and "states" in demos[0]:
-        raise refuse(
-            path,
-            f"robosuite's raw demonstrations, simulator states without observations: "
-            f"{tree(demos[0])}; make them with robomimic's scripts: "
-            f"`python -m robomimic.scripts.conversion.convert_robosuite --dataset {path}`, then "
-            f"`python -m robomimic.scripts.dataset_states_to_obs --dataset {path} "
-            "--output_name low_dim.hdf5 --done_mode 2`",
-        )
 
 
 def kind_of_folder(folder: Path) -> str | list[str]:

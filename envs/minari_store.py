@@ -1,13 +1,19 @@
 """Minari data sets (`minari:mujoco/hopper/medium-v0`) from the package's local store."""
 
 import importlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from gymnasium.spaces.utils import flatdim
 
-from .record import Part, Reading, Recording, Sizes, refuse, stack
+from .containers import one_line
+from .dicts import leaves, numbers, table, value
+from .episodes import LEAVE_OUT, fault, misfits, upright
+from .parts import choose, listed
+from .record import Fault, Part, Reading, Recording, Sizes, refuse, stack
 
 # What damaged or foreign stores make the package raise; its own errors have no common base.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AssertionError, ImportError)
@@ -16,8 +22,9 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, AssertionError, ImportEr
 class Minari:
     """Episodes of L steps with L + 1 observations, so every successor is known.
 
-    Of dictionary observations `obs_keys` are put side by side; without it, all their 1-D float
-    entries in sorted order. Its bounds are those that actions are recorded in.
+    Of dictionary observations the parts that `parts.choose` names are put side by side, as
+    gymnasium's FlattenObservation would; parts of inner dictionaries are named a/b. Its bounds are
+    those that actions are recorded in.
     """
 
     def __init__(self, path: str, reading: Reading) -> None:
@@ -32,66 +39,123 @@ class Minari:
             text = f"not in Minari's local store; `minari download {self.id}`"
             raise refuse(path, text) from error
         except UNREADABLE as error:
-            text = f"Minari cannot open it ({' '.join(str(error).split())})"
+            text = f"Minari cannot open it ({one_line(error)})"
             raise refuse(path, f"{text}; `minari download {self.id}` again") from error
-        if not int(self.data.total_episodes) or not int(self.data.total_steps):
+        self.total = int(self.data.total_episodes)
+        if not self.total or not int(self.data.total_steps):
             raise refuse(path, f"empty: no episodes; `minari download {self.id}` again")
-        self.keys = self.choose(reading.obs_keys)
         box = self.data.spec.action_space
         if getattr(box, "shape", None) is None or len(box.shape) != 1 or not hasattr(box, "low"):
             raise refuse(path, f"a Box of actions [Da] is needed, it has {box}", "actions")
         self.low, self.high = box.low.astype(np.float64), box.high.astype(np.float64)
-        self.obs_dim = self.table(next(iter(self.data.iterate_episodes([0])))).shape[1]
+        self.spaces, self.left_out = self.choose(reading)
 
-    def choose(self, obs_keys: list[str] | None) -> list[str] | None:
-        """Entries of dictionary observations that are read; None where observations are arrays."""
-        spaces = getattr(self.data.spec.observation_space, "spaces", None)
-        if not isinstance(spaces, dict):
-            if obs_keys is not None:
+    def choose(self, reading: Reading) -> tuple[dict[str, Any], list[str]]:
+        """The spaces of what is read, in order, and what is left out.
+
+        A name is "" where observations are plain arrays.
+        """
+        space = self.data.spec.observation_space
+        if not hasattr(space, "spaces"):
+            if reading.obs_keys is not None:
                 raise refuse(self.path, "its observations have no keys; leave it out", "obs_keys")
-            return None
-        usable = sorted(k for k, s in spaces.items() if s.shape is not None and len(s.shape) == 1)
-        for key in obs_keys or []:
-            if key not in usable:
-                text = f"not there; source.obs_keys can name {', '.join(usable)}"
-                raise refuse(self.path, text, f"observations/{key}")
-        if not usable:
-            raise refuse(self.path, f"no 1-D entries; it holds {', '.join(spaces)}", "observations")
-        return obs_keys or usable
+            if numbers(space) is None:
+                raise refuse(self.path, f"{space}, expected numbers [dims]", "observations")
+            return {"": space}, []
+        if not isinstance(space.spaces, dict):
+            raise refuse(self.path, f"{space}, expected a Box or a Dict", "observations")
+        held = self.recorded()
+        other = {name: str(part) for name, part in held.items() if not numbers(part)}
+        widths = {name: width_of(part) for name, part in held.items() if name not in other}
+        keys = choose(self.path, widths, other, reading, self.env_id())
+        unread = {name: "" for name in widths if name not in keys}
+        return {key: held[key] for key in keys}, listed(unread | other)
 
-    def table(self, episode: Any) -> NDArray:
-        """Observations [L + 1, Do]."""
-        held = episode.observations
-        table = held if self.keys is None else np.concatenate([held[k] for k in self.keys], axis=1)
-        if getattr(table, "ndim", 0) != 2 or table.dtype.kind not in "fiu":
-            shape = getattr(table, "shape", type(table).__name__)
-            raise refuse(self.path, f"{shape}, expected numbers [steps, dims]", "observations")
-        return table
+    def recorded(self) -> dict[str, Any]:
+        """The parts of dictionary observations in the order of the environment they come from.
+
+        Minari sorts the space that it gives; its metadata keep the order.
+        """
+        held = dict(leaves(self.data.spec.observation_space))
+        file = Path(self.data.storage.data_path) / "metadata.json"
+        told = json.loads(file.read_text()).get("observation_space") if file.is_file() else None
+        order = list(paths(json.loads(told))) if told else []
+        return {name: held[name] for name in (*order, *held) if name in held}
 
     def sizes(self) -> Sizes:
         """See Layout."""
-        steps, episodes = int(self.data.total_steps), int(self.data.total_episodes)
-        return Sizes(steps, episodes, episodes, self.obs_dim, len(self.low), True)
+        obs_dim = sum(map(width_of, self.spaces.values()))
+        return Sizes(
+            int(self.data.total_steps), self.total, self.total, obs_dim, len(self.low), True
+        )
 
     def read(self, storage: str) -> Recording:
         """See Layout. Episodes are kept apart, so time_limit has no part."""
-        return stack(self.path, self.parts(), self.sizes(), storage, self.about())
+        parts = (self.part(index, episode) for index, episode in self.episodes())
+        return stack(self.path, parts, self.sizes(), storage, self.about())
 
-    def parts(self) -> Iterator[Part]:
-        """The episodes."""
-        for index, episode in enumerate(self.data.iterate_episodes()):
-            obs, action = self.table(episode), episode.actions
-            if len(obs) != len(action) + 1 or not len(action):
-                text = f"episode {index} has {len(obs)} observations and {len(action)} actions"
-                raise refuse(self.path, f"{text}, expected one more", "observations")
-            ended = bool(episode.terminations[-1])
-            jumps = np.empty(0, np.int64)
-            yield Part(obs[:-1], action, episode.rewards, ended, obs[-1], jumps)
+    def episodes(self) -> Iterator[tuple[int, Any]]:
+        """The episodes by number; of one that the package cannot read, its error."""
+        index = 0
+        while index < self.total:
+            try:
+                for episode in self.data.iterate_episodes(range(index, self.total)):
+                    yield index, episode
+                    index += 1
+            except UNREADABLE as error:
+                yield index, error
+                index += 1
+
+    def part(self, index: int, episode: Any) -> Part | list[Fault]:
+        """One episode, or what keeps it from being read."""
+        name = f"episode {index}"
+        if isinstance(episode, Exception):
+            text = f"Minari cannot read {name} ({one_line(episode)}); {LEAVE_OUT}"
+            return [fault("observations", index, text)]
+        held = {"actions": episode.actions, "rewards": episode.rewards}
+        held |= {"terminations": episode.terminations}
+        seen = {key: value(episode.observations, key) for key in self.spaces}
+        held |= {f"observations/{key}".rstrip("/"): item for key, item in seen.items()}
+        widths = {"actions": len(self.low), "rewards": 1, "terminations": 1}
+        widths |= {
+            f"observations/{key}".rstrip("/"): numbers(part) or 0
+            for key, part in self.spaces.items()
+        }
+        found = list(misfits(index, name, held, widths, more="observations"))
+        if found:
+            return found
+        try:
+            tables = [table(part, seen[key]) for key, part in self.spaces.items()]
+        except ValueError as error:
+            return [fault("observations", index, f"{one_line(error)}; {LEAVE_OUT}")]
+        obs = np.concatenate(tables, axis=1)
+        ended = bool(episode.terminations.flat[-1])
+        action = upright(episode.actions)
+        reward = episode.rewards.reshape(-1)
+        return Part(obs[:-1], action, reward, ended, obs[-1], np.empty(0, np.int64))
+
+    def env_id(self) -> str | None:
+        """The environment that it was recorded in."""
+        return getattr(getattr(self.data.spec, "env_spec", None), "id", None)
 
     def about(self) -> dict[str, Any]:
         """What the data set says of itself."""
-        spec = getattr(self.data.spec, "env_spec", None)
-        about = {"format": "minari", "path": self.path, "env_id": getattr(spec, "id", None)}
+        about = {"format": "minari", "path": self.path, "env_id": self.env_id()}
         if np.isfinite(self.low).all() and np.isfinite(self.high).all():
             about |= {"action_low": self.low.tolist(), "action_high": self.high.tolist()}
-        return about | ({"obs_keys": self.keys} if self.keys is not None else {})
+        if "" in self.spaces:
+            return about
+        about |= {"obs_keys": list(self.spaces), "left_out": self.left_out}
+        return about | {"obs_widths": [width_of(part) for part in self.spaces.values()]}
+
+
+def width_of(space: Any) -> int:
+    """Columns of a part."""
+    return flatdim(space)
+
+
+def paths(node: Mapping[str, Any], under: str = "") -> Iterator[str]:
+    """Names of the parts of a space as Minari writes it."""
+    for name, part in node.get("subspaces", {}).items():
+        inner = f"{under}{name}"
+        yield from paths(part, f"{inner}/") if part.get("type") == "Dict" else [inner]

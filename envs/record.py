@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,16 +29,21 @@ class Reading(NamedTuple):
     Inf, actions outside [-1, 1] or a missing end; "clip" cuts actions to [-1, 1], if few and near
     ones leave it, and refuses the rest. action_scale: the unit of actions, see `units.in_unit`.
     storage: "ram", or "mmap" for temporary files in RHEO_CACHE or ~/.cache/rheo; "auto" chooses.
-    obs_keys: observations of robomimic and Minari dictionaries. time_limit: steps after which an
-    episode is cut. stage: the run's environment, if any.
+    obs_keys: observations of robomimic and Minari dictionaries. filter: the filter key (robomimic's
+    mask/NAME) whose demonstrations are read; held: another one that is read besides, to validate
+    on. time_limit: steps after which an episode is cut. stage: the run's environment, if any.
+    env_parts: the parts of its observation, in order, with their widths.
     """
 
     on_bad: str = "refuse"
     action_scale: str = "auto"
     storage: str = "ram"
     obs_keys: list[str] | None = None
+    filter: str | None = None
+    held: str | None = None
     time_limit: int | None = None
     stage: Stage | None = None
+    env_parts: Mapping[str, int] | None = None
 
 
 class Recording(NamedTuple):
@@ -194,33 +199,60 @@ class Sizes(NamedTuple):
 
 
 def stack(
-    path: str, parts: Iterable[Part], sizes: Sizes, storage: str, about: dict[str, Any]
+    path: str,
+    parts: Iterable[Part | list[Fault]],
+    sizes: Sizes,
+    storage: str,
+    about: dict[str, Any],
 ) -> Recording:
-    """One Recording of episodes that a file keeps apart."""
+    """One Recording of episodes that a file keeps apart.
+
+    An episode that cannot be read is the list of its faults: they are kept in about["broken"], and
+    about["episodes"] then says which of the file's episodes the others are. Raises Refused where
+    none can be read.
+    """
     steps = sizes.steps
     obs = allocate(path, (steps + sizes.successors, sizes.obs_dim), storage)
     action = allocate(path, (steps, sizes.action_dim), storage)
     reward = np.empty(steps, np.float32) if sizes.reward else None
     terminated = np.zeros(steps, bool)
-    ends, successor, jumps, row, known = [], [], [], 0, steps
-    for part in parts:
+    ends, successor, jumps, row, known = [], [], [], 0, 0
+    broken: list[Fault] = []
+    read: list[int] = []
+    for index, part in enumerate(parts):
+        if isinstance(part, list):
+            broken += part
+            continue
         after = row + len(part.action)
+        if after > steps:
+            raise refuse(path, f"more steps than the {steps:,} that it tells; write it again")
         with np.errstate(over="ignore", invalid="ignore"):
             obs[row:after], action[row:after] = part.obs, part.action
             if reward is not None and part.reward is not None:
                 reward[row:after] = part.reward
             if part.successor is not None:
-                obs[known] = part.successor
+                obs[steps + known] = part.successor
         successor.append(-1 if part.successor is None else known)
         known += part.successor is not None
         terminated[after - 1] = part.terminated
         jumps.append(part.jumps + row)
         ends.append(after)
+        read.append(index)
         row = after
+    if not read:
+        raise Refused(path, broken)
+    if broken:
+        about = about | {"broken": broken, "episodes": read}
+        about |= {"demos": [about["demos"][i] for i in read]} if "demos" in about else {}
+    if row < steps:
+        obs[row : row + known] = obs[steps : steps + known]
     rows = np.concatenate(jumps).astype(np.int64)
-    ends, successor = np.array(ends, np.int64), np.array(successor, np.int64)
     about = about | ({"jumps": rows} if len(rows) else {})
-    return Recording(obs[:known], action, reward, terminated, ends, successor, about)
+    reward = None if reward is None else reward[:row]
+    obs, action, terminated = obs[: row + known], action[:row], terminated[:row]
+    places = np.array(successor, np.int64)
+    places[places >= 0] += row
+    return Recording(obs, action, reward, terminated, np.array(ends, np.int64), places, about)
 
 
 def differing(following: NDArray, obs: NDArray) -> NDArray:

@@ -23,7 +23,8 @@ from .faults import (
 )
 from .formats import opened
 from .memory import available, size_text
-from .record import Fault, Reading, Recording, Refused, as_env_error, pieces, refuse
+from .parts import read_parts, refuse_clash, refuse_filter
+from .record import SHOWN, Fault, Reading, Recording, Refused, as_env_error, pieces, refuse
 from .several import spelled
 from .units import in_unit
 from .writing import write
@@ -75,7 +76,7 @@ def played_in(path_or_name: str | Sequence[str]) -> tuple[str | None, bool]:
     """
     file = where(path_or_name)
     if not is_there(file):
-        return env_by_name(file), True
+        return env_by_name(file) if isinstance(file, str) else None, True
     with opened(file, Reading()) as layout:
         about, sizes = layout.about(), layout.sizes()
     alike = "obs_keys" in about or fits(about["env_id"], sizes.obs_dim, sizes.action_dim)
@@ -106,7 +107,9 @@ def load(path: str | Sequence[str], reading: Reading) -> Recording:
         raise refuse(name, text)
     file = where(path)
     with opened(file, reading) as layout:
+        refuse_filter(name, reading, layout.about())
         recording = layout.read(check_memory(spelled(file), layout.sizes().nbytes, reading.storage))
+    refuse_clash(name, read_parts(recording.about), reading.env_parts)
     return in_unit(recording, reading)
 
 
@@ -161,6 +164,7 @@ def clip(recording: Recording) -> None:
 
 def dropped(recording: Recording) -> Recording:
     """The recording without the episodes that hold errors; it reuses the arrays."""
+    recording = without_broken(recording)
     rows = [rows_outside(recording), *bad_rows(recording).values()]
     rows.append(np.asarray(recording.about.get("jumps", ()), np.int64))
     bad = np.unique(episode_of(recording, np.concatenate(rows)))
@@ -173,6 +177,20 @@ def dropped(recording: Recording) -> Recording:
     keep = np.ones(count, bool)
     keep[bad] = False
     return kept(recording, keep)
+
+
+def without_broken(recording: Recording) -> Recording:
+    """The recording after the episodes that could not be read were told."""
+    broken = recording.about.get("broken", [])
+    path, count = recording.about["path"], len({fault.episode for fault in broken})
+    if broken:
+        lines = [fault.line() for fault in broken[:SHOWN]]
+        lines += [f"and {len(broken) - SHOWN} more"] if len(broken) > SHOWN else []
+        text = "data=%s: %d of %d episodes are left out for what keeps them from being read:\n  %s"
+        log.warning(text, path, count, count + len(recording.ends), "\n  ".join(lines))
+    about = {key: value for key, value in recording.about.items() if key != "broken"}
+    about |= {"dropped": sorted({fault.episode for fault in broken})} if broken else {}
+    return recording._replace(about=about)
 
 
 def kept(recording: Recording, keep: NDArray) -> Recording:
@@ -189,9 +207,12 @@ def kept(recording: Recording, keep: NDArray) -> Recording:
     obs[steps : steps + len(after)] = after
     successor = np.where(known >= 0, steps + np.cumsum(known >= 0) - 1, -1)
     about: dict[str, Any] = {k: v for k, v in recording.about.items() if k != "jumps"}
-    about["dropped"] = np.flatnonzero(~keep).tolist()
-    if "demos" in about:
-        about["demos"] = [about["demos"][episode] for episode in np.flatnonzero(keep)]
+    places = about.get("episodes", range(len(keep)))
+    lost = [places[episode] for episode in np.flatnonzero(~keep)]
+    about["dropped"] = sorted([*about.get("dropped", ()), *lost])
+    for key in ("demos", "episodes"):
+        if key in about:
+            about[key] = [about[key][episode] for episode in np.flatnonzero(keep)]
     reward = None if reward is None else reward[:steps]
     ends = np.cumsum(lengths)
     obs, action, terminated = obs[: steps + len(after)], action[:steps], terminated[:steps]

@@ -1,22 +1,33 @@
 """robomimic HDF5: data/demo_i/{obs/*, actions, rewards, dones, next_obs/*}, attrs env_args.
 
-Layout as in ARISE-Initiative/robomimic, docs/datasets/overview.md.
+Layout as in ARISE-Initiative/robomimic, docs/datasets/overview.md. Files of ten thousands of short
+demonstrations are common, so each array is opened once, and of headers only those of `actions`.
 """
 
+import functools
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
+from . import trees
 from .containers import hdf5_attributes
-from .record import Fault, Part, Reading, Recording, Refused, Sizes, differing, refuse, stack
+from .episodes import LEAVE_OUT, fault, misfits, upright
+from .parts import choose, listed
+from .record import Fault, Part, Reading, Recording, Sizes, differing, refuse, stack
 from .successors import believed
 
-ARM = ("eef_pos", "eef_quat", "gripper_qpos")
-LOW_DIM = [*(f"robot0_{name}" for name in ARM), "object"]
-SECOND_ARM = [f"robot1_{name}" for name in ARM]
+SAMPLED = 16  # demonstrations, evenly spread, whose headers tell what the others should hold
+RAW = (
+    "robosuite's raw demonstrations: states and actions, no observations; robomimic makes them: "
+    "`python -m robomimic.scripts.conversion.convert_robosuite --dataset FILE`, then "
+    "`python -m robomimic.scripts.dataset_states_to_obs --dataset FILE --output_name low_dim.hdf5 "
+    "--done_mode 2`"
+)
 
 
 def is_robomimic(file: h5py.File) -> bool:
@@ -31,143 +42,181 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 class Robomimic:
-    """Low-dimensional observations side by side, in the order of `obs_keys`.
+    """Low-dimensional observations side by side: columns [T, D] or [T] of any kind of number.
 
-    Without obs_keys these are the arm, the gripper and `object` (of both arms where there are
-    two), or else every 2-D float key in sorted order. A demonstration ended by the task where
-    `dones` is set at its last step and the reward there, if any are stored, is positive: robomimic
-    sets dones at the end of failed demonstrations too.
+    Which, and in which order, `parts.choose` says; parts of nested groups are named a/b. A
+    demonstration ended by the task where `dones` is set at its last step and the reward there, if
+    any are stored, is positive: robomimic sets dones at the end of failed demonstrations too.
+    `filter` and `held` of the reading name lists of demonstrations in the file's group `mask`.
     """
 
     def __init__(self, path: str, file: h5py.File, reading: Reading) -> None:
         data = file["data"]
         assert isinstance(data, h5py.Group)
-        self.path, self.attributes = path, hdf5_attributes(data)
-        groups = {name: data.get(name) for name in sorted(map(str, data), key=natural)}
-        self.demos = {k: g for k, g in groups.items() if isinstance(g, h5py.Group)}
-        if not self.demos:
+        self.path, self.reading, self.attributes = path, reading, hdf5_attributes(data)
+        self.data = trees.low_level(data)
+        members = ((name, trees.member(self.data, name)) for name in trees.names(self.data))
+        every = sorted((name for name, item in members if trees.is_group(item)), key=natural)
+        if not every:
             raise refuse(path, "empty: no demonstrations; fetch or write it again", "data")
-        first = next(iter(self.demos.values()))
-        held = self.tables(first)
-        self.images = sorted(k for k, table in held.items() if table.ndim >= 4)
-        self.keys = self.choose(reading.obs_keys, held)
-        faults = [f for i, demo in enumerate(self.demos.values()) for f in self.wrong(i, demo)]
-        if faults:
-            raise Refused(path, faults)
-        self.widths = [held[key].shape[1] for key in self.keys]
-        self.action_dim = array(first, "actions").shape[1]
-        self.reward = all("rewards" in demo for demo in self.demos.values())
+        self.filters = filter_keys(file)
+        self.demos = self.filtered(every)
+        self.survey()
 
-    @staticmethod
-    def tables(demo: h5py.Group, group: str = "obs") -> dict[str, h5py.Dataset]:
-        """The arrays of a demonstration's observations, or next observations."""
-        held = demo.get(group)
-        names = map(str, held) if isinstance(held, h5py.Group) else ()
-        items = {name: demo.get(f"{group}/{name}") for name in names}
-        return {key: item for key, item in items.items() if isinstance(item, h5py.Dataset)}
+    def filtered(self, every: list[str]) -> list[str]:
+        """The demonstrations of the filter key and of the one that validates; all without."""
+        chosen = [key for key in (self.reading.filter, self.reading.held) if key is not None]
+        for key in chosen:
+            if key not in self.filters:
+                there = f"there are {', '.join(self.filters)}" if self.filters else "it has none"
+                raise refuse(self.path, f"no such filter key; {there}", f"mask/{key}")
+        if self.reading.filter is None:
+            return every
+        wanted = {demo for key in chosen for demo in self.filters[key]}
+        if not wanted & set(every):
+            raise refuse(self.path, "names no demonstration of the file", f"mask/{chosen[0]}")
+        return sorted(wanted, key=natural)
 
-    def choose(self, obs_keys: list[str] | None, held: dict[str, h5py.Dataset]) -> list[str]:
-        """The observation keys that are read. Raises Refused for one that cannot be."""
-        usable = sorted(k for k, t in held.items() if t.ndim == 2 and t.dtype.kind == "f")
-        if obs_keys is None:
-            if not usable:
-                text = f"no low-dimensional observations; it holds {', '.join(held) or 'nothing'}"
-                raise refuse(self.path, text, "obs")
-            arms = [*LOW_DIM[:-1], *SECOND_ARM, LOW_DIM[-1]]
-            chosen = [key for key in arms if key in usable]
-            return chosen if set(LOW_DIM) <= set(usable) else usable
-        for key in obs_keys:
-            if key not in usable:
-                what = "an image" if key in self.images else "not there"
-                text = f"{what}; source.obs_keys can name {', '.join(usable)}"
-                raise refuse(self.path, text, f"obs/{key}")
-        if not obs_keys:
-            raise refuse(self.path, "names no key; leave it out for the usual ones", "obs_keys")
-        return obs_keys
+    def survey(self) -> None:
+        """Keys and widths, as most of some demonstrations have them, and what of it is read."""
+        places = np.linspace(0, len(self.demos) - 1, SAMPLED).round().astype(int)
+        members = [trees.member(self.data, self.demos[i]) for i in np.unique(places)]
+        picked = [demo for demo in members if trees.is_group(demo)]
+        seen: dict[str, Counter[tuple[Any, ...]]] = {}
+        for key, item in [leaf for demo in picked for leaf in trees.leaves(demo)]:
+            tail = item.shape[1:] if item.shape else None
+            seen.setdefault(key, Counter())[tail, item.dtype] += 1
+        held = {key: columns(tables, len(picked)) for key, tables in sorted(seen.items())}
+        obs = {key[4:]: what for key, what in held.items() if key.startswith("obs/")}
+        if not obs:
+            text = f"no observations; its demonstrations hold {', '.join(held) or 'nothing'}"
+            raise refuse(self.path, RAW if {"states", "actions"} <= set(held) else text, "obs")
+        widths = {key: what for key, what in obs.items() if isinstance(what, int)}
+        other = {key: what for key, what in obs.items() if isinstance(what, str)}
+        self.keys = choose(self.path, widths, other, self.reading, self.env_args().get("env_name"))
+        action = held.get("actions", "missing")
+        if not isinstance(action, int):
+            raise refuse(self.path, f"{action}; numbers [steps, dims] are needed", "actions")
+        self.widths = {"actions": action} | {f"obs/{key}": widths[key] for key in self.keys}
+        self.reward = isinstance(held.get("rewards"), int)
+        self.widths |= {"rewards": 1} if self.reward else {}
+        optional = {f"next_obs/{key}": widths[key] for key in self.keys} | {"dones": 1}
+        self.optional = {key: width for key, width in optional.items() if key in held}
+        self.left_out = {key: "" for key in widths if key not in self.keys} | other
+        used = {"actions", "dones"} | ({"rewards"} if self.reward else set())
+        self.unread = [k for k in held if k not in used and not k.startswith(("obs/", "next_obs/"))]
+        self.known = levels(obs)
 
-    def wrong(self, index: int, demo: h5py.Group) -> Iterator[Fault]:
-        """What keeps a demonstration from being read: keys, shapes and lengths."""
-        needed = {"actions": demo.get("actions")}
-        needed |= {f"obs/{key}": self.tables(demo).get(key) for key in self.keys}
-        optional = {k: demo[k] for k in ("rewards", "dones") if k in demo}
-        after = self.tables(demo, "next_obs")
-        optional |= {f"next_obs/{key}": after[key] for key in self.keys if key in after}
-        steps = None
-        for key, item in (needed | optional).items():
-            wanted = 1 if key in ("rewards", "dones") else 2
-            if item is None:
-                yield fault(key, index, f"missing in {name_of(demo)}; leave it out or mend it")
-                continue
-            if not isinstance(item, h5py.Dataset) or item.ndim != wanted:
-                shape = getattr(item, "shape", "a group")
-                yield fault(key, index, f"{name_of(demo)} has {shape}, expected {wanted} axes")
-                continue
-            steps = item.shape[0] if steps is None else steps
-            if item.shape[0] != steps or not steps:
-                text = f"{name_of(demo)} has {item.shape[0]} rows and {steps} actions"
-                yield fault(key, index, f"{text}; every step needs one of each")
-            like = next(iter(self.demos.values())).get(key.replace("next_obs/", "obs/"))
-            width = getattr(like, "shape", ())[1:]
-            if wanted == 2 and item.shape[1:] != width:
-                text = f"{name_of(demo)} has rows of shape {item.shape[1:]}, the first one"
-                yield fault(key, index, f"{text} {width}")
-
-    def following(self, demo: h5py.Group) -> list[h5py.Dataset] | None:
-        """next_obs of the keys that are read; None where one is missing."""
-        held = self.tables(demo, "next_obs")
-        return [held[k] for k in self.keys] if set(self.keys) <= set(held) else None
+    @functools.cached_property
+    def steps(self) -> int:
+        """Actions of all demonstrations, as their headers say."""
+        return sum(trees.count(self.data, f"{name}/actions") for name in self.demos)
 
     def sizes(self) -> Sizes:
         """See Layout."""
-        steps = sum(array(demo, "actions").shape[0] for demo in self.demos.values())
-        known = sum(self.following(demo) is not None for demo in self.demos.values())
-        obs_dim = sum(self.widths)
-        return Sizes(steps, len(self.demos), known, obs_dim, self.action_dim, self.reward)
+        known = len(self.demos) * (f"next_obs/{self.keys[0]}" in self.optional)
+        dims = sum(self.widths[f"obs/{key}"] for key in self.keys), self.widths["actions"]
+        return Sizes(self.steps, len(self.demos), known, *dims, self.reward)
 
     def read(self, storage: str) -> Recording:
         """See Layout. A demonstration is an episode, so time_limit has no part."""
-        parts = map(self.part, self.demos.values())
+        parts = map(self.part, range(len(self.demos)))
         recording = stack(self.path, parts, self.sizes(), storage, self.about())
-        return believed(recording, np.empty(0, np.int64), "next_obs")
+        about = recording.about | {"left_out": listed(self.left_out)}
+        return believed(recording._replace(about=about), np.empty(0, np.int64), "next_obs")
 
-    def part(self, demo: h5py.Group) -> Part:
-        """One demonstration."""
-        held = self.tables(demo)
-        obs = np.concatenate([held[key][()] for key in self.keys], axis=1)
-        following = self.following(demo)
+    def part(self, index: int) -> Part | list[Fault]:
+        """One demonstration, or what keeps it from being read."""
+        name = self.demos[index]
+        demo = trees.member(self.data, name)
+        if not trees.is_group(demo):
+            return [fault("mask", index, f"names {name}, which is not there; {LEAVE_OUT}")]
+        self.notice(demo, name)
+        held = {key: trees.array(demo, key) for key in self.widths}
+        more = {key: trees.array(demo, key) for key in self.optional}
+        held |= {key: item for key, item in more.items() if item is not None}
+        found = list(misfits(index, name, held, self.widths | self.optional, more=""))
+        if found:
+            return found
+        obs, after = self.beside(held, "obs/"), self.beside(held, "next_obs/")
+        action, reward, done = (held.get(key) for key in ("actions", "rewards", "dones"))
+        assert obs is not None and action is not None
         successor, jumps = None, np.empty(0, np.int64)
-        if following is not None:
-            after = np.concatenate([table[()] for table in following], axis=1)
+        if after is not None:
             successor, jumps = after[-1], differing(after[:-1], obs[1:])
-        reward = array(demo, "rewards")[()] if "rewards" in demo else None
-        done = "dones" in demo and bool(array(demo, "dones")[-1])
-        done = done and (reward is None or bool(reward[-1] > 0))
-        return Part(obs, array(demo, "actions")[()], reward, done, successor, jumps)
+        ended = done is not None and bool(done.flat[-1])
+        ended = ended and (reward is None or bool(reward.flat[-1] > 0))
+        reward = None if reward is None else reward.reshape(-1)
+        return Part(obs, upright(action), reward, ended, successor, jumps)
+
+    def beside(self, held: Mapping[str, NDArray | None], group: str) -> NDArray | None:
+        """The parts that are read [T, Do]; None where one is missing."""
+        tables = [held.get(group + key) for key in self.keys]
+        whole = [upright(table) for table in tables if table is not None]
+        if len(whole) < len(tables):
+            return None
+        return whole[0] if len(whole) == 1 else np.concatenate(whole, axis=1)
+
+    def notice(self, demo: Any, name: str) -> None:
+        """Adds to what is left out the observations that no demonstration of the survey has."""
+        for group, known in self.known.items():
+            inside = trees.member(demo, f"obs/{group}".rstrip("/"))
+            for new in set(trees.names(inside)) - known if trees.is_group(inside) else ():
+                self.left_out.setdefault(
+                    f"{group}/{new}".lstrip("/"), f"(not in all, {name} has it)"
+                )
+
+    def env_args(self) -> dict[str, Any]:
+        """What robomimic builds the environment from."""
+        args = self.attributes.get("env_args")
+        return args if isinstance(args, dict) else {}
 
     def about(self) -> dict[str, Any]:
         """What the file says of itself."""
-        args = self.attributes.get("env_args")
-        args = args if isinstance(args, dict) else {}
+        args = self.env_args()
         rate = (args.get("env_kwargs") or {}).get("control_freq")
         about = {"format": "robomimic", "path": self.path, "env_id": args.get("env_name")}
-        about |= {"obs_keys": self.keys, "demos": list(self.demos)}
+        about |= {"obs_keys": self.keys, "obs_widths": [self.widths[f"obs/{k}"] for k in self.keys]}
+        about |= {"demos": self.demos, "left_out": listed(self.left_out), "unread": self.unread}
         about |= {"dt": 1 / rate} if rate else {}
         about |= {"env_args": args} if args else {}
         bounds = ("action_low", "action_high")  # attributes that a user may add
         about |= {key: self.attributes[key] for key in bounds if key in self.attributes}
-        return about | ({"left_out": self.images} if self.images else {})
+        return about | (self.told_filters() if self.filters else {})
+
+    def told_filters(self) -> dict[str, Any]:
+        """The file's filter keys, and which of its demonstrations are read."""
+        read = f"{self.reading.filter} is" if self.reading.filter else "all are"
+        held = f", {self.reading.held} validates" if self.reading.held else ""
+        return {"filters": self.filters, "filtered": f"{read} read{held}"}
 
 
-def array(demo: h5py.Group, key: str) -> Any:
-    """A dataset of a demonstration."""
-    return demo[key]
+def filter_keys(file: h5py.File) -> dict[str, list[str]]:
+    """Lists of demonstrations by their name in the file's group `mask`."""
+    mask = file.get("mask")
+    tables = {key: mask[key] for key in map(str, mask)} if isinstance(mask, h5py.Group) else {}
+    return {
+        key: [text.decode() if isinstance(text, bytes) else str(text) for text in table[()]]
+        for key, table in tables.items()
+        if isinstance(table, h5py.Dataset) and table.ndim == 1 and table.dtype.kind in "SUO"
+    }
 
 
-def name_of(demo: h5py.Group) -> str:
-    """demo_3"""
-    return str(demo.name).rpartition("/")[2]
+def columns(tables: Counter[tuple[Any, ...]], demos: int) -> int | str:
+    """Columns of an array as most of its demonstrations have it, or why they cannot be read."""
+    tail, dtype = tables.most_common(1)[0][0]
+    if tail is None or len(tail) > 1 or 0 in tail or dtype.kind not in trees.NUMBERS:
+        kind = "text" if dtype.kind in "SUO" else dtype
+        return f"{'a single one' if tail is None else tail or ''} {kind}".strip()
+    rare = 2 * tables.total() < demos
+    return f"(in {tables.total()} of {demos} demonstrations)" if rare else (*tail, 1)[0]
 
 
-def fault(key: str, index: int, text: str) -> Fault:
-    """An error of one demonstration."""
-    return Fault("error", key, index, None, None, text)
+def levels(paths: Iterable[str]) -> dict[str, set[str]]:
+    """The names in every group of a tree: "" -> {"a"}, "a" -> {"b"} for a/b."""
+    found: dict[str, set[str]] = {}
+    for path in paths:
+        names = path.split("/")
+        for depth, name in enumerate(names):
+            found.setdefault("/".join(names[:depth]), set()).add(name)
+    return found

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .parts import refuse_filter
 from .record import Part, Reading, Recording, Sizes, refuse, stack
 
 log = logging.getLogger("rheo")
@@ -87,6 +88,7 @@ class Several:
 
     def compare(self, file: str) -> None:
         """Raises Refused where a file differs from the first."""
+        refuse_filter(file, self.reading, self.told[-1])
         first, this = self.each[0], self.each[-1]
         for key, what in (("obs_dim", "observations"), ("action_dim", "actions")):
             mine, theirs = getattr(this, key), getattr(first, key)
@@ -134,7 +136,11 @@ class Several:
                 recording = layout.read(storage)
             short, inner = Path(file).name, recording.about.get("demos")
             names = [f"{short} {name}" for name in inner or ()] or [short] * len(recording.ends)
-            told.append(recording.about | {"demos": names})
+            broken = [
+                fault._replace(text=f"{fault.text} (in {short})")
+                for fault in recording.about.get("broken", ())
+            ]
+            told.append(recording.about | {"demos": names, "broken": broken})
             yield recording
 
     def about(self) -> dict[str, Any]:
@@ -146,10 +152,11 @@ class Several:
         whole: dict[str, Any] = {}
         for one in told:
             whole = one | {key: value for key, value in whole.items() if value is not None}
-        whole.pop("jumps", None)
+        for key in ("jumps", "episodes"):  # counted in one file
+            whole.pop(key, None)
         kinds = list(dict.fromkeys(one["format"] for one in told))
         whole |= {"format": f"{len(self.files)} files of {', '.join(kinds)}", "path": self.path}
-        for key in ("left_out", "remarks", "demos"):
+        for key in ("left_out", "unread", "remarks", "broken", "demos"):
             members = [member for one in told for member in one.get(key, ())]
             members = members if key == "demos" else list(dict.fromkeys(members))
             whole |= {key: members} if members else {}

@@ -40,9 +40,11 @@ class VectorEnv(ABC):
     simulator treats values outside its bounds as it would have anyway.
     counters: `physics_resets` (episodes that MuJoCo reset inside a step) and `bad_obs` (episodes
     cut for a non-finite observation or reward). Rows cut this way are truncated and not valid.
+    obs_parts: the named parts of an observation with their widths, in order; None without names.
     """
 
     backend: str
+    obs_parts: dict[str, int] | None = None
 
     def __init__(
         self,

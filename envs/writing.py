@@ -17,7 +17,8 @@ from .record import Column, Recording, as_env_error, block_rows, pieces, refuse
 VERSION = 1
 OWN = {
     *("format", "path", "env_id", "jumps", "dropped", "left_out", "demos", "files"),
-    *("remarks", "limit", "undecided", "unit"),
+    *("remarks", "limit", "undecided", "unit", "broken", "episodes", "filters", "filtered"),
+    "unread",
 }
 LEVEL = 4  # of gzip
 CHUNK = 4096  # rows of an HDF5 chunk

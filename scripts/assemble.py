@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rheo.envs.chunk import ChunkEnv
+from rheo.envs.parts import listed_parts, read_parts
 from rheo.envs.residual import Residual
 
 from .build import build, target_of
@@ -221,8 +222,10 @@ def agree(cfg: Mapping[str, Any], env: ChunkEnv | None, source: Any) -> Sizes:
         text = "; ".join(
             f"{name} has {sizes.obs_dim} and {sizes.action_dim}" for name, sizes in found.items()
         )
+        parts = read_parts(getattr(source, "about", {}))
+        keys = f"; the data are read as {listed_parts(parts)}, data.obs_keys=[...] chooses"
         raise RheoError(
             f"observation and action sizes differ: {text} (with their histories); "
-            "choose a matching pair"
+            f"choose a matching pair{keys if parts else ''}"
         )
     return next(iter(found.values()))

@@ -1,18 +1,20 @@
-"""Batches out of a million transitions: from the replay, and from recorded episodes."""
+"""Batches out of a million transitions, replayed and recorded; checks of many small arrays."""
 
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 
 from rheo.envs.batch import Batch
 from rheo.envs.buffer import Buffer
 from rheo.envs.datasets import Transitions
-from rheo.envs.record import Recording
-from rheo.envs.recordings import write
+from rheo.envs.faults import faults
+from rheo.envs.record import Reading, Recording
+from rheo.envs.recordings import AUTO, load, write
 
 from .bench_measure import Goal, Plan, Row, alternate, shorter
 from .bench_update import SIZES, transitions
@@ -22,7 +24,10 @@ CHUNK = 4  # Ta and Tp of the recorded chunks
 EPISODE = 1000
 REPLAY_GOAL = (Goal("ratio", "<=", 0.25),)
 LOADER_GOAL, GATHER_GOAL = (Goal("ratio", "<=", 0.5),), (Goal("ratio", "<=", 1.3),)
+CHECK_GOAL = (Goal("ratio", "<=", 1.3),)
+SHAPES = ((1000, 1), (100, 20))  # demonstrations of three steps, observation keys
 TENSORS, LOADER, GATHER = "five indexed tensors", "per-index loader", "raw tensor gather"
+PASS = "plain h5py pass"
 
 
 def measure(plan: Plan) -> Iterator[Row]:
@@ -31,6 +36,8 @@ def measure(plan: Plan) -> Iterator[Row]:
     yield replay_row(plan, steps)
     with tempfile.TemporaryDirectory() as folder:
         yield from dataset_rows(plan, steps, Path(folder))
+        for demos, keys in ((20, 1), (5, 4)) if plan.quick else SHAPES:
+            yield check_row(plan, demos, keys, Path(folder) / f"demos_{keys}.hdf5")
 
 
 def replay_row(plan: Plan, capacity: int) -> Row:
@@ -75,6 +82,36 @@ def dataset_rows(plan: Plan, steps: int, folder: Path) -> Iterator[Row]:
     yield shorter(Row(name, "us", 0.0, goals=GATHER_GOAL), times, GATHER)
 
 
+def check_row(plan: Plan, demos: int, keys: int, file: Path) -> Row:
+    """`rheo data check` of short demonstrations, against reading the same arrays with h5py."""
+    names = [f"{group}/{key}" for key in range(keys) for group in ("obs", "next_obs")]
+    names += ["actions", "rewards", "dones"]
+    rng = np.random.default_rng(0)
+    with h5py.File(file, "w") as out:
+        for demo in range(demos):
+            for key in range(keys):
+                obs = rng.standard_normal((4, 3))
+                out[f"data/demo_{demo}/obs/{key}"] = obs[:-1]
+                out[f"data/demo_{demo}/next_obs/{key}"] = obs[1:]
+            out[f"data/demo_{demo}/actions"] = 2 * rng.random((3, 4)) - 1
+            for name in ("rewards", "dones"):
+                out[f"data/demo_{demo}/{name}"] = np.arange(3) == 2
+
+    def check() -> None:
+        assert all(f.level == "note" for f in faults(load(str(file), Reading(storage=AUTO))))
+
+    def bare() -> None:
+        with h5py.File(file, "r", locking=False) as held:
+            data: Any = held["data"]
+            for demo in data:
+                for name in names:
+                    data[demo][name][()]
+
+    times = alternate(plan, {"ours": check, PASS: bare}, cpu=True)
+    name = f"check of {demos:,} demonstrations, {len(names)} arrays each"
+    return shorter(Row(name, "ms", 0.0, goals=CHECK_GOAL), times, PASS, unit=1e3)
+
+
 def item(data: Transitions, step: int) -> tuple[torch.Tensor, ...]:
     """One transition as a loader of single items makes it."""
     last = int(data.last[step])
@@ -111,6 +148,7 @@ def recorded(steps: int, file: Path) -> Transitions:
         action_scale="auto",
         storage="ram",
         obs_keys=None,
+        filter=None,
         time_limit=None,
         execute=CHUNK,
         n_step=1,

@@ -38,8 +38,10 @@ ADDED = {
         **{"distill_noises": 1, "base_cache": 0, "relative": False, "ema_rate": 1.0},
     },
     "rheo.algos.expo.EXPO": {"base_cache": 0, "relative": False},
-    "rheo.envs.datasets.Dataset": {"action_scale": "recorded"},
-    "rheo.envs.datasets.Transitions": {"n_step": 1, "action_scale": "recorded"},
+    "rheo.envs.datasets.Dataset": {"action_scale": "recorded", "filter": None},
+    "rheo.envs.datasets.Transitions": {
+        **{"n_step": 1, "action_scale": "recorded", "filter": None},
+    },
     "rheo.envs.sources.Replay": {"n_step": 1},
 }
 NODE = "dict | None"

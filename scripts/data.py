@@ -24,11 +24,13 @@ USAGE = """usage: rheo data info FILE...                what is in files, or min
 options: --time-limit N   steps after which an episode is cut where its end is not marked
          --obs-keys A,B   observations of robomimic and Minari data sets
          --action-scale auto|unit|physical|extremes   actions in [-1, 1], or in bounds
+         --filter KEY     the demonstrations of a filter key (mask/KEY) of robomimic files
          --on-bad refuse|drop|clip|keep   what convert does with errors"""
 FLAGS = {
     "source.on_bad=": "--on-bad ",
     "source.time_limit=": "--time-limit ",
     "source.action_scale=": "--action-scale ",
+    "source.filter=": "--filter ",
 }
 
 
@@ -63,6 +65,7 @@ def parser() -> Words:
     scales = ("auto", "unit", "physical", "extremes")
     reading.add_argument("--action-scale", choices=scales, default="auto")
     reading.add_argument("--obs-keys", type=lambda text: text.split(","))
+    reading.add_argument("--filter")
     for name, run in (("info", info), ("check", check)):
         verb = verbs.add_parser(name, parents=[reading], add_help=False)
         verb.add_argument("files", nargs="+", metavar="FILE")
@@ -84,7 +87,8 @@ def parser() -> Words:
 
 def opened(path: str, options: argparse.Namespace) -> Recording:
     """The recording behind a path, with whatever is wrong in it. Raises Refused."""
-    how = {key: getattr(options, key) for key in ("action_scale", "obs_keys", "time_limit")}
+    keys = ("action_scale", "obs_keys", "filter", "time_limit")
+    how = {key: getattr(options, key) for key in keys}
     return load(path, Reading(storage=AUTO, **how))
 
 
@@ -122,9 +126,6 @@ def described(recording: Recording) -> list[str]:
     for key, table in tables(recording).items():
         lines.append(f"  {key:12} {table.shape[1]} dimensions, {bounds(table)}")
     lines[-1] += f", {100 * saturated(recording):.1f} % at a bound"
-    for key in ("obs_keys", "left_out"):
-        if about.get(key):
-            lines.append(f"  {key.replace('_', ' '):12} {', '.join(about[key])}")
     return [*lines, *(f"  {fault.level:12} {fault.line()}" for fault in faults(recording))]
 
 
@@ -213,6 +214,8 @@ def convert(options: argparse.Namespace) -> int:
     recording = opened(options.source, options)
     if options.on_bad != "keep":
         recording = mended(recording, options.on_bad)
+    elif "broken" in recording.about:
+        raise Refused(options.source, recording.about["broken"])
     elif "jumps" in recording.about:
         text = "next_observations that are not the following ones cannot be kept; --on-bad drop"
         raise refuse(options.source, text)

@@ -45,6 +45,7 @@ SETTINGS = {
     "action_scale": "auto",
     "storage": "ram",
     "obs_keys": None,
+    "filter": None,
     "time_limit": None,
 }
 

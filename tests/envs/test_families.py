@@ -14,6 +14,7 @@ import torch
 
 from rheo.envs import families
 from rheo.envs.chunk import ChunkEnv
+from rheo.envs.parts import GOAL_KEYS
 from rheo.envs.rollout import evaluate, summary
 from rheo.envs.scores import normalized_score
 from rheo.envs.suites import make
@@ -170,7 +171,7 @@ def test_a_goal_observation_is_flattened_in_the_promised_order(env_id: str, keys
 
 def test_an_unknown_goal_environment_loses_nothing() -> None:
     box = gymnasium.spaces.Box(-1.0, 1.0, (2,))
-    space = gymnasium.spaces.Dict(dict.fromkeys(families.GOAL_KEYS, box))
+    space = gymnasium.spaces.Dict(dict.fromkeys(GOAL_KEYS, box))
     assert make("RheoSpaces-v0", 1, observation=space, action=box).obs_dim == 6
 
 

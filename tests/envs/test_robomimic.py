@@ -50,7 +50,9 @@ def test_robomimic_demonstrations_are_sorted_by_number_and_put_side_by_side(tmp_
     ended = np.isin(np.arange(len(recording.action)), np.delete(recording.ends, 1) - 1)
     np.testing.assert_array_equal(recording.terminated, ended)  # demo_1 failed
     about = recording.about
-    assert (about["env_id"], about["dt"], about["left_out"]) == ("Lift", 0.05, ["agentview_image"])
+    assert (about["env_id"], about["dt"]) == ("Lift", 0.05)
+    assert about["left_out"] == ["other", "agentview_image (4, 4, 3) uint8"]
+    assert about["unread"] == ["states"]
     assert about["obs_keys"] == [*ARM, "object"]
     assert read(path, obs_keys=["other"]).obs.shape == (sum(lengths) + 12, 2)
 
@@ -66,7 +68,7 @@ def test_robomimic_files_need_neither_env_args_nor_next_obs_nor_rewards(tmp_path
     assert (recording.successor == -1).all() and recording.about["env_id"] is None
     others = ["other", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"]
     assert recording.about["obs_keys"] == others
-    with pytest.raises(EnvError, match="obs/agentview_image: an image; .* can name other, robot0"):
+    with pytest.raises(EnvError, match="agentview_image: .* uint8, not .* can name other, robot0"):
         read(path, obs_keys=["agentview_image"])
     with pytest.raises(EnvError, match="obs/objekt: not there"):
         read(path, obs_keys=["objekt"])
@@ -90,11 +92,11 @@ def change(file: Any, key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("obs/object", None, "obs/object, episode 2: missing in demo_2; leave it out"),
+        ("obs/object", None, "obs/object, episode 2: missing in demo_2; .*drop leaves it"),
         ("actions", np.zeros((4, 7)), "obs/robot0_eef_pos, episode 2: demo_2 has 5 rows and 4"),
         ("rewards", np.zeros(6), "rewards, episode 2: demo_2 has 6 rows and 5 actions"),
-        ("actions", np.zeros((5, 6)), r"actions, episode 2: demo_2 has rows of shape \(6,\)"),
-        ("actions", np.zeros(5), r"actions, episode 2: demo_2 has \(5,\), expected 2 axes"),
+        ("actions", np.zeros((5, 6)), r"actions, episode 2: demo_2 has \(5, 6\) .* \[steps, 7\]"),
+        ("actions", np.zeros(5), r"actions, episode 2: demo_2 has \(5,\) .* \[steps, 7\]"),
         ("actions", np.full((5, 7), 1.79), r"episode 2, step 0, value 1.79: 35 of .*\(demo_2\)"),
         ("obs/object", np.full((5, 2), np.nan), r"observations, episode 2, step 0, value nan"),
         ("next_obs/object", np.zeros((5, 2)), r"episode 2, step 0: not the observation of the fol"),
