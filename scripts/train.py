@@ -248,7 +248,11 @@ class Loop:
         obs = placed(self.eval_env.reset(EVAL_SEED), self.device)
         probe(self.algo, obs)
         generator = torch.Generator(self.device).manual_seed(EVAL_SEED)
-        self.eval_env.step(self.algo.deploy(obs, generator))
+        try:
+            action = self.algo.deploy(obs, generator)
+        except ValueError as error:
+            raise RheoError(str(error)) from error
+        self.eval_env.step(action)
 
     def finish(self, stop: Stop) -> int:
         """Trains until the run's length or until asked to stop; returns the exit status."""
