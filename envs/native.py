@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import tasks, walkers
 from .batch import Step
-from .guard import reset_warnings
+from .guard import reset_warnings, told
 from .physics import INTEGRATION, mujoco, simulate
 from .tasks import Task
 from .vector import EnvError, VectorEnv, gymnasium_make, nearest
@@ -69,6 +69,15 @@ def task_options(env_id: str, given: dict[str, Any]) -> dict[str, Any]:
     return {**named, **spec.kwargs, **given}
 
 
+def refuse_options(made: gymnasium.Env, env_id: str, options: dict[str, Any]) -> None:
+    """Raises EnvError for options that gymnasium's own task only stumbles over when it runs."""
+    try:
+        made.reset(seed=0)
+        made.step(np.zeros(made.action_space.shape or (), np.float32))
+    except Exception as error:
+        raise EnvError(f"{env_id} refuses its options {options}: {told(error)}") from error
+
+
 def pool_size(threads: int, num_envs: int) -> int:
     """Threads of the pool: `threads`, or one per usable CPU when 0, at most one per environment."""
     usable = (
@@ -97,6 +106,8 @@ class NativeVector(VectorEnv):
     ) -> None:
         settings = task_options(env_id, options)
         made = gymnasium_make(env_id, options)
+        if options:
+            refuse_options(made, env_id, options)
         template: Any = made.unwrapped
         limit = made.spec.max_episode_steps if made.spec else None
         obs_dim = int(template.observation_space.shape[0])

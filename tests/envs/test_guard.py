@@ -57,7 +57,8 @@ class Seedless(Odd):
 
 @pytest.fixture(autouse=True)
 def registered() -> None:
-    for name, kind in (("RheoOdd-v0", Odd), ("RheoSeedless-v0", Seedless)):
+    kinds: dict[str, Any] = {"RheoOdd-v0": Odd, "RheoSeedless-v0": Seedless}
+    for name, kind in kinds.items():
         if name not in gymnasium.registry:
             gymnasium.register(name, kind, max_episode_steps=50)
 
@@ -167,6 +168,18 @@ def test_whatever_importing_a_module_raises_is_a_message(tmp_path, monkeypatch):
     with pytest.raises(EnvError, match="RuntimeError: no licence .rheo_lame.py, line 1"):
         make("rheo_lame:Id-v0", 1)
     sys.modules.pop("rheo_torn", None)
+
+
+@pytest.mark.parametrize("backend", ["native", "gymnasium"])
+@pytest.mark.parametrize(
+    "options", [{"healthy_z_range": 5}, {"reset_noise_scale": "x"}, {"frame_skip": "often"}]
+)
+def test_options_of_a_wrong_type_are_a_message_on_either_backend(backend, options):
+    with pytest.raises(EnvError, match="Hopper-v5.* TypeError: "):
+        env = make("Hopper-v5", 1, backend=backend, **options)
+        env.reset(0)
+        env.step(torch.zeros(1, 3))
+    assert make("Hopper-v5", 1, backend=backend, healthy_z_range=(0.5, 9.0)).obs_dim == 11
 
 
 @pytest.mark.parametrize("old", ["Hopper-v2", "HalfCheetah-v3"])

@@ -1,6 +1,7 @@
 """A base that another program exported: read, called, refused and steered."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,8 @@ class Wide(nn.Module):
 def test_a_program_in_float64_acts_in_the_precision_of_its_noise(tmp_path, weights):
     wide, obs, noise = Wide(weights), torch.randn(5, 4), torch.randn(5, 2, 1)
     given = (obs.double(), noise.double()) if weights else (obs, noise)
-    torch.jit.trace(wide, given).save(tmp_path / "wide.pt")
+    traced: Any = torch.jit.trace(wide, given)
+    traced.save(tmp_path / "wide.pt")
     action = Exported(4, 1, 2, path=str(tmp_path / "wide.pt")).act(obs, noise)
     assert action.dtype == torch.float32
     torch.testing.assert_close(action, wide(*given).float())
