@@ -125,7 +125,8 @@ def two_sources(path, batch_size=64, share=0.5):
     )  # fmt: skip
     data = Transitions(
         generator, 1, path=str(path), batch_size=8, holdout=0.0, obs_steps=1, on_bad="refuse",
-        storage="ram", obs_keys=None, time_limit=None, execute=1, n_step=1, gamma=0.9,
+        storage="ram", obs_keys=None, filter=None, action_scale="auto", time_limit=None,
+        execute=1, n_step=1, gamma=0.9,
         reward_norm="none",
     )  # fmt: skip
     return Mixed(replay, data, batch_size=batch_size, offline_share=share)
