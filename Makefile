@@ -4,13 +4,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint
+.PHONY: demo test test-rounding lint
 
 demo: $(STAMP)
 	$(BIN)/rheo demo
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+
+# What learns, with another rounding of the same numbers: `default` or `avx2`.
+CAPABILITY ?= default
+test-rounding: $(STAMP)
+	ATEN_CPU_CAPABILITY=$(CAPABILITY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests/algos
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
