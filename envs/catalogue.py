@@ -2,10 +2,12 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
 from .foreign import hub
+from .paths import expanded
 from .record import as_env_error, refuse
 
 # Addresses as in Farama-Foundation/D4RL, d4rl/gym_mujoco/__init__.py and
@@ -97,14 +99,14 @@ def file_name(name: str) -> str:
 
 def home() -> Path:
     """Where fetched data sets are kept: RHEO_DATASETS or ~/.rheo/datasets."""
-    return Path(os.environ.get("RHEO_DATASETS") or "~/.rheo/datasets").expanduser()
+    return expanded(os.environ.get("RHEO_DATASETS") or "~/.rheo/datasets")
 
 
 def folders() -> list[Path]:
     """Where data sets are looked for by name, the first wins."""
     d4rl = os.environ.get("D4RL_DATASET_DIR")
-    named = [Path(d4rl).expanduser()] if d4rl else []
-    return [*named, Path("~/.d4rl/datasets").expanduser(), home()]
+    named = [expanded(d4rl)] if d4rl else []
+    return [*named, expanded("~/.d4rl/datasets"), home()]
 
 
 def file_remedy(path: str | os.PathLike) -> str:
@@ -114,14 +116,14 @@ def file_remedy(path: str | os.PathLike) -> str:
         return f"{hub(str(path))}"
     if name is None:
         return "give the path of an .npz or .hdf5 file, or fetch or write it again"
-    there = f" --to {Path(path).parent}" if Path(path).parent.name else ""
+    there = f" --to {shlex.quote(str(Path(path).parent))}" if Path(path).parent.name else ""
     command = f"run `rheo data fetch {name}{there}`"
     return f"delete it and {command}" if Path(path).exists() else command
 
 
 def find(name: str) -> Path:
     """The file of a path or of a known data set's name. Raises Refused with the fetch command."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.exists():
         return path
     data_set = known(name)

@@ -40,12 +40,12 @@ def held_out_episodes(recording: Recording, share: float | str) -> Tensor:
         names = set(recording.about["filters"][share])
         held[:] = torch.tensor([demo in names for demo in recording.about["demos"]])
         if not held.any():
-            raise ValueError(f"source.holdout={share}: no demonstration of it is left to validate")
+            raise ValueError(f"data.holdout={share}: no demonstration of it is left to validate")
         return held
     if share == 0.0:
         return held
     if count < 2:
-        raise ValueError(f"source.holdout={share} needs two episodes and there is one; set it to 0")
+        raise ValueError(f"data.holdout={share} needs two episodes and there is one; set it to 0")
     spared = min(max(round(share * count), 1), count - 1)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     held[order[count - spared :]] = True
@@ -94,7 +94,7 @@ class Dataset:
         time_limit: int | None,
     ) -> None:
         if not isinstance(holdout, str) and not 0.0 <= holdout < 1.0:
-            raise ValueError(f"source.holdout={holdout} must lie in [0, 1)")
+            raise ValueError(f"data.holdout={holdout} must lie in [0, 1)")
         self.generator, self.horizon, self.obs_steps = generator, horizon, obs_steps
         self.batch_size, self.updates = batch_size, 0
         recording = read(
@@ -126,7 +126,7 @@ class Dataset:
         self.train_steps = steps[usable & ~held].to(device)
         self.held_steps = steps[usable & held].to(device)
         if not len(self.train_steps):
-            raise ValueError(f"data={path}: no step can be trained on; lower source.holdout")
+            raise ValueError(f"data={path}: no step can be trained on; lower data.holdout")
 
     def prepare(self, recording: Recording, first: Tensor, last: Tensor) -> Tensor:
         """What a subclass adds to the tables; which steps [S] bool it can use."""
@@ -315,7 +315,7 @@ class Transitions(Dataset):
         if spread <= 0:
             raise ValueError(
                 f"data={self.path}: all {len(returns)} episodes have the return {returns[0]:g}, so "
-                "their range cannot scale rewards; set source.reward_norm=none"
+                "their range cannot scale rewards; set data.reward_norm=none"
             )
         return RETURN_RANGE / spread
 

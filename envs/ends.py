@@ -107,7 +107,7 @@ def settled(
         return terminals, terminals | every
     ended, text = among(path, marks, names, limit, dones)
     if ended is None:
-        remedy = f"{RENAME}, or give source.time_limit=N"
+        remedy = f"{RENAME}, or give data.time_limit=N"
         about["undecided"] = f"{names['dones']}: {text}; {remedy}"
         text += ". All count as cut off: cloning may use them, learning from rewards may not"
         remark(about, names["dones"], f"{text}; {remedy}")

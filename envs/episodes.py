@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from .record import Fault
 from .trees import NUMBERS
 
-LEAVE_OUT = "source.on_bad=drop leaves it out"
+LEAVE_OUT = "data.on_bad=drop leaves it out"
 
 
 def misfits(

@@ -13,7 +13,7 @@ from .record import Fault, Recording, pieces
 TOLERANCE = 1e-6  # of action bounds: rounding of what was clipped in another precision
 FAR, MANY = 2.0, 0.1  # a largest action, a share of entries: beyond, their unit is another one
 SATURATED, MUCH = 1 - 1e-4, 0.01  # an entry at a bound; the share of them that is worth a note
-LEAVE_OUT = "source.on_bad=drop leaves the episodes out"
+LEAVE_OUT = "data.on_bad=drop leaves the episodes out"
 
 
 def faults(recording: Recording) -> list[Fault]:
@@ -170,13 +170,13 @@ def outside(recording: Recording) -> Fault | None:
         return None
     episode, step = place(recording, found.row)
     unit = recording.about.get("unit", "read as in [-1, 1]")
-    remedy = f"source.on_bad=clip cuts them, {LEAVE_OUT}"
+    remedy = f"data.on_bad=clip cuts them, {LEAVE_OUT}"
     if found.strange:
         remedy = f"too many or too far to be clipped; {LEAVE_OUT}"
     other = (
-        "if they are in an environment's units, source.action_scale=physical with env=NAME maps "
+        "if they are in an environment's units, data.action_scale=physical with env=NAME maps "
         "them; without one, store their bounds in the file as action_low and action_high, or let "
-        "source.action_scale=extremes take the smallest and largest of each dimension for them"
+        "data.action_scale=extremes take the smallest and largest of each dimension for them"
     )
     other = "correct these bounds" if unit.startswith("mapped") else other
     text = (
@@ -227,7 +227,7 @@ def too_long(recording: Recording) -> Fault | None:
     text = (
         f"{int((lengths > limit).sum()):,} of {len(lengths):,} episodes are longer than {env_id} "
         f"allows ({limit:,} steps), this one {lengths[longest]:,}, so ends are not marked; "
-        f"source.time_limit={limit} cuts there (if they are that long, give their length)"
+        f"data.time_limit={limit} cuts there (if they are that long, give their length)"
     )
     return Fault("error", "timeouts", longest, limit, None, text)
 

@@ -183,7 +183,7 @@ class Flat:
         elif not last.any():
             text = "no step is terminal, a timeout or an episode's end, so there are no episodes"
             text += f" (not read: {', '.join(self.unread)})" if self.unread else ""
-            raise refuse(self.path, f"{text}; give source.time_limit=N", "timeouts")
+            raise refuse(self.path, f"{text}; give data.time_limit=N", "timeouts")
         last[-1] = True
         return cuts[cuts < self.steps - 1]
 

@@ -55,7 +55,7 @@ def choose(
         if lacking:
             text = (
                 f"{', '.join(lacking)} of the environment's {listed_parts(env or {})}: not in the "
-                f"data, which hold {listed_parts(widths)}; source.obs_keys=[...] names what stands "
+                f"data, which hold {listed_parts(widths)}; data.obs_keys=[...] names what stands "
                 "for them, in that order"
             )
             raise refuse(path, text, "obs_keys")
@@ -65,7 +65,7 @@ def choose(
         if key not in widths:
             what = f"{other[key]}, not columns of numbers" if key in other else "not there"
             raise refuse(
-                path, f"{what}; source.obs_keys can name {', '.join(widths)}", f"obs/{key}"
+                path, f"{what}; data.obs_keys can name {', '.join(widths)}", f"obs/{key}"
             )
     refuse_clash(path, {key: widths[key] for key in keys}, env)
     return keys
@@ -83,7 +83,7 @@ def refuse_clash(path: str, parts: Mapping[str, int], env: Mapping[str, int] | N
     if moved:
         text = (
             f"the data are read as {listed_parts(parts)}, the environment observes "
-            f"{listed_parts(env)}: {moved[0]} lies elsewhere; source.obs_keys={names(env)} is its "
+            f"{listed_parts(env)}: {moved[0]} lies elsewhere; data.obs_keys={names(env)} is its "
             "order"
         )
         raise refuse(path, text, "obs_keys")
@@ -131,7 +131,7 @@ def told(about: Mapping[str, Any]) -> list[tuple[str, str]]:
         parts = listed_parts(read_parts(about)) or ", ".join(about["obs_keys"])
         texts.append(("observations", f"read are {parts}, in this order"))
     if about.get("left_out"):
-        text = f"left out: {', '.join(about['left_out'])}; source.obs_keys=[...] chooses"
+        text = f"left out: {', '.join(about['left_out'])}; data.obs_keys=[...] chooses"
         texts.append(("observations", text))
     if about.get("unread"):
         texts.append(("", f"not read: {', '.join(about['unread'])}"))
@@ -140,7 +140,7 @@ def told(about: Mapping[str, Any]) -> list[tuple[str, str]]:
         held = ", ".join(f"{name} ({len(demos)})" for name, demos in filters.items())
         text = (
             f"filter keys with their demonstrations: {held}; {about['filtered']}; "
-            "source.filter=NAME reads one, source.holdout=NAME validates on one"
+            "data.filter=NAME reads one, data.holdout=NAME validates on one"
         )
         texts.append(("mask", text))
     return texts

@@ -2,13 +2,15 @@
 
 import contextlib
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .paths import expanded
 
 BLOCK_BYTES = 1 << 22  # a file is read, checked and written in pieces of about this size
 SHOWN = 5  # faults that a message lists
@@ -91,7 +93,8 @@ class Refused(Exception):
         self.path, self.faults = str(path), faults
         lines = [fault.line() for fault in faults[:SHOWN]]
         if len(faults) > SHOWN:
-            lines.append(f"and {len(faults) - SHOWN} more; `rheo data check {path}` lists them")
+            told = f"`rheo data check {shlex.quote(str(path))}` lists them"
+            lines.append(f"and {len(faults) - SHOWN} more; {told}")
         if len(lines) == 1:
             super().__init__(f"data={path}: {lines[0]}")
         else:
@@ -156,7 +159,7 @@ def allocate(path: str, shape: tuple[int, ...], storage: str) -> NDArray:
     """
     if storage == "ram":
         return np.empty(shape, np.float32)
-    folder = Path(os.environ.get("RHEO_CACHE") or "~/.cache/rheo").expanduser()
+    folder = expanded(os.environ.get("RHEO_CACHE") or "~/.cache/rheo")
     size = max(1, int(np.prod(shape, dtype=np.int64)) * 4)
     try:
         folder.mkdir(parents=True, exist_ok=True)

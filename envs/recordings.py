@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from .faults import (
 from .formats import opened
 from .memory import available, size_text
 from .parts import read_parts, refuse_clash, refuse_filter
+from .paths import exists
 from .record import SHOWN, Fault, Reading, Recording, Refused, as_env_error, pieces, refuse
 from .several import spelled
 from .units import in_unit
@@ -87,7 +87,7 @@ def is_there(path: str | Sequence[str]) -> bool:
     """Whether there is something to open, in each place."""
     if not isinstance(path, str):
         return all(map(is_there, path))
-    return path.startswith("minari:") or Path(path).expanduser().exists()
+    return path.startswith("minari:") or exists(path)
 
 
 def where(path: str | Sequence[str]) -> str | list[str]:
@@ -101,9 +101,9 @@ def load(path: str | Sequence[str], reading: Reading) -> Recording:
     """`read` without the check of what was read. Raises Refused."""
     name = spelled(path)
     if reading.storage not in (*STORAGE, AUTO):
-        raise refuse(name, f"source.storage={reading.storage!r}; there are ram and mmap")
+        raise refuse(name, f"data.storage={reading.storage!r}; there are ram and mmap")
     if reading.time_limit is not None and reading.time_limit < 1:
-        text = f"source.time_limit={reading.time_limit}; a positive number is needed"
+        text = f"data.time_limit={reading.time_limit}; a positive number is needed"
         raise refuse(name, text)
     file = where(path)
     with opened(file, reading) as layout:
@@ -122,7 +122,7 @@ def check_memory(path: str, needed: int, storage: str) -> str:
     log.info("data=%s: takes %s (storage=%s)", path, size_text(needed), storage)
     if storage == "ram" and not fits:
         text = f"needs {size_text(OVERHEAD * needed)} of memory, {size_text(free or 0)} are free"
-        raise refuse(path, f"{text}; set source.storage=mmap")
+        raise refuse(path, f"{text}; set data.storage=mmap")
     return storage
 
 
@@ -130,7 +130,7 @@ def mended(recording: Recording, on_bad: str) -> Recording:
     """The recording without its errors, as far as on_bad allows. Raises Refused."""
     path = recording.about["path"]
     if on_bad not in ON_BAD:
-        raise refuse(path, f"source.on_bad={on_bad!r}; there are {', '.join(ON_BAD)}")
+        raise refuse(path, f"data.on_bad={on_bad!r}; there are {', '.join(ON_BAD)}")
     if on_bad == "drop":
         recording = dropped(recording)
     elif on_bad == "clip":

@@ -27,11 +27,11 @@ def in_unit(recording: Recording, reading: Reading) -> Recording:
     about, scale = recording.about, reading.action_scale
     path, count = about["path"], recording.action.shape[1]
     if scale not in SCALES:
-        raise refuse(path, f"source.action_scale={scale!r}; there are {', '.join(SCALES)}")
+        raise refuse(path, f"data.action_scale={scale!r}; there are {', '.join(SCALES)}")
     told, stage = about.get("action_scale"), reading.stage
     written = recorded(about, count)
     if scale == "physical" and told == "unit":
-        text = "the file says that its actions are in [-1, 1]; source.action_scale=auto"
+        text = "the file says that its actions are in [-1, 1]; data.action_scale=auto"
         raise refuse(path, text, "action_scale")
     if scale == "extremes" and told != "unit":
         return within(recording, stage)
@@ -44,7 +44,7 @@ def in_unit(recording: Recording, reading: Reading) -> Recording:
     if written is not None:
         if stage is not None and len(stage.low) == count and far_apart(written, stage):
             text = f"{stage.env_id} has other bounds than the file records, {text_of(stage)}; "
-            text += "source.action_scale=physical keeps what the actions are in its units"
+            text += "data.action_scale=physical keeps what the actions are in its units"
             remark(about, "actions", text)
         return mapped(recording, *written, "the bounds recorded in the file")
     if physical:
@@ -62,7 +62,7 @@ def within(recording: Recording, stage: Stage | None) -> Recording:
     about, count = recording.about, recording.action.shape[1]
     if stage is not None:
         text = f"{stage.env_id} executes actions within its own bounds, {text_of(stage)}; "
-        text += "source.action_scale=physical reads them in its units"
+        text += "data.action_scale=physical reads them in its units"
         raise refuse(about["path"], text, "action_scale", "extremes")
     low, high = np.full(count, np.inf), np.full(count, -np.inf)
     for _, rows in pieces(recording.action):
@@ -86,11 +86,11 @@ def guessed(recording: Recording, reading: Reading) -> Recording:
         return recording
     if reach(recording.action, stage.low, stage.high, differing):
         text = f"their extremes are exactly the bounds of {stage.env_id}, so they are read in its "
-        text += "units; source.action_scale=unit if they are not"
+        text += "units; data.action_scale=unit if they are not"
         remark(about, "actions", text)
         return mapped(recording, stage.low, stage.high, f"the bounds of {stage.env_id}")
     text = f"the file does not tell their unit: read as in [-1, 1], which {stage.env_id} maps to "
-    text += f"{text_of(stage)}; source.action_scale=physical if they are recorded in its units"
+    text += f"{text_of(stage)}; data.action_scale=physical if they are recorded in its units"
     remark(about, "actions", text)
     return recording
 

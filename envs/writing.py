@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .formats import OURS, SUFFIXES
+from .paths import expanded
 from .record import Column, Recording, as_env_error, block_rows, pieces, refuse
 
 VERSION = 1
@@ -41,7 +42,7 @@ def write(recording: Recording, path: str | os.PathLike, **attrs: Any) -> None:
 
 def store(recording: Recording, path: str | os.PathLike, **attrs: Any) -> None:
     """`write`, raising Refused."""
-    file = Path(path).expanduser()
+    file = expanded(path)
     if file.suffix not in SUFFIXES:
         raise refuse(path, f"unknown suffix {file.suffix!r}; there are {', '.join(SUFFIXES)}")
     told = {k: v for k, v in recording.about.items() if k not in OWN}

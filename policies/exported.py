@@ -1,5 +1,6 @@
 """A frozen policy out of a file that another program exported."""
 
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ class Exported(nn.Module):
 
     def __init__(self, obs_dim: int, action_dim: int, horizon: int, *, path: str) -> None:
         super().__init__()
-        file = Path(path).expanduser()
+        file = Path(os.path.expanduser(path))
         if not file.is_file():
             raise ValueError(f"policy.path={path}: there is no such file")
         self.module = read(file, path)

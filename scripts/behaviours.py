@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.collect import collect
+from rheo.envs.paths import expanded
 from rheo.envs.record import Recording
 from rheo.envs.rollout import evaluate
 from rheo.envs.scores import normalized_score
@@ -29,6 +30,7 @@ from .errors import RheoError
 from .evaluate import EVAL_SEED
 from .run import Run, existing
 from .state import restore
+from .words import is_there
 
 MEDIUM, MEDIUM_RANGE = 50.0, (25.0, 75.0)  # D4RL score that "medium" looks for, and what will do
 NOISES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)  # tried in turn when every actor is too good
@@ -63,9 +65,8 @@ class Source(NamedTuple):
 class Maker:
     """Behaviours in one environment, whose id and time limit are known once one was staged."""
 
-    def __init__(self, options: Options, folders: list[str]) -> None:
-        self.options = options
-        self.flagged = [word for folder in folders for word in ("--config-dir", folder)]
+    def __init__(self, options: Options, flagged: list[str]) -> None:
+        self.options, self.flagged = options, flagged
         self.env_id, self.max_steps = "", None
         self.node: dict[str, Any] | None = None
         self.words = options.words
@@ -87,7 +88,7 @@ class Maker:
     def stage(self, source: Source, count: int, seed: int) -> tuple[ChunkEnv, Act]:
         """Environments and the behaviour in them."""
         generator = torch.Generator().manual_seed(seed)
-        path = Path(source.name).expanduser()
+        path = expanded(source.name)
         if source.name != "random" and path.suffix != ".npz":
             env, act = self.of_run(source.name, count, generator)
         else:
@@ -160,9 +161,10 @@ class Maker:
     def ranked(self) -> list[tuple[float, str]]:
         """Actors and runs with their scores, the worst first."""
         assert self.options.actors is not None
-        names = self.options.actors.split(",")
-        if len(names) == 1 and Path(names[0]).expanduser().is_dir():
-            folder = Path(names[0]).expanduser()
+        whole = self.options.actors
+        names = [whole] if is_there(whole) else whole.split(",")
+        if len(names) == 1 and expanded(names[0]).is_dir():
+            folder = expanded(names[0])
             if not (folder / "config.yaml").exists():
                 names = [str(path) for path in sorted(folder.glob("*.npz")) if self.fits(path)]
         if not names:

@@ -22,8 +22,11 @@ from .state import tensors
 WORLD = ("env=hopper", "env.num_envs=40", "env.threads=0", "horizon=4", "source.decisions=500")
 NET = ("policy.net.width=256", "policy.net.depth=3", "algo.learn.epochs=5")
 SIDES = {  # 20,000 decisions: 20 steps of the optimiser for either
-    "ours": ("algo=reinflow", "policy.steps=4", "algo.learn.minibatch=5000"),
-    "DPPO": ("algo=dppo", "policy.steps=20", "algo.tuned_steps=10", "algo.learn.minibatch=50000"),
+    "ours": ("algo=reinflow", "init=scratch", "policy.steps=4", "algo.learn.minibatch=5000"),
+    "DPPO": (
+        *("algo=dppo", "init=scratch", "policy.steps=20", "algo.tuned_steps=10"),
+        "algo.learn.minibatch=50000",
+    ),
 }
 SMALL = ("env.num_envs=4", "source.decisions=6", "algo.learn.epochs=1")
 PARTS = ("environment", "sampling", "update")

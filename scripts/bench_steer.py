@@ -15,8 +15,8 @@ from .fast import fast
 
 SIZES, HORIZON, ROWS = Sizes(obs_dim=11, action_dim=3), 4, 256  # of Hopper, in chunks
 WORDS = (
-    "algo=dsrl_na", "env=hopper", f"horizon={HORIZON}", "policy.steps=5", "critic.width=128",
-    "algo.actor.width=128", "algo.noise_critic.width=128",
+    "algo=dsrl_na", "init=scratch", "env=hopper", f"horizon={HORIZON}", "policy.steps=5",
+    "critic.width=128", "algo.actor.width=128", "algo.noise_critic.width=128",
 )  # fmt: skip
 EAGER, ANEW, ONE = "default eager", "base called anew", "one sample"
 

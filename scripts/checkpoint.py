@@ -137,14 +137,19 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def halves(folder: Path) -> list[Path]:
+    """Checkpoints without a manifest: half removed, or half copied."""
+    if not folder.is_dir():
+        return []
+    named = [path for path in folder.iterdir() if NAME.fullmatch(path.name)]
+    return sorted(path for path in named if not (path / MANIFEST).exists())
+
+
 def clean(folder: Path) -> None:
     """Removes what a killed process left half-written. Only for the holder of the run's lock."""
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        half = NAME.fullmatch(path.name) and not (path / MANIFEST).exists()
-        if half or path.name.startswith(STAGING):
-            shutil.rmtree(path, ignore_errors=True)
+    staged = folder.glob(f"{STAGING}*") if folder.is_dir() else ()
+    for path in [*halves(folder), *staged]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -6,14 +6,16 @@ imports torch or a simulator.
 
 import ast
 import importlib.util
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from rheo.envs.paths import exists
+
 from . import schema
-from .errors import RheoError, nearest
+from .errors import RheoError, command, nearest
 from .health import SIGNS
 
 COUNTS = {"steps", "log_every", "eval_every", "save_every", "episodes", "horizon", "execute"} | {
@@ -23,13 +25,24 @@ COUNTS = {"steps", "log_every", "eval_every", "save_every", "episodes", "horizon
 EXPORTED = "rheo.policies.exported.Exported"
 MAY_REST = {"base_lr"}  # learning rates of 0 that leave a part as it is
 SHARES = {"target_rate", "ema_rate", "gamma"}
+heads_seen: dict[str, str] = {}  # faults of heads of files
 Check = Callable[[dict[str, Any]], list[str]]
 
 
-def run(tree: dict[str, Any], *inputs: Check) -> list[str]:
-    """All errors of all checks, with those of the `inputs` that are about to be read."""
+def run(tree: dict[str, Any], inputs: Sequence[Check], *, careful: bool = False) -> list[str]:
+    """All errors of all checks, with those of the `inputs` that are about to be read.
+
+    careful: the tree is known to be wrong somewhere; a check that trips over that is left out.
+    """
     checks = (ranges, chunk, heads, levels, device, environment, world, program, *inputs, limits)
-    return [error for check in checks for error in check(tree)]
+    errors = []
+    for check in checks:
+        try:
+            errors += check(tree)
+        except (TypeError, AttributeError, KeyError, ValueError):
+            if not careful:
+                raise
+    return errors
 
 
 def numbers(node: Any, place: str = "") -> Iterator[tuple[str, str, float]]:
@@ -200,39 +213,96 @@ def world(tree: dict[str, Any]) -> list[str]:
 
 
 def program(tree: dict[str, Any]) -> list[str]:
-    """The file of an exported policy is there."""
+    """A policy that another program exported is there."""
     path = inside(tree, "policy", "path")
-    if inside(tree, "policy", "_target_") != EXPORTED or not isinstance(path, str):
+    if inside(tree, "policy", "_target_") != EXPORTED or path is None:
         return []
-    lacking = path != "???" and not Path(path).expanduser().is_file()
-    return [f"policy.path={path}: there is no such file"] if lacking else []
+    return [] if exists(path) else [f"policy.path={path}: there is no such file"]
 
 
-def data(tree: dict[str, Any]) -> list[str]:
-    """The data set is there."""
-    errors = []
-    name = tree.get("data")
-    if name:
-        from rheo.envs.catalogue import file_remedy  # numpy and h5py, not torch
-        from rheo.envs.record import Refused
-        from rheo.envs.recordings import is_there, where
-
-        try:
-            if not is_there(where(name)):
-                errors.append(f"data={name!r}: no such file or data set; {file_remedy(name)}")
-        except Refused as error:
-            errors.append(str(error))
+def data(tree: dict[str, Any], run: str | None = None) -> list[str]:
+    """The data set is there, and has a head that can be read. run: the one that goes on with it."""
+    errors, name = [], tree.get("data")
+    how = settings_of_reader(tree.get("source"), name)
+    for one in name if isinstance(name, list) else [name]:
+        errors += lacking(one, how, run) if one else []
     return errors
 
 
+def reader(node: Any, data: Any, place: str = "source") -> str | None:
+    """The place of the node that reads the data: the one whose `path` they are."""
+    if not isinstance(node, dict):
+        return None
+    if data is not None and node.get("path") == data:
+        return place
+    found = (reader(value, data, f"{place}.{key}") for key, value in node.items())
+    return next((each for each in found if each is not None), None)
+
+
+def settings_of_reader(source: Any, data: Any) -> dict[str, Any]:
+    """The values of the node that reads the data."""
+    place = reader(source, data)
+    for key in (place or "").split(".")[1:]:
+        source = source[key]
+    return source if place else {}
+
+
+def lacking(name: str, how: dict[str, Any], run: str | None) -> list[str]:
+    """What is wrong with a data set before it is read."""
+    from rheo.envs.catalogue import file_remedy  # numpy and h5py, not torch
+    from rheo.envs.record import Reading, Refused
+    from rheo.envs.recordings import is_there, where
+
+    try:
+        file = str(where(name))
+    except Refused as error:
+        return [str(error)]
+    if is_there(file):
+        fault = head_fault(file, Reading(**{k: how[k] for k in Reading._fields if k in how}))
+        return [fault] if fault else []
+    remedy = file_remedy(name)
+    if "," in name:
+        remedy += f"; several files are data=[{name}]"
+    if run is not None:
+        remedy += f"; if it lies elsewhere now: {command('resume', run, 'data=FILE')}"
+    return [f"data={name!r}: no such file or data set; {remedy}"]
+
+
+def head_fault(file: str, reading: Any) -> str:
+    """Why a file cannot be opened as recorded data, read so; empty where it can.
+
+    Remembered: a command checks its configuration before and after torch is imported, and the head
+    of a file of many demonstrations takes a while.
+    """
+    from rheo.envs.formats import opened
+    from rheo.envs.record import Refused
+
+    stamp = os.stat(file).st_mtime_ns if os.path.exists(file) else 0
+    key = f"{file} {stamp} {reading}"
+    if key not in heads_seen:
+        try:
+            with opened(file, reading):
+                heads_seen[key] = ""
+        except Refused as error:
+            heads_seen[key] = str(error)
+    return heads_seen[key]
+
+
 def base(tree: dict[str, Any]) -> list[str]:
-    """The run to start from is there."""
-    run, part = tree.get("init"), tree.get("init_part")
-    if not run and part != "auto":
-        return [f"init_part={part}: there is no init=; add init=RUN, whose part is meant"]
-    if run and not (Path(run).expanduser().exists() or Path("runs", run).exists()):
-        return [f"init={run!r}: no such run"]
-    return []
+    """The run to start from is there, and has saved itself."""
+    from .run import existing, shown
+
+    name, part = tree.get("init"), tree.get("init_part")
+    if not name:
+        told = f"init_part={part}: there is no init=; add init=RUN, whose part is meant"
+        return [] if part in (None, "auto") else [told]
+    try:
+        folder = existing(name)
+    except RheoError as error:
+        return [f"init={name!r}: no such run: {error}"]
+    if any((folder / "ckpt").glob("*/manifest.json")):
+        return []
+    return [f"init={shown(folder)}: that run has no checkpoint yet"]
 
 
 def inside(tree: dict[str, Any], group: str, key: str) -> Any:

@@ -78,13 +78,16 @@ def call(verb: str, argv: list[str]) -> int:
 def answer_early(verb: str, argv: list[str]) -> None:
     """Raises RheoError for mistakes that can be seen before torch is imported."""
     if verb in PRESET:
-        from .config import compose
+        from .config import asked
 
-        compose([*PRESET[verb], *argv])
-    elif verb in ("eval", "resume") and argv:
+        asked([*PRESET[verb], *argv])
+    elif verb in ("eval", "resume"):
         from .run import existing
+        from .top import OPTIONS
+        from .words import divide
 
-        existing(argv[0])
+        for name in divide(argv, OPTIONS).runs:
+            existing(name)
 
 
 def listen() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rheo.envs.paths import expanded
 from rheo.envs.record import Recording
 from rheo.envs.recordings import write
 from rheo.envs.scores import normalized_score
@@ -14,9 +15,9 @@ from rheo.envs.several import joined
 
 from .behaviours import Maker, Options, Source
 from .errors import RheoError, nearest
-from .overrides import flags
 from .record import versions
 from .run import put_text
+from .words import divide
 
 USAGE = (
     "usage: rheo collect RUN|ACTOR.npz|random out=FILE [env=NAME] [steps=N | episodes=N]\n"
@@ -24,22 +25,25 @@ USAGE = (
     "       rheo collect set=random|medium|medium_replay|medium_expert|expert out=FILE\n"
     "                    env=NAME actors=FOLDER|FILE,FILE,... [steps=1000000]"
 )
+KEYS = {  # what may follow, with what is meant without
+    **{"out": None, "env": None, "steps": None, "episodes": None, "noise": 0.0},
+    **{"sample": False, "seed": 0, "num_envs": 20, "set": None, "actors": None},
+}
 SETS = ("random", "medium", "medium_replay", "medium_expert", "expert")
 
 
 def main(argv: list[str]) -> int:
     """Collects and writes a data set with its card."""
-    folders, words = flags(argv)
-    named = [word for word in words if "=" not in word]
-    options = parse([word for word in words if "=" in word])
+    words = divide(argv, KEYS)
+    named, options = words.runs, parse(words.options)
     if len(named) != (options.set is None):
         raise RheoError(USAGE)
-    out = Path(options.out).expanduser()
+    out = expanded(options.out)
     if out.suffix not in (".hdf5", ".npz"):
         raise RheoError(f"out={options.out}: must end in .hdf5 or .npz")
     if out.exists():
         raise RheoError(f"out={options.out}: exists; choose another name")
-    maker = Maker(options, folders)
+    maker = Maker(options, words.flagged)
     if options.set is None:
         parts = [(Source(named[0], options.noise, options.sample), options.steps)]
     else:
@@ -77,10 +81,7 @@ def finish(
 
 def parse(words: list[str]) -> Options:
     """The options of key=value words. Raises RheoError naming the bad one."""
-    values: dict[str, Any] = {
-        **{"out": None, "env": None, "steps": None, "episodes": None, "noise": 0.0},
-        **{"sample": False, "seed": 0, "num_envs": 20, "set": None, "actors": None},
-    }
+    values: dict[str, Any] = dict(KEYS)
     kinds = {"steps": int, "episodes": int, "seed": int, "num_envs": int, "noise": float}
     extra = []
     for word in words:
@@ -136,7 +137,7 @@ def refuse_set(values: dict[str, Any]) -> None:
 
 def about(source: Source) -> dict[str, Any]:
     """A source's part of a card; files are named by their content too."""
-    path = Path(source.name).expanduser()
+    path = expanded(source.name)
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
     return {**source._asdict(), "name": path.name, "sha256": digest}
 

@@ -9,11 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rheo.envs.paths import absolute, expanded
+
 from .config import stored
-from .errors import RheoError, nearest
+from .errors import RheoError, command, nearest
 from .journal import Journal
+from .overrides import run_path
 from .plot import Curve, plot_curves
 from .run import existing, put_text
+from .words import divide, stem_of
 
 USAGE = (
     "usage: rheo compare RUN... [metric=score|return|success_once|success_at_end] [out=TABLE.md]\n"
@@ -31,6 +35,7 @@ SUCCESS = ("success_once", "success_at_end")
 METRICS = {"return": "ret", **{name: name for name in SUCCESS}}
 OWN = ("seed", "name", "threads", "device", "log_every", "eval_every", "save_every", "episodes")
 KEYS = ("metric", "out", "with", "columns", "group", "minutes", "reach", "curves")
+PLACES = {"data": absolute, "path": absolute, "init": run_path}  # keys of what lies elsewhere
 SAMPLES = 4000  # of the bootstrap
 
 
@@ -56,11 +61,13 @@ class Group(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Prints the table of the runs that are named."""
-    names = [word for word in argv if "=" not in word]
-    options = dict(word.split("=", 1) for word in argv if "=" in word)
+    words = divide(argv, KEYS)
+    if words.flagged:
+        raise RheoError(f"--config-dir: nothing of a run is built to compare it\n{USAGE}")
+    names, options = words.runs, dict(word.split("=", 1) for word in words.options)
     for key in options:
         if key not in KEYS:
-            raise RheoError(f"unknown option {key!r}{nearest(key, KEYS)}\n{USAGE}")
+            raise RheoError(f"unknown option {key!r}, and no such run{nearest(key, KEYS)}\n{USAGE}")
     metric = options.get("metric")
     if metric not in (None, "score", *METRICS):
         known = nearest(metric, ["score", *METRICS])
@@ -82,9 +89,9 @@ def main(argv: list[str]) -> int:
         text = table(groups, [(value, reached(groups, metric, value)) for value in wanted])
     print(text)
     if "out" in options:
-        put_text(Path(options["out"]).expanduser(), text + "\n")
+        put_text(expanded(options["out"]), text + "\n")
     if "curves" in options:
-        picture(groups, metric, Path(options["curves"]).expanduser())
+        picture(groups, metric, expanded(options["curves"]))
     return 0
 
 
@@ -169,8 +176,9 @@ def last_evaluation(folder: Path, changed: str = "", step: int | None = None) ->
         if match and (match[3] or "") == changed and step in (None, int(match[1])):
             files[int(match[1]), int(match[2] or 0)] = file
     if not files:
-        more = f" policy.{changed}" if changed else ""
-        raise RheoError(f"{folder}: never evaluated; run: rheo eval {folder} episodes=50{more}")
+        more = [f"policy.{changed}"] if changed else []
+        how = command("eval", folder, "episodes=50", *more)
+        raise RheoError(f"{folder}: never evaluated; run: {how}")
     return files[max(files)]
 
 
@@ -240,18 +248,29 @@ def method_of(group: Group) -> str:
     return "-".join(words) or group.name
 
 
-def grouped(
-    results: list[Result], by_name: bool = False, by_step: bool = True
-) -> list[Group]:
+def grouped(results: list[Result], by_name: bool = False, by_step: bool = True) -> list[Group]:
     """Runs of the same configuration but for seed and periods, in the order they were named."""
     groups: dict[str, list[Result]] = {}
     for result in results:
-        same = {key: value for key, value in result.config.items() if key not in OWN}
+        same = placed({key: value for key, value in result.config.items() if key not in OWN})
         which = name_of([result]) if by_name else json.dumps(same, sort_keys=True)
         # a rollout ends past the steps that were asked for, by how much the episodes decide
         step = min(result.step, int(result.config["steps"])) if by_step else 0
         groups.setdefault(f"{step} {result.env} {which}", []).append(result)
     return [Group(name_of(rows), rows) for rows in groups.values()]
+
+
+def placed(node: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with absolute paths, which older runs stored as they were typed."""
+    found = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            found[key] = placed(value)
+        elif key in PLACES and isinstance(value, str):
+            found[key] = PLACES[key](value)
+        else:
+            found[key] = value
+    return found
 
 
 def name_of(results: list[Result]) -> str:
@@ -293,7 +312,7 @@ def pivot(groups: list[Group], by: str, by_name: bool) -> str:
         first = group.results[0]
         method = str(first.config["algo"]["_target_"]).rpartition(".")[2]
         method = method_of(group) if by_name else method
-        place = first.env if by == "env" else Path(str(first.config["data"])).stem
+        place = first.env if by == "env" else stem_of(first.config["data"])
         row = cells.setdefault(method, {})
         if place in row:
             raise RheoError(

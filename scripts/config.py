@@ -8,21 +8,30 @@ a file read the machine, and are refused.
 
 import logging
 import re
+import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import annotations, checks, schema
+from rheo.envs.paths import absolute, expanded
+
+from . import annotations, checks, intent, schema
 from .errors import RheoError
-from .inherit import inherit, inside
+from .inherit import inherit
+from .intent import Typed
 from .mixing import keep_own
-from .overrides import RESOLVER, flags, is_group, known_option, parse, put
+from .overrides import RESOLVER, SCRATCH, choice, is_group, parse, put
+from .top import TOP
+from .wording import covered, value_at, worded
+from .words import flags
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 log = logging.getLogger("rheo")
 HOME = Path(__file__).resolve().parents[1] / "configs"
+NEEDED = "RUN"  # the init of an algorithm that cannot do without one
 ALIAS = re.compile(r"\$\{([\w.]+)\}")
 ABSENT = object()
 # settings of a policy that its weights do not depend on: free for another run or evaluation
@@ -44,31 +53,12 @@ ADDED = {
     },
     "rheo.envs.sources.Replay": {"n_step": 1},
 }
-NODE = "dict | None"
-TOP = {
-    "algo": "dict",
-    "policy": "dict",
-    "critic": NODE,
-    "source": "dict",
-    "env": NODE,
-    "data": "str | None",
-    "init": "str | None",
-    "init_part": "Literal['auto', 'policy', 'base']",
-    "steps": "int",
-    "seed": "int",
-    "device": "str",
-    "name": "str | None",
-    "log_every": "int",
-    "eval_every": "int",
-    "save_every": "int",
-    "episodes": "int",
-    "limits": "dict",
-    "horizon": "int",
-    "fast": "Literal['off', 'precision', 'compile'] | bool",
-    "threads": "int",
-    "recipe": "str | dict | None",
-    "config_dir": "list[str]",
-}
+
+
+def asked(argv: Sequence[str]) -> dict[str, Any]:
+    """`compose` for a user who trains: a command that does not say what to train is refused."""
+    intent.refuse_bare(argv)
+    return compose(argv)
 
 
 def compose(argv: Sequence[str]) -> dict[str, Any]:
@@ -76,18 +66,16 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
 
     Raises RheoError that lists every mistake. `config_dir` holds the folders that were named.
     """
-    folders, words = flags(argv)
-    # the source reads the data, so their settings are keys of the source
-    words = [re.sub(r"^data\.", "source.", word) for word in words]
-    schema.allow(folders)
-    roots = [HOME, *(Path(folder).expanduser().resolve() for folder in folders)]
-    refuse_hidden(roots)
     errors: list[str] = []
+    folders, words = flags(argv, errors)
+    schema.allow(folders)
+    roots = [HOME, *(expanded(folder).resolve() for folder in folders)]
+    refuse_hidden(roots)
     overrides = parse(words, errors)
     trust(overrides)
     groups = [one for one in overrides if is_group(one, roots)]
-    empty = [one for one in groups if one.value() is None]
-    chosen = [str(one.input_line) for one in groups if known_option(one, roots, errors)]
+    empty = [one for one in groups if one.value() is None and not one.is_delete()]
+    chosen = [word for one in groups for word in choice(one, roots, errors)]
     chosen += [f"{one.key_or_group}=none" for one in empty if has_none(one.key_or_group)]
     if not any(one.key_or_group == "env" for one in groups):
         chosen += recorded_in(overrides)
@@ -97,10 +85,65 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
         others = [other for other in chosen if not other.startswith("source=")]
         own = compose_groups(others, roots[1:], errors)["source"]
         errors += keep_own(base["source"], own, word)
-    inherit(base, overrides, roots)
     values = [one for one in overrides if one not in groups]
     values += [one for one in empty if one.key_or_group in base and not has_none(one.key_or_group)]
-    return finish(base, values, roots, errors, checks.data, checks.base)
+    typed = Typed({one.key_or_group: str(one.input_line) for one in groups}, {}, named_algo(chosen))
+    values = settings_of_data(base, values, typed, errors)
+    typed = typed._replace(given=frozenset(one.key_or_group for one in values))
+    demand_base(base, values)
+    inherit(base, overrides, roots)
+    inputs = (checks.data, checks.base, partial(intent.unread, algo=typed.algo), intent.unfitted)
+    tree = finish(base, values, roots, errors, inputs, typed)
+    if inside_target(tree) == checks.EXPORTED:
+        tree["policy"]["path"] = absolute(tree["policy"]["path"])
+    return tree
+
+
+def named_algo(chosen: list[str]) -> str:
+    """The word that chooses the algorithm."""
+    named = [word for word in chosen if word.startswith("algo=")]
+    return named[-1] if named else "this algorithm"
+
+
+def inside_target(tree: Mapping[str, Any]) -> str:
+    """The class of the policy."""
+    return str(checks.inside(dict(tree), "policy", "_target_"))
+
+
+def settings_of_data(
+    base: dict[str, Any], values: "list[Override]", typed: Typed, errors: list[str]
+) -> "list[Override]":
+    """The values, those of data.KEY given to the part that reads the data."""
+    place, kept = checks.reader(base.get("source"), "${data}"), []
+    for one in values:
+        key = one.key_or_group
+        if not key.startswith("data."):
+            kept.append(one)
+        elif place is None:
+            errors.append(f"{key}: {typed.algo} reads no recorded data, so it has no such setting")
+        else:
+            one.key_or_group = f"{place}{key.removeprefix('data')}"
+            typed.keys[one.key_or_group] = key
+            kept.append(one)
+    return kept
+
+
+def demand_base(base: dict[str, Any], values: "list[Override]") -> None:
+    """Settles whether a run needs init=RUN: where its algorithm's file says so.
+
+    A policy that comes from elsewhere (an exported program, a class of the user's) is a base by
+    itself; init=scratch is the way to say that random weights are meant.
+    """
+    needed = asks = base.get("init") == NEEDED
+    if inside_target(base) == checks.EXPORTED or not inside_target(base).startswith("rheo."):
+        needed = False
+    if asks:
+        base["init"] = "???" if needed else None
+    for one in values:
+        if one.key_or_group == "init" and one.value() is None and needed:
+            one._value = "???"
+        elif one.key_or_group == "init" and one.value() == SCRATCH:
+            one._value = None
 
 
 def allow_typed(words: Sequence[str]) -> None:
@@ -119,13 +162,14 @@ def recorded_in(overrides: "list[Override]") -> list[str]:
 
     So a D4RL set is scored without being told where.
     """
-    names = [str(one.value()) for one in overrides if one.key_or_group == "data" and one.value()]
-    if not names:
+    values: list[Any] = [one.value() for one in overrides if one.key_or_group == "data"]
+    named = [value for value in values if value]
+    if not named:
         return []
     from rheo.envs.recordings import played_in  # numpy and h5py, not torch
 
     try:
-        env_id, alike = played_in(names[-1])
+        env_id, alike = played_in(named[-1])
     except ValueError:  # the checks say what is wrong with the file
         return []
     found = [
@@ -135,7 +179,7 @@ def recorded_in(overrides: "list[Override]") -> list[str]:
     ]
     if found and not alike:
         text = "data=%s tells %s, which has other sizes here: the run is not evaluated there"
-        log.warning(text, names[-1], env_id)
+        log.warning(text, named[-1], env_id)
         return []
     lacking = checks.environment({"env": {"id": env_id}}) if found else []
     if lacking:
@@ -152,8 +196,9 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
     """The configuration of a run folder, with values changed by `argv`, checked anew.
 
     to_train: its data have to be there. A checkpoint does without them, and without the run that it
-    started from, so a policy goes where they do not. A run made with --config-dir needs it again: a
-    folder of somebody else's must not choose whose code runs. Raises RheoError.
+    started from, so a policy goes where they do not; data=FILE says where they are now. A run made
+    with --config-dir needs it again: a folder of somebody else's must not choose whose code runs.
+    Raises RheoError.
     """
     folders, words = flags(argv)
     schema.allow(folders)
@@ -162,10 +207,10 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
     if lacking and not schema.allowed:
         raise RheoError(
             f"{folder} was made with classes from {lacking[0]}; if you trust them, add "
-            f"--config-dir {lacking[0]}"
+            f"--config-dir {shlex.quote(lacking[0])}"
         )
     if lacking and folders:
-        config["config_dir"] = [str(Path(name).expanduser().resolve()) for name in folders]
+        config["config_dir"] = [str(expanded(name).resolve()) for name in folders]
     errors: list[str] = []
     overrides = parse(words, errors)
     trust(overrides)
@@ -175,8 +220,26 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
     for one in [one for one in overrides if is_group(one, [HOME])]:
         errors.append(f"{one.input_line}: a run's {one.key_or_group} is fixed; set single values")
         overrides.remove(one)
-    inputs = (checks.data,) if to_train else ()
-    return finish(config, overrides, [HOME], errors, *inputs)
+    inputs = (partial(checks.data, run=str(folder)),) if to_train else ()
+    typed = Typed({}, {}, "this run")
+    if to_train and isinstance(config.get("data"), str):  # older runs stored it as it was typed
+        move_data(config, absolute(config["data"]))
+    for one in [one for one in overrides if one.key_or_group == "data"]:
+        move_data(config, one.value())
+    for one in [one for one in overrides if one.key_or_group == "policy.path"]:
+        if inside_target(config) == checks.EXPORTED:
+            one._value = absolute(str(one.value()))
+        else:
+            text = f"{one.input_line}: fixed by the checkpoint (it names no file here)"
+            errors.append(f"{text}; to change it, train a new run with init={folder}")
+    return finish(config, overrides, [HOME], errors, inputs, typed)
+
+
+def move_data(config: dict[str, Any], data: Any) -> None:
+    """Tells a stored run, and the part of it that reads its data, where these are now."""
+    node = checks.settings_of_reader(config.get("source"), config.get("data"))
+    if node:
+        node["path"] = config["data"] = data
 
 
 def complete(node: Any) -> None:
@@ -241,66 +304,63 @@ def finish(
     overrides: "list[Override]",
     roots: list[Path],
     errors: list[str],
-    *inputs: checks.Check,
+    inputs: Sequence[checks.Check],
+    typed: Typed,
 ) -> dict[str, Any]:
     """Puts values in, resolves, checks everything. Raises RheoError with all errors."""
     for one in overrides:
-        put(tree, one, roots, errors)
+        put(tree, one, roots, errors, typed.algo)
     calls = [place for place, leaf in walk(tree) if isinstance(leaf, str) and RESOLVER.search(leaf)]
     if calls:
         errors += [f"{place}: resolvers are not evaluated; write the value" for place in calls]
         raise RheoError(report(errors))
-    tree, followed = resolve(tree, errors)
-    lacking = [place for place, leaf in walk(tree) if isinstance(leaf, str) and leaf == "???"]
-    errors += [f"{place}: has to be set ({place}=...)" for place in lacking]
-    for error in validate(tree):
-        place = error.partition(":")[0]
-        if place in lacking or any(known.startswith(f"{place}:") for known in errors):
-            continue
-        origin = followed.get(place)
-        errors.append(f"{error}; it follows {origin}: set {origin}=..." if origin else error)
-    errors += checks.program(tree) if errors else checks.run(tree, *inputs)
+    tree, followed, judged = resolve(tree, typed, errors)
+    for place in [place for place, leaf in walk(tree) if isinstance(leaf, str) and leaf == "???"]:
+        own = intent.baseless(typed.algo) if place == "init" else ""
+        errors.append(own or f"{place}: has to be set ({place}=...)")
+        judged.add(place)
+    for place, error in [(error.partition(":")[0], error) for error in validate(tree)]:
+        lead = followed.get(place, place)
+        if not {place, lead} & judged:
+            errors.append(worded(place, error, tree, followed, typed))
+            judged |= {place, lead}
+    found = checks.run(tree, inputs, careful=bool(errors))
+    errors += [error for error in found if not covered(error, judged)]
     if errors:
         raise RheoError(report(errors))
     return tree
 
 
-def resolve(tree: dict[str, Any], errors: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tree with interpolations replaced, and which key each replaced place follows."""
+def resolve(
+    tree: dict[str, Any], typed: Typed, errors: list[str]
+) -> tuple[dict[str, Any], dict[str, str], set[str]]:
+    """The tree with interpolations replaced, which key each replaced place follows, and the places
+    whose key is not there (said once, and left empty).
+    """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
     links = [(place, ALIAS.fullmatch(leaf)) for place, leaf in walk(tree) if isinstance(leaf, str)]
     followed = {place: link[1] for place, link in links if link}
-    for place, other in loose(tree, followed):
-        kind = str(inside(tree, f"{other.partition('.')[0]}._target_")).rpartition(".")[2]
-        free = "none" if place.endswith("_norm.kind") else "VALUE"
-        errors.append(f"{place}: follows {other}, which {kind} has not; set {place}={free}")
-        put_at(tree, place, free)
-    try:
-        plain = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
-    except OmegaConfBaseException as error:
-        raise RheoError(report([*errors, f"{error.full_key}: {one_line(error)}"])) from error
+    broken: set[str] = set()
+    while True:
+        try:
+            plain = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+            break
+        except OmegaConfBaseException as error:
+            place = str(error.full_key)
+            if not isinstance(error, InterpolationKeyError) or place in broken:
+                raise RheoError(report([*errors, f"{place}: {one_line(error)}"])) from error
+            broken.add(place)
+            *path, last = place.split(".")
+            value_at(tree, ".".join(path))[last] = None
+            origin = followed.get(place, "")
+            kind = value_at(tree, f"{origin.partition('.')[0]}._target_")
+            why = f", which {str(kind or 'this').rpartition('.')[2]} has not"
+            remedy = f"{place}={'none' if last == 'kind' else '...'}"
+            errors.append(f"{place}: follows {origin or one_line(error)}{why}; set {remedy}")
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}, followed
-
-
-def loose(tree: dict[str, Any], followed: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Places that follow a key which is not there, as the policy's of a policy without it."""
-    known = [place for place, _ in walk(tree)]
-    return [
-        (place, other)
-        for place, other in followed.items()
-        if not any(each == other or each.startswith(f"{other}.") for each in known)
-    ]
-
-
-def put_at(tree: dict[str, Any], place: str, value: Any) -> None:
-    """Sets the value at a dotted key."""
-    *path, last = place.split(".")
-    for key in path:
-        tree = tree[key]
-    tree[last] = value
+    return {str(key): value for key, value in plain.items()}, followed, broken
 
 
 def walk(node: Any, place: str = "") -> list[tuple[str, Any]]:

@@ -1,6 +1,7 @@
 """`rheo data`: look at recorded data, check them, convert them, fetch public ones."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,6 +10,7 @@ import numpy as np
 from rheo.envs.catalogue import fits
 from rheo.envs.faults import faults, saturated, starts, tables
 from rheo.envs.memory import size_text
+from rheo.envs.paths import expanded
 from rheo.envs.record import Reading, Recording, Refused, refuse
 from rheo.envs.recordings import AUTO, load, mended
 from rheo.envs.scores import normalized_score
@@ -26,12 +28,6 @@ options: --time-limit N   steps after which an episode is cut where its end is n
          --action-scale auto|unit|physical|extremes   actions in [-1, 1], or in bounds
          --filter KEY     the demonstrations of a filter key (mask/KEY) of robomimic files
          --on-bad refuse|drop|clip|keep   what convert does with errors"""
-FLAGS = {
-    "source.on_bad=": "--on-bad ",
-    "source.time_limit=": "--time-limit ",
-    "source.action_scale=": "--action-scale ",
-    "source.filter=": "--filter ",
-}
 
 
 class Words(argparse.ArgumentParser):
@@ -50,10 +46,23 @@ def main(argv: list[str]) -> int:
     try:
         return options.run(options)
     except Refused as refused:
-        text = str(refused)
-        for key, flag in FLAGS.items():
-            text = text.replace(key, flag)
-        raise RheoError(text) from refused
+        raise RheoError(worded(str(refused), options)) from refused
+
+
+def worded(text: str, options: argparse.Namespace) -> str:
+    """A remedy that names a key of the configuration, as the option that the verb has for it.
+
+    What the verb has no option for stays the key that training takes (data.on_bad=drop).
+    """
+
+    def option(match: re.Match[str]) -> str:
+        key, value = match[1], match[2]
+        if key not in options:
+            return match[0]
+        flag = f"--{key.replace('_', '-')}"
+        return flag if value is None else f"{flag} {value[1:].strip('[]')}"
+
+    return re.sub(r"\bdata\.(\w+)(=(?:\[[^]]*\]|[\w.-]*))?", option, text)
 
 
 def parser() -> Words:
@@ -97,11 +106,11 @@ def info(options: argparse.Namespace) -> int:
     code = 0
     for path in options.files:
         try:
-            print("\n".join(described(opened(path, options))), flush=True)
+            print(worded("\n".join(described(opened(path, options))), options), flush=True)
         except Refused as refused:
             code = USER
             for fault in refused.faults:
-                print(f"{path}: {fault.level}: {fault.line()}", flush=True)
+                print(f"{path}: {fault.level}: {worded(fault.line(), options)}", flush=True)
     return code
 
 
@@ -176,7 +185,7 @@ def check(options: argparse.Namespace) -> int:
         except Refused as refused:
             found, fine = refused.faults, ""
         for fault in found:
-            print(f"{path}: {fault.level}: {fault.line()}", flush=True)
+            print(f"{path}: {fault.level}: {worded(fault.line(), options)}", flush=True)
         if any(fault.level == "error" for fault in found):
             code = USER
         else:
@@ -195,7 +204,7 @@ def files(paths: list[str]) -> list[str]:
     """Files as they are, folders as the data files below them, or as one data set without any."""
     found: list[str] = []
     for path in paths:
-        folder = Path(path).expanduser()
+        folder = expanded(path)
         if not folder.is_dir():
             found.append(path)
             continue
@@ -206,7 +215,7 @@ def files(paths: list[str]) -> list[str]:
 
 def convert(options: argparse.Namespace) -> int:
     """Writes a file in another format. Refuses to write over one."""
-    target = Path(options.target).expanduser()
+    target = expanded(options.target)
     if target.exists():
         raise RheoError(f"{target} exists; remove it or choose another name")
     if target.suffix not in SUFFIXES:

@@ -10,13 +10,13 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from .errors import RheoError
-from .overrides import flags
 from .record import versions
+from .words import flags
 
 OPTIONAL = {
-    "envpool": "pip install 'rheo[envpool]' to compare speeds with it in rheo bench",
-    "stable_baselines3": "pip install 'rheo[sb3]' to compare speeds with it in rheo bench",
-    "minari": "pip install 'rheo[minari]' to read Minari data sets",
+    "envpool": "pip install 'rheo-rl[envpool]' to compare speeds with it in rheo bench",
+    "stable_baselines3": "pip install 'rheo-rl[sb3]' to compare speeds with it in rheo bench",
+    "minari": "pip install 'rheo-rl[minari]' to read Minari data sets",
 }
 
 

@@ -1,6 +1,7 @@
 """Errors that are meant for the user: one message, no traceback, an exit code."""
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 USER, MACHINE, NUMERICS, REQUEUE = 2, 3, 4, 75
@@ -29,3 +30,8 @@ def nearest(word: str, options: Iterable[str]) -> str:
     if 0 < len(holding) <= 3:
         return f"; did you mean {' or '.join(map(repr, holding))}?"
     return f"; there are: {', '.join(options)}" if 0 < len(options) <= 40 else ""
+
+
+def command(*words: object) -> str:
+    """A command of ours as it can be typed, its paths quoted where a shell would break them."""
+    return shlex.join(["rheo", *map(str, words)])

@@ -28,17 +28,19 @@ from .assemble import (
 from .config import AT_WILL, allow_typed, stored
 from .errors import NUMERICS, RheoError, nearest
 from .fast import fast_deploy
-from .overrides import flags
 from .record import versions
 from .run import Run
 from .state import restore
 from .steering import flags_of, steered
+from .top import OPTIONS
+from .words import divide, one_run
 
 log = logging.getLogger("rheo")
 DECISIONS = 50  # timed
 STRANGE = 100.0  # scales from the data's centre, beyond which a policy extrapolates
 MAX_ENVS = 64  # environments of an evaluation at a time
 FREE = (*AT_WILL, "env.execute")  # values of a run that an evaluation may change
+PLACES = ("device", "policy.path")  # where it runs, and where an exported program is now
 SUCCESS = {"success_once": "at any step", "success_at_end": "at the last step"}
 USAGE = (
     "usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]\n"
@@ -70,17 +72,15 @@ class Options(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Evaluates the last checkpoint of a run and prints and stores the result."""
-    folders, words = flags(argv)
-    if not words or "=" in words[0]:
-        raise RheoError(USAGE)
-    options = parse(words[1:])
-    flagged = [word for folder in folders for word in ("--config-dir", folder)]
+    words = divide(argv, OPTIONS)
+    name = one_run(words, USAGE)
+    options = parse(words.options)
     allow_typed(options.world)
-    run = Run.open(words[0], [*flagged, *options.values])
-    changed = [word for word in options.values if not word.startswith("device=")]
+    run = Run.open(name, [*words.flagged, *options.values])
+    changed = [word for word in options.values if word.partition("=")[0] not in PLACES]
     trained = dict(run.config["env"] or {})
     if options.world:
-        run.config["env"] = elsewhere(trained, options.world, flagged)
+        run.config["env"] = elsewhere(trained, options.world, words.flagged)
         changed += options.world
     if options.seed != EVAL_SEED:
         changed.append(f"seed={options.seed}")
@@ -98,7 +98,7 @@ def parse(words: list[str]) -> Options:
         key, _, value = word.partition("=")
         if key in steer:
             continue
-        if key == "device" or key.startswith("algo.deploy_") or key in FREE:
+        if key in PLACES or key.startswith("algo.deploy_") or key in FREE:
             values.append(word)
         elif key in ("env", "env.id", "env.backend") or key.startswith("env.options"):
             world.append(word)
@@ -109,7 +109,7 @@ def parse(words: list[str]) -> Options:
         elif key in ("ref_min", "ref_max"):
             given[key] = number(word, value)
         elif key != "episodes":
-            mine = ["episodes", "device", "ref_min", "ref_max", "steer", "env", "env.id", "seed"]
+            mine = ["episodes", *PLACES, "ref_min", "ref_max", "steer", "env", "env.id", "seed"]
             known = nearest(key, [*mine, *FREE])
             raise RheoError(f"unknown option {key!r}{known}; the run's own values are used")
         elif not value.isdecimal() or int(value) < 1:

@@ -16,6 +16,7 @@ from rheo.envs.catalogue import addresses, file_name, home, known
 from rheo.envs.containers import HDF5
 from rheo.envs.formats import opened
 from rheo.envs.memory import size_text
+from rheo.envs.paths import expanded
 from rheo.envs.record import Reading, Refused
 from rheo.envs.writing import atomically
 
@@ -44,7 +45,7 @@ def fetch(name: str, source: str | None = None, to: str | None = None, yes: bool
     if data_set is None:
         hint = nearest(name.replace("_", "-"), addresses())
         raise RheoError(f"unknown data set {name!r}{hint}\nthere are:\n{listed()}")
-    target = (Path(to).expanduser() if to else home()) / file_name(data_set)
+    target = (expanded(to) if to else home()) / file_name(data_set)
     card, part = target.with_suffix(".json"), target.with_suffix(".part")
     if target.exists():
         return already(target, card)
@@ -54,7 +55,7 @@ def fetch(name: str, source: str | None = None, to: str | None = None, yes: bool
             url = source or addresses()[data_set]
             Download(url, part, data_set, yes).run()
         else:
-            url = str(Path(source).expanduser().resolve())
+            url = str(expanded(source).resolve())
             copy(Path(url), part)
         inspect(part, url)
         finish(part, target, card, {"name": data_set, "url": url})

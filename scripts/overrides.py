@@ -1,39 +1,27 @@
 """Words of the command line -> choices of files and values of keys.
 
-Hydra's grammar reads each word, so quoting and numbers are what its users know. Sweeps, deletions
-and Hydra's own settings are refused: a run is one configuration.
+Hydra's grammar reads each word, so quoting and numbers are what its users know; values that name
+files and runs are taken as they stand (words.py). Sweeps, deletions and Hydra's own settings are
+refused: a run is one configuration.
 """
 
+import difflib
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rheo.envs.paths import absolute
+
+from . import annotations, checks, schema
 from .errors import RheoError, nearest
+from .top import TOP
+from .words import is_literal, literal
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+SCRATCH = "scratch"  # init=scratch: random weights for what is made to tune trained ones
 RESOLVER = re.compile(r"\$\{[^{}$]*:")  # ${name:...} calls a function; ${key} is only a link
-
-
-def flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Folders of --config-dir, and the other words. Raises RheoError for other flags."""
-    folders, words = [], []
-    rest = iter(argv)
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if name == "--config-dir":
-            folder = value if equals else next(rest, "")
-            if not folder:
-                raise RheoError("--config-dir needs a folder")
-            folders.append(folder)
-        elif word.startswith("-"):
-            remedy = nearest(name, ["--config-dir"]) if word.startswith("--c") else ""
-            raise RheoError(f"unknown flag {word}{remedy}; values are set as key=value")
-        else:
-            words.append(word)
-    return folders, words
 
 
 def parse(words: list[str], errors: list[str]) -> "list[Override]":
@@ -43,24 +31,57 @@ def parse(words: list[str], errors: list[str]) -> "list[Override]":
 
     parser, overrides = OverridesParser.create(), []
     for word in words:
+        key, equals, text = word.partition("=")
+        if RESOLVER.search(word):
+            errors.append(f"{word}: resolvers are not evaluated; write the value itself")
+            continue
+        if equals and is_literal(key):
+            overrides += as_it_stands(key, text, word, errors)
+            continue
         try:
             one = parser.parse_override(word)
         except HydraException:
             errors.append(f"{word}: not of the form key=value (quote values with special signs)")
             continue
         if one.is_sweep_override():
-            errors.append(f"{word}: names several values; start one run for each")
+            loop = f"for x in {text.replace(',', ' ')}; do rheo train ... {key}=$x; done"
+            errors.append(f"{word}: names several values; start one run for each: {loop}")
         elif one.key_or_group.split(".")[0].split("/")[0] == "hydra":
             errors.append(f"{word}: Hydra's own settings are fixed")
         elif one.key_or_group == "config_dir":
             errors.append(f"{word}: name the folder with --config-dir")
-        elif one.is_delete():
-            errors.append(f"{word}: nothing can be removed; set {one.key_or_group}=null")
-        elif RESOLVER.search(word):
-            errors.append(f"{word}: resolvers are not evaluated; write the value itself")
         else:
             overrides.append(one)
     return overrides
+
+
+def as_it_stands(key: str, text: str, word: str, errors: list[str]) -> "list[Override]":
+    """The override of a key whose value names something (words.literal).
+
+    Data and runs are found from any working folder: paths of what is there are made absolute.
+    """
+    from hydra.core.override_parser.types import Override, OverrideType, ValueType
+
+    if not text:
+        errors.append(f"{word}: nothing follows the sign; leave the word out, or {key}=null")
+        return []
+    value = literal(key, text)
+    if key == "data" and value is not None:
+        many = isinstance(value, list)
+        value = [absolute(item) for item in value] if many else absolute(value)
+    if key == "init" and value not in (None, SCRATCH):
+        value = run_path(str(value))
+    return [Override(OverrideType.CHANGE, key, ValueType.ELEMENT, value, input_line=word)]
+
+
+def run_path(name: str) -> str:
+    """A run's absolute path; the name itself where there is none (the checks say so)."""
+    from .run import existing
+
+    try:
+        return str(existing(name).absolute())
+    except RheoError:
+        return name
 
 
 def is_group(one: "Override", roots: list[Path]) -> bool:
@@ -74,17 +95,27 @@ def options(group: str, roots: list[Path]) -> list[str]:
     return sorted({file.stem for root in roots for file in (root / group).glob("*.yaml")})
 
 
-def known_option(one: "Override", roots: list[Path], errors: list[str]) -> bool:
-    """Whether Hydra can compose the choice; adds an error when there is no such file."""
-    group, value = one.key_or_group, one.value()
-    if value is None:
-        return False  # an empty group is a value
+def choice(one: "Override", roots: list[Path], errors: list[str]) -> list[str]:
+    """The choice as Hydra can compose it; adds an error when there is no such file.
+
+    Then the nearest one stands in for it, so that the other words are judged too.
+    """
+    group, value = one.key_or_group, str(one.value())
+    if one.is_delete():
+        remedy = f"{group}=none" if "none" in options(group, roots) else f"{group}=NAME"
+        errors.append(f"{one.input_line}: nothing can be removed; set {remedy}")
+        return []
+    if one.value() is None:
+        return []  # an empty group is a value
     known = options(group, roots)
+    if value in known:
+        return [str(one.input_line)]
     if not known:
         errors.append(f"{one.input_line}: unknown group{nearest(group, groups_of(roots))}")
-    elif str(value) not in known:
-        errors.append(f"{one.input_line}: no such {group}{nearest(str(value), known)}")
-    return str(value) in known
+        return []
+    errors.append(f"{one.input_line}: no such {group}{nearest(value, known)}")
+    close = difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.55)
+    return [f"{group}={name}" for name in close]
 
 
 def groups_of(roots: list[Path]) -> set[str]:
@@ -92,7 +123,9 @@ def groups_of(roots: list[Path]) -> set[str]:
     return {path.name for root in roots for path in root.iterdir() if any(path.glob("*.yaml"))}
 
 
-def put(tree: dict[str, Any], one: "Override", roots: list[Path], errors: list[str]) -> None:
+def put(
+    tree: dict[str, Any], one: "Override", roots: list[Path], errors: list[str], algo: str
+) -> None:
     """Sets one value. New keys are taken inside nodes with a `_target_` only."""
     *path, last = one.key_or_group.split(".")
     node, owned = tree, False
@@ -105,7 +138,27 @@ def put(tree: dict[str, Any], one: "Override", roots: list[Path], errors: list[s
             return
         if depth < len(path):
             node = node.setdefault(part, {})
+            place = ".".join(path[: depth + 1])
             if not isinstance(node, dict):
-                errors.append(f"{one.input_line}: {'.'.join(path[: depth + 1])} is not a group")
+                errors.append(f"{one.input_line}: {place} is not a group")
                 return
+            if node.get("_target_", "") is None and last != "_target_":
+                errors.append(f"{one.input_line}: {algo} has no {place} here ({place}=none)")
+                return
+    if one.is_delete():
+        text = f"{one.input_line}: nothing can be removed"
+        errors.append(f"{text}; {instead(node, last, '.'.join([*path, last]))}")
+        return
     node[last] = one.value()
+
+
+def instead(node: dict[str, Any], key: str, place: str) -> str:
+    """What to set where somebody wanted a value to go: nothing or zero where that is allowed."""
+    target, annotation = node.get("_target_"), TOP.get(key, "Any") if key == place else "Any"
+    if target is not None:
+        annotation = schema.from_source(target).keys.get(key, "int")
+    for value in (None, 0):
+        fits = not annotations.coerce(annotation, value)[1]
+        if fits and (value is None or not checks.ranges({key: value})):
+            return f"set {place}={'null' if value is None else value}"
+    return f"set another value, it is {node.get(key)!r} here"

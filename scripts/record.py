@@ -32,7 +32,11 @@ def versions() -> dict[str, str | None]:
 
 
 def version(package: str) -> str | None:
-    """A package's installed version."""
+    """A package's installed version; ours also where it runs from its sources."""
+    if package == "rheo":
+        from rheo import __version__
+
+        return __version__
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

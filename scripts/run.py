@@ -20,7 +20,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from .errors import MACHINE, RheoError
+from rheo.envs.paths import expanded
+
+from .errors import MACHINE, RheoError, command
 from .journal import Events, Journal, floats
 from .lock import Lock
 
@@ -111,8 +113,7 @@ class Run:
         from .record import start_entry
 
         file = self.path / "run.json"
-        starts = json.loads(file.read_text())["starts"] if file.exists() else []
-        starts.append({"step": self.step, **start_entry()})
+        starts = [*earlier_starts(file), {"step": self.step, **start_entry()}]
         put_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
         put_text(file, json.dumps({"starts": starts}, indent=1) + "\n")
 
@@ -202,23 +203,52 @@ class Run:
         return None
 
     def resume(self, *, strict: bool = False) -> dict[str, Any] | None:
-        """`load`, then removes what was logged after that step, so that curves have no doubles.
+        """`load`, then `go_on`. None: nothing was saved or logged, the run starts over.
 
-        Needs the lock (`open(write=True)`). None: nothing was saved, the run starts over.
+        Raises RheoError when something was logged, and no checkpoint is there to go on from.
+        """
+        tree = self.load(strict=strict)
+        if tree is None:
+            self.refuse_lost()
+        self.go_on(tree is not None)
+        return tree
+
+    def go_on(self, saved: bool) -> None:
+        """Removes what was logged after the loaded step, so that curves have no doubles, and what a
+        killed process left half-written. Only with the lock (`open(write=True)`).
+
+        saved: whether there was a checkpoint.
         """
         from . import checkpoint
 
         if self.lock is None:
             raise RuntimeError("resume needs the run's lock: open it with write=True")
-        checkpoint.clean(self.path / "ckpt")
-        tree = self.load(strict=strict)
         try:
-            self.journal.rewind(self.step if tree is not None else -1)
-            self.events.purge = self.step + 1 if tree is not None else 0
+            checkpoint.clean(self.path / "ckpt")
+            self.journal.rewind(self.step if saved else -1)
+            self.events.purge = self.step + 1 if saved else 0
             self.describe()
         except OSError as error:
             raise unwritable(self.path, error) from error
-        return tree
+
+    def refuse_lost(self) -> None:
+        """Raises RheoError when a run without a checkpoint has been further than its start.
+
+        Its folder is left as it is: a copy may have lost ckpt/, whose original is elsewhere.
+        """
+        from . import checkpoint
+
+        reached = max((row["step"] for row in self.rows()), default=0)
+        halves = checkpoint.halves(self.path / "ckpt")
+        if not reached and not halves:
+            return
+        what = f"metrics.jsonl goes up to step {reached}"
+        what = what if reached else f"{halves[0]} is not whole"
+        raise RheoError(
+            f"{self.path}: {what}, and there is no checkpoint in ckpt/ to go on from; bring ckpt/ "
+            "back, or train anew under another name= (rheo train); nothing was changed",
+            MACHINE,
+        )
 
     def set_aside(self, paths: list[Path]) -> None:
         """Renames broken checkpoints so that no later load meets them; only with the lock."""
@@ -234,17 +264,34 @@ class Run:
         """What to type to go on with this run."""
         from .checks import foreign
 
-        extra = "".join(f" --config-dir {folder}" for folder in self.config.get("config_dir") or [])
+        folders = self.config.get("config_dir") or []
+        flagged = [word for folder in folders for word in ("--config-dir", folder)]
         name = (self.config.get("env") or {}).get("id")
-        if name is not None and foreign(name):
-            extra += f" env.id={name}"
-        return f"rheo resume {shown(self.path)}{extra}"
+        typed = [f"env.id={name}"] if name is not None and foreign(name) else []
+        return command("resume", shown(self.path), *flagged, *typed)
+
+
+def earlier_starts(file: Path) -> list[Any]:
+    """The starts of a run.json; one that cannot be read is set aside, with a warning."""
+    if not file.exists():
+        return []
+    try:
+        starts = json.loads(file.read_text())["starts"]
+        if isinstance(starts, list):
+            return starts
+        reason = "it lists no starts"
+    except (ValueError, KeyError, TypeError) as error:
+        reason = str(error)
+    aside = file.with_name(f"{file.name}.broken")
+    os.replace(file, aside)
+    logger.warning("%s: not readable (%s); set aside as %s", file, reason, aside.name)
+    return []
 
 
 def locate(name: str) -> Path:
     """The folder of a run's name: relative ones live under ./runs."""
-    path = Path(name).expanduser()
-    if not name or ".." in path.parts:
+    path = expanded(name)
+    if not path.parts or ".." in path.parts:
         raise RheoError(f"name={name!r}: a run's name cannot be empty or contain '..'")
     return path if path.is_absolute() or path.parts[0] == "runs" else Path("runs") / path
 
@@ -253,12 +300,21 @@ def existing(name: str) -> Path:
     """The folder of an existing run, by its name or its path. Raises RheoError."""
     from .errors import nearest
 
-    for path in (locate(name), Path(name).expanduser()):
-        if (path / "config.yaml").is_file():
-            return path
+    path = expanded(name)
+    if not path.parts:
+        path = Path.cwd()  # `.`
+    for folder in (Path("runs") / path, path):
+        if (folder / "config.yaml").is_file():
+            return folder
     runs = Path("runs")
     known = [p.parent.name for p in runs.glob("*/config.yaml")] if runs.is_dir() else []
-    raise RheoError(f"no run at {locate(name)} (it has no config.yaml){nearest(name, known)}")
+    raise RheoError(f"no run at {place_of(path)} (it has no config.yaml){nearest(name, known)}")
+
+
+def place_of(path: Path) -> Path:
+    """Where a run of this name would be."""
+    under = path.is_absolute() or path.parts[0] in ("runs", "..")
+    return path if under else Path("runs") / path
 
 
 def shown(path: Path) -> str:
@@ -273,7 +329,7 @@ def refuse_used(path: Path) -> None:
     held = sorted(entry.name for entry in path.iterdir() if entry.name != Lock.NAME)
     if "config.yaml" in held:
         raise RheoError(
-            f"{path} already holds a run; `rheo resume {path}` continues it, "
+            f"{path} already holds a run; `{command('resume', path)}` continues it, "
             "another name= starts anew"
         )
     if held:
@@ -290,7 +346,7 @@ def put_text(file: Path, text: str) -> None:
     """Writes a small file so that it is there whole or not at all."""
     staging = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with open(staging, "w") as stream:
+        with open(staging, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())

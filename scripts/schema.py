@@ -16,6 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rheo.envs.paths import expanded
+
 from .annotations import UNKNOWN, coerce, known
 from .errors import RheoError, nearest
 
@@ -52,7 +54,7 @@ class Schema:
 def allow(folders: Sequence[str | Path]) -> None:
     """Lets targets come from these folders too, and makes them importable. Raises RheoError."""
     for folder in folders:
-        path = Path(folder).expanduser().resolve()
+        path = expanded(folder).resolve()
         if not path.is_dir():
             raise RheoError(f"--config-dir {folder}: no such folder")
         if path not in allowed:

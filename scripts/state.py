@@ -101,6 +101,41 @@ def tensors(node: Any, place: str) -> Iterator[tuple[str, Tensor]]:
             yield from tensors(value, f"{place}.{index}")
 
 
+def generator_states(node: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every place of a checkpoint that holds a torch generator's state: its dict and key."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "generator" and isinstance(value, Tensor):
+                yield node, key
+            else:
+                yield from generator_states(value)
+
+
+def holds_generators(tree: Any, shape: torch.Size) -> bool:
+    """Whether a checkpoint's generators are of the kind of device that has states of this shape."""
+    return all(node[key].shape == shape for node, key in generator_states(tree))
+
+
+def with_generators(tree: Any, generator: torch.Generator) -> Any:
+    """The checkpoint with new states for its generators, each drawn from `generator`."""
+    for node, key in generator_states(tree):
+        seeds = torch.randint(2**62, (1,), generator=generator, device=generator.device)
+        node[key] = torch.Generator(generator.device).manual_seed(int(seeds)).get_state()
+    return tree
+
+
+def refuse_other_weights(
+    mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], who: str
+) -> None:
+    """Raises RheoError unless two state dicts are the same."""
+    other = other_shape(mine, theirs)
+    if other is not None:
+        raise RheoError(f"{who}: another policy than the run's: {other}")
+    for name, value in mine.items():
+        if not torch.equal(value.cpu(), theirs[name].cpu()):
+            raise RheoError(f"{who}: another policy than the run's: {name} has other weights")
+
+
 def other_shape(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str | None:
     """The first tensor that two state dicts do not share, in words."""
     for name in [*mine, *(name for name in theirs if name not in mine)]:

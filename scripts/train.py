@@ -17,31 +17,43 @@ from rheo.envs.sources import Rollouts, placed
 from rheo.envs.vector import EnvError
 
 from .assemble import EVAL_SEED, Experiment, Sizes, assemble, make_env, staged
-from .config import compose
+from .config import asked
 from .display import Display, Timer
-from .errors import MACHINE, NUMERICS, REQUEUE, RheoError, nearest
+from .errors import MACHINE, NUMERICS, REQUEUE, RheoError, command, nearest
 from .evaluate import MAX_ENVS, episodes_of, known_references, score
 from .fast import fast, one_thread
 from .gate import gate
 from .health import diagnosis
-from .overrides import flags
+from .intent import remarks
 from .plot import plot
-from .run import Run, locate
+from .run import Run, locate, shown
 from .signals import Stop, stop_signals
 from .start import start_from
-from .state import capture, not_finite, restore
+from .state import (
+    capture,
+    holds_generators,
+    not_finite,
+    refuse_other_weights,
+    restore,
+    with_generators,
+)
+from .top import OPTIONS
+from .words import divide, one_run, stem_of
 
 log = logging.getLogger("rheo")
 PROBED = 8  # recorded observations at which a frozen base is tried
 FAR = 5.0  # scales that an observation may lie from the statistics before it is suspicious
 ON_RESUME = (  # what may change between two starts of a run; all else is in its checkpoint
     "steps", "log_every", "eval_every", "save_every", "episodes", "threads", "fast", "limits",
+    "data", "device", "policy.path",  # where things are; what they hold is compared
 )  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
     """Trains a new run from configuration overrides."""
-    config = compose(argv)
+    config = asked(argv)
+    for remark in remarks(config, argv):
+        log.warning(remark)
     return train(config, config["name"] or default_name(config))
 
 
@@ -87,36 +99,67 @@ def discard(path: Path, made: list[Path]) -> None:
 
 def resume(argv: list[str]) -> int:
     """Continues a run from its last checkpoint; a new `steps` extends it."""
-    folders, words = flags(argv)
-    if not words or "=" in words[0]:
-        raise RheoError("usage: rheo resume RUN [steps=N]")
-    for word in words[1:]:
+    words = divide(argv, OPTIONS)
+    name = one_run(words, "usage: rheo resume RUN [steps=N] [data=FILE] [device=NAME]")
+    refuse_fixed(words.options, name)
+    with stop_signals() as stop, Run.open(name, words.again, write=True) as run:
+        tree = run.load()
+        if tree is None:
+            run.refuse_lost()
+        elif run.config["steps"] <= run.step:
+            return nothing_to_do(run, words.options)
+        loop = Loop(run, assemble(run.config))
+        if tree is not None:
+            loop.restore(fitted(tree, loop.algo, words.options))
+        elif run.config["init"] is not None:
+            start_from(loop.algo, run.config)
+        run.go_on(tree is not None)
+        return loop.finish(stop)
+
+
+def refuse_fixed(options: list[str], name: str) -> None:
+    """Raises RheoError for values that the checkpoint fixes."""
+    for word in options:
         key = word.partition("=")[0]
         if key == "env.id":
             continue  # allows the code of the run's environment; another one is refused there
-        if key.partition(".")[0] not in ON_RESUME:
+        if key not in ON_RESUME and key.partition(".")[0] != "limits":
             raise RheoError(
                 f"{word}: fixed by the checkpoint{nearest(key, ON_RESUME)}; to change it, train a "
-                f"new run with init={words[0]}"
+                f"new run with init={name}"
             )
-    flagged = [word for folder in folders for word in ("--config-dir", folder)]
-    with (
-        stop_signals() as stop,
-        Run.open(words[0], [*flagged, *words[1:]], write=True) as run,
-    ):
-        tree = run.resume()
-        loop = Loop(run, assemble(run.config))
-        if tree is not None:
-            loop.restore(tree)
-        elif run.config["init"] is not None:
-            start_from(loop.algo, run.config)
-        return loop.finish(stop)
+
+
+def nothing_to_do(run: Run, options: list[str]) -> int:
+    """Says that a run is at its end. Raises RheoError for `steps` below what it has reached."""
+    steps, more = run.config["steps"], command("resume", shown(run.path), f"steps={2 * run.step}")
+    if steps < run.step and any(word.startswith("steps=") for word in options):
+        raise RheoError(
+            f"steps={steps}: {run.path} has reached step {run.step} already, and nothing was "
+            f"changed; to go on give more than that, for example {more}"
+        )
+    print(f"{run.path} is at its end, step {run.step} of {steps}: nothing to do; {more} extends it")
+    return 0
+
+
+def fitted(tree: dict[str, Any], algo: Any, options: list[str]) -> dict[str, Any]:
+    """The checkpoint for this device. Raises RheoError when policy.path= is another program.
+
+    A generator's state belongs to one kind of device: on another one its noise begins anew.
+    """
+    if any(word.startswith("policy.path=") for word in options):
+        refuse_other_weights(algo.policy.state_dict(), tree["algo"]["policy"], "policy.path")
+    state = algo.generator.get_state()
+    if holds_generators(tree, state.shape):
+        return tree
+    log.warning("device: another kind than the checkpoint's, so the run's noise begins anew")
+    return with_generators(tree, algo.generator)
 
 
 def default_name(config: dict[str, Any]) -> str:
     """<algo>-<env or data>-s<seed>."""
     algo = config["algo"]["_target_"].rsplit(".", 1)[-1]
-    world = (config["env"] or {}).get("id") or Path(str(config["data"])).stem
+    world = (config["env"] or {}).get("id") or stem_of(config["data"])
     return re.sub(r"[^a-z0-9_.-]+", "-", f"{algo}-{world}-s{config['seed']}".lower())
 
 

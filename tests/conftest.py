@@ -59,6 +59,7 @@ ONLINE = (
     *("awm_gae", "awm_q", "awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "fpo", "fpo_pp"),
     *("ppo", "reinflow", "resip", "rfm", "sac"),
 )
+TUNED = ("awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "reinflow", "resip")  # need a base
 
 
 def write_episodes(path: Path, lengths: list[int], obs_dim: int = 3, action_dim: int = 2) -> Path:
@@ -151,6 +152,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
         if algo not in ONLINE:
             data = [f"data={write_episodes(tmp_path / 'data.npz', [9, 30, 25, 40])}"]
         periods = ["steps=200", "log_every=20", "eval_every=100", "save_every=60", "episodes=2"]
-        return [f"algo={algo}", *WORDS[algo], *data, *periods, f"name={name}", *more]
+        given = any(word.startswith(("init=", "policy=exported")) for word in more)
+        base = ["init=scratch"] if algo in TUNED and not given else []
+        return [f"algo={algo}", *WORDS[algo], *data, *base, *periods, f"name={name}", *more]
 
     return words

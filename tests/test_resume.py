@@ -17,6 +17,7 @@ from rheo.scripts import schema
 from rheo.scripts import train as training
 from rheo.scripts.cli import main
 from rheo.scripts.run import Run
+from rheo.scripts.state import generator_states
 
 RHEO = [sys.executable, "-m", "rheo.scripts.cli"]
 ALGOS = ["bc", "rfm", "sac"]
@@ -179,10 +180,16 @@ def test_a_process_stopped_while_it_assembles_saves_and_resumes(tiny, monkeypatc
     assert_equal_runs("straight", "stopped")
 
 
-def test_a_run_without_a_checkpoint_starts_over(tiny, monkeypatch):
+def test_a_run_without_a_checkpoint_starts_over_only_from_its_start(tiny, capsys):
     assert main(["train", *tiny("sac", "straight")]) == 0
     assert main(["train", *tiny("sac", "stopped")]) == 0
     shutil.rmtree("runs/stopped/ckpt")
+    log = Path("runs/stopped/metrics.jsonl")
+    old = log.read_text()
+    assert main(["resume", "stopped"]) == 3
+    assert "no checkpoint in ckpt/ to go on from" in capsys.readouterr().err
+    assert log.read_text() == old
+    log.write_text(old.splitlines(keepends=True)[0])  # killed before its first checkpoint
     assert main(["resume", "stopped"]) == 0
     assert_equal_runs("straight", "stopped")
 
@@ -200,7 +207,7 @@ def test_a_signal_in_the_last_step_leaves_a_finished_run(tiny, monkeypatch):
         assert main(["train", *tiny("bc", "r")]) == 0
 
 
-@pytest.mark.parametrize("word", ["algo.lr=1.0", "seed=3", "step=9", "device=cuda"])
+@pytest.mark.parametrize("word", ["algo.lr=1.0", "seed=3", "step=9", "policy.path=cosine"])
 def test_only_the_loops_own_settings_change_between_starts(tiny, capsys, word):
     assert main(["train", *tiny("bc", "r", "steps=5")]) == 0
     capsys.readouterr()
@@ -220,6 +227,63 @@ def test_a_run_does_not_resume_on_other_data(tiny, tmp_path, monkeypatch, capsys
     capsys.readouterr()
     assert main(["resume", "r"]) == 2
     assert "content changed since the run was saved" in capsys.readouterr().err
+
+
+def test_a_run_is_told_where_its_data_are_now(tiny, tmp_path, monkeypatch, capsys):
+    """From another working folder as well: what a run refers to is stored as it is found."""
+    more = ["algo.lr_warmup=0.0", "algo.lr_floor=1.0"]
+    words = [w for w in tiny("bc", "r", *more, "steps=40") if not w.startswith("data=")]
+    assert main(["train", *words, "data=data.npz"]) == 0
+    monkeypatch.chdir(tmp_path.parent)
+    folder = str(tmp_path / "runs" / "r")
+    assert main(["resume", folder, "steps=60"]) == 0
+    (tmp_path / "new = place").mkdir()
+    moved = (tmp_path / "data.npz").rename(tmp_path / "new = place" / "data.npz")
+    capsys.readouterr()
+    assert main(["resume", folder, "steps=80"]) == 2
+    assert "data=FILE" in capsys.readouterr().err
+    assert main(["resume", folder, "steps=80", f"data={moved}", "device=auto"]) == 0
+    config = Run.open(folder).config
+    assert config["data"] == config["source"]["path"] == str(moved)
+    with np.load(moved) as file:
+        content = dict(file)
+    content["actions"][0, 0] = 0.0
+    np.savez(tmp_path / "other.npz", **content)
+    text = (tmp_path / "runs" / "r" / "config.yaml").read_text()
+    assert main(["resume", folder, "steps=99", f"data={tmp_path / 'other.npz'}"]) == 2
+    assert "content changed since" in capsys.readouterr().err
+    assert (tmp_path / "runs" / "r" / "config.yaml").read_text() == text
+
+
+def test_a_run_is_not_shortened_and_its_end_is_said(tiny, capsys):
+    assert main(["train", *tiny("bc", "r", "steps=40")]) == 0
+    text = Path("runs/r/config.yaml").read_text()
+    capsys.readouterr()
+    assert main(["resume", "r", "steps=10"]) == 2
+    assert "runs/r has reached step 40 already" in capsys.readouterr().err
+    assert main(["resume", "r", "steps=40"]) == 0
+    assert "step 40 of 40: nothing to do" in capsys.readouterr().out
+    assert Path("runs/r/config.yaml").read_text() == text
+
+
+def test_noise_begins_anew_on_another_kind_of_device(tiny, monkeypatch, caplog):
+    """A checkpoint whose generators are of a GPU, whose states have another size."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, 100)
+        assert main(["train", *tiny("sac", "r")]) == 75
+    with Run.open("r", write=True) as run:
+        tree = run.load()
+        assert tree is not None
+        for node, key in generator_states(tree):
+            node[key] = torch.zeros(16, dtype=torch.uint8)
+        for path in Path("runs/r/ckpt").iterdir():
+            shutil.rmtree(path)
+        run.save(run.step, tree)
+    assert main(["resume", "r", "device=cpu"]) == 0
+    assert rows("r")[-1]["step"] == 200
+    finished = Run.open("r").load()
+    assert finished is not None
+    assert all(len(node[key]) > 16 for node, key in generator_states(finished))
 
 
 LAB = """

@@ -1,7 +1,10 @@
 """Small real objects shared by the algorithm tests."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +17,8 @@ from rheo.policies.nets import MLP
 from rheo.policies.normalize import Normalizer
 from rheo.scripts.assemble import make_part
 from rheo.scripts.config import HOME, compose
+
+READING = ("dataset", "transitions")  # sources of recorded data
 
 
 def make_flow(
@@ -91,9 +96,25 @@ def critic():
     return make_critic
 
 
+def shipped_config(name):
+    """The configuration of an algorithm's file, from nothing but what it cannot do without."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "data.npz")
+        np.savez(file, observations=np.zeros((4, 3)), actions=np.zeros((4, 2)), episode_ends=[4])
+        text = (HOME / "algo" / f"{name}.yaml").read_text()
+        words = [f"data={file}"] * any(f"/source: {each}" in text for each in READING)
+        return compose([f"algo={name}", "init=scratch", *words])
+
+
 def shipped(name):
     """The composed node of an algorithm's file."""
-    return dict(compose([f"algo={name}", f"data={HOME / 'config.yaml'}"])["algo"])
+    return dict(shipped_config(name)["algo"])
+
+
+@pytest.fixture
+def shipped_as():
+    """The configuration of an algorithm as it ships: `shipped_as(name)`."""
+    return shipped_config
 
 
 @pytest.fixture

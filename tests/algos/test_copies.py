@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rheo.envs.batch import Batch
 from rheo.scripts.assemble import Sizes, make_algo
-from rheo.scripts.config import HOME, compose
+from rheo.scripts.config import HOME
 
 SIZES, ROWS = Sizes(3, 2), 16
 RATES = {"target_rate": 0.3, "ema_rate": 0.2, "trust_rate": 0.45}
@@ -70,16 +70,22 @@ def nodes(tree: Any) -> Iterator[dict[str, Any]]:
             yield from nodes(value)
 
 
-def made(name: str, **changes: Any) -> Any:
-    """An algorithm as it ships, on small networks without statistics, slow copies at RATES."""
-    config = compose([f"algo={name}", f"data={HOME / 'config.yaml'}"])
-    for node in nodes(config):
-        if str(node.get("_target_")).endswith("Normalizer"):
-            node["kind"] = "none"
-        node |= {key: value for key, value in {"width": 16, "depth": 1}.items() if key in node}
-    values = {**OPTIONS.get(name, {}), **RATES, **changes}
-    config["algo"] |= {key: value for key, value in values.items() if key in config["algo"]}
-    return make_algo(config, SIZES, 100)
+@pytest.fixture
+def made(shipped_as: Any) -> Any:
+    """Makes algorithms: `made(name, **changes)`."""
+
+    def make(name: str, **changes: Any) -> Any:
+        """An algorithm as it ships, on small networks without statistics, slow copies at RATES."""
+        config = shipped_as(name)
+        for node in nodes(config):
+            if str(node.get("_target_")).endswith("Normalizer"):
+                node["kind"] = "none"
+            node |= {key: value for key, value in {"width": 16, "depth": 1}.items() if key in node}
+        values = {**OPTIONS.get(name, {}), **RATES, **changes}
+        config["algo"] |= {key: value for key, value in values.items() if key in config["algo"]}
+        return make_algo(config, SIZES, 100)
+
+    return make
 
 
 def batch_of(seed: int) -> Batch:
@@ -126,7 +132,7 @@ def test_the_table_has_every_algorithm():
 
 
 @pytest.mark.parametrize("name", FOLLOWS)
-def test_every_slow_copy_follows_its_network_by_its_rate_and_all_else_rests(name):
+def test_every_slow_copy_follows_its_network_by_its_rate_and_all_else_rests(made, name):
     algo, follows = made(name), FOLLOWS[name]
     scatter(algo)
     every = getattr(algo, "policy_every", 1)
@@ -159,7 +165,7 @@ def saturate(policy: Any, sign: float) -> None:
 
 
 @pytest.mark.parametrize("name", BACKS_UP)
-def test_a_td_target_asks_the_copies_that_the_method_names(name):
+def test_a_td_target_asks_the_copies_that_the_method_names(made, name):
     """Every policy that could be asked answers +1, the right one -1; critic and target differ."""
     algo = made(name, target_noise=0.0, alpha=1e-30, relative=False)
     scatter(algo)
@@ -182,7 +188,7 @@ def test_a_td_target_asks_the_copies_that_the_method_names(name):
 
 
 @pytest.mark.parametrize("name", EXPECTILE)
-def test_an_expectile_critic_asks_the_slow_critic_for_advantages_and_v_for_targets(name):
+def test_an_expectile_critic_asks_the_slow_critic_for_advantages_and_v_for_targets(made, name):
     algo = made(name)
     scatter(algo)
     batch = batch_of(0)
@@ -196,7 +202,7 @@ def test_an_expectile_critic_asks_the_slow_critic_for_advantages_and_v_for_targe
 
 
 @pytest.mark.parametrize("name", ["rfm", "dql"])
-def test_the_best_of_several_next_actions_is_the_slow_critics_choice(name):
+def test_the_best_of_several_next_actions_is_the_slow_critics_choice(made, name):
     """With critic and target apart, and candidates that differ."""
     algo = made(name)
     scatter(algo)

@@ -152,7 +152,7 @@ def test_a_run_does_not_go_on_with_other_data(write):
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_share_outside_its_range_is_refused(write, share):
-    with pytest.raises(ValueError, match="source.holdout=.* must lie in"):
+    with pytest.raises(ValueError, match="data.holdout=.* must lie in"):
         dataset(write(), holdout=share)
 
 

@@ -148,7 +148,7 @@ def test_what_is_not_read_is_told_once(save: Any) -> None:
     recording = read(path)
     assert said(recording) == ": not read: log_probs, masks, qpos, states"
     assert [f.line() for f in faults(recording)] == ["not read: log_probs, masks, qpos, states"]
-    with pytest.raises(EnvError, match=r"no episodes \(not read: qpos\); give source.time_limit=N"):
+    with pytest.raises(EnvError, match=r"no episodes \(not read: qpos\); give data.time_limit=N"):
         read(save(qpos=other["qpos"]))
 
 

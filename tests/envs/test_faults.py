@@ -57,7 +57,7 @@ def changed(key: str, place: Any, value: Any) -> dict[str, Any]:
 
 REFUSED = [
     (changed("observations", (11, 2), np.nan), "observations, episode 2, step 1, value nan: .*dim"),
-    (changed("observations", (11, 2), np.nan), "1 such steps in 1 episodes; source.on_bad=drop"),
+    (changed("observations", (11, 2), np.nan), "1 such steps in 1 episodes; data.on_bad=drop"),
     (changed("actions", (4, 0), np.inf), "actions, episode 1, step 0, value inf: not a finite"),
     (changed("rewards", [5, 6, 19], -np.inf), "rewards, episode 1, step 1, value -inf.* 3 .* in 2"),
     (changed("rewards", 3, 1e300), "rewards, episode 0, step 3, value inf: not a finite"),
@@ -69,8 +69,8 @@ REFUSED = [
     (changed("next_observations", 6, 0), "next_observations, episode 1, step 2: .* end is missing"),
     ({"timeouts": np.ones(STEPS)}, "timeouts, episode 0, step 0: 20 of 20 episodes have one step"),
     ({"timeouts": np.arange(STEPS) > 4}, "14 of 15 episodes have one step"),
-    ({"timeouts": None, "terminals": None}, "there are no episodes; give source.time_limit=N"),
-    ({"timeouts": np.zeros(STEPS), "terminals": None}, "there are no episodes; give source.time_l"),
+    ({"timeouts": None, "terminals": None}, "there are no episodes; give data.time_limit=N"),
+    ({"timeouts": np.zeros(STEPS), "terminals": None}, "there are no episodes; give data.time_l"),
     ({"actions": None}, "no key 'actions'; it holds next_observations, observations, rewards"),
     ({"observations": None}, "observations: no key 'observations'; it holds actions"),
     ({"actions": np.zeros((19, 2))}, "observations: 20 rows but 19 actions"),

@@ -251,5 +251,5 @@ def test_memory_is_estimated_from_headers_and_checked_before_anything_is_allocat
         file.create_dataset("timeouts", (10**9,), "?", chunks=(4096,))
     assert estimate(str(tmp_path / "huge.hdf5")) == 4 * 1010 * 10**9 + 10**9
     monkeypatch.setattr(recordings, "available", lambda: 10**10)
-    with pytest.raises(EnvError, match=r"huge.hdf5: needs 4849.20 GB .*; set source.storage=mmap"):
+    with pytest.raises(EnvError, match=r"huge.hdf5: needs 4849.20 GB .*; set data.storage=mmap"):
         read(str(tmp_path / "huge.hdf5"))

@@ -62,7 +62,7 @@ def test_a_file_that_does_not_tell_its_unit_is_asked_about(save: Any) -> None:
     recording = read(save(actions), stage=STAGE)
     np.testing.assert_array_equal(recording.action, actions.astype("f4"))
     text = "does not tell their unit: read as in [-1, 1], which Arm-v0 maps to [-2, 6], [-0.4, 0.4]"
-    assert text in said(recording) and "source.action_scale=physical" in said(recording)
+    assert text in said(recording) and "data.action_scale=physical" in said(recording)
     plain = Stage("Plain-v0", -np.ones(2), np.ones(2))
     for quiet in ({"stage": plain}, {}, {"stage": STAGE, "action_scale": "unit"}):
         asked = read(save(actions), **quiet)
@@ -118,7 +118,7 @@ def test_physical_actions_without_fitting_bounds_are_refused(
 
 def test_pixels_are_not_clipped_to_the_box(save: Any) -> None:
     pixels = drawn(50, 450)
-    remedy = "source.action_scale=physical with env=NAME.*action_low and action_high"
+    remedy = "data.action_scale=physical with env=NAME.*action_low and action_high"
     for on_bad in ("refuse", "clip"):
         with pytest.raises(EnvError, match=rf"actions, .*read as in \[-1, 1\]: .*{remedy}") as told:
             read(save(pixels), on_bad=on_bad)

@@ -81,7 +81,7 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name() -> None:
         (["~algo"], "~algo: nothing can be removed"),
         (["config_dir=[x]"], "name the folder with --config-dir"),
         (["hydra.run.dir=x"], "hydra.run.dir=x: Hydra's own settings are fixed"),
-        (["data.on_bad=drop"], "source.on_bad: unknown key"),  # of a replay
+        (["data.on_bad=drop"], "data.on_bad: algo=rfm reads no recorded data"),
         (["seed.path=3"], "seed.path=3: seed is not a group"),
         (["algo=null"], "algo: must be dict, got nothing"),
         (["nonsense/deep=1"], "nonsense/deep=1: unknown group"),
@@ -109,7 +109,7 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name() -> None:
         (["env=none"], "env: has to be set (env=NAME)"),
         (["data=/no/such/file"], "data='/no/such/file': no such file"),
         (["init=no_such_run"], "init='no_such_run': no such run"),
-        (["name=7"], "name: must be str | None, got 7 (int); quote"),
+        (["name="], "name=: nothing follows the sign"),
     ],
 )
 def test_a_mistake_has_a_message_of_its_own(words: list[str], message: str) -> None:
@@ -118,11 +118,12 @@ def test_a_mistake_has_a_message_of_its_own(words: list[str], message: str) -> N
 
 
 def test_the_base_of_an_edit_policy_may_rest() -> None:
-    assert compose([*GOOD, "algo=expo", "algo.base_lr=0"])["algo"]["base_lr"] == 0
+    words = [*GOOD, "algo=expo", "init=scratch", "algo.base_lr=0"]
+    assert compose(words)["algo"]["base_lr"] == 0
 
 
 def test_cloning_without_data_says_which_key_to_set() -> None:
-    assert any("set data=..." in line for line in errors("algo=bc"))
+    assert errors("algo=bc")[0].startswith("data: has to be set (data=FILE): algo=bc reads it")
 
 
 @pytest.mark.parametrize(
@@ -221,14 +222,14 @@ def test_a_stored_configuration_is_read_back_and_checked_anew(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("words", "place"),
     [
-        *((f"algo={name}", "algo") for name in ("awm_q", "dsrl_na", "expo")),
+        *((f"algo={name} init=scratch", "algo") for name in ("awm_q", "dsrl_na", "expo")),
         ("algo=sac", "source"),
     ],
 )
 def test_a_run_of_before_a_key_does_what_it_did(tmp_path: Path, words: str, place: str) -> None:
     from omegaconf import OmegaConf
 
-    tree = compose([words, "env=hopper"])
+    tree = compose([*words.split(), "env=hopper"])
     node = tree[place]
     added = ADDED[node["_target_"]]
     assert added and added.keys() <= node.keys()
@@ -263,14 +264,27 @@ def test_a_run_never_chooses_by_itself_whose_code_is_imported(
     assert load(run, [f"--config-dir={moved}"])["config_dir"] == [str(moved)]
 
 
-DATA = HOME / "config.yaml"  # any file: compositions only ask whether it is there
+READING = ("dataset", "transitions")  # sources of recorded data
 ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))
 ENVS = sorted(file.stem for file in (HOME / "env").glob("*.yaml"))
 
 
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A small recording."""
+    return recorded(tmp_path, "data.hdf5")
+
+
+def needs(algo: str, data: Path) -> list[str]:
+    """The words that an algorithm cannot do without."""
+    text = (HOME / "algo" / f"{algo}.yaml").read_text()
+    reads = any(f"/source: {source}" in text for source in READING)
+    return [f"algo={algo}", "init=scratch", *[f"data={data}"] * reads]
+
+
 @pytest.mark.parametrize("algo", ALGOS)
-def test_every_shipped_algorithm_has_a_complete_configuration(algo: str) -> None:
-    tree = compose([f"algo={algo}", f"data={DATA}", "env=hopper"])
+def test_every_shipped_algorithm_has_a_complete_configuration(algo: str, data: Path) -> None:
+    tree = compose([*needs(algo, data), "env=hopper"])
     for node in nodes(tree):
         wanted = schema.from_source(node["_target_"])
         assert set(wanted.keys) >= set(node) - {"_target_"} - set(wanted.slots)
@@ -290,13 +304,14 @@ def test_every_shipped_network_composes(net: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", sorted(f.stem for f in (HOME / "recipe").glob("*.yaml")))
-def test_every_shipped_recipe_composes(recipe: str) -> None:
-    assert compose([f"recipe={recipe}", f"data={DATA}"])["algo"]
+def test_every_shipped_recipe_composes(recipe: str, data: Path) -> None:
+    more = {"demo": [], "demo_clone": [f"data={data}"], "demo_tune": ["init=scratch"]}
+    assert compose([f"recipe={recipe}", *more[recipe]])["algo"]
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_hyper_parameters_have_yaml_types_and_no_defaults(algo: str) -> None:
-    node = compose([f"algo={algo}", f"data={DATA}", "env=hopper"])["algo"]
+def test_hyper_parameters_have_yaml_types_and_no_defaults(algo: str, data: Path) -> None:
+    node = compose([*needs(algo, data), "env=hopper"])["algo"]
     wanted = schema.from_source(node["_target_"])
     assert wanted.required == set(wanted.keys)
     assert all(known(annotation) for annotation in wanted.keys.values())
@@ -342,10 +357,12 @@ def test_data_choose_the_environment_they_were_recorded_in(
     assert compose(["algo=bc", f"data={file}", "env=null"])["env"]["id"] is None
 
 
-def test_settings_of_the_data_are_keys_of_their_source() -> None:
-    tree = compose(["algo=bc", f"data={DATA}", "data.on_bad=drop", "data.storage=mmap"])
+def test_settings_of_the_data_are_keys_of_the_part_that_reads_them(data: Path) -> None:
+    tree = compose(["algo=bc", f"data={data}", "data.on_bad=drop", "data.storage=mmap"])
     assert (tree["source"]["on_bad"], tree["source"]["storage"]) == ("drop", "mmap")
-    assert tree["data"] == str(DATA)
+    assert tree["data"] == str(data)
+    mixed = compose([*GOOD, "source=mixed", f"data={data}", "data.on_bad=drop"])
+    assert mixed["source"]["dataset"]["on_bad"] == "drop"
 
 
 def test_a_known_data_set_is_found_where_d4rl_keeps_it(
@@ -393,11 +410,13 @@ def test_configurations_are_checked_without_torch_or_a_simulator() -> None:
     assert json.loads(done.stdout) == [3, []]
 
 
-def test_a_run_from_before_the_unit_of_actions_reads_them_as_it_did(tmp_path: Path) -> None:
+def test_a_run_from_before_the_unit_of_actions_reads_them_as_it_did(
+    tmp_path: Path, data: Path
+) -> None:
     from omegaconf import OmegaConf
 
     for algo in ("bc", "iql"):
-        tree = compose([f"algo={algo}", f"data={DATA}"])
+        tree = compose([f"algo={algo}", f"data={data}"])
         assert tree["source"].pop("action_scale") == "auto"
         OmegaConf.save(OmegaConf.create(tree), tmp_path / "config.yaml")
         assert load(tmp_path)["source"]["action_scale"] == "recorded"

@@ -1,5 +1,6 @@
 """`rheo data info`, `check` and `convert`."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from rheo.envs.recordings import read
 from rheo.scripts.cli import main
+from rheo.scripts.data import worded
 
 LENGTHS = [5, 8, 4]
 
@@ -126,6 +128,33 @@ def test_options_reach_the_reader(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "there are no episodes; give --time-limit N" in capsys.readouterr().err
 
 
+def test_a_remedy_is_an_option_of_the_verb_or_a_key_of_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    actions = content()["actions"]
+    actions[7] = 1.79
+    bad = str(hdf5(tmp_path / "bad.hdf5", actions=actions))
+    loose = str(hdf5(tmp_path / "loose.hdf5", timeouts=np.zeros(17), terminals=np.zeros(17)))
+    with h5py.File(loose, "a") as file:
+        del file["next_observations"]
+    assert main(["data", "check", bad, loose]) == main(["data", "info", loose]) == 2
+    told = capsys.readouterr().out
+    assert "data.on_bad=clip cuts them" in told and "give --time-limit N" in told  # check: no such
+    assert main(["data", "convert", bad, str(tmp_path / "b.npz")]) == 2
+    assert "--on-bad clip cuts them, --on-bad drop leaves" in capsys.readouterr().err
+    assert main(["train", "algo=iql", f"data={bad}", "env=none"]) == 2
+    assert "data.on_bad=clip cuts them" in capsys.readouterr().err
+    assert main(["train", "algo=iql", f"data={loose}", "env=none"]) == 2
+    error = capsys.readouterr().err
+    assert "give data.time_limit=N" in error and "source." not in error
+
+
+def test_lists_in_a_remedy_are_written_as_the_option_takes_them() -> None:
+    options = argparse.Namespace(obs_keys=None, time_limit=None)
+    text = "data.obs_keys=[a,b] or data.on_bad=drop; data.obs_keys can name c"
+    assert worded(text, options) == "--obs-keys a,b or data.on_bad=drop; --obs-keys can name c"
+
+
 def test_a_conversion_there_and_back_loses_nothing(tmp_path: Path) -> None:
     path = hdf5(tmp_path / "walker2d_medium-v2.hdf5", obs_dim=17, action_dim=6)
     there, back = tmp_path / "there.npz", tmp_path / "back.hdf5"
@@ -199,6 +228,7 @@ def test_mistakes_are_answered_by_name(
 SPY = """
 import json, sys
 from rheo.scripts.cli import main
+from rheo.scripts.data import worded
 code = main(sys.argv[1:])
 print(json.dumps([code, sorted({"torch", "gymnasium", "mujoco", "hydra"} & set(sys.modules))]))
 """

@@ -28,7 +28,7 @@ def test_the_second_act_clones_demonstrations_and_tunes_the_clone(tiny, capsys):
 def test_the_demos_recipes_are_whole_configurations(episodes, tmp_path):
     data = episodes(tmp_path / "data.npz", [9, 30], obs_dim=4, action_dim=1)
     clone = compose(["recipe=demo_clone", f"data={data}"])
-    tune = compose(["recipe=demo_tune"])
+    tune = compose(["recipe=demo_tune", "init=scratch"])
     assert clone["env"]["id"] == tune["env"]["id"] == "InvertedPendulum-v5"
     assert clone["policy"]["steps"] == tune["policy"]["steps"]
 

@@ -1,9 +1,14 @@
 """The report on this machine."""
 
+import re
+
 import pytest
 
+import rheo
 from rheo.scripts import doctor
+from rheo.scripts.config import HOME
 from rheo.scripts.errors import RheoError
+from rheo.scripts.record import versions
 
 
 def test_a_machine_that_passes_these_tests_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,6 +33,14 @@ def test_a_folder_that_cannot_be_written_is_bad(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir("/proc")
     (finding,) = doctor.disk()
     assert finding.status == "bad" and finding.fix
+
+
+def test_packages_are_named_as_the_index_knows_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert all("'rheo-rl[" in fix for fix in doctor.OPTIONAL.values())
+    project = (HOME.parent / "pyproject.toml").read_text()
+    assert re.search(r'^name = "rheo-rl"$', project, re.MULTILINE)
+    assert re.search(rf'^version = "{re.escape(rheo.__version__)}"$', project, re.MULTILINE)
+    assert versions()["rheo"] == rheo.__version__  # whatever pip knows of it
 
 
 def test_arguments_are_refused() -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -147,12 +148,51 @@ def test_resuming_removes_what_was_logged_after_the_checkpoint() -> None:
     assert [e.value for e in events.Scalars("x/y")] == [10, 20, 30, 40, 51]
 
 
-def test_a_run_that_never_saved_starts_over() -> None:
+def test_a_run_that_got_no_further_than_its_start_starts_over() -> None:
     run = Run.create("a", CONFIG)
-    run.log(10, {"x/y": 1})
+    run.log(0, {"eval/return": 1})
     run.close()
     with Run.open("a", write=True) as run:
         assert run.resume() is None and run.rows() == [] and run.step == 0
+
+
+@pytest.mark.parametrize("lost", ["all", "manifests"])
+def test_a_log_without_a_checkpoint_is_refused_and_nothing_is_lost(lost: str) -> None:
+    run = interrupted()
+    if lost == "all":
+        shutil.rmtree(run.path / "ckpt")
+    else:
+        (run.path / "metrics.jsonl").unlink()
+        for file in run.path.glob("ckpt/*/manifest.json"):
+            file.unlink()
+    before = contents(run.path)
+    with (
+        Run.open("a", write=True) as run,
+        pytest.raises(RheoError, match="no checkpoint") as caught,
+    ):
+        run.resume()
+    assert caught.value.code == 3
+    assert contents(run.path) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a folder but its lock."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != "lock"]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("text", ['{"starts": [{"st', "[]", '{"starts": 3}', ""])
+def test_an_unreadable_run_json_is_set_aside_with_a_note(
+    text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = interrupted()
+    (run.path / "run.json").write_text(text)
+    with Run.open("a", write=True) as run:
+        assert run.resume() is not None
+    assert (run.path / "run.json.broken").read_text() == text
+    starts = json.loads((run.path / "run.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [40]
+    assert "set aside as run.json.broken" in caplog.text
 
 
 def test_a_broken_checkpoint_is_passed_over_loudly_and_put_aside(
@@ -251,6 +291,17 @@ def test_the_resume_command_can_be_typed(here: Path) -> None:
         assert run.resume_command() == "rheo resume runs/a"
     with Run.create(str(here / "far"), {**CONFIG, "config_dir": ["/lab"]}) as run:
         assert run.resume_command() == "rheo resume far --config-dir /lab"
+    with Run.create("a b=c", {**CONFIG, "config_dir": ["/my lab"]}) as run:
+        assert run.resume_command() == "rheo resume 'runs/a b=c' --config-dir '/my lab'"
+
+
+@pytest.mark.parametrize("name", ["lr=0.1", "~nobody-there/x", "Zürich #3", "[a,b]", "it's"])
+def test_a_run_may_be_called_anything(here: Path, name: str, monkeypatch) -> None:
+    Run.create(name, CONFIG).close()
+    assert Run.open(name).path == Path("runs", name) == Run.open(f"runs/{name}").path
+    monkeypatch.chdir(here / "runs" / name)
+    assert Run.open(".").path == here / "runs" / name
+    assert Run.open(f"../{Path(name).name}").path == Path("..", Path(name).name)
 
 
 HOLD = """

@@ -146,7 +146,7 @@ REFUSED = [
     (["env.id=FetchReach-v4"], "pip install gymnasium-robotics"),
     (["env.options={no_such: 1}"], "no_such"),
     (["source.capacity=1"], "source.capacity=1 cannot hold one step of 2 environments"),
-    (["algo=dsrl_na", "algo.base_cache=1000000000"], "keep fewer answers: algo.base_cache"),
+    (["algo=dsrl_na", "init=scratch", "algo.base_cache=1000000000"], "keep fewer answers: algo.ba"),
     (["device=cuda:7"], "device=cuda:7: torch sees"),
     (["algo=rfm", "algo.estimator=gradient"], "algo.estimator=gradient is biased on a box"),
     (["algo=bc", "data=other.npz", "env=none"], "no such file"),
@@ -364,7 +364,7 @@ def test_weights_that_do_not_fit_or_mean_something_else_are_refused(tiny, capsys
 def test_starting_from_a_run_that_never_saved_is_refused(tiny, capsys):
     Run.create("a", compose(tiny("bc", "a"))).close()
     code, error = answer(capsys, "train", *tiny("bc", "b", "init=a"))
-    assert code == 2 and "init=a: that run has no checkpoint yet" in error
+    assert code == 2 and "init=runs/a: that run has no checkpoint yet" in error
 
 
 def test_fine_tuning_starts_from_the_base_and_tells_the_shift(tiny, episodes, tmp_path, capsys):

@@ -1,0 +1,174 @@
+"""What a command means to do: words that nothing would use, and things that have to be said.
+
+A run that ignores what was typed, or begins where nobody wanted it to, looks like any other run.
+So these are refused with the command that was meant, or said before the first step.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .checks import inside, reader
+from .errors import RheoError
+from .overrides import SCRATCH
+from .words import is_there
+
+BARE = (
+    "rheo train needs to know what to train: algo=NAME, and env=NAME or data=FILE. For example\n"
+    "  rheo train algo=rfm env=hopper        from scratch\n"
+    "  rheo train algo=bc data=FILE          clone recorded actions\n"
+    "  rheo train recipe=demo                a small task in a minute\n"
+    "`rheo train --help` lists the keys."
+)
+PURPOSE = ("algo", "recipe", "env", "data")
+ACTING = ("num_envs", "backend", "threads", "options")  # of an environment that is stepped
+NORMALIZER = "rheo.policies.normalize.Normalizer"
+
+
+class Typed(NamedTuple):
+    """What the user typed, for messages that lead with it."""
+
+    groups: dict[str, str]  # the word that chose a group's file: {"source": "source=mixed"}
+    keys: dict[str, str]  # full key -> as it was typed: {"source.on_bad": "data.on_bad"}
+    algo: str  # algo=bc, whoever chose it
+    given: frozenset[str] = frozenset()  # full keys of the values
+
+
+def refuse_bare(words: Sequence[str]) -> None:
+    """Raises RheoError for a command that does not say what to train."""
+    firsts = {word.partition("=")[0].partition(".")[0].partition("/")[0] for word in words}
+    if not firsts & set(PURPOSE):
+        raise RheoError(BARE)
+
+
+# ------------------------------------------------------------------ refused
+
+
+def unread(tree: dict[str, Any], algo: str) -> list[str]:
+    """Data that no part of the run reads."""
+    data = tree.get("data")
+    if data is None or reader(tree.get("source"), data) is not None:
+        return []
+    kind = str(inside(tree, "source", "_target_")).rpartition(".")[2]
+    file = data if isinstance(data, str) else f"[{','.join(data)}]"
+    clone = f"`rheo train algo=bc data={file} name=base`"
+    if tree.get("init") not in (None, "???"):
+        remedy = "leave data= out"
+    elif kind == "Rollouts":
+        remedy = f"clone them first by {clone}, then `rheo train {algo} init=base env=NAME`"
+    else:
+        remedy = f"clone them by {clone}, or learn from their rewards by algo=iql"
+    codes = codes_are_kept(tree)
+    if kind != "Rollouts" and not codes:
+        remedy += "; source=mixed puts recorded rows into every batch"
+    if codes:
+        remedy += "; dsrl_na takes source=mixed"
+    return [f"data={file}: {algo} does not read recorded data (its source is {kind}); {remedy}"]
+
+
+def codes_are_kept(tree: dict[str, Any]) -> bool:
+    """Whether an algorithm's transitions hold codes of noise instead of actions."""
+    algo = tree.get("algo") or {}
+    return algo.get("_target_") == "rheo.algos.dsrl.DSRL" and not algo.get("noise_critic")
+
+
+def baseless(algo: str) -> str:
+    """The message for an algorithm that tunes or steers, without anything to tune."""
+    return (
+        f"init: has to be set (init=RUN): {algo} tunes or steers a policy that was trained "
+        f"before, by `rheo train algo=bc data=FILE name=base` for example, then `rheo train {algo} "
+        f"init=base env=NAME`; init={SCRATCH} starts from random weights all the same"
+    )
+
+
+def unfitted(tree: dict[str, Any]) -> list[str]:
+    """Statistics that neither data nor another run can give: all of them at once."""
+    source = str(inside(tree, "source", "_target_"))
+    reads = reader(tree.get("source"), tree.get("data")) is not None
+    if tree.get("init") or reads or not source.startswith("rheo.envs.sources."):
+        return []
+    parts = ("policy", "critic", "algo")
+    places = [place for part in parts for place in normalizers(tree.get(part), part)]
+    if not places:
+        return []
+    remedy = " ".join(f"{place}.kind=none" for place in places)
+    return [
+        f"{', '.join(places)}: there are no recorded data to take statistics from; set {remedy}, "
+        "or data=FILE with source=mixed, or init=RUN"
+    ]
+
+
+def normalizers(node: Any, place: str) -> list[str]:
+    """Places of the normalisers that need statistics."""
+    if not isinstance(node, dict):
+        return []
+    if node.get("_target_") == NORMALIZER:
+        return [place] if node.get("kind") != "none" else []
+    return [one for key, value in node.items() for one in normalizers(value, f"{place}.{key}")]
+
+
+# ------------------------------------------------------------------ said
+
+
+def remarks(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
+    """What was chosen without being named, is not used, or is too short to learn anything."""
+    firsts = {word.partition("=")[0] for word in words}
+    told = [*unnamed(tree, firsts), *unused(tree, words), *short(tree)]
+    rollouts = str(inside(tree, "source", "_target_")).endswith(".Rollouts")
+    if rollouts and not tree.get("init") and f"init={SCRATCH}" not in words:
+        told.append("init: not given, so the policy starts from random weights")
+    if f"init={SCRATCH}" in words and is_there(SCRATCH):
+        told.append(f"init={SCRATCH} means random weights; the run of that name is runs/{SCRATCH}")
+    return told
+
+
+def unnamed(tree: dict[str, Any], firsts: set[str]) -> list[str]:
+    """Algorithm and environment that nobody named."""
+    if "recipe" in firsts:
+        return []
+    told = []
+    if "algo" not in firsts:
+        name = str(inside(tree, "algo", "_target_")).rpartition(".")[2]
+        told.append(f"algo: not given, so {name} is trained")
+    given = firsts & {"env", "env.id", "data"}
+    if not given and inside(tree, "env", "id") is not None:
+        told.append(f"env: not given, so the run is in {tree['env']['id']}")
+    return told
+
+
+def unused(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
+    """Settings of an environment where there is none."""
+    if inside(tree, "env", "id") is not None:
+        return []
+    known = [f"env.{key}" for key in ACTING]
+    found = [word for word in words if ".".join(word.partition("=")[0].split(".")[:2]) in known]
+    return [f"{word}: not used, there is no environment (env=NAME)" for word in found]
+
+
+def short(tree: dict[str, Any]) -> list[str]:
+    """Runs that end before their first update, or with it."""
+    source, steps = tree.get("source") or {}, tree["steps"]
+    env = tree.get("env") or {}
+    if str(source.get("_target_")).endswith(".Rollouts"):
+        corrects = "residual_scale" in (tree.get("algo") or {})  # one action a decision
+        factors = {
+            "source.decisions": source["decisions"],
+            "env.num_envs": env.get("num_envs", 1),
+            "env.execute": 1 if corrects else env.get("execute", 1),
+        }
+        frames = 1
+        for factor in factors.values():
+            frames *= factor
+        if steps < frames:
+            text = " x ".join(f"{key}={value}" for key, value in factors.items())
+            return [
+                f"steps={steps}: one rollout takes up to {frames} frames ({text}), and the run "
+                "ends with it"
+            ]
+    node, place = source.get("replay", source), "source" + ".replay" * ("replay" in source)
+    warmup = node.get("warmup", 0) if isinstance(node, dict) else 0
+    if steps <= warmup:
+        return [
+            f"steps={steps}: the first {place}.warmup={warmup} frames only collect experience, so "
+            f"nothing is learned; set more steps, or a smaller {place}.warmup"
+        ]
+    return []

@@ -1,0 +1,61 @@
+"""Errors of a configuration, led by what the user typed or has to type."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .checks import inside
+from .intent import Typed, normalizers
+
+
+def covered(error: str, judged: set[str]) -> bool:
+    """Whether a check complains of what is known to be wrong already."""
+    match = re.match(r"[\w.]+", error)
+    place = match[0] if match else ""
+    inside, around = f"{place}.", tuple(f"{one}." for one in judged)
+    return inside.startswith(around) or any(one.startswith(inside) for one in around)
+
+
+def worded(
+    place: str, error: str, tree: dict[str, Any], followed: dict[str, str], typed: Typed
+) -> str:
+    """An error of the schema, led by what the user typed or has to type."""
+    origin, group = followed.get(place), place.partition(".")[0]
+    unknown = "unknown key" in error
+    if unknown and group in typed.groups and place not in typed.given:
+        return foreign(place, typed)
+    if place in typed.keys:
+        return error.replace(place, typed.keys[place], 1)
+    if origin is None or unknown:
+        return error
+    if value_at(tree, origin) is None:
+        remedy = f"{origin}: has to be set ({origin}={'FILE' if origin == 'data' else '...'}): "
+        return f"{remedy}{typed.algo} reads it as {place}" + on_line(origin, place, tree, typed)
+    return f"{error.replace(place, origin, 1)}; {place} follows it"
+
+
+def foreign(place: str, typed: Typed) -> str:
+    """The message for a setting of the algorithm's file that a chosen group does not know."""
+    group = place.partition(".")[0]
+    word = typed.groups[group]
+    why = f"its file sets {place}, which is not known there"
+    return f"{word}: does not go with {typed.algo}: {why}; leave {group} to the algorithm"
+
+
+def on_line(origin: str, place: str, tree: dict[str, Any], typed: Typed) -> str:
+    """How an algorithm that learns from recorded rewards goes without them, where it can."""
+    target = str(inside(tree, "source", "_target_"))
+    if origin != "data" or not target.endswith(".Transitions"):
+        return ""
+    parts = ("policy", "critic", "algo")
+    places = [place for part in parts for place in normalizers(tree.get(part), part)]
+    words = " ".join(["source=replay env=NAME", *(f"{place}.kind=none" for place in places)])
+    return f"; without recorded data it learns on line: rheo train {typed.algo} {words}"
+
+
+def value_at(tree: Mapping[str, Any], place: str) -> Any:
+    """The value of a full key; None where there is none."""
+    node: Any = tree
+    for part in place.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
