@@ -324,6 +324,12 @@ def shown(path: Path) -> str:
     return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)
 
 
+def named(path: str | Path) -> str:
+    """A run as it is usually typed: by its name below ./runs, else by its path."""
+    here = shown(Path(path))
+    return here.removeprefix(f"runs{os.sep}")
+
+
 def refuse_used(path: Path) -> None:
     """Raises RheoError when a folder holds anything but its lock."""
     held = sorted(entry.name for entry in path.iterdir() if entry.name != Lock.NAME)
