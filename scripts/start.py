@@ -17,7 +17,7 @@ from .build import target_of
 from .config import AT_WILL, HOME
 from .errors import RheoError
 from .inherit import POLICY_KEYS, acting_policy, inside, word
-from .run import Run
+from .run import Run, named
 from .state import other_shape, put, upgraded
 
 log = logging.getLogger("rheo")
@@ -72,7 +72,7 @@ def start_from(algo: Any, config: dict[str, Any]) -> None:
 
 def donor_of(config: Mapping[str, Any]) -> Donor:
     """The run to start from. Raises RheoError when it has no checkpoint."""
-    who = f"init={config['init']}"
+    who = f"init={named(config['init'])}"
     flagged = [word for folder in config["config_dir"] for word in ("--config-dir", folder)]
     run = Run.open(config["init"], flagged)
     tree = run.load()

@@ -272,7 +272,7 @@ ENVS = sorted(file.stem for file in (HOME / "env").glob("*.yaml"))
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A small recording."""
-    return recorded(tmp_path, "data.hdf5")
+    return recorded(tmp_path, "data.hdf5", (11, 3))
 
 
 def needs(algo: str, data: Path) -> list[str]:

@@ -9,13 +9,18 @@ import pytest
 from rheo.scripts import schema
 from rheo.scripts.assemble import assemble
 from rheo.scripts.cli import main
-from rheo.scripts.config import compose
+from rheo.scripts.config import compose as composed
 from rheo.scripts.errors import RheoError
 
 ONLINE = ["env=inverted_pendulum", "env.num_envs=2", "episodes=1", "steps=40"]
 NET = ["policy.net.width=8", "policy.net.depth=1"]
 VALUE = ["algo.value.width=8", "algo.value.depth=1"]
 ROLLOUTS = [*ONLINE, *NET, *VALUE, "source.decisions=4", "algo.learn.epochs=1"]
+
+
+def compose(words):
+    """The configuration of these words; what tunes a base does so from random weights."""
+    return composed([*words, "init=scratch"])
 
 
 @pytest.fixture
@@ -36,7 +41,7 @@ def data(tmp_path, monkeypatch):
 def refused(capsys, *words):
     """The message of a command that is refused and leaves nothing behind."""
     capsys.readouterr()
-    assert main(["train", *words, "name=r"]) == 2
+    assert main(["train", *words, "init=scratch", "name=r"]) == 2
     assert not Path("runs/r").exists()
     return capsys.readouterr().err
 
@@ -173,7 +178,8 @@ def test_words_of_the_user_win_over_the_algorithms_own_replay(data):
 
 def test_recorded_settings_of_an_algorithm_and_plain_values_stay_in_a_mixed_source(data):
     mixed = compose(["algo=iql", "env=inverted_pendulum", data, "source=mixed"])["source"]
-    plain = compose(["algo=iql", "env=inverted_pendulum", "source=replay"])["source"]
+    none = [f"{part}.obs_norm.kind=none" for part in ("policy", "critic", "algo.value")]
+    plain = compose(["algo=iql", "env=inverted_pendulum", "source=replay", *none])["source"]
     assert mixed["replay"] == plain and mixed["dataset"]["holdout"] == 0.0
     assert not mixed["replay"]["warmup_policy"]
 
