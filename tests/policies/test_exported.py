@@ -174,7 +174,9 @@ def test_actions_in_other_units_are_told_before_any_work(
     assert (tmp_path / "runs" / "run").exists() == (status == 0)
 
 
-def test_a_file_is_steered_and_its_share_of_the_time_is_logged(tmp_path, monkeypatch):
+def test_a_file_is_steered_its_share_of_the_time_is_logged_and_it_may_move(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path / "hand.pt2", Hand())
     words = [
@@ -189,6 +191,18 @@ def test_a_file_is_steered_and_its_share_of_the_time_is_logged(tmp_path, monkeyp
     shares = [row["time/base_share"] for row in rows if "time/learn_share" in row]
     assert shares and all(0 < share < 1 for share in shares)
     assert main(["eval", "run", "episodes=2"]) == 0
+    (tmp_path / "hand.pt2").rename(tmp_path / "moved.pt2")
+    assert main(["resume", "run", "steps=320"]) == 2
+    assert f"policy.path={path}: there is no such file" in capsys.readouterr().err
+    assert main(["resume", "run", "steps=320", "policy.path=moved.pt2"]) == 0
+    other = Hand()
+    nn.init.zeros_(other.layer.bias)
+    write(tmp_path / "other.pt2", other)
+    assert main(["resume", "run", "steps=340", "policy.path=other.pt2"]) == 2
+    assert "policy.path: another policy than the run's" in capsys.readouterr().err
+    (tmp_path / "moved.pt2").rename(tmp_path / "again.pt2")
+    assert main(["eval", "run", "episodes=1", "policy.path=again.pt2"]) == 0
+    assert not list((tmp_path / "runs" / "run" / "eval").glob("*path*"))
 
 
 def test_training_a_policy_charges_nothing_to_a_base(tmp_path, monkeypatch):

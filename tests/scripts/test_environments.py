@@ -230,7 +230,8 @@ def test_an_installed_package_is_imported_when_it_was_typed_and_only_then(
     monkeypatch.syspath_prepend(tmp_path / "mine")  # as if it were installed
     word = f"env.id={lab}:Lab-v0"
     assert main(["train", *SAC, word, "name=r"]) == 0
-    for verb in (["eval", "r", "episodes=1"], ["resume", "r"], ["collect", "r", "out=o.npz"]):
+    verbs = ["eval", "r", "episodes=1"], ["resume", "r", "steps=130"], ["collect", "r", "out=o.npz"]
+    for verb in verbs:
         monkeypatch.setattr(schema, "trusted", set())
         sys.modules.pop(lab)
         capsys.readouterr()
