@@ -76,17 +76,18 @@ def refuse_clash(path: str, parts: Mapping[str, int], env: Mapping[str, int] | N
 
     Parts of other names are the user's word for it; their sizes are compared later, in all.
     """
-    if not env:
-        return
+    clash = displaced(parts, env or {})
+    if env and clash:
+        text = f"the data are read as {clash}; data.obs_keys={names(env)} is its order"
+        raise refuse(path, text, "obs_keys")
+
+
+def displaced(parts: Mapping[str, int], env: Mapping[str, int]) -> str:
+    """Both orders and the first part that lies elsewhere in the other; "" where none does."""
     here, there = places(parts), places(env)
     moved = [name for name in here if name in there and here[name] != there[name]]
-    if moved:
-        text = (
-            f"the data are read as {listed_parts(parts)}, the environment observes "
-            f"{listed_parts(env)}: {moved[0]} lies elsewhere; data.obs_keys={names(env)} is its "
-            "order"
-        )
-        raise refuse(path, text, "obs_keys")
+    orders = f"{listed_parts(parts)}, the environment observes {listed_parts(env)}"
+    return f"{orders}: {moved[0]} lies elsewhere" if moved else ""
 
 
 def refuse_filter(path: str, reading: Reading, about: Mapping[str, Any]) -> None:

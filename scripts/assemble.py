@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rheo.envs.chunk import ChunkEnv
-from rheo.envs.parts import listed_parts, read_parts
+from rheo.envs.parts import displaced, listed_parts, names, read_parts
 from rheo.envs.residual import Residual
 
 from .build import build, target_of
@@ -90,13 +90,24 @@ def elsewhere(
     return {**node, **moved, "options": {**kept, **other["options"]}}
 
 
-def refuse_other_sizes(env: ChunkEnv, sizes: Sizes, run: Any) -> None:
+def refuse_other_world(env: ChunkEnv, sizes: Sizes, run: Any) -> None:
     """Raises RheoError for an environment that a run's policy cannot act in."""
+    refuse_other_order(env, run)
     if (env.obs_dim, env.action_dim) != tuple(sizes):
         raise RheoError(
             f"env.id={env.env.id} has {env.obs_dim} observations and {env.action_dim} actions, but "
-            f"the policy of {run} takes {sizes.obs_dim} and gives {sizes.action_dim} (with its "
-            "history); choose an environment of these sizes"
+            f"the policy of {run.path} takes {sizes.obs_dim} and gives {sizes.action_dim} (with "
+            "its history); choose an environment of these sizes"
+        )
+
+
+def refuse_other_order(env: ChunkEnv, run: Any) -> None:
+    """Raises RheoError where the data of a run had the environment's parts at other places."""
+    clash = displaced(read_parts(run.meaning()), env.env.obs_parts or {})
+    if clash:
+        raise RheoError(
+            f"env.id={env.env.id}: the policy of {run.path} was trained on {clash}; train it with "
+            f"data.obs_keys={names(env.env.obs_parts or {})}, the environment's order"
         )
 
 

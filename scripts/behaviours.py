@@ -22,7 +22,7 @@ from .assemble import (
     make_algo,
     make_env,
     prepare,
-    refuse_other_sizes,
+    refuse_other_world,
     staged,
 )
 from .config import allow_typed, compose
@@ -131,7 +131,7 @@ class Maker:
         algo = make_algo(config, Sizes(**tree["sizes"]), config["steps"])
         restore(algo, tree["algo"], generators=False)
         env = self.make(node, count)
-        refuse_other_sizes(env, Sizes(**tree["sizes"]), run.path)
+        refuse_other_world(env, Sizes(**tree["sizes"]), run)
         env = staged(env, algo, self.options.seed)
         return env, lambda obs: algo.deploy(obs, generator)
 

@@ -22,7 +22,7 @@ from .assemble import (
     make_algo,
     make_env,
     prepare,
-    refuse_other_sizes,
+    refuse_other_world,
     staged,
 )
 from .config import AT_WILL, allow_typed, stored
@@ -182,7 +182,7 @@ def evaluate_folder(
         raise RheoError(f"{run.path} has no checkpoint yet; train it first")
     warn_of_versions(run)
     sizes = Sizes(**tree["sizes"])
-    refuse_other_sizes(env, sizes, run.path)
+    refuse_other_world(env, sizes, run)
     algo = make_algo(config, sizes, config["steps"])
     restore(algo, tree["algo"], generators=False)
     warn_of_tails(run, algo, env.execute)

@@ -143,11 +143,24 @@ class Run:
     def note_data(self, about: dict[str, Any], digest: str) -> None:
         """Writes what the run's numbers mean to data.json, for whoever deploys its policy."""
         told = {key: about[key] for key in MEANING if about.get(key) is not None}
-        text = json.dumps(told | {"digest": digest}, indent=1, default=str)
+        self.note_meaning(told | {"digest": digest})
+
+    def note_meaning(self, told: dict[str, Any]) -> None:
+        """Writes data.json; nothing where nothing is told."""
+        text = json.dumps(told, indent=1, default=str)
         try:
-            put_text(self.path / "data.json", text + "\n")
+            if told:
+                put_text(self.path / "data.json", text + "\n")
         except OSError as error:
             raise unwritable(self.path, error) from error
+
+    def meaning(self) -> dict[str, Any]:
+        """What data.json tells of the policy's numbers; {} where there is none (older runs)."""
+        try:
+            told = json.loads((self.path / "data.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return told if isinstance(told, dict) else {}
 
     def save(self, step: int, tree: dict[str, Any]) -> Path | None:
         """A checkpoint of `tree` (scripts/tree.py says what may be in it).

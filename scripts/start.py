@@ -39,6 +39,7 @@ class Donor(NamedTuple):
     """The run that `init` names."""
 
     who: str  # init=NAME
+    run: Run
     config: dict[str, Any]
     kind: Any  # its algorithm's class
     saved: Mapping[str, Any]  # the parts of its algorithm, by attribute
@@ -53,11 +54,11 @@ class Pair(NamedTuple):
     origin: str  # the donor's attribute
 
 
-def start_from(algo: Any, config: dict[str, Any]) -> None:
+def start_from(algo: Any, config: dict[str, Any]) -> Run:
     """Starts an algorithm from the run that `init` names, and says what that keeps and changes.
 
-    Raises RheoError naming the tensor or the setting that makes weights mean something else, and
-    for a behaviour that the algorithm cannot take over.
+    Returns that run. Raises RheoError naming the tensor or the setting that makes weights mean
+    something else, and for a behaviour that the algorithm cannot take over.
     """
     donor = donor_of(config)
     same = goes_on(config, donor.config)
@@ -68,6 +69,7 @@ def start_from(algo: Any, config: dict[str, Any]) -> None:
     duals = carried(algo, config, donor) if same else []
     share_statistics(algo)
     say(pairs, duals, config, donor, same)
+    return donor.run
 
 
 def donor_of(config: Mapping[str, Any]) -> Donor:
@@ -79,7 +81,7 @@ def donor_of(config: Mapping[str, Any]) -> Donor:
     if tree is None:
         raise RheoError(f"{who}: that run has no checkpoint yet")
     kind = target_of(run.config["algo"], "algo")
-    return Donor(who, run.config, kind, upgraded(kind, tree["algo"]))
+    return Donor(who, run, run.config, kind, upgraded(kind, tree["algo"]))
 
 
 def goes_on(config: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from rheo.envs.rollout import as_rows
 from rheo.envs.sources import Rollouts, placed
 from rheo.envs.vector import EnvError
 
-from .assemble import EVAL_SEED, Experiment, Sizes, assemble, make_env, staged
+from .assemble import EVAL_SEED, Experiment, Sizes, assemble, make_env, refuse_other_order, staged
 from .config import asked
 from .display import Display, Timer
 from .errors import MACHINE, NUMERICS, REQUEUE, RheoError, command, nearest
@@ -65,7 +65,7 @@ def train(config: dict[str, Any], name: str) -> int:
         try:
             loop = Loop(run, assemble(config))
             if config["init"] is not None:
-                start_from(loop.algo, config)
+                loop.goes_with(start_from(loop.algo, config))
             refuse_unfitted(loop.algo)
             if config["init"] is not None:
                 tell_shift(loop.algo, loop.source)
@@ -88,7 +88,7 @@ def discard(path: Path, made: list[Path]) -> None:
     """Removes a run that never began, and the folders that were made for it."""
     if path in made:
         shutil.rmtree(path, ignore_errors=True)
-    for name in ("config.yaml", "run.json"):
+    for name in ("config.yaml", "run.json", "data.json"):
         (path / name).unlink(missing_ok=True)
     for folder in made[1:]:
         try:
@@ -112,7 +112,7 @@ def resume(argv: list[str]) -> int:
         if tree is not None:
             loop.restore(fitted(tree, loop.algo, words.options))
         elif run.config["init"] is not None:
-            start_from(loop.algo, run.config)
+            loop.goes_with(start_from(loop.algo, run.config))
         run.go_on(tree is not None)
         return loop.finish(stop)
 
@@ -268,6 +268,16 @@ class Loop:
         self.latest: dict[str, Any] = {}  # metrics of the last update that gave them
         self.fresh = True  # an evaluation is still to come: the one before the first update
         self.saved = -1
+
+    def goes_with(self, base: Run) -> None:
+        """Keeps what the numbers of a base mean, where no data of this run's own tell it.
+
+        Raises RheoError where the environment has parts of the base's observations elsewhere.
+        """
+        if self.eval_env is not None:
+            refuse_other_order(self.eval_env, base)
+        if not hasattr(getattr(self.source, "dataset", self.source), "about"):
+            self.run.note_meaning(base.meaning())
 
     def restore(self, tree: dict[str, Any]) -> None:
         """Goes on from a checkpoint."""

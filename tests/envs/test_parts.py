@@ -21,6 +21,7 @@ from rheo.envs.recordings import read, write
 from rheo.envs.suites import make
 from rheo.envs.vector import EnvError
 from rheo.scripts.cli import main
+from rheo.scripts.run import Run
 
 ACTION = Box(-1, 1, (2,), np.float32)
 SETTINGS: dict[str, Any] = {
@@ -224,3 +225,24 @@ def test_columns_of_ends_and_rewards_are_read_like_lists(tmp_path: Path) -> None
     assert np.flatnonzero(one.terminated).tolist() == [3, 7]
     for field in ("obs", "reward", "terminated", "ends"):
         np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
+
+
+@pytest.mark.parametrize("goes", [True, False], ids=["the same order", "another order"])
+def test_a_policy_of_recorded_parts_acts_where_they_lie_as_recorded(tmp_path, monkeypatch, goes):
+    """A clone made without an environment is evaluated and tuned in one of the same sizes."""
+    monkeypatch.chdir(tmp_path)
+    path = demos(tmp_path / "arm.hdf5", aim=3, tip=2)
+    small = ("policy.net.width=8", "policy.net.depth=1", "policy.steps=2", "steps=2", "episodes=1")
+    assert main(["train", "algo=bc", f"data={path}", "name=base", *small]) == 0
+    sizes, order = {"aim": 3, "tip": 2}, ("aim", "tip") if goes else ("tip", "aim")
+    parts: Any = {key: box(sizes[key]) for key in order}  # keywords keep their order
+    kind, name = gymnasium.spec("RheoSpaces-v0").entry_point, f"{order[0]}First-v0"
+    given = {"observation": Dict(**parts), "action": ACTION}
+    gymnasium.register(name, kind, kwargs=given, max_episode_steps=4)
+    here = ["env=gym", f"env.id={name}"]
+    tune = ["train", "algo=reinflow", "init=base", *here, "source.decisions=2", "env.num_envs=1"]
+    wanted = 0 if goes else 2
+    assert main(["eval", "runs/base", *here, "episodes=1"]) == wanted
+    assert main([*tune, "name=tuned", "steps=2", "episodes=1"]) == wanted
+    if goes:  # what the base was told is known of the tuned one too
+        assert Run.open("tuned").meaning()["obs_keys"] == ["aim", "tip"]
