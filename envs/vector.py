@@ -190,7 +190,8 @@ def gymnasium_make(
         with _quiet():
             return gymnasium.make(env_id, disable_env_checker=True, **options)
     except gymnasium.error.DependencyNotInstalled as error:
-        raise EnvError(f"{env_id} needs a package that is not installed: {error}") from error
+        text = f"{env_id} cannot be made: it needs a package that is not installed: {error}"
+        raise EnvError(text + newer(env_id)) from error
     except gymnasium.error.Error as error:
         raise EnvError(f"{env_id} cannot be made: {error}{newer(env_id)}") from error
     except ImportError as error:

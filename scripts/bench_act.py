@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from .bench_measure import Goal, Plan, Row, against_limit, alternate, gigaflop, products, shorter
-from .bench_update import BC, SIZES, fresh
-from .config import compose
+from .bench_update import BC, SIZES, composed, fresh
 from .fast import fast_deploy
 
 GOALS = {1: (Goal("ratio", "<=", 0.35),), 256: (Goal("share", ">=", 0.85),)}
@@ -17,7 +16,7 @@ NAIVE = "naive loop"
 
 def measure_act(plan: Plan) -> Iterator[Row]:
     """Sampling an action in 4 steps, as it is deployed."""
-    cfg = compose([*BC, "policy.steps=4"])
+    cfg = composed([*BC, "policy.steps=4"])
     algo = fresh(cfg)
     torch.nn.init.normal_(algo.average.net.outlet.weight, std=0.05)  # it starts at zero
     for rows, goals in GOALS.items():

@@ -11,8 +11,9 @@ from rheo.envs.native import NativeVector
 from rheo.scripts.cli import main
 from rheo.scripts.config import HOME
 
+SOURCE = "/source: transitions"
 OFFLINE = sorted(
-    file.stem for file in (HOME / "algo").glob("*.yaml") if "transitions" in file.read_text()
+    file.stem for file in (HOME / "algo").glob("*.yaml") if SOURCE in file.read_text()
 )
 SMALL = {
     "flow": ["policy.net.width=16", "policy.net.depth=1", "policy.steps=2"],

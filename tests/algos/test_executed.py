@@ -266,7 +266,7 @@ def test_the_gradient_is_steadier_without_what_is_not_executed(flow, learner, na
     "name", ["sac", "expo", "dsrl_na", "dsrl_sac", "rfm", "awm_q", "ppo", "reinflow", "dppo", "fpo"]
 )
 def test_a_run_tells_how_many_steps_are_executed(name):
-    words = [f"algo={name}", "env=inverted_pendulum", "horizon=4", "env.execute=3"]
+    words = [f"algo={name}", "env=inverted_pendulum", "horizon=4", "env.execute=3", "init=scratch"]
     cfg = compose(words)
     assert make_algo(cfg, Sizes(4, 1), 10).executed == 3
     cfg["env"]["execute"] = 4

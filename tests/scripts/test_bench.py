@@ -74,7 +74,7 @@ def test_the_help_of_a_fresh_process_is_timed(
 
 
 def test_both_samplers_give_the_same_actions() -> None:
-    algo = bench_update.fresh(compose([*bench_update.BC, "policy.steps=4"]))
+    algo = bench_update.fresh(bench_update.composed([*bench_update.BC, "policy.steps=4"]))
     torch.nn.init.normal_(algo.average.net.outlet.weight, std=0.05)
     for rows in (1, 256):
         obs, generator = torch.randn(rows, 17), torch.Generator()
