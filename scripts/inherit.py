@@ -23,7 +23,8 @@ def inherit(base: dict[str, Any], overrides: "list[Override]", roots: list[Path]
 
     So a base is the policy that was evaluated. What is set by hand stays, and of the sampling
     (`config.AT_WILL`) also what another algorithm's own file asks for. A policy of another class is
-    left alone: `start.start_from` answers for it.
+    left alone: `start.start_from` answers for it. A replay is warmed up by this policy, of which
+    uniform actions would teach another: half of what a mixed batch clones were theirs.
     """
     from .config import AT_WILL, stored
     from .run import existing
@@ -35,6 +36,9 @@ def inherit(base: dict[str, Any], overrides: "list[Override]", roots: list[Path]
         theirs = stored(existing(str(values["init"])))
     except RheoError:  # the checks say what is wrong with it
         return
+    for place, node in replays(base["source"]):
+        if f"{place}.warmup_policy" not in values:
+            node["warmup_policy"] = True
     given = acting_policy(theirs, {**base, "init_part": values.get("init_part", "auto")})
     mine = base["policy"]
     if given.get("_target_") != mine["_target_"]:
@@ -52,6 +56,14 @@ def inherit(base: dict[str, Any], overrides: "list[Override]", roots: list[Path]
     for key in ("execute", "obs_steps"):
         if isinstance(base.get("env"), dict) and key in (theirs.get("env") or {}):
             base["env"][key] = theirs["env"][key]
+
+
+def replays(source: Any, place: str = "source") -> list[tuple[str, dict[str, Any]]]:
+    """A source's replays with their full keys: itself, or a part of it."""
+    if not isinstance(source, dict):
+        return []
+    found = [(place, source)] if "warmup_policy" in source else []
+    return found + [one for k, node in source.items() for one in replays(node, f"{place}.{k}")]
 
 
 def acting_policy(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:

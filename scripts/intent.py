@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from .checks import inside, reader
 from .errors import RheoError
+from .inherit import replays
 from .overrides import SCRATCH
 from .words import is_there
 
@@ -112,7 +113,7 @@ def normalizers(node: Any, place: str) -> list[str]:
 def remarks(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
     """What was chosen without being named, is not used, or is too short to learn anything."""
     firsts = {word.partition("=")[0] for word in words}
-    told = [*unnamed(tree, firsts), *unused(tree, words), *short(tree)]
+    told = [*unnamed(tree, firsts), *unused(tree, words), *short(tree), *warmed(tree)]
     rollouts = str(inside(tree, "source", "_target_")).endswith(".Rollouts")
     if rollouts and not tree.get("init") and f"init={SCRATCH}" not in words:
         told.append("init: not given, so the policy starts from random weights")
@@ -142,6 +143,16 @@ def unused(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
     known = [f"env.{key}" for key in ACTING]
     found = [word for word in words if ".".join(word.partition("=")[0].split(".")[:2]) in known]
     return [f"{word}: not used, there is no environment (env=NAME)" for word in found]
+
+
+def warmed(tree: dict[str, Any]) -> list[str]:
+    """Whose actions fill a replay before the first update of a run that starts from another."""
+    return [
+        f"{place}.warmup={node['warmup']}: these frames are acted by the policy of init= "
+        f"({place}.warmup_policy=false: by uniform actions)"
+        for place, node in replays(tree.get("source"))
+        if tree.get("init") and node["warmup_policy"] and node["warmup"] > 0
+    ]
 
 
 def short(tree: dict[str, Any]) -> list[str]:

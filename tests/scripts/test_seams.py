@@ -184,6 +184,27 @@ def test_recorded_settings_of_an_algorithm_and_plain_values_stay_in_a_mixed_sour
     assert not mixed["replay"]["warmup_policy"]
 
 
+def test_a_replay_is_warmed_up_by_the_policy_that_the_run_starts_from(data, capsys):
+    """Uniform actions beside a base would be half of what a mixed batch clones."""
+    clone = ["train", "algo=bc", data, *NET, "steps=2", "episodes=1", "name=base"]
+    assert main(clone) == 0
+    world, none = ["env=inverted_pendulum"], ["critic.obs_norm.kind=none"]
+    mixed = [data, "source=mixed", *world]
+
+    def replay(*words):
+        source = composed([*words])["source"]
+        return source.get("replay", source)["warmup_policy"]
+
+    assert replay("algo=iql", "init=base", *mixed) and replay("algo=awm_q", "init=base", *mixed)
+    assert replay("algo=awm_q", "init=base", *world, *none)
+    assert not replay("algo=iql", "init=base", *mixed, "source.replay.warmup_policy=false")
+    assert not replay("algo=iql", *mixed)
+    small = [*ONLINE, *NET, *VALUE, "critic.width=8", "critic.depth=1", "source.replay.warmup=8"]
+    words = ["algo=iql", "init=base", data, "source=mixed", *small, "source.batch_size=8"]
+    assert main(["train", *words, "name=on"]) == 0
+    assert "acted by the policy of init=" in capsys.readouterr().err
+
+
 MINE = """# @package _global_
 defaults:
   - expo
