@@ -13,6 +13,13 @@ from rheo.policies.normalize import Normalizer
 
 torch.set_num_threads(1)
 
+
+@pytest.fixture(autouse=True)
+def same_beginning():
+    """Every test draws the same numbers, whichever ran before it in its process."""
+    torch.manual_seed(0)
+
+
 FLOW = ["policy.net.width=16", "policy.net.depth=1", "policy.net.encoder_depth=1", "policy.steps=2"]
 REPLAY = [
     *("env=inverted_pendulum", "env.num_envs=2", "critic.width=16", "critic.depth=1"),

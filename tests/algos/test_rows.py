@@ -71,7 +71,7 @@ def test_a_validation_meets_the_rows_of_every_episode_at_any_time(learner, name)
     assert watch.correlation() < 0.3
 
 
-def episodes(rows=2000):
+def episodes(rows=20_000):
     """Windows of two episodes: of wide actions that the noise hides, then of one known action."""
     wide = torch.arange(rows) < rows // 2
     action = torch.where(wide, torch.randn(rows, generator=torch.Generator().manual_seed(2)), 0.0)
@@ -98,9 +98,10 @@ def test_a_validation_does_not_depend_on_which_episode_comes_first(
         kind = {"shortcut": Shortcut, "meanflow": MeanFlow}[name]
         algo = kind(few_step(1, 1), None, generator, 100, **settings(name))
     torch.nn.init.normal_(algo.average.net.outlet.weight, std=0.3)  # an untrained field is 0
-    for one, other in both_orders(algo).values():
-        # noise of 1000 rows; paired with places they are 10 to 60 % apart
-        assert one == pytest.approx(other, rel=0.06)
+    for loss, (one, other) in both_orders(algo).items():
+        # noise of 10,000 rows, a quarter of which learn jumps, the longest of them few; paired with
+        # places they are mostly 10 to 60 % apart, and the jumps by their own size and more
+        assert one == pytest.approx(other, rel=0.2 if loss == "val/jump_loss" else 0.06)
 
 
 def two_sources(path, batch_size=64, share=0.5):

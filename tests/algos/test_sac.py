@@ -115,6 +115,7 @@ def test_the_actor_step_leaves_the_critic_alone(critic, settings, generator):
 def test_deployment_uses_the_mode_or_a_sample(critic, settings, generator):
     obs = torch.zeros(64, 1)
     mode = SAC(gaussian(), critic(1, 1), generator, **settings("sac", deploy_mean=True))
-    assert mode.deploy(obs, generator).std() == 0
+    action = mode.deploy(obs, generator)
+    torch.testing.assert_close(action, action[:1].expand_as(action))
     sample = SAC(gaussian(), critic(1, 1), generator, **settings("sac", deploy_mean=False))
-    assert sample.deploy(obs, generator).std() > 0.1
+    assert sample.deploy(obs, generator).std() > 0.02  # a fresh policy's: about 0.1
