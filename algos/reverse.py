@@ -167,3 +167,24 @@ def combined_mean(
     before = (w * centred.square()).sum(0).clamp_min(1e-12)
     ratio = (w * residual.square()).sum(0) / before
     return plain + shift, ratio.mean(-1)
+
+
+def published_mean(
+    weight: Tensor, eps: Tensor, stein: Tensor, A: Tensor, B: Tensor, ridge: float, limit: float
+) -> tuple[Tensor, Tensor]:
+    """The control variate of the authors' code: one coefficient per dimension, moments by w^2.
+
+    There the mean of the action is corrected, a + c s with s = -(A / B) stein the score of its
+    posterior and c = -sum w^2 (a - abar) (s - sbar) / (sum w^2 (s - sbar)^2 + ridge), held within
+    `limit`; here the same correction is written for the noise, eps = (x - A a) / B. For a target
+    without walls. stein [N, R, D] as `controls` gives it; returns as `combined_mean`.
+    """
+    w = weight[..., None]
+    plain, level = (w * eps).sum(0), (w * stein).sum(0)
+    slope, moved, pull = (A / B), eps - plain, stein - level
+    squared = w.square()
+    bottom = slope.square() * (squared * pull.square()).sum(0) + ridge
+    coef = (-(squared * moved * pull).sum(0) / bottom).clamp(-limit, limit) * slope.square()
+    before = (w * moved.square()).sum(0).clamp_min(1e-12)
+    ratio = (w * (moved + coef * pull).square()).sum(0) / before
+    return plain + coef * level, ratio.mean(-1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
-from ..policies import steer
+from ..policies import draw, steer
 from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
@@ -25,13 +25,22 @@ class RFM:
     B batch, R policy rows, N particles, D = Tp * Da, M candidates.
 
     temperature: T in units of an EMA of the within-state standard deviation of Q over near-uniform
-    actions. temperature_rule: "fixed", or "spread": T follows the policy's standard deviation per
-    dimension, measured with the deployed sampler, to `spread_target` at `spread_rate`. Spread and
-    regression count the executed steps of a plan: the rest, which Q does not tell apart, would hold
-    the mean spread up however narrow the executed actions become.
+    actions. temperature_rule: "fixed"; "absolute": T is in units of Q, as published; or "spread": T
+    follows the policy's standard deviation per dimension, measured with the deployed sampler, to
+    `spread_target` at `spread_rate`. Spread and regression count the executed steps of a plan: the
+    rest, which Q does not tell apart, would hold the mean spread up however narrow the executed
+    actions become.
     policy_batch: R. policy_every: critic updates per policy update. scale_rate: rate of both EMAs.
-    act_candidates, deploy_candidates, target_candidates: M of best-of-M while exploring, deployed
-    and in the TD target. explore_noise: Gaussian noise added while exploring (action units).
+
+    One rule chooses among M samples of the policy by the smallest Q of the critic: the best, or
+    with `choice_temperature` c > 0 one drawn from softmax(min Q / (c T)), as the authors' code does
+    with c = 1. M is act_candidates while exploring, start_candidates where x starts,
+    target_candidates in the TD target and deploy_candidates in deployment, where the best is taken
+    unless deploy_temperature, in units of T too, is above 0. In a TD target the critic chooses and
+    the target critic evaluates: where one does both, its errors are chosen.
+    target_noise: scale of the noise that the TD target's action flows from; 0 evaluates the one
+    action that the centre of the noise flows to. explore_noise: Gaussian noise added while
+    exploring (action units).
     target_rate: Polyak rate of the target critic. ema_rate: of the deployed policy; 1 = raw.
     Learning rates `policy_lr`, `critic_lr`; `max_norm`: gradient-norm limit of the policy.
     """
@@ -54,9 +63,11 @@ class RFM:
         spread_floor: float,
         ridge: float,
         replay_share: float,
-        weighting: Literal["ramp", "data"],
+        weighting: Literal["ramp", "data", "noise", "uniform"],
+        control: Literal["ridge", "published"],
+        walls: float,
         temperature: float,
-        temperature_rule: Literal["fixed", "spread"],
+        temperature_rule: Literal["fixed", "spread", "absolute"],
         spread_target: float,
         spread_rate: float,
         scale_rate: float,
@@ -64,7 +75,11 @@ class RFM:
         policy_every: int,
         act_candidates: int,
         deploy_candidates: int,
+        start_candidates: int,
         target_candidates: int,
+        choice_temperature: float,
+        deploy_temperature: float,
+        target_noise: float,
         explore_noise: float,
         target_rate: float,
         ema_rate: float,
@@ -73,6 +88,11 @@ class RFM:
         max_norm: float,
     ) -> None:
         refuse_jumps(policy)
+        if target_noise == 0 and target_candidates > 1:
+            raise ValueError(
+                f"algo.target_candidates={target_candidates} with algo.target_noise=0: all would "
+                "be the same action; set algo.target_candidates=1 or algo.target_noise=1"
+            )
         self.reverse = Reverse(
             particles=particles,
             estimator=estimator,
@@ -84,6 +104,10 @@ class RFM:
             ridge=ridge,
             replay_share=replay_share,
             weighting=weighting,
+            control=control,
+            walls=walls,
+            start_candidates=start_candidates,
+            choice_temperature=choice_temperature,
         )
         self.reverse.refuse(policy, "algo")
         self.policy = policy
@@ -104,34 +128,47 @@ class RFM:
         self.policy_batch, self.policy_every = policy_batch, policy_every
         self.act_candidates, self.deploy_candidates = act_candidates, deploy_candidates
         self.target_candidates, self.explore_noise = target_candidates, explore_noise
+        self.choice_temperature, self.target_noise = choice_temperature, target_noise
+        self.deploy_temperature = deploy_temperature
         self.target_rate, self.ema_rate, self.max_norm = target_rate, ema_rate, max_norm
 
     # ------------------------------------------------------------------ acting
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
-        """Exploring action chunk [N, Tp, Da]: best of M, then Gaussian noise."""
-        noise = self.candidate_noise(self.policy, obs, self.act_candidates, self.generator)
-        action = self.best(self.policy, self.critic, obs, noise)
+        """Exploring action chunk [N, Tp, Da]: one chosen of M, then Gaussian noise."""
+        noise, waiting = self.options(len(obs), self.act_candidates)
+        action = self.choose(obs, self.policy.act(obs, noise), waiting)
         jitter = torch.randn(action.shape, generator=self.generator, device=action.device)
         return (action + self.explore_noise * jitter).clamp(-1.0, 1.0)
 
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """Deployed action chunk [N, Tp, Da]: best of M of the averaged policy, no noise added."""
+        """Deployed action chunk [N, Tp, Da]: one of M of the averaged policy, no noise added."""
+        drawing = self.deploy_candidates > 1 and self.deploy_temperature > 0
+        temperature = self.deploy_temperature * float(self.temperature()) if drawing else 0.0
         parts = self.average, self.critic, obs, generator
-        return steer.sample(*parts, self.deploy_candidates)
+        return steer.sample(*parts, self.deploy_candidates, temperature)
 
-    candidate_noise = staticmethod(steer.candidate_noise)
-    best = staticmethod(steer.best)
+    def options(self, rows: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """What `count` candidates per row are made and chosen with: noise [N, M, Tp, Da], and
+        exponential numbers [N, M] where one is drawn.
+        """
+        noise = self.policy.noise(rows * count, self.generator).unflatten(0, (rows, count))
+        race = count > 1 and self.choice_temperature > 0
+        return noise, draw.exponential(noise[..., 0, 0], self.generator) if race else None
+
+    def choose(self, obs: Tensor, action: Tensor, waiting: Tensor | None) -> Tensor:
+        """The chosen one of the candidates action [N, M, Tp, Da]: [N, Tp, Da]."""
+        T = 0.0 if waiting is None else self.choice_temperature * self.temperature()
+        return steer.choose(self.critic, obs, action, T, waiting=waiting)
 
     # ---------------------------------------------------------------- learning
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and, every `policy_every`, one policy step; metrics are 0-d."""
         self.updates += 1
-        noise = self.candidate_noise(
-            self.policy, batch.next_obs, self.target_candidates, self.generator
-        )
-        loss, metrics = self.critic_loss(batch, noise)
+        loss, metrics = self.critic_loss(batch, *self.options(
+            len(batch.obs), self.target_candidates
+        ))
         step(self.critic_opt, loss)
         lerp_(self.target, self.critic, self.target_rate)
         if self.updates % self.policy_every == 0:
@@ -165,16 +202,23 @@ class RFM:
 
     def temperature(self) -> Tensor:
         """T in units of Q, []."""
-        return self.log_temperature.exp() * self.q_scale
+        T = self.log_temperature.exp()
+        return T if self.temperature_rule == "absolute" else T * self.q_scale
 
     def draw(self, rows: int) -> Draws:
         """Randomness of a policy step on `rows` states."""
         return self.reverse.draw(self.policy, rows, self.generator)
 
-    def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Twin TD loss with the target y = r + discount * min Q'(s', a'), a' the policy's."""
+    def critic_loss(
+        self, batch: Batch, noise: Tensor, waiting: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Twin TD loss with the target y = r + discount * min Q'(s', a'), a' the policy's.
+
+        noise [B, M, Tp, Da] of M candidates for a', waiting as in `choose`.
+        """
         with torch.no_grad():
-            action = self.best(self.policy, self.target, batch.next_obs, noise)
+            action = self.policy.act(batch.next_obs, self.target_noise * noise)
+            action = self.choose(batch.next_obs, action, waiting)
             value = self.target(batch.next_obs, action).amin(0)
             target = td_target(batch.reward, batch.discount, value)
         q = self.critic(batch.obs, batch.action)

@@ -1,6 +1,6 @@
 """Reverse flow matching from recorded data: towards exp(Q / T) where the data allow it."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ class RFMOffline:
     Q-learning's, so no target ever asks for the value of an unseen action; the policy step does.
     B batch, R policy_batch, T chunk, Da action dimension.
 
-    temperature: in units of an EMA (scale_rate) of the within-state standard deviation of Q.
+    temperature: in units of an EMA (scale_rate) of the within-state standard deviation of Q, or,
+    with temperature_rule "absolute", of Q. act_candidates, explore_noise: on line, as in `RFM`.
     expectile, lr_floor, target_rate, ema_rate, max_norm, deploy_candidates and
     deploy_temperature as in `IQL`.
     """
@@ -44,6 +45,7 @@ class RFMOffline:
         reverse: Reverse,
         *,
         temperature: float,
+        temperature_rule: Literal["fixed", "absolute"],
         scale_rate: float,
         anchor_coef: float,
         policy_batch: int,
@@ -54,6 +56,8 @@ class RFMOffline:
         target_rate: float,
         ema_rate: float,
         max_norm: float,
+        act_candidates: int,
+        explore_noise: float,
         deploy_candidates: int,
         deploy_temperature: float,
     ) -> None:
@@ -69,7 +73,10 @@ class RFMOffline:
         self.q_scale = torch.ones((), device=device)
         self.spread = torch.full((size,), 0.6, device=device)
         self.updates, self.run_updates = 0, run_updates
-        self.temperature, self.scale_rate = temperature, scale_rate
+        self.base_temperature = temperature
+        self.absolute = temperature_rule == "absolute"
+        self.scale_rate = scale_rate
+        self.act_candidates, self.explore_noise = act_candidates, explore_noise
         self.anchor_coef, self.policy_batch, self.expectile = anchor_coef, policy_batch, expectile
         self.policy_lr, self.lr_floor, self.max_norm = policy_lr, lr_floor, max_norm
         self.target_rate, self.ema_rate = target_rate, ema_rate
@@ -78,8 +85,19 @@ class RFMOffline:
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
-        """A sample of the policy, [N, T, Da]."""
-        return self.policy.act(obs, self.policy.noise(len(obs), self.generator))
+        """One chosen of M samples of the policy, then Gaussian noise, [N, T, Da]."""
+        noise = steer.candidate_noise(self.policy, obs, self.act_candidates, self.generator)
+        race = self.act_candidates > 1 and self.reverse.choice_temperature > 0
+        T = self.reverse.choice_temperature * float(self.temperature()) if race else 0.0
+        action = self.policy.act(obs, noise)
+        action = steer.choose(self.critic, obs, action, T, self.generator)
+        jitter = torch.randn(action.shape, generator=self.generator, device=action.device)
+        return (action + self.explore_noise * jitter).clamp(-1.0, 1.0)
+
+    def temperature(self) -> Tensor:
+        """T in units of Q, []."""
+        unit = torch.ones_like(self.q_scale) if self.absolute else self.q_scale
+        return self.base_temperature * unit
 
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """A chosen sample of the averaged policy, [N, T, Da]."""
@@ -96,7 +114,7 @@ class RFMOffline:
         lerp_(self.target, self.critic, self.target_rate)
         rows = min(self.policy_batch, len(batch.obs))
         loss, more, measured = self.policy_loss(
-            batch.obs[:rows], batch.action[:rows], *self.draw(rows), self.temperature * self.q_scale
+            batch.obs[:rows], batch.action[:rows], *self.draw(rows), self.temperature()
         )
         step(self.policy_opt, loss, self.max_norm)
         lerp_(self.average, self.policy, self.ema_rate)

@@ -49,6 +49,11 @@ class Shortcut(JumpCloning):
         refuse_share("consistency_share", consistency_share, low=True, high=False)
         if max_steps < 1:
             raise ValueError(f"max_steps={max_steps}: at least one step is needed")
+        if policy.grid != "uniform":
+            raise ValueError(
+                f"policy.grid={policy.grid}: shortcuts are learnt for steps of 1 / 2^j from "
+                "multiples of their length; use policy.grid=uniform"
+            )
         super().__init__(
             policy, generator, run_updates, lr=lr, weight_decay=weight_decay,
             lr_warmup=lr_warmup, lr_floor=lr_floor, ema_rate=ema_rate,

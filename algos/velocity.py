@@ -6,17 +6,22 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..policies import draw, steer
 from . import reverse
 from .losses import row_times
 
 TIME_BINS = (0.0, 0.3, 0.7, 1.0)
 T_MIN, T_MAX = 0.015, 0.985  # the target velocity divides by A and B: never at the ends
+SPREAD_SHARE = 4  # every fourth row tells the policy's width
+PUBLISHED = 1e-4, 2.0  # ridge and largest coefficient of the authors' control variate
 
 
 class Draws(NamedTuple):
     """All randomness of one policy step, drawn ahead so that the loss is a pure function."""
 
-    pair: Tensor  # [R, 2, Tp, Da] noises of two policy samples per state
+    start: Tensor  # [R, M, Tp, Da] noises of the policy's samples that x may start from
+    waiting: Tensor | None  # [R, M] exponential numbers that draw one; None: the best is taken
+    second: Tensor  # [S, Tp, Da] noises of another sample in the first S states
     noise: Tensor  # [R, Tp, Da] noise that makes x
     t: Tensor  # [R]
     uniform: Tensor  # [N, R, D] quantiles of the proposals
@@ -35,19 +40,26 @@ class Reverse:
 
     For x = A a + B eps the marginal velocity is v = A' E[a|x] + B' E[eps|x]; the posterior mean is
     estimated by self-normalised importance sampling over N noises (`algos.reverse`).
-    R policy rows, N particles, D = Tp * Da.
+    R policy rows, N particles, D = Tp * Da, M start candidates.
 
     particles: N. estimator: "noise" needs Q, "combined" adds Stein controls from dQ/da that vanish
     on the box's walls, "gradient" (dQ/da alone) is only right without a box and refuses one.
-    support: "box" clips actions, at the walls of [-1, 1] whatever their normalisation; "tanh"
-    learns the flow before a tanh (the policy's `squash`).
+    control: of "combined"; "ridge" regresses the controls out with the weights, "published" is the
+    one coefficient per dimension of the authors' code (`reverse.published_mean`), without a box.
+    support: "box" ends the density at `walls` times [-1, 1], whatever the normalisation of actions;
+    "tanh" learns the flow before a tanh (the policy's `squash`), which has no walls.
+    walls: 1 are the actions' own. Further out (actions are still clipped at 1, and so is what Q is
+    asked for), the mass of what lies beyond an action's limit is at the limit: a regression comes
+    to a corner only slowly from inside.
     proposal: "truncated" draws from the prior inside the box; "self" adds `self_share` draws around
     the policy's own posterior mean, `self_scale` times its standard deviation wide, with
     `spread_floor` the least policy width (normalised units) assumed there.
     ridge: of the control regression. replay_share: rows whose x starts from a given action, the
-    others start from the policy's. weighting: of the squared velocity error over time; "ramp" is
-    min(1, (t / 0.2)^2), "data" makes it the squared error of the predicted action,
-    (B / (A B' - A' B))^2.
+    others start from the policy's: one of M = start_candidates, the best by min Q or, with a
+    choice_temperature above 0, drawn from softmax(min Q / (choice_temperature T)).
+    weighting: of the squared velocity error over time; "uniform" is 1, "ramp" min(1, (t / 0.2)^2),
+    "data" and "noise" make it the squared error of the predicted action, (B / (A B' - A' B))^2, and
+    of the predicted noise, (A / (A B' - A' B))^2.
     """
 
     particles: int
@@ -59,7 +71,11 @@ class Reverse:
     spread_floor: float
     ridge: float
     replay_share: float
-    weighting: Literal["ramp", "data"]
+    weighting: Literal["ramp", "data", "noise", "uniform"]
+    control: Literal["ridge", "published"]
+    walls: float
+    start_candidates: int
+    choice_temperature: float
 
     @property
     def box(self) -> bool:
@@ -92,19 +108,30 @@ class Reverse:
             raise ValueError(
                 f"{key}.particles={self.particles}: importance sampling needs at least 2"
             )
+        if self.walls < 1:
+            raise ValueError(f"{key}.walls={self.walls}: below 1 no action could reach its limits")
+        if self.estimator == "combined" and self.control == "published" and self.box:
+            raise ValueError(
+                f"{key}.control=published with {key}.support=box: its control is not zero-mean "
+                f"between walls; use {key}.control=ridge or {key}.support=tanh"
+            )
 
     def draw(self, policy: Any, rows: int, generator: torch.Generator) -> Draws:
         """Randomness of a policy step; times in [T_MIN, T_MAX]."""
         device = generator.device
         size = policy.horizon * policy.action_dim
-        pair = policy.noise(2 * rows, generator).unflatten(0, (rows, 2))
+        many = self.start_candidates
+        start = policy.noise(rows * many, generator).unflatten(0, (rows, many))
+        race = many > 1 and self.choice_temperature > 0
+        waiting = draw.exponential(start[..., 0, 0], generator) if race else None
+        second = policy.noise(-(-rows // SPREAD_SHARE), generator)
         noise = policy.noise(rows, generator)
         t = row_times(rows, generator, T_MIN, T_MAX)
         half = torch.rand((-(-self.particles // 2), rows, size), generator=generator, device=device)
         half = half.clamp(1e-6, 1 - 1e-6)
         # mirrored pairs: near the data end all weights are alike and the pairs' errors cancel
         uniform = torch.stack([half, 1 - half], 1).flatten(0, 1)[: self.particles]
-        return Draws(pair, noise, t, uniform)
+        return Draws(start, waiting, second, noise, t, uniform)
 
     def loss(
         self,
@@ -125,13 +152,13 @@ class Reverse:
         t = draws.t
         with torch.no_grad():
             feat = policy.features(obs)
-            latent = policy.integrate(feat, draws.pair)  # [R, 2, Tp, Da]
-            if self.box:
-                low, high = policy.action_norm.walls()
-                latent = torch.minimum(torch.maximum(latent, low), high)
-            width = (0.5 * (latent[:, 0] - latent[:, 1]).square()).mean(0).sqrt().flatten()
+            own = self.inside(policy, policy.integrate(feat, draws.start))  # [R, M, Tp, Da]
+            some = len(draws.second)
+            other = self.inside(policy, policy.integrate(feat[:some], draws.second))
+            width = (0.5 * (own[:some, 0] - other).square()).mean(0).sqrt().flatten()
             given = int(self.replay_share * len(obs))
-            start = torch.cat([policy.to_latent(action[:given]), latent[given:, 0]])
+            mine = self.chosen(policy, critic, obs, own, draws.waiting, temperature)
+            start = torch.cat([policy.to_latent(action[:given]), mine[given:]])
             A, B, _, _ = policy.path.coefficients(t[:, None, None])
             x = A * start + B * draws.noise
         velocity = policy.velocity(x, t, policy.features(obs))
@@ -145,12 +172,31 @@ class Reverse:
         metrics |= {"policy/loss": loss.detach(), "policy/spread": acted.mean()}
         return loss, metrics, Measured(q_std, width)
 
+    def inside(self, policy: Any, latent: Tensor) -> Tensor:
+        """Points [..., Tp, Da] that the flow led beyond the walls, brought back to them."""
+        if not self.box:
+            return latent
+        centre, half = (side.unflatten(0, latent.shape[-2:]) for side in self.units(policy))
+        return torch.minimum(torch.maximum(latent, centre - half), centre + half)
+
+    def chosen(
+        self, policy: Any, critic: Any, obs: Tensor, own: Tensor, waiting: Any, T: Tensor
+    ) -> Tensor:
+        """The one of own [R, M, Tp, Da] that x starts from, [R, Tp, Da]."""
+        if own.shape[1] == 1:
+            return own[:, 0]
+        heat = 0.0 if waiting is None else self.choice_temperature * T
+        which = steer.selected(critic, obs, policy.to_action(own), heat, waiting=waiting)
+        return own[torch.arange(len(own), device=own.device), which]
+
     def time_weight(self, path: Any, t: Tensor) -> Tensor:
         """Weight of the squared velocity error at the times t, [R]."""
+        if self.weighting == "uniform":
+            return torch.ones_like(t)
         if self.weighting == "ramp":
             return (t / 0.2).square().clamp(max=1.0)
         A, B, dA, dB = path.coefficients(t)
-        return (B / (A * dB - dA * B)).square()
+        return ((B if self.weighting == "data" else A) / (A * dB - dA * B)).square()
 
     @torch.no_grad()
     def target(
@@ -174,19 +220,19 @@ class Reverse:
         if not self.box:
             low, high = torch.full_like(low, -torch.inf), torch.full_like(high, torch.inf)
         if self.proposal == "truncated":
-            draw = reverse.propose_prior(uniform, low, high)
+            drawn = reverse.propose_prior(uniform, low, high)
         else:
             mean = (A * velocity.flatten(1) - dA * rows) / (A * dB - dA * B)
             ratio = B / (A * spread.clamp_min(self.spread_floor))
             std = self.self_scale / (1.0 + ratio.square()).sqrt()
-            draw = reverse.propose_self(uniform, low, high, mean, std, self.self_share)
-        u = (rows - A * centre - B * draw.eps) / a_unit
+            drawn = reverse.propose_self(uniform, low, high, mean, std, self.self_share)
+        u = (rows - A * centre - B * drawn.eps) / a_unit
         u = u.clamp(-1.0, 1.0) if self.box else u
         a = (centre + half * u).unflatten(-1, x.shape[1:])
         energy, grad, q = self.energy(policy, critic, obs, a, T)
-        weight = reverse.weights(draw, energy)
+        weight = reverse.weights(drawn, energy)
         grad = None if grad is None else half * grad
-        mean, ratio = self.posterior_mean(weight, draw.eps, u, grad, a_unit, B)
+        mean, ratio = self.posterior_mean(weight, drawn.eps, u, grad, a_unit, B)
         mean = torch.minimum(torch.maximum(mean, low), high)  # a posterior mean lies in the box
         target = dA * (rows - B * mean) / A + dB * mean
         metrics = self.diagnose(t, reverse.effective_share(weight), ratio)
@@ -195,14 +241,14 @@ class Reverse:
         q_std = (prior.std(0) * early).sum() / early.sum().clamp_min(1.0)
         return target.unflatten(1, x.shape[1:]), metrics, q_std.clamp_min(1e-6)
 
-    @staticmethod
-    def units(policy: Any) -> tuple[Tensor, Tensor]:
-        """Centre and half width of the box of actions in the policy's normalised units, [D] each.
+    def units(self, policy: Any) -> tuple[Tensor, Tensor]:
+        """Centre and half width of the density's box in the policy's normalised units, [D] each.
 
         Before a tanh there is no box: its units are those of the policy, 0 and 1.
         """
         low, high = policy.action_norm.walls()
         centre, half = (high + low) / 2, (high - low) / 2
+        half = half * self.walls if self.box else half
         return centre.repeat(policy.horizon), half.repeat(policy.horizon)
 
     def own_draws(self) -> int:
@@ -234,6 +280,8 @@ class Reverse:
         if self.estimator == "gradient":
             return reverse.gradient_mean(weight, grad, A, B), None
         control = reverse.controls(eps, a, grad, A, B, self.box)
+        if self.control == "published":
+            return reverse.published_mean(weight, eps, control[..., 0], A, B, *PUBLISHED)
         return reverse.combined_mean(weight, eps, control, self.ridge)
 
     @staticmethod

@@ -56,6 +56,7 @@ class FewStepPolicy(FlowPolicy):
         clip_a: bool,
         squash: Literal["clip", "tanh"],
         deploy_scale: float = 1.0,
+        grid: Literal["uniform", "late"] = "uniform",
         obs_norm: Normalizer,
         action_norm: Normalizer,
     ):
@@ -64,7 +65,7 @@ class FewStepPolicy(FlowPolicy):
         super().__init__(
             net, path=path, levels=levels, prediction=prediction, steps=steps, sampler=sampler,
             eta=eta, clip_x=clip_x, clip_a=clip_a, squash=squash, deploy_scale=deploy_scale,
-            obs_norm=obs_norm, action_norm=action_norm,
+            grid=grid, obs_norm=obs_norm, action_norm=action_norm,
         )  # fmt: skip
         start = next(net.parameters()).new_zeros(1)
         with torch.no_grad():

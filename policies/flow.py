@@ -57,7 +57,8 @@ class FlowPolicy(nn.Module):
     "minmax". It raises ValueError with kind "gaussian", where it would end at one standard
     deviation, and with clip_x or clip_a, which would cap actions at tanh(1). deploy_scale: of
     the noise that deployed actions start from; 1 samples the policy, 0 takes the one action that
-    the centre of the noise flows to.
+    the centre of the noise flows to. grid: where the integration steps lie, "uniform" or "late"
+    (`policies.paths`); of every sampler and likelihood alike.
     """
 
     jumps = False  # whether a step asks for more than the velocity where it starts
@@ -76,10 +77,13 @@ class FlowPolicy(nn.Module):
         clip_a: bool,
         squash: Literal["clip", "tanh"],
         deploy_scale: float = 1.0,
+        grid: Literal["uniform", "late"] = "uniform",
         obs_norm: Normalizer,
         action_norm: Normalizer,
     ):
         super().__init__()
+        if grid not in ("uniform", "late"):
+            raise ValueError(f"grid={grid!r}: choose uniform or late")
         if prediction not in ("v", "eps", "a"):
             raise ValueError(f"prediction={prediction!r}: choose v, eps or a")
         if sampler not in ("euler", "heun"):
@@ -95,6 +99,7 @@ class FlowPolicy(nn.Module):
         self.horizon, self.action_dim = net.horizon, net.action_dim
         self.prediction: paths.Prediction = prediction
         self.steps, self.sampler = steps, sampler
+        self.grid: paths.Grid = grid
         self.eta, self.clip_x, self.clip_a = eta, clip_x, clip_a
         self.squash, self.deploy_scale = squash, deploy_scale
         self._single: Single | None = None
@@ -116,7 +121,7 @@ class FlowPolicy(nn.Module):
         """The time grid [K + 1] from 0 to 1; every sampler and likelihood uses this one."""
         where = next(self.net.parameters())
         steps = self.steps if steps is None else steps
-        return self.path.times(steps, where.device).to(where.dtype)
+        return self.path.times(steps, where.device, self.grid).to(where.dtype)
 
     def features(self, obs: Tensor) -> Tensor:
         """Encoded observations [..., W]: normalised here, computed once per action."""
@@ -241,7 +246,7 @@ class FlowPolicy(nn.Module):
         single = self._single_for(obs, noise)
         if single is not None and isinstance(self.path, paths.Linear):
             steps = self.steps if steps is None else steps
-            x = single.integrate(self.obs_norm(obs), noise, self.path, steps)
+            x = single.integrate(self.obs_norm(obs), noise, self.path, steps, self.grid)
         else:
             feat = self.features(expand_lead(obs, noise.ndim - 2, 1))
             x = self.integrate(feat, noise, steps)
@@ -282,12 +287,12 @@ class FlowPolicy(nn.Module):
 
     @property
     def _plain(self) -> bool:
-        """Whether a step of `act` is x + v / K and nothing else."""
+        """Whether a step of `act` is x + span v and nothing else."""
         return self._straight and self.sampler == "euler" and not self.clip_x
 
     def _euler(self, feat: Tensor, x: Tensor, embs: tuple[Tensor, ...]) -> Tensor:
-        for emb in embs:
-            x = torch.add(x, self.net(x, emb, feat), alpha=1 / len(embs))
+        for emb, span in zip(embs, paths.spans(len(embs), self.grid), strict=True):
+            x = torch.add(x, self.net(x, emb, feat), alpha=span)
         return x
 
     def _heun(self, x: Tensor, place: Place, ahead: Place, feat: Tensor, span: Tensor) -> Tensor:

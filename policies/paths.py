@@ -5,7 +5,10 @@ A path is `x_t = A(t) a + B(t) eps` with `eps ~ N(0, I)` and `a` the normalised 
 
     v = A' a + B' eps     Dt = A B' - A' B     a = (B' x - B v) / Dt     eps = (A v - A' x) / Dt
 
-`times` of a path is the only source of time grids, for sampling and for likelihoods alike.
+`times` of a path is the only source of time grids, for sampling and for likelihoods alike. A grid
+is "uniform", t_k = k / K, or "late", t_k = 1 - (1 - k / K)^2: Euler's few steps narrow a sharp
+policy, whose velocity bends most where the action is nearly told (K = 5: a true deviation of .1
+becomes .036, and .067 on the late grid).
 """
 
 import math
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 Prediction = Literal["v", "eps", "a"]
+Grid = Literal["uniform", "late"]
 
 
 class Coefficients(NamedTuple):
@@ -60,7 +64,9 @@ class Path(Protocol):
         """The time where `A / B` equals `ratio` (the root of the signal-to-noise ratio)."""
         ...
 
-    def times(self, steps: int, device: torch.device | None = None) -> Tensor: ...
+    def times(
+        self, steps: int, device: torch.device | None = None, grid: Grid = "uniform"
+    ) -> Tensor: ...
 
 
 class Linear(nn.Module):
@@ -76,8 +82,10 @@ class Linear(nn.Module):
     def time_at(self, ratio: Tensor) -> Tensor:
         return ratio / (1 + ratio)
 
-    def times(self, steps: int, device: torch.device | None = None) -> Tensor:
-        return _uniform(steps, device)
+    def times(
+        self, steps: int, device: torch.device | None = None, grid: Grid = "uniform"
+    ) -> Tensor:
+        return _spaced(steps, device, grid)
 
 
 class Cosine(nn.Module):
@@ -94,8 +102,10 @@ class Cosine(nn.Module):
     def time_at(self, ratio: Tensor) -> Tensor:
         return ratio.atan() * (2 / math.pi)
 
-    def times(self, steps: int, device: torch.device | None = None) -> Tensor:
-        return _uniform(steps, device)
+    def times(
+        self, steps: int, device: torch.device | None = None, grid: Grid = "uniform"
+    ) -> Tensor:
+        return _spaced(steps, device, grid)
 
 
 class Betas(nn.Module):
@@ -142,11 +152,18 @@ class Betas(nn.Module):
         place = left + (angle - table[left]) / (table[left + 1] - table[left])
         return (place / self.levels).to(ratio.dtype)
 
-    def times(self, steps: int, device: torch.device | None = None) -> Tensor:
+    def times(
+        self, steps: int, device: torch.device | None = None, grid: Grid = "uniform"
+    ) -> Tensor:
         if steps > self.levels:
             raise ValueError(f"{steps} steps asked of a table of {self.levels} noise levels")
-        grid = (_uniform(steps, device).double() * self.levels).round() / self.levels
-        return grid.to(torch.get_default_dtype())
+        if grid == "late" and steps**2 > self.levels:
+            raise ValueError(
+                f"the late grid's last step is 1 / {steps}^2 long, shorter than the distance of "
+                f"{self.levels} noise levels; use fewer steps or grid=uniform"
+            )
+        times = (_spaced(steps, device, grid).double() * self.levels).round() / self.levels
+        return times.to(torch.get_default_dtype())
 
 
 def cosine_betas(levels: int) -> Tensor:
@@ -233,7 +250,15 @@ def change_path(x: Tensor, t: Tensor, source: Path, target: Path) -> tuple[Tenso
     return x * factor[..., None, None], t_new
 
 
-def _uniform(steps: int, device: torch.device | None) -> Tensor:
+def _spaced(steps: int, device: torch.device | None, grid: Grid) -> Tensor:
     if steps < 1:
         raise ValueError(f"steps={steps}: at least one integration step is needed")
-    return torch.linspace(0, 1, steps + 1, device=device)
+    times = torch.linspace(0, 1, steps + 1, device=device)
+    return times if grid == "uniform" else 1 - (1 - times).square()
+
+
+def spans(steps: int, grid: Grid) -> list[float]:
+    """Lengths of the K transitions of a grid, for a path whose grid is not rounded to levels."""
+    if grid == "uniform":
+        return [1 / steps] * steps
+    return [(2 * (steps - k) - 1) / steps**2 for k in range(steps)]

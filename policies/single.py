@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .nets import MLP
-from .paths import Linear
+from .paths import Grid, Linear, spans
 
 FEW = 32  # columns at most; beyond, arithmetic is most of the time and torch's is as fast
 
@@ -120,27 +120,28 @@ class Single:
         known = plain and all(layer.weight.dtype == torch.float32 for layer in layers)
         return cls(net) if known and len(net.encoder.layers) else None
 
-    def integrate(self, obs: Tensor, noise: Tensor, path: Linear, steps: int) -> Tensor:
+    def integrate(
+        self, obs: Tensor, noise: Tensor, path: Linear, steps: int, grid: Grid
+    ) -> Tensor:
         """Noises [..., T, Da] carried from t = 0 to t = 1 for one normalised obs."""
-        if steps not in self.waves:
-            waves = self.embedding.waves(path.times(steps)[:-1])
-            self.waves[steps] = np.ascontiguousarray(waves.numpy().T)
+        if (steps, grid) not in self.waves:
+            waves = self.embedding.waves(path.times(steps, grid=grid)[:-1])
+            self.waves[steps, grid] = np.ascontiguousarray(waves.numpy().T)
         feat = _stack(self.encoder, _columns(obs, obs.numel()), self.activation)
-        shifts = _stack(self.time, self.waves[steps], _silu)
+        shifts = _stack(self.time, self.waves[steps, grid], _silu)
         shifts += feat
         x = _columns(noise, len(self.outlet[0]))
-        span = np.float32(1 / shifts.shape[1])
         weight_out, bias_out = self.outlet
         act = np.empty((len(feat), x.shape[1]), np.float32)
         step = np.empty_like(act)
-        for shift in shifts.T[..., None]:
+        for shift, span in zip(shifts.T[..., None], spans(steps, grid), strict=True):
             h = self.inlet.dot(x)
             h += shift
             for weight, bias in self.layers:
                 h += np.add(np.dot(weight, self.activation(h, act), out=step), bias, out=step)
             v = weight_out.dot(self.activation(h, act))
             v += bias_out
-            v *= span
+            v *= np.float32(span)
             x = x + v
         return _chunks(x, noise.shape)
 

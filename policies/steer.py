@@ -27,19 +27,36 @@ def choose(
     critic: Any,
     obs: Tensor,
     action: Tensor,
-    temperature: float = 0.0,
+    temperature: float | Tensor = 0.0,
     generator: torch.Generator | None = None,
+    waiting: Tensor | None = None,
 ) -> Tensor:
     """One of the M candidates action [N, M, Tp, Da] per observation, by its minimum Q over members.
 
     temperature 0 takes the largest (best-of-M); above 0 draws one from softmax(Q / temperature),
     as arXiv:2208.06193 does, by adding Gumbel noise to Q / temperature. [N, Tp, Da]
+    waiting [N, M]: exponential numbers that decide the draw, where they were drawn ahead; with
+    them the temperature, then above 0, may be a tensor [].
     """
     if action.shape[1] == 1:
         return action[:, 0]
-    score = critic(obs[:, None], action).amin(0)
-    choice = drawn(score, temperature, generator)
+    choice = selected(critic, obs, action, temperature, generator, waiting)
     return action.gather(1, choice[:, None, None, None].expand(-1, 1, *action.shape[2:]))[:, 0]
+
+
+def selected(
+    critic: Any,
+    obs: Tensor,
+    action: Tensor,
+    temperature: float | Tensor = 0.0,
+    generator: torch.Generator | None = None,
+    waiting: Tensor | None = None,
+) -> Tensor:
+    """Which of the M candidates `choose` takes, [N]."""
+    score = critic(obs[:, None], action).amin(0)
+    if waiting is not None:
+        return raced(score, temperature, waiting)
+    return drawn(score, float(temperature), generator)
 
 
 def best(policy: Any, critic: Any, obs: Tensor, noise: Tensor) -> Tensor:
@@ -199,9 +216,15 @@ def inpainted(
 def drawn(score: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     """Index [...] of a draw from softmax(score [..., P] / temperature); 0: of the largest."""
     if temperature > 0:
-        waiting = draw.exponential(score, generator)
-        score = score / temperature - waiting.clamp_min(1e-30).log()
+        return raced(score, temperature, draw.exponential(score, generator))
     return score.argmax(-1)
+
+
+def raced(score: Tensor, temperature: float | Tensor, waiting: Tensor) -> Tensor:
+    """Index [...] of a draw from softmax(score / temperature): the first of P that wait, each
+    waiting [..., P], exponential with mean 1, divided by its weight.
+    """
+    return (score / temperature - waiting.clamp_min(1e-30).log()).argmax(-1)
 
 
 def climbed(critic: Any, obs: Tensor, action: Tensor, rounds: int, rate: float) -> Tensor:

@@ -119,6 +119,11 @@ def levels(tree: dict[str, Any]) -> list[str]:
         ]
     if table is not None and steps > table:
         return [f"policy.steps={steps}: more than the {table} noise levels (policy.levels)"]
+    if table is not None and policy.get("grid") == "late" and steps**2 > table:
+        return [
+            f"policy.grid=late: its last of {steps} steps is 1/{steps**2} long, and {table} "
+            f"noise levels lie further apart; set policy.levels={steps**2} or policy.grid=uniform"
+        ]
     return []
 
 

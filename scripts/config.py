@@ -36,8 +36,8 @@ ALIAS = re.compile(r"\$\{([\w.]+)\}")
 ABSENT = object()
 # settings of a policy that its weights do not depend on: free for another run or evaluation
 AT_WILL = (
-    *("policy.steps", "policy.sampler", "policy.eta", "policy.clip_x", "policy.clip_a"),
-    "policy.deploy_scale",
+    *("policy.steps", "policy.grid", "policy.sampler", "policy.eta", "policy.clip_x"),
+    *("policy.clip_a", "policy.deploy_scale"),
 )
 # keys without which older runs were made, with the values that do what those runs did
 ADDED = {
@@ -47,6 +47,16 @@ ADDED = {
         **{"distill_noises": 1, "base_cache": 0, "relative": False, "ema_rate": 1.0},
     },
     "rheo.algos.expo.EXPO": {"base_cache": 0, "relative": False},
+    "rheo.algos.rfm.RFM": {
+        **{"control": "ridge", "walls": 1.0, "start_candidates": 1, "choice_temperature": 0.0},
+        **{"deploy_temperature": 0.0, "target_noise": 1.0},
+    },
+    "rheo.algos.rfm_offline.RFMOffline": {
+        **{"act_candidates": 1, "explore_noise": 0.0, "temperature_rule": "fixed"},
+    },
+    "rheo.algos.velocity.Reverse": {
+        **{"control": "ridge", "walls": 1.0, "start_candidates": 1, "choice_temperature": 0.0},
+    },
     "rheo.envs.datasets.Dataset": {"action_scale": "recorded", "filter": None},
     "rheo.envs.datasets.Transitions": {
         **{"n_step": 1, "action_scale": "recorded", "filter": None},

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
 # settings of a base that are told at the start of a run: sampling, units, chunks
 POLICY_KEYS = (
-    *("policy.steps", "policy.sampler", "policy.eta", "policy.clip_x", "policy.clip_a"),
-    *("policy.deploy_scale", "policy.squash", "policy.obs_norm.kind", "policy.action_norm.kind"),
+    *("policy.steps", "policy.grid", "policy.sampler", "policy.eta", "policy.clip_x"),
+    *("policy.clip_a", "policy.deploy_scale", "policy.squash"),
+    *("policy.obs_norm.kind", "policy.action_norm.kind"),
     *("horizon", "env.execute", "env.obs_steps"),
 )
 ONE_STEP = "rheo.algos.fql.FQL"  # deploys a copy of its policy that takes one step
