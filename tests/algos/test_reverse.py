@@ -259,3 +259,90 @@ def test_the_effective_share_of_the_prior_meets_its_closed_form(t, share):
     energy = -((x - B * eps) / A - MEAN).square() / (2 * STD**2)
     weight = torch.softmax(energy, 0)[:, None]
     assert reverse.effective_share(weight).item() == pytest.approx(share, rel=0.05)
+
+
+def test_the_published_control_variate_corrects_the_action_as_the_authors_write_it():
+    """Their formula for the action, term by term, against ours for the noise."""
+    rng = np.random.default_rng(0)
+    count, rows, dims, A, B, ridge, limit = 50, 3, 2, 0.6, 0.4, 1e-4, 2.0
+    eps, gradient = rng.normal(size=(2, count, rows, dims))
+    gradient *= np.array([0.1, 20.0])  # so that the limit holds in some places and not in others
+    x = rng.normal(size=(rows, dims))
+    w = rng.dirichlet(np.ones(count), size=rows).T[..., None]
+    action = (x - B * eps) / A
+    score = A / B * eps + gradient
+    mean, level = (w * action).sum(0), (w * score).sum(0)
+    top = (w**2 * (action - mean) * (score - level)).sum(0)
+    plain = -top / ((w**2 * (score - level) ** 2).sum(0) + ridge)
+    assert (np.abs(plain) > limit).any() or (np.abs(plain) < limit).all()
+    action = mean + np.clip(plain, -limit, limit) * level
+    shape = torch.full((rows, 1), A), torch.full((rows, 1), B)
+    parts = (torch.as_tensor(part) for part in (eps, np.zeros_like(eps), gradient))
+    eps_, a, grad = parts
+    stein = reverse.controls(eps_, a, grad, *shape, box=False)[..., 0]
+    weight = torch.as_tensor(w[..., 0])
+    got, _ = reverse.published_mean(weight, eps_, stein, *shape, ridge, limit)
+    torch.testing.assert_close(got, torch.as_tensor((x - A * action) / B), rtol=1e-6, atol=1e-6)
+
+
+def posterior_errors(t, energy, draw, estimate, count=100, rows=1000):
+    """Error of an estimate of E[eps | x] in posterior deviations, over x of the target itself."""
+    generator = torch.Generator().manual_seed(0)
+    A, B = (torch.full((rows, 1), value, dtype=torch.float64) for value in (t, 1 - t))
+    point = draw(torch.randn((rows, 1), generator=generator, dtype=torch.float64))
+    x = A * point + B * torch.randn((rows, 1), generator=generator, dtype=torch.float64)
+    grid = torch.linspace(-3, 3, 20_001, dtype=torch.float64)
+    eps = (x - A * grid) / B
+    mass = torch.softmax(energy(grid[:, None]) - eps.square() / 2, -1)
+    exact = (mass * eps).sum(-1, keepdim=True)
+    std = (mass * (eps - exact).square()).sum(-1, keepdim=True).sqrt()
+    got = estimate(x, A, B, lambda *shape: torch.rand(
+        (count, rows, 1, *shape), generator=generator, dtype=torch.float64
+    ).clamp(1e-6, 1 - 1e-6))  # fmt: skip
+    return [((each - exact) / std).square().mean().sqrt().item() for each in got]
+
+
+@pytest.mark.parametrize(("t", "noise", "controlled"), [(0.1, 6.5, None), (0.9, 0.13, 0.007)])
+def test_the_published_estimator_wins_where_the_action_is_nearly_told_and_only_there(
+    t, noise, controlled
+):
+    """Actions N(.3, .1^2) before a tanh, 100 noises of the prior."""
+
+    def energy(y):
+        a = y.tanh()
+        jacobian = (1 - a.square()).clamp_min(1e-12).log()
+        return (jacobian - (a - 0.3).square() / (2 * 0.1**2)).sum(-1)
+
+    def estimate(x, A, B, uniform):
+        eps = torch.special.ndtri(uniform())
+        y = ((x - B * eps) / A).requires_grad_()
+        value = energy(y)
+        grad = torch.autograd.grad(value.sum(), y)[0]
+        stein = reverse.controls(eps, y.detach(), grad, A, B, box=False)[..., 0]
+        weight = torch.softmax(value.detach(), 0)
+        mean, _ = reverse.published_mean(weight, eps, stein, A, B, 1e-4, 2.0)
+        return reverse.noise_mean(weight, eps), mean
+
+    plain, better = posterior_errors(t, energy, lambda z: (0.3 + 0.1 * z).atanh(), estimate)
+    assert plain == pytest.approx(noise, rel=0.25)
+    if controlled is None:
+        assert better > 0.7 * plain
+    else:
+        assert better == pytest.approx(controlled, rel=0.5)
+
+
+@pytest.mark.parametrize(("t", "expected"), [(0.1, 0.18), (0.6, 0.19), (0.9, 0.15)])
+def test_noises_inside_the_box_err_little_at_every_time(t, expected):
+    """The same actions on the box, 100 noises of the prior between the walls."""
+
+    def energy(a):
+        inside = torch.where(a.abs() <= 1, 0.0, -torch.inf)
+        return (inside - (a - 0.3).square() / (2 * 0.1**2)).sum(-1)
+
+    def estimate(x, A, B, uniform):
+        draws = reverse.propose_prior(uniform(), *reverse.box_noise(x, A, B))
+        weight = reverse.weights(draws, energy(((x - B * draws.eps) / A).clamp(-1, 1)))
+        return (reverse.noise_mean(weight, draws.eps),)
+
+    (error,) = posterior_errors(t, energy, lambda z: 0.3 + 0.1 * z, estimate)
+    assert error == pytest.approx(expected, rel=0.35)

@@ -48,6 +48,58 @@ def test_euler_steps_of_the_gaussian_policy_have_the_known_values(
     assert abs(action.item() - expected) < 1e-6
 
 
+def euler_width(times, width):
+    """Deviation that Euler's steps over `times` give N(0, width^2), by their product."""
+    scale = 1.0
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        variance = t**2 * width**2 + (1 - t) ** 2
+        scale *= 1 + (s - t) * (t * width**2 - (1 - t)) / variance
+    return scale
+
+
+@pytest.mark.parametrize(
+    "grid,steps,shares",
+    [
+        ("uniform", 5, (0.77, 0.74, 0.67, 0.57, 0.36, 0.19)),
+        ("late", 5, (0.72, 0.74, 0.73, 0.72, 0.67, 0.62)),
+        ("uniform", 10, (0.88, 0.86, 0.82, 0.77, 0.62, 0.40)),
+        ("late", 10, (0.85, 0.86, 0.86, 0.85, 0.82, 0.77)),
+    ],
+)
+def test_a_late_grid_keeps_the_width_of_a_sharp_policy(gaussian_policy, grid, steps, shares):
+    """Sampled over true deviation: of the code, of the product of Euler's factors, and a table."""
+    share = [k / steps for k in range(steps + 1)]
+    times = share if grid == "uniform" else [1 - (1 - t) ** 2 for t in share]
+    for width, expected in zip((0.8, 0.5, 0.3, 0.2, 0.1, 0.05), shares, strict=True):
+        policy = gaussian_policy(mu=0.0, spread=width, grid=grid, steps=steps)
+        action = policy.act(torch.zeros(1, 1, dtype=F64), one(1.0), clip=False).item()
+        assert action == pytest.approx(euler_width(times, width), abs=1e-6)
+        assert action / width == pytest.approx(expected, abs=0.006)
+
+
+@pytest.mark.parametrize("path,prediction", FORMS)
+def test_a_late_grid_ends_at_the_same_place(gaussian_policy, path, prediction):
+    """Every sampler, and a chain with the likelihood of its own grid."""
+    levels = 40_000 if path == "betas" else None
+    policy = gaussian_policy(path, prediction, levels=levels, grid="late")
+    times = policy.times(100)
+    assert times[0] == 0 and times[-1] == 1 and (times.diff() > 0).all()
+    action = policy.act(torch.zeros(1, 1, dtype=F64), one(1.0), 100)
+    assert action.item() == pytest.approx(0.9, abs=1.5e-2)
+    if path != "betas":
+        obs = torch.zeros(1, 1, dtype=F64)
+        chain = policy.rollout(obs, one(1.0), lambda o, t: torch.full((1, 1, 1), 0.1), seeded())
+        logp, _ = policy.chain_logp(chain.x, obs, lambda o, t: torch.full((1, 1, 1), 0.1))
+        torch.testing.assert_close(logp.sum((-1, -2)), chain.logp)
+
+
+def test_a_grid_is_one_of_two_and_needs_room_between_levels(policy_of):
+    with pytest.raises(ValueError, match="uniform or late"):
+        policy_of(random_mlp(), grid="early")
+    with pytest.raises(ValueError, match=r"1 / 5\^2"):
+        policy_of(random_mlp(), grid="late", path="betas", levels=20).times(5)
+
+
 @pytest.mark.parametrize("path,prediction", FORMS)
 def test_every_path_and_prediction_transports_noise_to_the_gaussian(
     gaussian_policy, path, prediction
@@ -204,11 +256,15 @@ def test_hoisted_encodings_equal_a_loop_that_recomputes_them(policy_of):
 
 
 @pytest.mark.parametrize("count", [1, 16])
-@pytest.mark.parametrize("activation", ["relu", "silu", "mish", "tanh"])
+@pytest.mark.parametrize(
+    ("activation", "grid"),
+    [("relu", "uniform"), ("silu", "late"), ("mish", "uniform"), ("tanh", "uniform")],
+)
 def test_the_light_loop_for_one_state_equals_the_plain_one_and_follows_updates(
-    policy_of, activation, count
+    policy_of, activation, count, grid
 ):
-    policy = policy_of(random_mlp(activation=activation), obs_norm=Normalizer(5, kind="gaussian"))
+    norm = Normalizer(5, kind="gaussian")
+    policy = policy_of(random_mlp(activation=activation), obs_norm=norm, grid=grid)
     policy.obs_norm.fit(3 + 2 * torch.randn(50, 5, generator=seeded()))
 
     def gap(steps):
