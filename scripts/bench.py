@@ -16,6 +16,7 @@ GROUPS = {  # WHAT -> module and its function from a plan to rows
     "env": ("bench_env", "measure"),
     "act": ("bench_act", "measure_act"),
     "update": ("bench_update", "measure"),
+    "actor": ("bench_actor", "measure"),
     "data": ("bench_data", "measure"),
     "finetune": ("bench_finetune", "measure"),
     "steer": ("bench_steer", "measure"),

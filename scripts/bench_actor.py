@@ -3,9 +3,9 @@
 States s ~ N(0, I) of HalfCheetah's sizes, six actions, and a known Q(s, a) = -sum_i k_i (a_i -
 c_i(s))^2 whose curvatures k range over a decade. The optimum c is a random smooth function of the
 state; its `reach` says how many of its coordinates lie outside the box, where the best action is
-at a wall (.83: two of five; .25: one of a hundred). Regret is the value lost against the best action of the
-box, in units of Q's deviation over uniform actions of a state; so of an action drawn uniformly it
-is about the same for all. Both actors take `STEPS` policy steps of the rows that they ship with.
+at a wall (.83: two of five; .25: one of two hundred). Regret is the value lost against the best
+action of the box, in units of Q's deviation over uniform actions of a state. Both actors take
+`STEPS` policy steps of the rows that they ship with.
 """
 
 import time
@@ -120,4 +120,5 @@ def learned(words: tuple[str, ...], reach: float, steps: int, seed: int = 0) -> 
         deployed = algo.deploy(obs, torch.Generator().manual_seed(2))
         two = [algo.act(obs) for _ in range(2)]
         width = (0.5 * (two[0] - two[1]).square()).mean().sqrt().item()
-    return Regret(algo.critic.regret(obs, deployed), algo.critic.regret(obs, two[0]), width, seconds)
+    lost = (algo.critic.regret(obs, action) for action in (deployed, two[0]))
+    return Regret(*lost, width, seconds)

@@ -179,3 +179,24 @@ def test_both_gradients_are_unbiased_and_the_excess_cancels_over_a_whole_chain()
         assert gradient.mean().item() == pytest.approx(1 / STD, abs=error)
     assert whole.var().item() == pytest.approx(8.0, rel=0.03)  # Var(A (a - mu) / c^2) = 2 / c^2
     assert part.var() > 1.5 * matched.var()
+
+
+def test_regret_on_the_bandit_of_actors_is_what_its_parts_say():
+    """The best action of the box loses nothing, one a step beside it k d^2 in Q's deviations."""
+    from rheo.scripts.bench_actor import PLACES, Known
+
+    obs = torch.randn(4000, 17, generator=torch.Generator().manual_seed(0))
+    outside = {}
+    for place, reach in PLACES.items():
+        critic = Known(reach)
+        best = critic.best(obs)
+        outside[place] = (best.abs() > 1).float().mean().item()
+        assert critic.regret(obs, best.clamp(-1, 1)[:, None]) == 0
+        if place == "inside":
+            beside = (best + 0.1)[:, None]
+            expected = 0.01 * critic.curvature.sum() / critic.unit
+            assert critic.regret(obs, beside) == pytest.approx(expected.item(), rel=0.02)
+        uniform = 2 * torch.rand(4000, 64, 6, generator=torch.Generator().manual_seed(1)) - 1
+        deviation = critic(obs[:, None], uniform[:, :, None])[0].std(1).mean()
+        assert deviation.item() == pytest.approx(1.0, rel=0.05)
+    assert 0.3 < outside["at walls"] < 0.5 and outside["inside"] < 0.02
