@@ -87,7 +87,7 @@ def transitions(rows):
 def test_a_td_target_is_chosen_by_the_critic_and_valued_by_the_target_critic(
     flow, settings, generator
 ):
-    algo = RFM(still(flow), line(0.0), generator, **settings("rfm", target_candidates=2))
+    algo: Any = RFM(still(flow), line(0.0), generator, **settings("rfm", target_candidates=2))
     noise = torch.tensor([0.5, -0.25]).expand(3, 2)[..., None, None]
     for slope, expected in ((1.0, 0.5), (-1.0, -0.25)):  # the critic's best of the two actions
         algo.critic.slope.data.fill_(slope)
@@ -98,7 +98,7 @@ def test_a_td_target_is_chosen_by_the_critic_and_valued_by_the_target_critic(
 
 @pytest.mark.parametrize(("scale", "expected"), [(1.0, 0.5), (0.5, 0.25), (0.0, 0.0)])
 def test_the_noise_of_the_target_action_is_scaled(flow, settings, generator, scale, expected):
-    algo = RFM(still(flow), line(0.0), generator, **settings("rfm", target_noise=scale))
+    algo: Any = RFM(still(flow), line(0.0), generator, **settings("rfm", target_noise=scale))
     algo.target.slope.data.fill_(3.0)
     loss, _ = algo.critic_loss(transitions(2), torch.full((2, 1, 1, 1), 0.5))
     assert loss.item() == pytest.approx((3.0 * expected) ** 2, abs=1e-6)

@@ -192,8 +192,14 @@ def test_particles_broadcast_over_chunks_and_metrics_are_scalars(flow, critic, s
     assert algo.deploy(torch.zeros(5, 3), generator).shape == (5, 4, 2)
 
 
-def test_best_of_m_takes_the_candidate_with_the_largest_pessimistic_value(flow, generator):
+def test_best_of_m_takes_the_candidate_with_the_largest_pessimistic_value(
+    flow, settings, generator
+):
     class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Parameter(torch.zeros(1))
+
         def forward(self, obs, action):
             total = action.sum((-2, -1))
             return torch.stack([total, -2 * total])
@@ -203,7 +209,8 @@ def test_best_of_m_takes_the_candidate_with_the_largest_pessimistic_value(flow, 
     candidates = policy.act(torch.zeros(6, 1), noise)
     value = torch.minimum(candidates.sum((-2, -1)), -2 * candidates.sum((-2, -1)))
     expected = candidates[torch.arange(6), value.argmax(1)]
-    assert torch.equal(RFM.best(policy, judge(Two()), torch.zeros(6, 1), noise), expected)
+    algo = RFM(policy, judge(Two()), generator, **settings("rfm"))
+    assert torch.equal(algo.choose(torch.zeros(6, 1), candidates, None), expected)
 
 
 def test_the_td_target_uses_discount_and_the_pessimistic_target_critic(flow, settings, generator):
@@ -223,8 +230,7 @@ def test_the_td_target_uses_discount_and_the_pessimistic_target_critic(flow, set
         torch.tensor([0.9, 0.0]),
         torch.zeros(2, 1),
     )
-    noise = algo.candidate_noise(algo.policy, batch.next_obs, 1, generator)
-    loss, _ = algo.critic_loss(batch, noise)
+    loss, _ = algo.critic_loss(batch, *algo.options(2, 1))
     # targets 1 + 0.9 * 2 = 2.8 and 1; errors of members 2 and 3
     expected = 0.5 * ((0.8**2 + 1) / 2 + (0.2**2 + 4) / 2)
     assert loss.item() == pytest.approx(expected, abs=1e-6)
