@@ -1,6 +1,8 @@
 """Updates on one thread: as they ship, against themselves without speed-ups, and against a peer."""
 
+import functools
 import importlib
+import math
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +17,17 @@ from rheo.envs.buffer import Buffer
 from rheo.envs.vector import gymnasium_make
 
 from .assemble import Sizes, fit_statistics, make_algo
-from .bench_measure import Goal, Plan, Row, against_limit, alternate, faster, gigaflop, products
+from .bench_measure import (
+    Goal,
+    Plan,
+    Row,
+    against_limit,
+    alternate,
+    faster,
+    gigaflop,
+    products,
+    shorter,
+)
 from .config import compose
 from .fast import fast
 
@@ -33,6 +45,8 @@ CASES = {  # name -> configuration and goal
     "RFM, 64 proposals": ((*RFM, "algo.particles=64"), 1.3),
     "SAC": (SAC, None),
 }
+SCRATCH = ("algo=rfm", "algo=rfm_tanh")  # as they ship, beside SAC as it ships
+SAC_GOAL = (Goal("ratio", "<=", 1.5),)
 PEER_GOAL = (Goal("ratio", ">=", 1.2),)
 EAGER, PEER = "default eager", "Stable-Baselines3"
 
@@ -47,6 +61,8 @@ def measure(plan: Plan) -> Iterator[Row]:
         goals = (Goal("ratio", ">=", 1.2),)
         compiled = plan._replace(fast="compile")
         yield against_eager(compiled, "AWM offline, compiled", composed(AWM), goals)
+    for word in SCRATCH:
+        yield from beside_sac(plan, word)
     if find_spec("stable_baselines3") is not None:
         yield against_peer(plan, composed(SAC))
 
@@ -74,6 +90,33 @@ def against_eager(plan: Plan, name: str, cfg: dict[str, Any], goals: tuple[Goal,
     times = alternate(plan, {**sides, "limit": limit}, block=turn, cpu=True)
     row = faster(Row(name, "updates/s", 0.0, goals=goals), times, EAGER)
     return against_limit(row, times, "GFLOP/s", work, limit_work)
+
+
+def beside_sac(plan: Plan, word: str) -> Iterator[Row]:
+    """An update, a critic step and a policy step of RFM in milliseconds, each beside SAC's.
+
+    An update holds as many policy steps as ship: SAC takes one for every critic step.
+    """
+    names = {"ours": word, "SAC": "algo=sac"}
+    made = {side: composed((name, "env=halfcheetah")) for side, name in names.items()}
+    turn = max(cfg["algo"]["policy_every"] for cfg in made.values())
+    parts: dict[str, dict[str, Any]] = {"update": {}, "critic step": {}, "policy step": {}}
+    for side, cfg in made.items():
+        batch = transitions(cfg["source"]["batch_size"], torch.Generator().manual_seed(1))
+        mode = plan.fast or cfg["fast"]
+        whole, critic = fast(fresh(cfg), mode), fresh(cfg)
+        critic.policy_every = math.inf  # no policy step ever falls due
+        policy = fresh(cfg)
+        policy.update = policy.update_policy
+        given = batch if side == "ours" else batch.obs
+        parts["update"][side] = functools.partial(whole, batch)
+        parts["critic step"][side] = functools.partial(fast(critic, mode), batch)
+        parts["policy step"][side] = functools.partial(fast(policy, mode), given)
+    for part, sides in parts.items():
+        goals = SAC_GOAL if part == "update" else ()
+        times = alternate(plan, sides, block=turn, cpu=True)
+        row = Row(f"{word.removeprefix('algo=')}, {part}", "ms", 0.0, goals=goals)
+        yield shorter(row, times, "SAC", unit=1e3)
 
 
 def against_peer(plan: Plan, cfg: dict[str, Any]) -> Row:

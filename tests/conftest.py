@@ -57,6 +57,8 @@ WORDS = {
     "reinflow": [*FLOW, *ROLLOUTS, "algo.noise.width=16"],
     "resip": [*FLOW, *ROLLOUTS, "algo.head.width=16", "algo.head.depth=1"],
     "rfm": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
+    "rfm_paper": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
+    "rfm_tanh": [*FLOW, *REPLAY, "algo.policy_batch=8"],
     "rfm_offline": [*FLOW, *CRITIC, *VALUE, "algo.reverse.particles=4", "algo.policy_batch=8"],
     "sac": [*REPLAY, *GAUSSIAN],
     "shortcut": [*FLOW, "source.batch_size=16"],
@@ -64,7 +66,7 @@ WORDS = {
 }
 ONLINE = (
     *("awm_gae", "awm_q", "awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "fpo", "fpo_pp"),
-    *("ppo", "reinflow", "resip", "rfm", "sac"),
+    *("ppo", "reinflow", "resip", "rfm", "rfm_paper", "rfm_tanh", "sac"),
 )
 TUNED = ("awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "reinflow", "resip")  # need a base
 

@@ -18,6 +18,7 @@ from rheo.scripts.errors import RheoError
 WITH_GOALS = {
     "HalfCheetah-v5 x 1", "Hopper-v5 x 8", "Ant-v5 x 64", "act, batch 1", "act, batch 256",
     "BC flow, batch 256", "BC flow, batch 1024", "RFM, 16 proposals", "RFM, 64 proposals",
+    "rfm, update", "rfm_tanh, update",
 }  # fmt: skip
 
 

@@ -80,7 +80,8 @@ def test_an_algorithm_learns_with_its_own_defaults(tiny, algo):
     """Shipped widths and counts; only the task and the warm-up are small."""
     data = [word for word in tiny(algo, "r") if word.startswith("data=")]
     task = [] if data else ["env=inverted_pendulum"]
-    task += ["source.warmup=10"] if algo in ("awm_q", "awm_q_tune", "rfm", "sac") else []
+    from_scratch = ("awm_q", "awm_q_tune", "rfm", "rfm_paper", "rfm_tanh", "sac")
+    task += ["source.warmup=10"] if algo in from_scratch else []
     base = [word for word in tiny(algo, "r") if word.startswith("init=")]
     learn([f"algo={algo}", *data, *base, *task], updates=1 if task and len(task) == 1 else 2)
 
