@@ -71,6 +71,25 @@ def box_noise(x: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     return (x - A) / B, (x + A) / B
 
 
+def propose_free(
+    uniform: Tensor, mean: Tensor | None = None, std: Tensor | None = None, share: float = 0.0
+) -> Proposal:
+    """`propose_self` without a box, and with no mean `propose_prior`: nothing is restricted."""
+    z = ndtri(uniform)
+    if mean is None or std is None:
+        return Proposal(z, log_normal(z).sum(-1))
+    count = uniform.shape[0]
+    own = min(max(round(share * count), 1), count - 1)
+    eps = torch.cat([mean + std * z[:own], z[own:]])
+    own_density = (log_normal((eps - mean) / std) - std.log()).sum(-1)
+    return Proposal(eps, mixed(own_density, log_normal(eps).sum(-1), own / count))
+
+
+def mixed(own: Tensor, prior: Tensor, share: float) -> Tensor:
+    """Log density of a mixture of two with the share of the first."""
+    return torch.logaddexp(own + math.log(share), prior + math.log1p(-share))
+
+
 def propose_prior(uniform: Tensor, low: Tensor, high: Tensor) -> Proposal:
     """The prior N(0, I) restricted to the box; with it the weights are softmax(E) alone."""
     eps = truncated_normal(uniform, low, high)
@@ -97,11 +116,7 @@ def propose_self(
     own_density = (log_normal((eps - mean) / std) - std.log()).sum(-1)
     own_density = own_density - log_mass(inner_low, inner_high).sum(-1).to(eps.dtype)
     prior_density = log_normal(eps).sum(-1) - log_mass(low, high).sum(-1).to(eps.dtype)
-    fraction = own / count
-    density = torch.logaddexp(
-        own_density + math.log(fraction), prior_density + math.log1p(-fraction)
-    )
-    return Proposal(eps, density)
+    return Proposal(eps, mixed(own_density, prior_density, own / count))
 
 
 def weights(proposal: Proposal, energy: Tensor) -> Tensor:

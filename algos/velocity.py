@@ -216,16 +216,13 @@ class Reverse:
         rows = x.flatten(1)
         centre, half = self.units(policy)
         a_unit = A * half
-        low, high = reverse.box_noise(rows - A * centre, a_unit, B)
-        if not self.box:
-            low, high = torch.full_like(low, -torch.inf), torch.full_like(high, torch.inf)
-        if self.proposal == "truncated":
-            drawn = reverse.propose_prior(uniform, low, high)
-        else:
+        guess = None
+        if self.proposal == "self":
             mean = (A * velocity.flatten(1) - dA * rows) / (A * dB - dA * B)
             ratio = B / (A * spread.clamp_min(self.spread_floor))
-            std = self.self_scale / (1.0 + ratio.square()).sqrt()
-            drawn = reverse.propose_self(uniform, low, high, mean, std, self.self_share)
+            guess = mean, self.self_scale / (1.0 + ratio.square()).sqrt(), self.self_share
+        bounds = reverse.box_noise(rows - A * centre, a_unit, B) if self.box else None
+        drawn = self.proposed(uniform, bounds, guess)
         u = (rows - A * centre - B * drawn.eps) / a_unit
         u = u.clamp(-1.0, 1.0) if self.box else u
         a = (centre + half * u).unflatten(-1, x.shape[1:])
@@ -233,13 +230,25 @@ class Reverse:
         weight = reverse.weights(drawn, energy)
         grad = None if grad is None else half * grad
         mean, ratio = self.posterior_mean(weight, drawn.eps, u, grad, a_unit, B)
-        mean = torch.minimum(torch.maximum(mean, low), high)  # a posterior mean lies in the box
+        if bounds is not None:  # in which a posterior mean lies
+            mean = torch.minimum(torch.maximum(mean, bounds[0]), bounds[1])
         target = dA * (rows - B * mean) / A + dB * mean
         metrics = self.diagnose(t, reverse.effective_share(weight), ratio)
         early = (t < TIME_BINS[1]).float()
         prior = q[-max(self.particles - self.own_draws(), 2) :]  # draws from the prior alone
         q_std = (prior.std(0) * early).sum() / early.sum().clamp_min(1.0)
         return target.unflatten(1, x.shape[1:]), metrics, q_std.clamp_min(1e-6)
+
+    @staticmethod
+    def proposed(uniform: Tensor, bounds: Any, guess: Any) -> reverse.Proposal:
+        """Noises from quantiles [N, R, D]; `bounds` of a box or None, `guess` of the policy or None
+        for the prior alone.
+        """
+        if bounds is None:
+            return reverse.propose_free(uniform, *(guess or ()))
+        if guess is None:
+            return reverse.propose_prior(uniform, *bounds)
+        return reverse.propose_self(uniform, *bounds, *guess)
 
     def units(self, policy: Any) -> tuple[Tensor, Tensor]:
         """Centre and half width of the density's box in the policy's normalised units, [D] each.

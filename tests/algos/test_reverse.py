@@ -1,6 +1,7 @@
 """The reverse-flow-matching estimators against closed forms and quadrature."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -346,3 +347,19 @@ def test_noises_inside_the_box_err_little_at_every_time(t, expected):
 
     (error,) = posterior_errors(t, energy, lambda z: 0.3 + 0.1 * z, estimate)
     assert error == pytest.approx(expected, rel=0.35)
+
+
+@pytest.mark.parametrize("guessed", [False, True])
+def test_proposals_without_a_box_are_those_between_infinite_walls(guessed):
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand((8, 5, 2), generator=generator, dtype=torch.float64)
+    wall = torch.full((5, 2), torch.inf, dtype=torch.float64)
+    guess: Any = ()
+    if guessed:
+        mean = torch.randn((5, 2), generator=generator, dtype=torch.float64)
+        guess = mean, torch.full_like(mean, 0.3), 0.75
+    free = reverse.propose_free(uniform, *guess)
+    propose = reverse.propose_self if guessed else reverse.propose_prior
+    boxed = propose(uniform, -wall, wall, *guess)
+    torch.testing.assert_close(free.eps, boxed.eps)
+    torch.testing.assert_close(free.log_density, boxed.log_density)
