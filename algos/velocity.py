@@ -21,7 +21,7 @@ class Draws(NamedTuple):
 
     start: Tensor  # [R, M, Tp, Da] noises of the policy's samples that x may start from
     waiting: Tensor | None  # [R, M] exponential numbers that draw one; None: the best is taken
-    second: Tensor  # [S, Tp, Da] noises of another sample in the first S states
+    second: Tensor  # [S, Tp, Da] noises of another sample in the last S states
     noise: Tensor  # [R, Tp, Da] noise that makes x
     t: Tensor  # [R]
     uniform: Tensor  # [N, R, D] quantiles of the proposals
@@ -151,14 +151,17 @@ class Reverse:
         """
         t = draws.t
         with torch.no_grad():
-            feat = policy.features(obs)
-            own = self.inside(policy, policy.integrate(feat, draws.start))  # [R, M, Tp, Da]
-            some = len(draws.second)
-            other = self.inside(policy, policy.integrate(feat[:some], draws.second))
-            width = (0.5 * (own[:some, 0] - other).square()).mean(0).sqrt().flatten()
-            given = int(self.replay_share * len(obs))
-            mine = self.chosen(policy, critic, obs, own, draws.waiting, temperature)
-            start = torch.cat([policy.to_latent(action[:given]), mine[given:]])
+            rows, some = len(obs), len(draws.second)
+            given = int(self.replay_share * rows)
+            first = min(given, rows - some)  # the rows before start elsewhere and measure nothing
+            feat = policy.features(obs[first:])
+            own = self.inside(policy, policy.integrate(feat, draws.start[first:]))
+            other = self.inside(policy, policy.integrate(feat[-some:], draws.second))
+            width = (0.5 * (own[-some:, 0] - other).square()).mean(0).sqrt().flatten()
+            own, waiting = own[given - first :], draws.waiting
+            waiting = None if waiting is None else waiting[given:]
+            mine = self.chosen(policy, critic, obs[given:], own, waiting, temperature)
+            start = torch.cat([policy.to_latent(action[:given]), mine])
             A, B, _, _ = policy.path.coefficients(t[:, None, None])
             x = A * start + B * draws.noise
         velocity = policy.velocity(x, t, policy.features(obs))

@@ -157,3 +157,18 @@ def test_an_absolute_temperature_does_not_follow_the_scale_of_q(flow, critic, se
         one.q_scale.fill_(30.0)
     assert algo.temperature().item() == pytest.approx(0.02)
     assert relative.temperature().item() == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(("share", "sampled"), [(0.0, 64), (0.5, 32), (1.0, 16)])
+def test_only_states_that_need_a_sample_of_the_policy_get_one(
+    flow, critic, settings, generator, share, sampled
+):
+    """A quarter of the rows measures the width; the others start from given actions."""
+    policy = flow(1, 1)
+    algo = RFM(policy, critic(1, 1), generator, **settings("rfm", replay_share=share))
+    seen, integrate = [], policy.integrate
+    policy.integrate = lambda feat, noise: seen.append(len(feat)) or integrate(feat, noise)
+    given = torch.rand(64, 1, 1)
+    draws = algo.draw(64)
+    loss, _, measured = algo.policy_loss(torch.zeros(64, 1), given, draws, torch.tensor(0.1))
+    assert seen == [sampled, 16] and loss.isfinite() and measured.spread.shape == (1,)

@@ -12,6 +12,7 @@ from rheo.policies.normalize import Normalizer
 
 SHIFT, STD, T = 0.1, 0.25, 1.0
 VALUES: dict[str, Any] = {
+    **{"control": "ridge", "walls": 1.0, "start_candidates": 1, "choice_temperature": 0.0},
     "support": "box", "self_share": 0.75, "self_scale": 1.3, "spread_floor": 0.1, "ridge": 0.1,
     "replay_share": 0.0, "weighting": "ramp",
 }  # fmt: skip
