@@ -62,6 +62,16 @@ WORLDS = {
     "Swimmer-v5": World(8, 2, 1000),
     "Walker2d-v4": World(17, 6, 1000),
     "Walker2d-v5": World(17, 6, 1000),
+    "dm_control/cartpole-swingup-v0": World(5, 1, 1000),
+    "dm_control/cheetah-run-v0": World(17, 6, 1000),
+    "dm_control/finger-spin-v0": World(9, 2, 1000),
+    "dm_control/finger-turn_hard-v0": World(12, 2, 1000),
+    "dm_control/fish-swim-v0": World(24, 5, 1000),
+    "dm_control/fish-upright-v0": World(21, 5, 1000),
+    "dm_control/hopper-hop-v0": World(15, 4, 1000),
+    "dm_control/humanoid-walk-v0": World(67, 21, 1000),
+    "dm_control/walker-run-v0": World(24, 6, 1000),
+    "dm_control/walker-walk-v0": World(24, 6, 1000),
     "gym_pusht/PushT-v0": World(5, 2, None),
 }
 

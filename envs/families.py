@@ -21,6 +21,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from . import dmc
 from .dicts import leaves, value
 from .guard import told
 from .parts import listed_parts, usual
@@ -41,6 +42,7 @@ ELSEWHERE = {
     "antmaze-": ("ogbench", "ogbench"),
     "antsoccer-": ("ogbench", "ogbench"),
     "cube-": ("ogbench", "ogbench"),
+    "dm_control/": ("dm_control", "'rheo-rl[dmc]'"),
     "gym_aloha/": ("gym_aloha", "gym-aloha"),
     "gym_pusht/": ("gym_pusht", "gym-pusht"),
     "humanoidmaze-": ("ogbench", "ogbench"),
@@ -61,6 +63,7 @@ SAMPLES = {
     "OGBench's manipulation": "cube-single-play-singletask-v0",
     "PushT": "gym_pusht/PushT-v0",
     "ALOHA": "gym_aloha/AlohaTransferCube-v0",
+    "DeepMind Control": "dm_control/cheetah-run-v0",
 }
 # What the gymnasium-robotics that `constraints.txt` names does not run on its MuJoCo 4.0, and does
 # on the 3.8 of `constraints-manipulation.txt`.
@@ -83,7 +86,10 @@ def register(env_id: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise EnvError(f"{env_id} needs a package that is missing: {pip_install(package)}")
     try:
-        gymnasium.register_envs(importlib.import_module(module))
+        if module == "dm_control":
+            dmc.register()  # on its models; the package is not imported
+        else:
+            gymnasium.register_envs(importlib.import_module(module))
     except Exception as error:
         raise EnvError(
             f"{env_id} needs the package {package}, which is installed but cannot be imported "
@@ -222,7 +228,7 @@ def parts_of(env: gymnasium.Env) -> dict[str, int] | None:
         if isinstance(env, gymnasium.ObservationWrapper):
             return None
         env = env.env
-    return None
+    return env.obs_parts if isinstance(env, dmc.ControlEnv) else None
 
 
 class Seeded(gymnasium.Wrapper):

@@ -18,8 +18,9 @@ from gymnasium.utils import seeding
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import tasks, walkers
+from . import control_tasks, tasks, walkers
 from .batch import Step
+from .families import parts_of
 from .guard import reset_warnings, told
 from .physics import INTEGRATION, mujoco, simulate
 from .tasks import Task
@@ -41,6 +42,7 @@ TASKS: dict[str, type[Task]] = {
     "Hopper-v4": walkers.HopperV4,
     "Walker2d-v4": walkers.WalkerV4,
     "Ant-v4": walkers.AntV4,
+    **control_tasks.TASKS,
 }
 RENDERING = frozenset(
     [
@@ -59,8 +61,10 @@ RENDERING = frozenset(
 def task_options(env_id: str, given: dict[str, Any]) -> dict[str, Any]:
     """The task's constructor options, gymnasium's defaults filled in; EnvError for unknown ones."""
     spec = gymnasium.spec(env_id)
-    assert isinstance(spec.entry_point, str)
-    parameters = inspect.signature(load_env_creator(spec.entry_point)).parameters.values()
+    assert spec.entry_point is not None
+    entry = spec.entry_point
+    creator = load_env_creator(entry) if isinstance(entry, str) else entry
+    parameters = inspect.signature(creator).parameters.values()
     named = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
     for name in sorted(set(given) - set(named) - {"max_episode_steps"}):
         if name in RENDERING:
@@ -112,13 +116,15 @@ class NativeVector(VectorEnv):
         limit = made.spec.max_episode_steps if made.spec else None
         obs_dim = int(template.observation_space.shape[0])
         super().__init__(env_id, num_envs, obs_dim, template.action_space, limit, dtype)
+        self.obs_parts = parts_of(made)
         kind = TASKS[env_id]
         derived = kind.derived(settings)
         pool = pool_size(threads, num_envs)
-        self._physics = simulate(template.model, num_envs, pool, "cfrc_ext" in derived)
+        forces = "cfrc_ext" in derived
+        self._physics = simulate(template.model, num_envs, pool, forces, kind.synced)
         views = {name: self._physics.bind(name) for name in ("qpos", "qvel", "ctrl", *derived)}
         self._task = kind(template, settings, views)
-        self._qpos, self._qvel, self._ctrl = views["qpos"], views["qvel"], views["ctrl"]
+        self._ctrl = views["ctrl"]
         self._frame_skip = int(template.frame_skip)
         self._fresh = np.zeros(self._physics.state.shape[1])
         mujoco.mj_getState(template.model, mujoco.MjData(template.model), self._fresh, INTEGRATION)
@@ -152,7 +158,7 @@ class NativeVector(VectorEnv):
         task = self._task
         self._physics.state[ids] = self._fresh
         for i in ids:
-            self._qpos[i], self._qvel[i] = task.reset_state(self._rng[i])
+            task.begin(int(i), self._physics.state[i], self._rng[i])
         self._physics.forward(ids)
         self._elapsed[ids] = 0
         scratch = np.empty_like(self._obs)

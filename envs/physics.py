@@ -116,6 +116,19 @@ class LoopedForces(Physics):
         self._forces[slice(None) if ids is None else ids] = 0
 
 
+class Synced(Physics):
+    """Derived fields of the state after the step, touch and force sensors of its last substep.
+
+    One MjData per simulation begins its next step where the last one left off, so that this costs
+    nothing.
+    """
+
+    persistent = True
+
+    def step(self, ids: NDArray | None, count: int) -> None:
+        self._batch.step(ids, count, mujoco.mjtStage.mjSTAGE_VEL.value)
+
+
 class _Config(ctypes.Structure):
     """mjBatchConfig with room to spare for later members."""
 
@@ -264,7 +277,7 @@ def _pooled_is_exact(steps: int = 60) -> bool:
     return bool(np.abs(forces).max() > 0)
 
 
-def simulate(model: Any, count: int, threads: int, forces: bool) -> Physics:
-    """`count` simulations of the model; with `forces`, `cfrc_ext` can be bound too."""
-    kind = _forces_kind() if forces else Physics
+def simulate(model: Any, count: int, threads: int, forces: bool, synced: bool = False) -> Physics:
+    """`count` simulations of the model; with `forces`, `cfrc_ext` can be bound too; or `Synced`."""
+    kind = Synced if synced else _forces_kind() if forces else Physics
     return kind(model, count, threads)

@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from .dmc import ControlEnv
 from .families import Seeded
 from .physics import INTEGRATION, mujoco
 
@@ -20,6 +21,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "gymnasium_robotics.envs.adroit_hand.": ("pen_length", "tar_length"),
     "gymnasium_robotics.envs.maze.": ("goal", "reset_pos"),
     "ogbench.locomaze.": ("cur_goal_xy",),
+    f"{ControlEnv.__module__}": (),
 }
 MOVED = ("body_pos", "body_quat", "site_pos", "geom_pos")
 INNER = ("point_env", "ant_env")  # environments inside gymnasium-robotics' mazes

@@ -18,10 +18,11 @@ class Task:
     """One family of tasks on the live arrays of a batch.
 
     fields: derived MjData fields that are read besides qpos and qvel; `cfrc_ext` [N, nbody, 6]
-    asks for contact forces.
+    asks for contact forces. synced: they are those of the state after the step (`physics.Synced`).
     """
 
     fields: tuple[str, ...] = ()
+    synced = False
     normal_velocity_noise = False  # reset noise of qvel: scaled normal instead of uniform
 
     def __init__(self, template: Any, options: Options, views: dict[str, NDArray]) -> None:
@@ -43,6 +44,10 @@ class Task:
     def derived(cls, options: Options) -> tuple[str, ...]:
         """The derived fields read under these options."""
         return cls.fields
+
+    def begin(self, index: int, row: NDArray, rng: np.random.Generator) -> None:
+        """A new episode in simulation `index`, whose state `row` holds MuJoCo's defaults."""
+        self.qpos[index], self.qvel[index] = self.reset_state(rng)
 
     def reset_state(self, rng: np.random.Generator) -> tuple[NDArray, NDArray]:
         """A new episode's (qpos [nq], qvel [nv]), drawn in gymnasium's order."""

@@ -29,7 +29,7 @@ def actions(env: VectorEnv, steps: int, seed: int = 0) -> torch.Tensor:
 def shoot(env: Any, index: int) -> None:
     """Give a simulation a speed that MuJoCo will not accept."""
     if env.backend == "native":
-        env._qvel[index] = 1e12
+        env._task.qvel[index] = 1e12
     else:
         env._envs[index].unwrapped.data.qvel[:] = 1e12
 
