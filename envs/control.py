@@ -41,7 +41,7 @@ def tolerance(
 ) -> NDArray:
     """1 where low <= x <= high, falling to `at_margin` at a distance of `margin` (without one: 0).
 
-    Section 3 of arXiv:1801.00690. fall: the shape, of the distance in margins.
+    fall: the shape, of the distance in margins.
     """
     outside = np.maximum(np.maximum(low - x, x - high), 0)
     return fall(outside / margin, at_margin) if margin else (outside == 0).astype(np.float64)

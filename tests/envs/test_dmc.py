@@ -381,6 +381,21 @@ def test_a_saved_state_goes_on_to_the_last_bit(name: str, backend: str) -> None:
         assert torch.equal(one.obs, two.obs) and torch.equal(one.reward, two.reward)
 
 
+@pytest.mark.parametrize("name", ["cheetah-run", "finger-turn_hard"])
+@both
+def test_a_simulation_that_blows_up_is_cut_and_begins_anew(name: str, backend: str) -> None:
+    env: Any = made(f"dm_control/{name}-v0", 2, backend)
+    env.reset()
+    data = mujoco.MjData(dmc.load(TASKS[env.id]))
+    data.qvel[:] = 1e12
+    put(env, 1, data)
+    step = env.step(torch.zeros(2, env.action_dim))
+    assert step.valid.tolist() == [True, False] and step.truncated.tolist() == [False, True]
+    assert env.counters["physics_resets"] == 1 and step.reward[1] == 0
+    assert step.obs.isfinite().all() and step.obs.abs().max() < 100
+    assert env.step(torch.zeros(2, env.action_dim)).valid.all()
+
+
 @pytest.mark.skipif(not physics.available(), reason="mujoco.batch came with 3.17")
 def test_the_batch_is_chosen_and_gives_what_the_loop_gives() -> None:
     env_id = "dm_control/walker-walk-v0"
