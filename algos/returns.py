@@ -1,10 +1,12 @@
 """Targets and duals shared by the algorithms: pure functions of tensors."""
 
 import math
+from typing import Literal
 
 from torch import Tensor
 
 BOUND = 4 * math.log(10)
+Join = Literal["min", "mean", "lcb"]
 
 
 def td_target(reward: Tensor, discount: Tensor, value: Tensor) -> Tensor:
@@ -14,6 +16,29 @@ def td_target(reward: Tensor, discount: Tensor, value: Tensor) -> Tensor:
     its bootstrap and a terminated one has none.
     """
     return reward + discount * value
+
+
+def pessimistic(q: Tensor, how: Join, rho: float = 0.0) -> Tensor:
+    """One value of the members' [E, ...]: [...].
+
+    "min" is the smallest (arXiv:1802.09477), "mean" their mean, "lcb" the mean less rho times the
+    deviation over the E members (arXiv:2110.01548, arXiv:2405.20555). Raises ValueError.
+    """
+    if how == "min":
+        return q.amin(0)
+    if how == "mean":
+        return q.mean(0)
+    if how == "lcb":
+        return q.mean(0) - rho * q.std(0, correction=0)
+    raise ValueError(f"algo.join={how!r}: choose min, mean or lcb")
+
+
+def smoothed(action: Tensor, noise: Tensor, std: float, limit: float) -> Tensor:
+    """A target action with clipped noise, inside the box (TD3, arXiv:1802.09477, eq. 14).
+
+    clip(a + clip(std noise, -limit, limit), -1, 1); action and standard normal noise [B, T, Da].
+    """
+    return (action + (std * noise).clamp(-limit, limit)).clamp(-1.0, 1.0)
 
 
 def dual_step(log_coef: Tensor, measured: Tensor, target: float, rate: float) -> None:

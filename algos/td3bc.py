@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
+from ..policies import draw
 from ..policies.critics import QEnsemble
 from ..policies.deterministic import Deterministic
 from ..policies.nets import clone, lerp_
 from .optim import adam, frozen, step
-from .returns import td_loss, td_target
+from .returns import smoothed, td_loss, td_target
 
 
 class TD3BC:
@@ -53,22 +54,18 @@ class TD3BC:
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """The policy's action with exploration noise, [N, T, Da]."""
-        action = self.policy(obs)
-        return (action + self.explore_noise * self.jitter(action)).clamp(-1.0, 1.0)
+        return draw.jittered(self.policy(obs), self.explore_noise, self.generator)
 
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """The policy's action, [N, T, Da]."""
         return self.policy(obs)
 
-    def jitter(self, action: Tensor) -> Tensor:
-        """Standard normal noise of an action's shape."""
-        return torch.randn(action.shape, generator=self.generator, device=action.device)
-
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and, every `policy_every`, one of the actor and all targets."""
         self.updates += 1
-        loss, metrics = self.critic_loss(batch, self.jitter(batch.action))
+        noise = draw.normal(batch.action.shape, self.generator, device=batch.action.device)
+        loss, metrics = self.critic_loss(batch, noise)
         step(self.critic_opt, loss)
         if self.updates % self.policy_every == 0:
             with frozen(self.critic):
@@ -87,8 +84,8 @@ class TD3BC:
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """TD loss of the ensemble with a smoothed target action; noise [B, T, Da] is standard."""
         with torch.no_grad():
-            shift = (self.target_noise * noise).clamp(-self.noise_clip, self.noise_clip)
-            action = (self.slow(batch.next_obs) + shift).clamp(-1.0, 1.0)
+            action = self.slow(batch.next_obs)
+            action = smoothed(action, noise, self.target_noise, self.noise_clip)
             value = self.target(batch.next_obs, action).amin(0)
             target = td_target(batch.reward, batch.discount, value)
         q = self.critic(batch.obs, batch.action)

@@ -28,3 +28,9 @@ def exponential(like: Tensor, generator: torch.Generator | None) -> Tensor:
     if own is not None:
         return own(tuple(like.shape)).to(like)
     return torch.empty_like(like).exponential_(generator=generator)
+
+
+def jittered(action: Tensor, std: float, generator: torch.Generator | None) -> Tensor:
+    """An action [..., T, Da] with Gaussian noise of that deviation, inside the box."""
+    kick = normal(action.shape, generator, device=action.device, dtype=action.dtype)
+    return (action + std * kick).clamp(-1.0, 1.0)

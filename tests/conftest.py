@@ -62,11 +62,12 @@ WORDS = {
     "rfm_offline": [*FLOW, *CRITIC, *VALUE, "algo.reverse.particles=4", "algo.policy_batch=8"],
     "sac": [*REPLAY, *GAUSSIAN],
     "shortcut": [*FLOW, "source.batch_size=16"],
+    "td3": [*REPLAY, *GAUSSIAN],
     "td3bc": [*GAUSSIAN, *CRITIC],
 }
 ONLINE = (
     *("awm_gae", "awm_q", "awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "fpo", "fpo_pp"),
-    *("ppo", "reinflow", "resip", "rfm", "rfm_paper", "rfm_tanh", "sac"),
+    *("ppo", "reinflow", "resip", "rfm", "sac", "td3"),
 )
 TUNED = ("awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "reinflow", "resip")  # need a base
 

@@ -157,7 +157,7 @@ def make_learner(
         }
         node["value"] = {**node["value"], **small}
     small = {"width": 64, "depth": 2, "activation": "relu"}
-    if policy is None and name == "td3bc":
+    if policy is None and name in ("td3", "td3bc"):
         policy = Deterministic(obs_dim, action_dim, 1, **small)
     if policy is None and name == "iql_gaussian":
         policy = Gaussian(obs_dim, action_dim, 1, std=0.6, **small)

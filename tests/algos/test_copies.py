@@ -27,6 +27,7 @@ FOLLOWS: dict[str, dict[str, tuple[str, str]]] = {
     "iql": {"target": TARGET, "average": AVERAGE},
     "iql_gaussian": {"target": TARGET},
     "awm": {"target": TARGET, "average": AVERAGE},
+    "td3": {"target": TARGET, "slow": ("policy", "target_rate")},
     "td3bc": {"target": TARGET, "slow": ("policy", "target_rate")},
     "dql": {"target": TARGET, "average": AVERAGE},
     "fql": {"target": TARGET},
@@ -48,6 +49,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # algorithm -> the copy whose action is backed up, and how the critics are joined
 BACKS_UP: dict[str, tuple[str, str]] = {
+    "td3": ("slow", "min"),
     "td3bc": ("slow", "min"),
     "dql": ("average", "min"),
     "fql": ("head", "mean"),

@@ -27,6 +27,7 @@ SMALL_NET = {
     "unet": ["width=16", "widths=[8,16]", "groups=4"],
     "transformer": ["width=16", "depth=1", "heads=2"],
 }
+WARMED = ("awm_q", "awm_q_tune", "rfm", "sac", "td3")  # of replays that are not warmed up by a base
 CHUNKS = ["horizon=4", "env.execute=2", "env.obs_steps=2"]
 
 
@@ -80,8 +81,7 @@ def test_an_algorithm_learns_with_its_own_defaults(tiny, algo):
     """Shipped widths and counts; only the task and the warm-up are small."""
     data = [word for word in tiny(algo, "r") if word.startswith("data=")]
     task = [] if data else ["env=inverted_pendulum"]
-    from_scratch = ("awm_q", "awm_q_tune", "rfm", "rfm_paper", "rfm_tanh", "sac")
-    task += ["source.warmup=10"] if algo in from_scratch else []
+    task += ["source.warmup=10"] if algo in WARMED else []
     base = [word for word in tiny(algo, "r") if word.startswith("init=")]
     learn([f"algo={algo}", *data, *base, *task], updates=1 if task and len(task) == 1 else 2)
 
