@@ -12,7 +12,7 @@ from .single import Single
 
 ONLY: dict[str, object] = {  # values under which average velocities exist
     **{"path": "linear", "levels": None, "prediction": "v", "sampler": "euler"},
-    **{"eta": 0.0, "clip_a": False},
+    **{"eta": 0.0, "clip_a": False, "betas": "cosine"},
 }
 LENGTH_PERIODS = 1.0  # u changes slowly with the length of a step, and MeanFlow differentiates it
 
@@ -33,8 +33,8 @@ class FewStepPolicy(FlowPolicy):
     instability that arXiv:2410.11081 describes for consistency models). Legend, units and the
     meaning of the arguments are those of `FlowPolicy`. Average velocities exist here on the linear
     path, in the form v, with Euler's steps; what a clipped data prediction or DDIM noise need is
-    the velocity at t. So other values of path, levels, prediction, sampler, eta and clip_a raise
-    ValueError.
+    the velocity at t. So other values of path, levels, betas, prediction, sampler, eta and clip_a
+    raise ValueError.
 
     What an algorithm moves by matching velocities acts here only as far as the weights are shared,
     so those algorithms refuse it (`algos.losses.refuse_jumps`).
@@ -57,15 +57,16 @@ class FewStepPolicy(FlowPolicy):
         squash: Literal["clip", "tanh"],
         deploy_scale: float = 1.0,
         grid: Literal["uniform", "late"] = "uniform",
+        betas: Literal["cosine", "vp"] = "cosine",
         obs_norm: Normalizer,
         action_norm: Normalizer,
     ):
         given = {"path": path, "levels": levels, "prediction": prediction, "sampler": sampler}
-        _refuse(given | {"eta": eta, "clip_a": clip_a})
+        _refuse(given | {"eta": eta, "clip_a": clip_a, "betas": betas})
         super().__init__(
             net, path=path, levels=levels, prediction=prediction, steps=steps, sampler=sampler,
             eta=eta, clip_x=clip_x, clip_a=clip_a, squash=squash, deploy_scale=deploy_scale,
-            grid=grid, obs_norm=obs_norm, action_norm=action_norm,
+            grid=grid, betas=betas, obs_norm=obs_norm, action_norm=action_norm,
         )  # fmt: skip
         start = next(net.parameters()).new_zeros(1)
         with torch.no_grad():
@@ -93,6 +94,19 @@ class FewStepPolicy(FlowPolicy):
         """
         _refuse({"eta": eta})
         return super().step(x, t, s, feat, std)
+
+    def drawn(
+        self,
+        obs: Tensor,
+        noise: Tensor,
+        generator: torch.Generator | None,
+        eta: float,
+        floor: float = 0.0,
+        steps: int | None = None,
+    ) -> Tensor:
+        """As `FlowPolicy.drawn`. Raises ValueError for an eta that is not 0."""
+        _refuse({"eta": eta})
+        return super().drawn(obs, noise, generator, eta, floor, steps)
 
     def _embed(self, t: Tensor, s: Tensor | None = None) -> Tensor:
         return self.net.embed(t) + self.jump(torch.zeros_like(t) if s is None else s - t)

@@ -47,12 +47,15 @@ class FlowPolicy(nn.Module):
     steps: integration steps used when a call names none. sampler: "euler" is the universal
     transition x_s = A_s a + B_s eps (DDIM with eta = 0, arXiv:2010.02502; on the linear path
     exactly Euler), "heun" adds a corrector to all steps but the last. eta: share of the DDPM
-    posterior noise in `rollout` where no function gives the noise; `act` never adds any. clip_x
-    clips every transition's mean (as in arXiv:2505.22094), clip_a its data prediction (as in DDPM
-    samplers), to where actions lie: [-1, 1] in normalised units, the range of the data with kind
-    "minmax", and the walls of the box with kind "gaussian", whose units know no range. Both apply
-    to act, rollout and chain_logp alike, and only to Euler's transitions: with Heun they raise
-    ValueError. squash: "clip" clips the final action to [-1, 1]; "tanh" learns the flow before a
+    posterior noise in `rollout` where no function gives the noise, and in the actions of algorithms
+    that act by `drawn`; `act` never adds any. clip_x clips every transition's mean (as in
+    arXiv:2505.22094), clip_a its data prediction (as in DDPM samplers), to where actions lie:
+    [-1, 1] in normalised units, the range of the data with kind "minmax", and the walls of the box
+    with kind "gaussian", whose units know no range. Both apply to act, drawn, rollout and
+    chain_logp alike, and only to Euler's transitions: with Heun they raise ValueError. betas: the
+    table of noise levels of path "betas" (`policies.paths`).
+
+    squash: "clip" clips the final action to [-1, 1]; "tanh" learns the flow before a
     tanh, so its density has no walls; it ends at the box, or at the range of the data with kind
     "minmax". It raises ValueError with kind "gaussian", where it would end at one standard
     deviation, and with clip_x or clip_a, which would cap actions at tanh(1). deploy_scale: of
@@ -78,6 +81,7 @@ class FlowPolicy(nn.Module):
         squash: Literal["clip", "tanh"],
         deploy_scale: float = 1.0,
         grid: Literal["uniform", "late"] = "uniform",
+        betas: Literal["cosine", "vp"] = "cosine",
         obs_norm: Normalizer,
         action_norm: Normalizer,
     ):
@@ -95,7 +99,7 @@ class FlowPolicy(nn.Module):
         if squash == "tanh":
             _refuse_capped(action_norm.kind, clip_x, clip_a)
         self.net, self.obs_norm, self.action_norm = net, obs_norm, action_norm
-        self.path = paths.make_path(path, levels)
+        self.path = paths.make_path(path, levels, betas)
         self.horizon, self.action_dim = net.horizon, net.action_dim
         self.prediction: paths.Prediction = prediction
         self.steps, self.sampler = steps, sampler
@@ -251,6 +255,34 @@ class FlowPolicy(nn.Module):
             feat = self.features(expand_lead(obs, noise.ndim - 2, 1))
             x = self.integrate(feat, noise, steps)
         return self.to_action(x, clip)
+
+    def drawn(
+        self,
+        obs: Tensor,
+        noise: Tensor,
+        generator: torch.Generator | None,
+        eta: float,
+        floor: float = 0.0,
+        steps: int | None = None,
+    ) -> Tensor:
+        """A sample of the DDIM chain with a share eta of the DDPM noise, [..., T, Da].
+
+        `rollout` without its likelihood, so without what that needs: the last transition has no
+        noise of its own, unless `floor` gives one, the least deviation of every transition. eta 0
+        and floor 0 are `act` with Euler's steps. obs [..., O]; noise [..., T, Da] may have more
+        leading dimensions than obs. Raises ValueError for the Heun sampler.
+        """
+        self._check_euler()
+        times = self.times(steps)
+        places, after = self._grid(times)
+        feat = expand_lead(self.features(obs), noise.ndim - 2, 1)
+        x = noise
+        for k, place in enumerate(places):
+            x, std = self._step(x, place, after[k], feat, None, eta)
+            if floor > 0 or (eta > 0 and k + 1 < len(places)):
+                kick = draw.normal(x.shape, generator, device=x.device, dtype=x.dtype)
+                x = x + std.clamp(min=floor) * kick
+        return self.to_action(x)
 
     def _single_for(self, obs: Tensor, noise: Tensor) -> Single | None:
         """The light loop for one state, where it gives the same result; None elsewhere."""
@@ -418,12 +450,15 @@ class FlowPolicy(nn.Module):
         shape = (*like.shape[:-2], len(times) - 1, *like.shape[-2:])
         return std_fn(obs, times[:-1]).expand(shape)
 
-    def _check_chain(self, std_fn: StdFn | float, censored: bool) -> None:
+    def _check_euler(self) -> None:
         if self.sampler != "euler":
             raise ValueError(
                 f"policy.sampler={self.sampler}: a chain has Euler transitions, whose likelihood "
                 "is known; use euler (policy.sampler=euler)"
             )
+
+    def _check_chain(self, std_fn: StdFn | float, censored: bool) -> None:
+        self._check_euler()
         if not callable(std_fn) and std_fn <= 0:
             raise ValueError(f"std floor {std_fn}: a transition without noise has no density")
         if censored and self.squash != "clip":

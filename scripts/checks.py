@@ -111,11 +111,16 @@ def levels(tree: dict[str, Any]) -> list[str]:
     policy = tree.get("policy") or {}
     if not {"path", "levels", "steps"} <= set(policy):
         return []
-    table, steps = policy["levels"], policy["steps"]
+    table, steps, kind = policy["levels"], policy["steps"], policy.get("betas", "cosine")
     if (policy["path"] == "betas") != (table is not None):
         return [
             f"policy.levels={table}: policy.path={policy['path']} "
             + ("needs a number of noise levels" if table is None else "has no noise levels; null")
+        ]
+    if table is None and kind != "cosine":
+        return [
+            f"policy.betas={kind}: policy.path={policy['path']} has no table of noise levels; set "
+            "policy.path=betas and policy.levels, or policy.betas=cosine"
         ]
     if table is not None and steps > table:
         return [f"policy.steps={steps}: more than the {table} noise levels (policy.levels)"]

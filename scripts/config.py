@@ -62,6 +62,8 @@ ADDED = {
         **{"n_step": 1, "action_scale": "recorded", "filter": None},
     },
     "rheo.envs.sources.Replay": {"n_step": 1},
+    "rheo.policies.fewstep.FewStepPolicy": {"betas": "cosine"},
+    "rheo.policies.flow.FlowPolicy": {"betas": "cosine"},
 }
 
 

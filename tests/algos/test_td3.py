@@ -38,9 +38,7 @@ class Hill(nn.Module):
 
 def batch_of(rows, discount=0.9):
     obs = torch.randn(rows, 1)
-    return Batch(
-        obs, torch.zeros(rows, 1, 1), torch.ones(rows), torch.full((rows,), discount), obs
-    )
+    return Batch(obs, torch.zeros(rows, 1, 1), torch.ones(rows), torch.full((rows,), discount), obs)
 
 
 def flat(module):

@@ -40,7 +40,8 @@ class GaussianField(nn.Module):
 def gaussian_policy():
     def make(path: Any = "linear", prediction="v", mu=0.4, spread=0.5, horizon=1, **changes):
         levels = changes.pop("levels", 50 if path == "betas" else None)
-        net = GaussianField(paths.make_path(path, levels), prediction, mu, spread, horizon, 1)
+        route = paths.make_path(path, levels, changes.get("betas", "cosine"))
+        net = GaussianField(route, prediction, mu, spread, horizon, 1)
         return make_policy(net, path=path, levels=levels, prediction=prediction, **changes)
 
     return make

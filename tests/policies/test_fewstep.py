@@ -180,7 +180,7 @@ def test_copies_hold_the_embedding_of_lengths_and_the_statistics():
 
 @pytest.mark.parametrize(
     "change",
-    [{"path": "cosine"}, {"path": "betas"}, {"levels": 10}, {"prediction": "eps"},
+    [{"path": "cosine"}, {"path": "betas"}, {"levels": 10}, {"prediction": "eps"}, {"betas": "vp"},
      {"prediction": "a"}, {"sampler": "heun"}, {"eta": 1.0}, {"clip_a": True}],
     ids=str,
 )  # fmt: skip
@@ -201,3 +201,9 @@ def test_noise_of_ddim_is_refused():
     policy, zero = random_policy(), torch.zeros(1)
     with pytest.raises(ValueError, match="eta"):
         policy.step(torch.zeros(1, 3, 2), zero, zero + 0.5, torch.zeros(1, 32), eta=1.0)
+    noise = torch.ones(1, 3, 2)
+    with pytest.raises(ValueError, match="eta"):
+        policy.drawn(torch.zeros(1, 5), noise, None, 1.0)
+    torch.testing.assert_close(
+        policy.drawn(torch.zeros(1, 5), noise, None, 0.0), policy.act(torch.zeros(1, 5), noise)
+    )

@@ -330,6 +330,42 @@ def test_a_rollout_without_noise_is_act(policy_of):
         torch.testing.assert_close(chain.action, policy.act(obs, noise), rtol=0, atol=1e-6)
 
 
+def test_a_drawn_action_is_the_end_of_the_chain_that_a_rollout_keeps(policy_of):
+    for settings in ({}, {"clip_a": True, "path": "cosine"}, {"path": "betas", "levels": 20}):
+        policy = policy_of(random_mlp(), eta=0.7, prediction="eps", **settings)
+        obs, noise = torch.randn(4, 5, generator=seeded()), policy.noise((4, 2), seeded(1))
+        chain = policy.rollout(obs, noise, 0.05, seeded(2))
+        assert torch.equal(policy.drawn(obs, noise, seeded(2), 0.7, 0.05), chain.action)
+        torch.testing.assert_close(
+            policy.drawn(obs, noise, None, 0.0), policy.act(obs, noise), rtol=0, atol=1e-6
+        )
+
+
+def test_drawn_actions_have_the_deviation_of_the_ddpm_chain_and_a_floor_widens_it(gaussian_policy):
+    """Of a Gaussian every transition is affine: V <- slope^2 V + variance of its noise."""
+    policy = gaussian_policy("betas", "eps", mu=0.1, spread=0.2, levels=20, betas="vp")
+    obs, noise = torch.zeros(100_000, 1, dtype=F64), policy.noise(100_000, seeded(1))
+    beta = paths.vp_betas(20)
+    abar = torch.cat([torch.ones(1, dtype=F64), torch.cumprod(1 - beta, 0)])
+    for floor in (0.0, 0.1):
+        variance = 1.0
+        for k in range(20, 0, -1):
+            now, after, b = float(abar[k]), float(abar[k - 1]), float(beta[k - 1])
+            data = now**0.5 * 0.04 / (now * 0.04 + 1 - now)
+            slope = (after**0.5 * b * data + (1 - b) ** 0.5 * (1 - after)) / (1 - now)
+            own = max((b * (1 - after) / (1 - now)) ** 0.5, floor)
+            variance = slope**2 * variance + own**2
+        action = policy.drawn(obs, noise, seeded(2), 1.0, floor, steps=20)
+        assert abs(action.mean().item() - 0.1) < 2e-3
+        assert abs(action.std().item() - variance**0.5) < 2e-3, floor
+
+
+def test_drawn_actions_need_eulers_steps(gaussian_policy):
+    policy = gaussian_policy(sampler="heun")
+    with pytest.raises(ValueError, match="policy.sampler=heun"):
+        policy.drawn(torch.zeros(1, 1, dtype=F64), one(0.3), seeded(), 1.0)
+
+
 def test_a_chain_has_the_density_and_entropy_of_its_normal_transitions(gaussian_policy):
     policy, sigma = gaussian_policy(horizon=2), 0.15
     x = torch.randn(3, 5, 2, 1, dtype=F64, generator=seeded())

@@ -104,6 +104,18 @@ def test_beta_levels_equal_the_cumulative_product_even_where_betas_were_clipped(
     torch.testing.assert_close(between.a**2 + between.b**2, torch.ones(1, dtype=F64))
 
 
+@pytest.mark.parametrize("levels", [5, 20])
+def test_the_vp_table_is_the_integral_of_its_rate_and_leaves_the_action_visible(levels):
+    """A^2 = exp(-int_0^u (.1 + 9.9 u) du) at u = k / T, so A = .080 at the noisiest level."""
+    path = paths.make_path("betas", levels, "vp")
+    u = torch.arange(levels + 1, dtype=F64) / levels
+    expected = (-(0.1 * u + 4.95 * u.square()) / 2).exp()
+    torch.testing.assert_close(path.coefficients(1 - u).a, expected, rtol=1e-9, atol=1e-12)
+    assert path.coefficients(torch.zeros(1)).a.item() == pytest.approx(0.0801, abs=1e-4)
+    narrow = paths.make_path("betas", levels).coefficients(torch.zeros(1, dtype=F64)).a
+    assert narrow.item() == pytest.approx({5: 0.0097, 20: 0.0025}[levels], abs=1e-4)
+
+
 def test_grids_run_from_noise_to_data_and_betas_stay_on_levels():
     for name, levels in ALL:
         grid = paths.make_path(name, levels).times(7)
@@ -117,6 +129,10 @@ def test_bad_paths_say_what_to_change():
         paths.make_path("linear", 20)
     with pytest.raises(ValueError, match="levels"):
         paths.make_path("betas")
+    with pytest.raises(ValueError, match="choose cosine or vp"):
+        paths.make_path("betas", 5, "linear")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="betas='vp' with path='linear'"):
+        paths.make_path("linear", betas="vp")
     with pytest.raises(ValueError, match="20 noise levels"):
         paths.make_path("betas", 20).times(21)
     with pytest.raises(ValueError, match="at least one"):

@@ -100,6 +100,8 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name() -> None:
         (["env.execute=4"], "env.execute=4: more steps than the policy plans (horizon=1)"),
         (["policy.path=betas"], "policy.levels=None: policy.path=betas needs"),
         (["policy.path=betas", "policy.levels=3", "policy.steps=4"], "policy.steps=4: more than"),
+        (["policy.betas=vp"], "policy.betas=vp: policy.path=linear has no table"),
+        (["policy.betas=v"], "policy.betas"),
         (["policy.levels=3"], "policy.levels=3: policy.path=linear has no noise levels"),
         (["policy/net=transformer", "policy.net.heads=3"], "not a multiple of heads=3"),
         (["env=gym"], "env.id: has to be set (env.id=...)"),
