@@ -181,6 +181,12 @@ def row_times(rows: int, generator: torch.Generator, low: float = 0.0, high: flo
     return low + (high - low) * ((part + jitter) / max(rows, 1))
 
 
+def matching_times(path: Any, rows: int, generator: torch.Generator) -> Tensor:
+    """As `row_times` in [0, 1), at the levels of a path that is a table: where its chain asks."""
+    t, levels = row_times(rows, generator), getattr(path, "levels", None)
+    return t if levels is None else (t * levels).floor().clamp(max=levels - 1) / levels
+
+
 def refuse_jumps(policy: Any) -> None:
     """Raises ValueError for a policy that acts by jumps where only its velocity would be trained.
 

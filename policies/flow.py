@@ -268,10 +268,12 @@ class FlowPolicy(nn.Module):
         """A sample of the DDIM chain with a share eta of the DDPM noise, [..., T, Da].
 
         `rollout` without its likelihood, so without what that needs: the last transition has no
-        noise of its own, unless `floor` gives one, the least deviation of every transition. eta 0
-        and floor 0 are `act` with Euler's steps. obs [..., O]; noise [..., T, Da] may have more
-        leading dimensions than obs. Raises ValueError for the Heun sampler.
+        noise of its own, unless `floor` gives one, the least deviation of every transition. Without
+        any noise, eta 0 and floor 0, it is `act`. obs [..., O]; noise [..., T, Da] may have more
+        leading dimensions than obs. Raises ValueError for noise with the Heun sampler.
         """
+        if eta == 0 and floor == 0:
+            return self.act(obs, noise, steps)
         self._check_euler()
         times = self.times(steps)
         places, after = self._grid(times)
@@ -477,10 +479,25 @@ class FlowPolicy(nn.Module):
     ) -> Tensor:
         """Matching loss of action chunks, per sample [...]: mean over T * Da, unreduced otherwise.
 
-        |form(x_t) - target|^2 at x_t = A a + B noise, in the form that `space` names (flow
-        matching arXiv:2210.02747 for v). action [..., T, Da] in environment units, noise of the
-        same or more leading dimensions, t [...]. Weights, signed ones too, are the caller's.
-        inside [..., T] bool leaves actions out of the mean, as those past an episode's end.
+        The mean of `match_errors`. Weights, signed ones too, are the caller's. inside [..., T] bool
+        leaves actions out of the mean, as those past an episode's end.
+        """
+        error = self.match_errors(obs, action, noise, t, space).mean(-1)
+        inside = None if inside is None else expand_lead(inside, noise.ndim - 2, 1)
+        return chunk_mean(error, inside)
+
+    def match_errors(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        space: Literal["v", "eps", "a"] = "v",
+    ) -> Tensor:
+        """(form(x_t) - target)^2 at x_t = A a + B noise, [..., T, Da].
+
+        In the form that `space` names (flow matching arXiv:2210.02747 for v). action [..., T, Da]
+        in environment units, noise of the same or more leading dimensions, t [...].
         """
         lead = noise.ndim - 2
         t = expand_lead(t, lead, 0)
@@ -497,8 +514,7 @@ class FlowPolicy(nn.Module):
         else:
             value = getattr(self.pred(x, t, feat), space)
         target = {"v": c.da * a + c.db * noise, "eps": noise, "a": a}[space]
-        error = (value - target).square().mean(-1)
-        return chunk_mean(error, None if inside is None else expand_lead(inside, lead, 1))
+        return (value - target).square()
 
     def regress(self, obs: Tensor, x: Tensor, t: Tensor, target_v: Tensor) -> Tensor:
         """Squared distance of v(x, t | obs) to given targets, per sample [...]: mean over T * Da.

@@ -72,13 +72,17 @@ def sample(
     generator: torch.Generator,
     candidates: int = 1,
     temperature: float = 0.0,
+    eta: float = 0.0,
 ) -> Tensor:
-    """An action per observation, chosen from `candidates` samples of the policy: [N, Tp, Da]."""
-    if candidates == 1:
-        return policy.act(obs, policy.start(len(obs), generator))
+    """An action per observation, chosen from `candidates` samples of the policy: [N, Tp, Da].
+
+    eta: share of DDPM's noise in their transitions, for a policy that acts by `FlowPolicy.drawn`.
+    """
     start = policy.start(len(obs) * candidates, generator)
-    action = policy.act(obs, start.unflatten(0, (len(obs), candidates)))
-    return choose(critic, obs, action, temperature, generator)
+    start = start if candidates == 1 else start.unflatten(0, (len(obs), candidates))
+    noisy = eta > 0
+    action = policy.drawn(obs, start, generator, eta) if noisy else policy.act(obs, start)
+    return action if candidates == 1 else choose(critic, obs, action, temperature, generator)
 
 
 # ---- guided sampling ---------------------------------------------------------------------------

@@ -341,6 +341,9 @@ def loosely(donor: Donor) -> list[str]:
         added.append(f"the best of {node['deploy_candidates']} samples by its critic")
     if steer.get("n", 1) > 1 or set(steer.get("words", ())) - {"best", "soft"}:
         added.append(f"its chain algo.steer={','.join(steer['words'])} (n={steer['n']})")
+    eta = donor.config["policy"].get("eta", 0.0)
+    if getattr(donor.kind, "noisy_steps", False) and eta > 0:
+        added.append(f"the noise of its steps (policy.eta={eta:g})")
     first = donor.config["policy"].get("steps", 0) - node.get("tuned_steps", 0)
     if "tuned_steps" in node and first > 0:
         added.append(f"its base, which took the first {first} of its denoising steps")

@@ -42,6 +42,7 @@ WORDS = {
     "awm_gae": [*FLOW, *ROLLOUTS],
     "bc": [*FLOW, "source.batch_size=16"],
     "bc_gaussian": [*GAUSSIAN, "source.batch_size=16"],
+    "dac": [*FLOW, *CRITIC],
     "dppo": [*FLOW, *ROLLOUTS, "algo.tuned_steps=1"],
     "dql": [*FLOW, *CRITIC],
     "dsrl_na": [*STEERED, "algo.noise_critic.width=16", "algo.noise_critic.depth=1"],
@@ -54,6 +55,7 @@ WORDS = {
     "iql_gaussian": [*GAUSSIAN, *CRITIC, *VALUE],
     "meanflow": [*FLOW, "source.batch_size=16"],
     "ppo": [*GAUSSIAN, *ROLLOUTS],
+    "qsm": [*FLOW, *REPLAY],
     "reinflow": [*FLOW, *ROLLOUTS, "algo.noise.width=16"],
     "resip": [*FLOW, *ROLLOUTS, "algo.head.width=16", "algo.head.depth=1"],
     "rfm": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
@@ -67,7 +69,7 @@ WORDS = {
 }
 ONLINE = (
     *("awm_gae", "awm_q", "awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "fpo", "fpo_pp"),
-    *("ppo", "reinflow", "resip", "rfm", "sac", "td3"),
+    *("ppo", "qsm", "reinflow", "resip", "rfm", "sac", "td3"),
 )
 TUNED = ("awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "reinflow", "resip")  # need a base
 

@@ -23,7 +23,7 @@ def words(algo, source, tmp_path, steps=60, warmup=20, ratio=1.0, n_step=1):
     own = "source.replay" if source == "mixed" else "source"
     given = [f"algo={algo}", f"source={source}", *SMALL, f"steps={steps}", f"{own}.n_step={n_step}"]
     given += [f"{own}.warmup={warmup}", f"{own}.update_ratio={ratio}"]
-    value = [] if algo == "dql" else ["algo.value.width=8", "algo.value.depth=1"]
+    value = [] if algo in ("dac", "dql", "qsm") else ["algo.value.width=8", "algo.value.depth=1"]
     if source == "replay":
         value += ["algo.value.obs_norm.kind=none"] if value else []
         return [*given, *value, *REPLAY]
@@ -52,7 +52,8 @@ def rates(given):
 
 @pytest.mark.parametrize(
     ("algo", "source", "ratio"),
-    [("iql", "mixed", 0.25), ("awm", "replay", 1.0), ("dql", "replay", 2.0), ("awm", "mixed", 4.0)],
+    [("iql", "mixed", 0.25), ("awm", "replay", 1.0), ("dql", "replay", 2.0), ("awm", "mixed", 4.0),
+     ("dac", "mixed", 1.0), ("qsm", "replay", 0.5)],
 )
 def test_a_rate_falls_over_the_updates_that_a_run_online_makes(tmp_path, algo, source, ratio):
     seen, announced = rates(words(algo, source, tmp_path, ratio=ratio))

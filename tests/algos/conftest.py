@@ -18,6 +18,11 @@ from rheo.policies.normalize import Normalizer
 from rheo.scripts.assemble import make_part
 from rheo.scripts.config import HOME, compose
 
+# of algorithms that act by the noisy chain of a table of noise levels
+DIFFUSION: dict[str, Any] = {
+    "path": "betas", "levels": 5, "betas": "vp", "prediction": "eps", "clip_a": True, "eta": 1.0,
+}  # fmt: skip
+NOISY = ("dac", "qsm")
 READING = ("dataset", "transitions")  # sources of recorded data
 
 
@@ -28,28 +33,26 @@ def make_flow(
     *,
     width=64,
     depth=2,
-    steps=5,
-    path: Any = "linear",
-    squash: Any = "clip",
+    **changes: Any,
 ):
-    """A small flow policy with velocity prediction."""
+    """A small flow policy with velocity prediction, or with other settings."""
     net = MLP(
         obs_dim, action_dim, horizon, width=width, depth=depth, encoder_depth=1, activation="silu"
     )
-    return FlowPolicy(
-        net,
-        path=path,
-        levels=None,
-        prediction="v",
-        steps=steps,
-        sampler="euler",
-        eta=0.0,
-        clip_x=False,
-        clip_a=False,
-        squash=squash,
-        obs_norm=Normalizer(obs_dim, kind="none"),
-        action_norm=Normalizer(action_dim, kind="none"),
-    )
+    settings: dict[str, Any] = {
+        "path": "linear",
+        "levels": None,
+        "prediction": "v",
+        "steps": 5,
+        "sampler": "euler",
+        "eta": 0.0,
+        "clip_x": False,
+        "clip_a": False,
+        "squash": "clip",
+        "obs_norm": Normalizer(obs_dim, kind="none"),
+        "action_norm": Normalizer(action_dim, kind="none"),
+    }
+    return FlowPolicy(net, **(settings | changes))
 
 
 def make_critic(obs_dim, action_dim, horizon=1, *, width=32):
@@ -70,6 +73,16 @@ def make_critic(obs_dim, action_dim, horizon=1, *, width=32):
 def flow():
     """Makes small flow policies."""
     return make_flow
+
+
+@pytest.fixture
+def diffusion():
+    """Makes small diffusion policies of few levels: `diffusion(obs_dim, action_dim, **changes)`."""
+
+    def make(obs_dim, action_dim, horizon=1, **changes: Any):
+        return make_flow(obs_dim, action_dim, horizon, **(DIFFUSION | changes))
+
+    return make
 
 
 @pytest.fixture
@@ -162,7 +175,7 @@ def make_learner(
     if policy is None and name == "iql_gaussian":
         policy = Gaussian(obs_dim, action_dim, 1, std=0.6, **small)
     if policy is None:
-        policy = make_flow(obs_dim, action_dim)
+        policy = make_flow(obs_dim, action_dim, **(DIFFUSION if name in NOISY else {}))
     critic = make_critic(obs_dim, action_dim, width=64) if critic is None else critic
     shape = {"obs_dim": obs_dim, "action_dim": action_dim, "horizon": policy.horizon}
     given = {"generator": torch.Generator().manual_seed(0), "run_updates": run_updates}

@@ -30,6 +30,8 @@ FOLLOWS: dict[str, dict[str, tuple[str, str]]] = {
     "td3": {"target": TARGET, "slow": ("policy", "target_rate")},
     "td3bc": {"target": TARGET, "slow": ("policy", "target_rate")},
     "dql": {"target": TARGET, "average": AVERAGE},
+    "dac": {"target": TARGET, "average": AVERAGE},
+    "qsm": {"target": TARGET, "average": AVERAGE},
     "fql": {"target": TARGET},
     "rfm": {"target": TARGET, "average": AVERAGE},
     "rfm_offline": {"target": TARGET, "average": AVERAGE},
@@ -52,6 +54,8 @@ BACKS_UP: dict[str, tuple[str, str]] = {
     "td3": ("slow", "min"),
     "td3bc": ("slow", "min"),
     "dql": ("average", "min"),
+    "dac": ("average", "lcb"),
+    "qsm": ("average", "min"),
     "fql": ("head", "mean"),
     "rfm": ("policy", "min"),
     "awm_q": ("average", "min"),
@@ -163,7 +167,8 @@ def saturate(policy: Any, sign: float) -> None:
     linear = [part for part in policy.modules() if isinstance(part, nn.Linear)]
     last: Any = getattr(getattr(policy, "net", None), "outlet", linear[-1])
     nn.init.zeros_(last.weight)
-    nn.init.constant_(last.bias, 50.0 * sign)
+    against = getattr(policy, "prediction", "v") == "eps"  # of the noise: the action lies opposite
+    nn.init.constant_(last.bias, -50.0 * sign if against else 50.0 * sign)
 
 
 @pytest.mark.parametrize("name", BACKS_UP)
@@ -182,7 +187,8 @@ def test_a_td_target_asks_the_copies_that_the_method_names(made, name):
     batch = batch_of(0)
     with torch.no_grad():
         value = algo.target(batch.next_obs, -torch.ones_like(batch.action))
-        value = value.mean(0) if join == "mean" else value.amin(0)
+        joined = {"mean": value.mean(0), "min": value.amin(0)}
+        value = (joined | {"lcb": value.mean(0) - value.std(0, correction=0)})[join]
         goal = batch.reward + batch.discount * value
         expected = 0.5 * (algo.critic(batch.obs, batch.action) - goal).square().mean(1).sum()
     found = algo.update(batch)["critic/loss"]

@@ -13,7 +13,7 @@ from rheo.scripts.config import compose
 from rheo.scripts.state import capture, restore
 
 SIGNED = {"signed_coef": 0.5, "bc_coef": 1.0, "signed_batch": 32, "particles": 4, "pairs": 2}
-ALGOS = ["iql", "iql_gaussian", "awm", "td3bc", "dql", "fql", "rfm_offline"]
+ALGOS = ["iql", "iql_gaussian", "awm", "td3bc", "dql", "dac", "fql", "rfm_offline"]
 START, MIDDLE = -1.0, 1.0  # the observations of the two places of the way
 GAMMA = 0.9
 
@@ -55,6 +55,7 @@ BOLD: dict[str, dict[str, Any]] = {
     "signed": {"beta": 20.0, "ema_rate": 0.05, "anchor_coef": 0.5, **SIGNED},
     "td3bc": {},
     "dql": {"eta": 3.0, "ema_rate": 0.05},
+    "dac": {"eta": 0.3, "threshold": None, "ema_rate": 0.05},
     "fql": {"alpha": 0.3},
     "rfm_offline": {"temperature": 0.1, "anchor_coef": 0.3, "ema_rate": 0.05},
 }

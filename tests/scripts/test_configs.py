@@ -27,7 +27,8 @@ SMALL_NET = {
     "unet": ["width=16", "widths=[8,16]", "groups=4"],
     "transformer": ["width=16", "depth=1", "heads=2"],
 }
-WARMED = ("awm_q", "awm_q_tune", "rfm", "sac", "td3")  # of replays that are not warmed up by a base
+# whose replays are warmed up by uniform actions
+WARMED = ("awm_q", "awm_q_tune", "qsm", "rfm", "sac", "td3")
 CHUNKS = ["horizon=4", "env.execute=2", "env.obs_steps=2"]
 
 

@@ -107,15 +107,19 @@ def test_what_the_deployed_policy_refuses_is_one_too(data, tmp_path, monkeypatch
 
 # ---- policies that act by jumps -----------------------------------------------------------------
 
-MATCHING = ["awm", "awm_gae", "awm_q", "awm_q_tune", "bc", "dql", "expo", "fpo", "fpo_pp", "fql",
-            "iql", "rfm", "rfm_offline"]  # fmt: skip
+MATCHING = ["awm", "awm_gae", "awm_q", "awm_q_tune", "bc", "dac", "dql", "expo", "fpo", "fpo_pp",
+            "fql", "iql", "qsm", "rfm", "rfm_offline"]  # fmt: skip
 FREE = ["dsrl_na", "expo", "meanflow", "reinflow", "resip", "shortcut"]
-READS = ["awm", "bc", "dql", "fql", "iql", "meanflow", "rfm_offline", "shortcut"]
+TABLES = ["dac", "qsm"]  # whose own files ask for a table of noise levels, which no jump crosses
+PLAIN = ["policy.path=linear", "policy.levels=null", "policy.betas=cosine", "policy.prediction=v",
+         "policy.eta=0", "policy.clip_a=false"]  # fmt: skip
+READS = ["awm", "bc", "dac", "dql", "fql", "iql", "meanflow", "rfm_offline", "shortcut"]
 
 
 def few_step(algo, data, *more):
     """The configuration of an algorithm on a few-step policy."""
     places = [data] if algo in READS else ONLINE
+    places = [*places, *PLAIN] if algo in TABLES else places
     return compose([f"algo={algo}", "policy=fewstep", *places, *NET, *more])
 
 

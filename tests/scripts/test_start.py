@@ -384,6 +384,7 @@ def test_the_head_of_flow_q_learning_is_what_it_deploys(tiny):
         ("awm_q_tune", {}, "without its chain algo.steer=best (n=4)"),
         ("dppo", {"tuned_steps": 1}, "its base, which took the first 1 of its denoising steps"),
         ("awm_q", {}, "its deployed policy; keeps"),
+        ("qsm", {}, "10 samples by its critic and the noise of its steps (policy.eta=1); "),
     ],
 )
 def test_what_deployment_adds_to_a_policy_is_told(tiny, caplog, name, words, told):

@@ -1,0 +1,257 @@
+"""Noise predictions moved by the gradient of Q where the action is noisy: QSM and DAC."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..envs.batch import Batch
+from ..policies import draw, steer
+from ..policies.critics import QEnsemble
+from ..policies.flow import FlowPolicy
+from ..policies.nets import clone, lerp_
+from .losses import matching_times, refuse_jumps
+from .optim import adam, anneal, step
+from .returns import Join, pessimistic, td_loss, td_target
+
+ETA_MIN, ETA_MAX = 1e-3, 100.0  # what the weight of cloning is kept between
+TINY = 1e-6
+
+
+class Draws(NamedTuple):
+    """The randomness of a policy step."""
+
+    noise: Tensor  # [B, T, Da]
+    t: Tensor  # [B]
+
+
+class Guided:
+    """Q-score matching (arXiv:2312.11752) and diffusion actor-critic (arXiv:2405.20555).
+
+    Neither samples its chain to learn from: at x = A a + B eps, a given action a, the noise
+    prediction e meets
+
+    rule "score" (QSM): |e + B dQ(s, x) / (T mean|dQ|)|^2, so -e / B, the score, is dQ / T, with T,
+    `temperature`, in units of the mean size of the gradient's elements over the batch;
+    rule "shift" (DAC): eta |e - eps|^2 + B <dQ(s, x) / mean|Q|, e>, whose minimum is
+    e = E[eps|x] - B dQ / (2 eta mean|Q|): cloning, shifted.
+
+    Q is the mean of the target critics. Neither learns the density exp(Q / T), or that of the data
+    tilted by it: dQ stands for the gradient of the log density of x at every noise, as if noise did
+    not smooth it. Towards N(.3, .25) QSM draws a variance of .07, and DAC shifts a Gaussian by four
+    to eight times what its eta says. By the deterministic map it is .01; so every action is one of
+    the noisy chain (`FlowPolicy.drawn`, with the share `policy.eta` of DDPM's noise), and
+    policy.path=betas policy.betas=vp policy.clip_a=true are part of the method: without a bound on
+    the predicted action a small A divides. Times are the table's levels where there is one.
+
+    gradient: of rule "shift"; "point" takes dQ at x, as published; "mean" at E[a|x] as the policy
+    itself predicts it and through that, clipped to the box (the gradient passes): a Gaussian is
+    then tilted by exactly exp(Q / (2 eta mean|Q|)). eta: of rule "shift", its first value where
+    there is a threshold: where the cloning error per element exceeds that, eta grows by eta_rate
+    times the excess, at most 1, and falls below it; null: eta stays.
+
+    Critics learn r + discount V'(s'), V' the mean over target_candidates actions of the averaged
+    policy for every target critic, joined by `join` ("lcb": mean less rho deviations).
+    "score" counts the executed steps of a plan alone, whose gradients are those with a meaning;
+    "shift" clones plans whole. B batch, T chunk, Da action dimension.
+
+    lr_floor: share of both learning rates that a cosine reaches at run_updates; 1 = constant.
+    target_rate, ema_rate: Polyak rates of Q' and of the averaged policy, which is deployed.
+    max_norm: gradient-norm limit of the policy. explore_noise: added while exploring.
+    deploy_candidates, deploy_temperature: as in `IQL`.
+    """
+
+    pure = ("critic_loss", "policy_loss")
+    noisy_steps = True  # what is deployed has noise in its transitions
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        critic: QEnsemble,
+        generator: torch.Generator,
+        run_updates: int,
+        executed: int | None = None,
+        *,
+        rule: Literal["score", "shift"],
+        gradient: Literal["point", "mean"],
+        temperature: float | None,
+        eta: float | None,
+        eta_rate: float,
+        threshold: float | None,
+        join: Literal["min", "mean", "lcb"],
+        rho: float,
+        target_candidates: int,
+        explore_noise: float,
+        deploy_candidates: int,
+        deploy_temperature: float,
+        policy_lr: float,
+        critic_lr: float,
+        lr_floor: float,
+        target_rate: float,
+        ema_rate: float,
+        max_norm: float,
+    ) -> None:
+        refuse_jumps(policy)
+        _refuse(rule, gradient, temperature, eta, threshold)
+        self.policy, self.average = policy, clone(policy)
+        self.critic, self.target = critic, clone(critic)
+        self.generator = generator
+        self.policy_opt = adam(policy.parameters(), policy_lr)
+        self.critic_opt = adam(critic.parameters(), critic_lr)
+        self.updates, self.run_updates = 0, run_updates
+        self.executed = executed if rule == "score" else None  # of the steps of a plan; None: all
+        self.rule, self.gradient = rule, gradient
+        self.temperature = temperature
+        self.weight = torch.tensor(0.0 if eta is None else eta, device=generator.device)
+        self.eta_rate, self.threshold = eta_rate, threshold
+        self.join: Join = join
+        self.rho, self.target_candidates = rho, target_candidates
+        self.explore_noise = explore_noise
+        self.deploy_candidates = deploy_candidates
+        self.deploy_temperature = deploy_temperature
+        self.policy_lr, self.critic_lr, self.lr_floor = policy_lr, critic_lr, lr_floor
+        self.target_rate, self.ema_rate, self.max_norm = target_rate, ema_rate, max_norm
+
+    @property
+    def learned(self) -> dict[str, str]:
+        """What belongs to the networks: cloning's weight, where it follows the cloning error."""
+        return {} if self.threshold is None else {"weight": "eta"}
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Tensor:
+        """A sample of the policy with exploration noise, [N, T, Da]."""
+        action = self.sampled(self.policy, obs, self.policy.noise(len(obs), self.generator))
+        return draw.jittered(action, self.explore_noise, self.generator)
+
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """A chosen sample of the averaged policy, [N, T, Da]."""
+        chosen = self.deploy_candidates, self.deploy_temperature, self.average.eta
+        return steer.sample(self.average, self.critic, obs, generator, *chosen)
+
+    @torch.no_grad()
+    def sampled(self, policy: FlowPolicy, obs: Tensor, noise: Tensor) -> Tensor:
+        """Actions of the noisy chain, [N, ..., T, Da]; noise of that shape."""
+        return policy.drawn(obs, noise, self.generator, policy.eta)
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One critic step and one policy step; metrics are 0-d."""
+        self.updates += 1
+        share = self.updates / max(self.run_updates, 1)
+        anneal(self.policy_opt, self.policy_lr, share, self.lr_floor)
+        anneal(self.critic_opt, self.critic_lr, share, self.lr_floor)
+        parts = self.average, batch.next_obs, self.target_candidates, self.generator
+        next_action = self.sampled(self.average, batch.next_obs, steer.candidate_noise(*parts))
+        loss, metrics = self.critic_loss(batch, next_action)
+        step(self.critic_opt, loss)
+        metrics |= self.update_policy(batch.obs, batch.action)
+        lerp_(self.target, self.critic, self.target_rate)
+        lerp_(self.average, self.policy, self.ema_rate)
+        return metrics
+
+    def update_policy(self, obs: Tensor, action: Tensor) -> dict[str, Tensor]:
+        """One policy step and, where eta is learned, one of its own."""
+        draws = self.draw(len(obs))
+        pull = self.pull(obs, action, draws)
+        loss, metrics = self.policy_loss(obs, action, draws, pull, self.weight)
+        step(self.policy_opt, loss, self.max_norm)
+        if self.threshold is not None:
+            excess = (metrics["policy/bc"] - self.threshold).clamp(-1.0, 1.0)
+            self.weight.add_(self.eta_rate * excess).clamp_(ETA_MIN, ETA_MAX)
+        return metrics
+
+    def draw(self, rows: int, generator: torch.Generator | None = None) -> Draws:
+        """Randomness of a policy step: noise, and times at the levels of a table."""
+        generator = self.generator if generator is None else generator
+        t = matching_times(self.policy.path, rows, generator)
+        return Draws(self.policy.noise(rows, generator), t)
+
+    @torch.no_grad()
+    def validate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Matching loss of the averaged policy's noise prediction on held-out data."""
+        draws = self.draw(len(batch.obs), generator)
+        error = self.average.match(batch.obs, batch.action, *draws, space="eps")
+        return {"val/loss": error.mean()}
+
+    def noised(self, action: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """x = A a + B eps [B, T, Da], and B [B, 1, 1]."""
+        c = self.policy.path.coefficients(draws.t).over_chunk()
+        return c.a * self.policy.to_latent(action) + c.b * draws.noise, c.b
+
+    def pull(self, obs: Tensor, action: Tensor, draws: Draws) -> Tensor:
+        """What Q does to the noise prediction, [B, T, Da].
+
+        B dQ / (T mean|dQ|) of rule "score", B dQ / mean|Q| of rule "shift", without gradient.
+        """
+        x, B = self.noised(action, draws)
+        slope = self.slope(obs, x, draws.t)
+        if self.rule == "score":
+            assert self.temperature is not None
+            size = self.temperature * slope[:, : self.executed].abs().mean()
+        else:
+            with torch.no_grad():
+                size = self.target(obs, action).abs().mean()
+        return B * slope / (size + TINY)
+
+    def slope(self, obs: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """dQ/dx [B, T, Da] of the mean target critic at x, or at E[a|x] and through it."""
+        policy = self.policy
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            at_mean = self.gradient == "mean"
+            point = policy.pred(x, t, policy.features(obs)).a if at_mean else x
+            action = policy.to_action(point, clip=False)
+            if at_mean:  # the critic is asked inside the box; the way there is not cut
+                action = action + (action.clamp(-1.0, 1.0) - action).detach()
+            return torch.autograd.grad(self.target(obs, action).mean(0).sum(), x)[0]
+
+    def critic_loss(self, batch: Batch, next_action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """TD loss of the ensemble; next_action [B, M, T, Da]."""
+        with torch.no_grad():
+            value = self.target(batch.next_obs[:, None], next_action).mean(-1)
+            value = pessimistic(value, self.join, self.rho)
+            target = td_target(batch.reward, batch.discount, value)
+        q = self.critic(batch.obs, batch.action)
+        loss = td_loss(q, target)
+        return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+
+    def policy_loss(
+        self, obs: Tensor, action: Tensor, draws: Draws, pull: Tensor, eta: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The rule's loss [] and metrics; pull as `pull` gives it."""
+        x, _ = self.noised(action, draws)
+        guess = self.policy.pred(x, draws.t, self.policy.features(obs)).eps
+        if self.rule == "score":
+            error = (guess + pull)[:, : self.executed].square().mean()
+            return error, {"policy/loss": error.detach()}
+        cloning = (guess - draws.noise).square().mean()
+        loss = eta * cloning + (pull * guess).mean()
+        return loss, {
+            "policy/loss": loss.detach(),
+            "policy/bc": cloning.detach(),
+            "policy/eta": eta.detach().clone(),
+        }
+
+
+def _refuse(
+    rule: str, gradient: str, temperature: float | None, eta: float | None, threshold: float | None
+) -> None:
+    """Raises ValueError for words that are unknown and for values that belong to the other rule."""
+    if rule not in ("score", "shift"):
+        raise ValueError(f"algo.rule={rule!r}: choose score or shift")
+    if gradient not in ("point", "mean"):
+        raise ValueError(f"algo.gradient={gradient!r}: choose point or mean")
+    if rule == "score" and gradient == "mean":
+        raise ValueError(
+            "algo.gradient=mean with algo.rule=score: no data hold the prediction through which "
+            "the gradient would pass; set algo.gradient=point, or algo.rule=shift"
+        )
+    own = {"algo.temperature": temperature} if rule == "score" else {"algo.eta": eta}
+    other = {"algo.eta": eta, "algo.threshold": threshold}
+    other = other if rule == "score" else {"algo.temperature": temperature}
+    for key, value in own.items():
+        if value is None or not value > 0:
+            said = "null" if value is None else f"{value:g}"
+            raise ValueError(f"{key}={said} with algo.rule={rule}: set a number above 0")
+    for key, value in other.items():
+        if value is not None:
+            raise ValueError(f"{key}={value:g}: algo.rule={rule} has no use for it; set {key}=null")
