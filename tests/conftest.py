@@ -43,12 +43,14 @@ WORDS = {
     "bc": [*FLOW, "source.batch_size=16"],
     "bc_gaussian": [*GAUSSIAN, "source.batch_size=16"],
     "dac": [*FLOW, *CRITIC],
+    "dpmd": [*FLOW, *REPLAY, "algo.policy_batch=8"],
     "dppo": [*FLOW, *ROLLOUTS, "algo.tuned_steps=1"],
     "dql": [*FLOW, *CRITIC],
     "dsrl_na": [*STEERED, "algo.noise_critic.width=16", "algo.noise_critic.depth=1"],
     "dsrl_sac": STEERED,
     "expo": [*FLOW, *REPLAY, "algo.editor.width=16", "algo.editor.depth=1"],
     "fql": [*FLOW, *CRITIC],
+    "fpmd": [*FLOW, *REPLAY, "algo.policy_batch=8"],
     "fpo": [*FLOW, *ROLLOUTS],
     "fpo_pp": [*FLOW, *ROLLOUTS],
     "iql": [*FLOW, *CRITIC, *VALUE],
@@ -56,6 +58,7 @@ WORDS = {
     "meanflow": [*FLOW, "source.batch_size=16"],
     "ppo": [*GAUSSIAN, *ROLLOUTS],
     "qsm": [*FLOW, *REPLAY],
+    "qvpo": [*FLOW, *REPLAY, "algo.policy_batch=8"],
     "reinflow": [*FLOW, *ROLLOUTS, "algo.noise.width=16"],
     "resip": [*FLOW, *ROLLOUTS, "algo.head.width=16", "algo.head.depth=1"],
     "rfm": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
@@ -69,7 +72,7 @@ WORDS = {
 }
 ONLINE = (
     *("awm_gae", "awm_q", "awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "fpo", "fpo_pp"),
-    *("ppo", "qsm", "reinflow", "resip", "rfm", "sac", "td3"),
+    *("dpmd", "fpmd", "qvpo", "ppo", "qsm", "reinflow", "resip", "rfm", "sac", "td3"),
 )
 TUNED = ("awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "reinflow", "resip")  # need a base
 

@@ -22,7 +22,7 @@ from rheo.scripts.config import HOME, compose
 DIFFUSION: dict[str, Any] = {
     "path": "betas", "levels": 5, "betas": "vp", "prediction": "eps", "clip_a": True, "eta": 1.0,
 }  # fmt: skip
-NOISY = ("dac", "qsm")
+NOISY = ("dac", "dpmd", "qsm", "qvpo")
 READING = ("dataset", "transitions")  # sources of recorded data
 
 

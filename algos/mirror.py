@@ -1,0 +1,303 @@
+"""Mirror descent by matching: samples of an old policy weighed by their values (DPMD, QVPO)."""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..envs.batch import Batch
+from ..policies import draw, steer
+from ..policies.critics import QEnsemble
+from ..policies.flow import FlowPolicy
+from ..policies.nets import clone, lerp_
+from .losses import matching_times, refuse_jumps
+from .optim import adam, step
+from .returns import Join, dual_step, pessimistic, td_loss, td_target
+
+Weights = Literal["softmax", "linear", "square", "positive"]
+REACHED = 0.6  # share of log K, the largest divergence of weights on K actions, that is asked for
+HALVINGS = 40
+
+
+class Met(NamedTuple):
+    """What a policy step is matched to; J actions of a state."""
+
+    action: Tensor  # [R, J, T, Da]
+    weight: Tensor  # [R, J]
+    noise: Tensor  # [R, J, T, Da]
+    t: Tensor  # [R, J]
+
+
+class Mirror:
+    """Policy mirror descent with weighted matching of own samples.
+
+    At states of the replay K actions of the old policy, with noise of deviation `sample_noise` and
+    inside the box, are weighed by Q, and the policy is matched to them in its own form:
+    L = mean w min(|v - y|^2, cap), the cap per element. With `softmax` weights K softmax(Q / T) its
+    aim is pi(a|s) ~ pi_old(a|s) exp(Q / T) (DPMD, arXiv:2502.00361; FPMD, arXiv:2507.23675, with a
+    flow of one step, which is then a policy's mean: it is off its law by that law's variance, W2
+    squared, and explores by explore_noise alone). `linear` and `square` are
+    K max((Q - nu) / T, 0)^p, p = 1 and 2, with nu such that they average 1 (GeMPO,
+    arXiv:2603.10250). `positive` is max(Q - mean_K Q, 0) in units of its mean over the batch
+    (QVPO, arXiv:2405.16173), without a temperature.
+
+    target_kl: T moves with dual_rate until the mean divergence of the weights from uniform ones is
+    this many nats; null: T stays `temperature`, in units of Q. Weights on K actions are at most
+    log K away: a target above 0.6 log K is refused, near which T is a small part of Q's deviation
+    and one action weighs all. old_every: updates after which the old policy is the policy again;
+    with 1 there is no copy. kept: of `positive` weights, how many of the K actions, the best, are
+    matched; null: all. uniform, uniform_coef: so many uniform actions of each state beside, each
+    with that share of the weights of its state (QVPO's entropy term). join: of the critics whose
+    values weigh. Errors count the executed steps of a plan: Q tells nothing about the others.
+
+    The TD target, the smaller of the target critics, is of one of target_candidates actions of the
+    averaged policy, which is also deployed; the critic chooses by its smaller value, there, in
+    acting (act_candidates) and in deployment. Actions are those of the noisy chain with the share
+    `policy.eta` of DDPM's noise. B batch, R policy_batch, K particles, T chunk, Da action
+    dimension. ema_rate: of the averaged policy; 1 = raw. max_norm: gradient-norm limit.
+    policy_every: critic updates per policy step.
+    """
+
+    pure = ("critic_loss", "policy_loss")
+    noisy_steps = True  # what is deployed has noise in its transitions, where policy.eta > 0
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        critic: QEnsemble,
+        generator: torch.Generator,
+        executed: int | None = None,
+        *,
+        particles: int,
+        weights: Literal["softmax", "linear", "square", "positive"],
+        temperature: float | None,
+        target_kl: float | None,
+        dual_rate: float,
+        join: Literal["min", "mean"],
+        old_every: int,
+        sample_noise: float,
+        kept: int | None,
+        uniform: int,
+        uniform_coef: float,
+        cap: float | None,
+        policy_batch: int,
+        policy_every: int,
+        act_candidates: int,
+        target_candidates: int,
+        deploy_candidates: int,
+        explore_noise: float,
+        policy_lr: float,
+        critic_lr: float,
+        target_rate: float,
+        ema_rate: float,
+        max_norm: float,
+    ) -> None:
+        refuse_jumps(policy)
+        _refuse(particles, weights, temperature, target_kl, join, kept)
+        self.policy, self.average = policy, clone(policy)
+        self.old = clone(policy) if old_every > 1 else None
+        self.critic, self.target = critic, clone(critic)
+        self.generator = generator
+        self.policy_opt = adam(policy.parameters(), policy_lr)
+        self.critic_opt = adam(critic.parameters(), critic_lr)
+        first = 1.0 if temperature is None else temperature
+        self.log_inverse = -torch.tensor(first, device=generator.device).log()  # of T
+        self.updates = 0
+        self.executed = executed  # of the steps of a plan; None: all
+        self.particles = particles
+        self.weights: Weights = weights
+        self.target_kl, self.dual_rate = target_kl, dual_rate
+        self.join: Join = join
+        self.old_every, self.sample_noise = old_every, sample_noise
+        self.kept, self.uniform, self.uniform_coef, self.cap = kept, uniform, uniform_coef, cap
+        self.policy_batch, self.policy_every = policy_batch, policy_every
+        self.act_candidates, self.target_candidates = act_candidates, target_candidates
+        self.deploy_candidates, self.explore_noise = deploy_candidates, explore_noise
+        self.target_rate, self.ema_rate, self.max_norm = target_rate, ema_rate, max_norm
+
+    @property
+    def learned(self) -> dict[str, str]:
+        """What belongs to the networks: the temperature, where it follows the divergence."""
+        return {} if self.target_kl is None else {"log_inverse": "temperature"}
+
+    # ------------------------------------------------------------------ acting
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Tensor:
+        """The chosen one of act_candidates samples, with exploration noise, [N, T, Da]."""
+        action = self.sampled(self.policy, obs, self.act_candidates)
+        return draw.jittered(
+            steer.choose(self.critic, obs, action), self.explore_noise, self.generator
+        )
+
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """The best of deploy_candidates samples of the averaged policy, [N, T, Da]."""
+        eta = self.average.eta
+        return steer.sample(
+            self.average, self.critic, obs, generator, self.deploy_candidates, eta=eta
+        )
+
+    @torch.no_grad()
+    def sampled(self, policy: FlowPolicy, obs: Tensor, count: int) -> Tensor:
+        """Actions of the noisy chain, [N, count, T, Da]."""
+        noise = steer.candidate_noise(policy, obs, count, self.generator)
+        return policy.drawn(obs, noise, self.generator, policy.eta)
+
+    # ---------------------------------------------------------------- learning
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One critic step and, every `policy_every`, one policy step; metrics are 0-d."""
+        self.updates += 1
+        next_action = self.sampled(self.average, batch.next_obs, self.target_candidates)
+        next_action = steer.choose(self.critic, batch.next_obs, next_action)
+        loss, metrics = self.critic_loss(batch, next_action)
+        step(self.critic_opt, loss)
+        lerp_(self.target, self.critic, self.target_rate)
+        if self.updates % self.policy_every == 0:
+            metrics |= self.update_policy(batch.obs[: self.policy_batch])
+        if self.old is not None and self.updates % self.old_every == 0:
+            lerp_(self.old, self.policy, 1.0)
+        return metrics
+
+    def critic_loss(self, batch: Batch, next_action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """TD loss of the ensemble; next_action [B, T, Da]."""
+        with torch.no_grad():
+            value = self.target(batch.next_obs, next_action).amin(0)
+            target = td_target(batch.reward, batch.discount, value)
+        q = self.critic(batch.obs, batch.action)
+        loss = td_loss(q, target)
+        return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+
+    def update_policy(self, obs: Tensor) -> dict[str, Tensor]:
+        """One step of the policy at states [R, O], and one of the temperature."""
+        met, metrics = self.meet(obs)
+        loss = self.policy_loss(obs, met)
+        step(self.policy_opt, loss, self.max_norm)
+        lerp_(self.average, self.policy, self.ema_rate)
+        if self.target_kl is not None:
+            dual_step(self.log_inverse, metrics["policy/kl"], self.target_kl, self.dual_rate)
+        return metrics | {"policy/loss": loss.detach()}
+
+    def temperature(self) -> Tensor:
+        """T in units of Q, []."""
+        return (-self.log_inverse).exp()
+
+    @torch.no_grad()
+    def meet(self, obs: Tensor) -> tuple[Met, dict[str, Tensor]]:
+        """What the policy is matched to at states [R, O], and metrics."""
+        source = self.policy if self.old is None else self.old
+        action = self.sampled(source, obs, self.particles)
+        action = draw.jittered(action, self.sample_noise, self.generator)
+        q = pessimistic(self.critic(obs[:, None], action), self.join)
+        T = self.temperature()
+        weight = weigh(q, T, self.weights)
+        metrics = {
+            "policy/kl": divergence(weight).mean(),
+            "policy/spread": action[..., : self.executed, :].std(1, correction=0).mean(),
+            "critic/q_std": q.std(1, correction=0).mean(),
+        }
+        if self.weights != "positive":
+            metrics["policy/temperature"] = T
+        if self.kept is not None:
+            weight, best = weight.topk(self.kept, 1)
+            action = action[torch.arange(len(obs), device=obs.device)[:, None], best]
+        if self.weights == "positive":
+            weight = weight / weight.mean().clamp_min(1e-8)
+        action, weight = self.spread_out(action, weight)
+        noise = self.policy.noise(tuple(weight.shape), self.generator)
+        t = matching_times(self.policy.path, weight.numel(), self.generator).view(weight.shape)
+        return Met(action, weight, noise, t), metrics
+
+    def spread_out(self, action: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The actions of every state with uniform ones beside, and the weights."""
+        if self.uniform == 0:
+            return action, weight
+        shape = (len(action), self.uniform, *action.shape[2:])
+        drawn = torch.rand(shape, generator=self.generator, device=action.device)
+        share = (self.uniform_coef * weight.sum(1, keepdim=True)).expand(-1, self.uniform)
+        return torch.cat([action, 2 * drawn - 1], 1), torch.cat([weight, share], 1)
+
+    def policy_loss(self, obs: Tensor, met: Met) -> Tensor:
+        """Weighted matching, []."""
+        policy = self.policy
+        error = policy.match_errors(
+            obs[:, None], met.action, met.noise, met.t, space=policy.prediction
+        )[..., : self.executed, :]
+        error = error if self.cap is None else error.clamp(max=self.cap)
+        return (met.weight * error.mean((-1, -2))).mean()
+
+
+def weigh(q: Tensor, T: Tensor, kind: Weights) -> Tensor:
+    """Weights of K actions of a state by their values, q [R, K] -> [R, K]; T [] in units of q.
+
+    Those of "softmax", "linear" and "square" average 1 over K; "positive" has q's own units.
+    """
+    if kind == "positive":
+        return (q - q.mean(1, keepdim=True)).clamp_min(0.0)
+    if kind == "softmax":
+        return q.shape[1] * (q / T).softmax(1)
+    return q.shape[1] * _on_simplex(q / T, 1 if kind == "linear" else 2)
+
+
+def _on_simplex(z: Tensor, power: int) -> Tensor:
+    """max(z - nu, 0)^power with nu such that each row [R, K] sums to 1, by bisection.
+
+    Power 1 is the Euclidean projection on the simplex (arXiv:1602.02068). The largest element alone
+    gives 1 at nu = max - 1 and nothing at nu = max.
+    """
+    top = z.amax(1, keepdim=True)
+    low, high = top - 1, top
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        heavy = (z - middle).clamp_min(0.0).pow(power).sum(1, keepdim=True) > 1
+        low, high = torch.where(heavy, middle, low), torch.where(heavy, high, middle)
+    mass = (z - low).clamp_min(0.0).pow(power)
+    return mass / mass.sum(1, keepdim=True)
+
+
+def divergence(weight: Tensor) -> Tensor:
+    """KL of weights [R, K], as shares of their sum, from uniform ones in nats, [R]."""
+    share = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
+    return math.log(weight.shape[1]) - torch.special.entr(share).sum(1)
+
+
+def _refuse(
+    particles: int,
+    weights: str,
+    temperature: float | None,
+    target_kl: float | None,
+    join: str,
+    kept: int | None,
+) -> None:
+    """Raises ValueError for words that are unknown and for values that do not go together."""
+    if weights not in ("softmax", "linear", "square", "positive"):
+        raise ValueError(f"algo.weights={weights!r}: choose softmax, linear, square or positive")
+    if join not in ("min", "mean"):
+        raise ValueError(f"algo.join={join!r}: choose min or mean")
+    if particles < 2:
+        raise ValueError(f"algo.particles={particles}: weights among actions need at least 2")
+    if weights == "positive":
+        for key, value in {"temperature": temperature, "target_kl": target_kl}.items():
+            if value is not None:
+                raise ValueError(
+                    f"algo.{key}={value:g}: algo.weights=positive has no temperature; set "
+                    f"algo.{key}=null"
+                )
+        if kept is not None and not 1 <= kept <= particles:
+            raise ValueError(f"algo.kept={kept}: of algo.particles={particles}, at least 1")
+        return
+    if kept is not None:
+        raise ValueError(
+            f"algo.kept={kept} with algo.weights={weights}: without the other actions the weights "
+            "aim at another density; set algo.kept=null, or algo.weights=positive"
+        )
+    if temperature is None or not temperature > 0:
+        said = "null" if temperature is None else f"{temperature:g}"
+        raise ValueError(f"algo.temperature={said} with algo.weights={weights}: above 0 is needed")
+    most = REACHED * math.log(particles)
+    if target_kl is not None and not 0 < target_kl <= most:
+        raise ValueError(
+            f"algo.target_kl={target_kl:g} with algo.particles={particles}: weights on so few "
+            f"actions reach {most:.2f} (0.6 log K) before one of them weighs all; set "
+            f"algo.target_kl above 0 and at most {most:.2f}, or "
+            f"algo.particles={math.ceil(math.exp(max(target_kl, 0.1) / REACHED))}"
+        )
