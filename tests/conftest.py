@@ -66,13 +66,15 @@ WORDS = {
     "rfm_tanh": [*FLOW, *REPLAY, "algo.policy_batch=8"],
     "rfm_offline": [*FLOW, *CRITIC, *VALUE, "algo.reverse.particles=4", "algo.policy_batch=8"],
     "sac": [*REPLAY, *GAUSSIAN],
+    "sdac": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
     "shortcut": [*FLOW, "source.batch_size=16"],
     "td3": [*REPLAY, *GAUSSIAN],
     "td3bc": [*GAUSSIAN, *CRITIC],
 }
 ONLINE = (
     *("awm_gae", "awm_q", "awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "fpo", "fpo_pp"),
-    *("dpmd", "fpmd", "qvpo", "ppo", "qsm", "reinflow", "resip", "rfm", "sac", "td3"),
+    *("dpmd", "fpmd", "qvpo", "ppo", "qsm", "reinflow", "resip", "rfm", "sac", "sdac"),
+    "td3",
 )
 TUNED = ("awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "reinflow", "resip")  # need a base
 

@@ -39,6 +39,7 @@ FOLLOWS: dict[str, dict[str, tuple[str, str]]] = {
     "rfm": {"target": TARGET, "average": AVERAGE},
     "rfm_offline": {"target": TARGET, "average": AVERAGE},
     "sac": {"target": TARGET},
+    "sdac": {"target": TARGET, "average": AVERAGE},
     "awm_q": {"target": TARGET, "average": AVERAGE, "fast": ("policy", "trust_rate")},
     "awm_q_tune": {"target": TARGET, "average": AVERAGE, "fast": ("policy", "trust_rate")},
     "expo": {"target": TARGET, "average": AVERAGE},

@@ -159,6 +159,14 @@ def test_noise_of_the_samples_widens_them_inside_the_box(learner):
     assert met_of(algo)[0].action.abs().max() == 1.0
 
 
+def test_times_are_levels_of_the_table_and_mean_nothing_about_the_place(learner):
+    met, _ = met_of(learner("dpmd", 1, 1, critic=judge(Slope())), 320)
+    counts = (met.t * 5).round().long().flatten().bincount(minlength=5)
+    assert counts.tolist() == [2048] * 5
+    place = torch.arange(10_240.0)
+    assert abs(torch.corrcoef(torch.stack([place, met.t.flatten()]))[0, 1]) < 0.05
+
+
 def test_the_best_is_weighed_by_its_advantage_and_uniform_actions_by_a_share(learner):
     algo = learner("qvpo", 1, 1, critic=judge(Slope(2.0)), particles=16)
     met, metrics = met_of(algo, 256)

@@ -13,9 +13,8 @@ from rheo.envs.datasets import Mixed, Transitions
 from rheo.envs.sources import Replay
 from rheo.envs.suites import make
 
-MATCHING = ["bc", "iql", "awm", "dql", "dac", "fql", "rfm_offline", "expo", "rfm", "qsm",
-            "dpmd", "fpmd", "qvpo"]  # fmt: skip
-ONLINE = ("expo", "rfm", "qsm", "dpmd", "fpmd", "qvpo")  # which have no validation
+MATCHING = ["bc", "iql", "awm", "dql", "dac", "fql", "rfm_offline", "expo", "rfm", "qsm"]
+ONLINE = ("expo", "rfm", "qsm")  # which have no validation
 ROWS = 256
 
 
