@@ -111,7 +111,7 @@ MATCHING = ["awm", "awm_gae", "awm_q", "awm_q_tune", "bc", "dac", "dpmd", "dql",
             "fpo", "fpo_pp", "fql", "iql", "qsm", "qvpo", "rfm", "rfm_offline",
             "sdac"]  # fmt: skip
 FREE = ["dsrl_na", "expo", "meanflow", "reinflow", "resip", "shortcut"]
-TABLES = ["dac", "dpmd", "qsm", "qvpo", "sdac"]  # whose files ask for noise levels, which no jump crosses
+TABLES = ["dac", "dpmd", "qsm", "qvpo", "sdac"]  # whose files ask for noise levels: no jump
 PLAIN = ["policy.path=linear", "policy.levels=null", "policy.betas=cosine", "policy.prediction=v",
          "policy.eta=0", "policy.clip_a=false"]  # fmt: skip
 READS = ["awm", "bc", "dac", "dql", "fql", "iql", "meanflow", "rfm_offline", "shortcut"]
