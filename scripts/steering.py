@@ -1,5 +1,6 @@
 """`rheo eval RUN steer=...`: a run's policy deployed through a chain of `policies.steer`."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from .errors import RheoError, nearest
 from .run import Run
 from .state import restore
 
+log = logging.getLogger("rheo")
 FILE = Path(__file__).parents[1] / "configs" / "steer.yaml"
 REFERENCE = "steer.reference"
 
@@ -52,6 +54,11 @@ def steered(algo: Any, words: Mapping[str, str], execute: int) -> Any:
         chain = Chain(policy, critic, other, numbers, execute)
     except ValueError as error:
         raise RheoError(str(error)) from error
+    own = {"svdd", "doob"} & set(chain.words)  # whose steps have noise of their own
+    if getattr(algo, "noisy_steps", False) and policy.eta > 0 and not own:
+        text = "steer=%s: the run's own actions have the noise of its steps (policy.eta=%g), which "
+        text += "this leaves out: actions are narrower. steer=svdd and steer=doob have such noise"
+        log.warning(text, words["steer"], policy.eta)
     return SimpleNamespace(deploy=chain, generator=algo.generator)
 
 

@@ -1,0 +1,40 @@
+"""Policies that act by a noisy chain: what becomes of its noise is said wherever it is left out."""
+
+import logging
+
+import pytest
+import torch
+
+from rheo.scripts.assemble import Sizes, make_algo
+from rheo.scripts.config import compose
+from rheo.scripts.steering import steered
+
+NET = ["policy.net.width=8", "policy.net.depth=1", "policy.steps=3", "critic.width=8"]
+
+
+def made(*words):
+    """An algorithm of four observations and one action."""
+    return make_algo(compose(["env=inverted_pendulum", *NET, *words]), Sizes(4, 1), 10)
+
+
+@pytest.mark.parametrize("algo", ["qsm", "dpmd"])
+def test_a_steered_chain_says_that_it_leaves_out_the_noise_of_the_steps(caplog, algo):
+    agent = made(f"algo={algo}", "policy.levels=3")
+    with caplog.at_level(logging.WARNING, "rheo"):
+        chain = steered(agent, {"steer": "best", "steer.n": "4"}, 1)
+    assert "steer=best: the run's own actions have the noise of its steps (policy.eta=1)" in (
+        caplog.text
+    )
+    assert chain.deploy(torch.zeros(2, 4), torch.Generator()).shape == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("algo", "steer"), [("qsm", "svdd"), ("fpmd", "best"), ("rfm", "best"), ("qsm,eta", "best")]
+)
+def test_what_has_no_such_noise_or_keeps_it_says_nothing(caplog, algo, steer):
+    name, _, quiet = algo.partition(",")
+    words = ["policy.levels=3"] if name == "qsm" else []
+    agent = made(f"algo={name}", *words, *["policy.eta=0"] * bool(quiet))
+    with caplog.at_level(logging.WARNING, "rheo"):
+        steered(agent, {"steer": steer}, 1)
+    assert "noise of its steps" not in caplog.text
