@@ -120,5 +120,5 @@ def learned(words: tuple[str, ...], reach: float, steps: int, seed: int = 0) -> 
         deployed = algo.deploy(obs, torch.Generator().manual_seed(2))
         two = [algo.act(obs) for _ in range(2)]
         width = (0.5 * (two[0] - two[1]).square()).mean().sqrt().item()
-    lost = (algo.critic.regret(obs, action) for action in (deployed, two[0]))
-    return Regret(*lost, width, seconds)
+    lost, sampled = (algo.critic.regret(obs, action) for action in (deployed, two[0]))
+    return Regret(lost, sampled, width, seconds)

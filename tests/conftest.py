@@ -73,8 +73,8 @@ WORDS = {
 }
 ONLINE = (
     *("awm_gae", "awm_q", "awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "fpo", "fpo_pp"),
-    *("dpmd", "fpmd", "qvpo", "ppo", "qsm", "reinflow", "resip", "rfm", "sac", "sdac"),
-    "td3",
+    *("dpmd", "fpmd", "qvpo", "ppo", "qsm", "reinflow", "resip", "rfm"),
+    *("rfm_paper", "rfm_tanh", "sac", "sdac", "td3"),
 )
 TUNED = ("awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "reinflow", "resip")  # need a base
 

@@ -71,6 +71,7 @@ def test_all_four_modes_of_a_box_bandit_are_found_from_a_cold_start(
         estimator=estimator,
         proposal=proposal,
         support="box",
+        walls=1.0,
         temperature=1.0,
         temperature_rule="fixed",
         policy_batch=256,

@@ -28,7 +28,10 @@ SMALL_NET = {
     "transformer": ["width=16", "depth=1", "heads=2"],
 }
 # whose replays are warmed up by uniform actions
-WARMED = ("awm_q", "awm_q_tune", "dpmd", "fpmd", "qsm", "qvpo", "rfm", "sac", "sdac", "td3")
+WARMED = (
+    *("awm_q", "awm_q_tune", "dpmd", "fpmd", "qsm", "qvpo", "rfm", "rfm_paper", "rfm_tanh"),
+    *("sac", "sdac", "td3"),
+)
 CHUNKS = ["horizon=4", "env.execute=2", "env.obs_steps=2"]
 
 
