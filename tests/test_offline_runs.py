@@ -58,7 +58,8 @@ def d4rl(tmp_path, monkeypatch):
 
 def words(algo: str) -> list[str]:
     text = (HOME / "algo" / f"{algo}.yaml").read_text()
-    net = SMALL["flow"] if "/policy: flow" in text else SMALL["gaussian"]
+    flow = "/policy: flow" in text or "/policy/net:" in text  # or of a file it is built on
+    net = SMALL["flow"] if flow else SMALL["gaussian"]
     value = ["algo.value.width=16"] if "value:" in text else []
     critic = ["critic.width=16", "critic.depth=1"] if "/critic: none" not in text else []
     return [f"algo={algo}", *net, *value, *critic, *PERIODS, "source.batch_size=16"]

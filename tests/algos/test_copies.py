@@ -37,6 +37,8 @@ FOLLOWS: dict[str, dict[str, tuple[str, str]]] = {
     "qvpo": {"target": TARGET, "average": AVERAGE},
     "fql": {"target": TARGET},
     "rfm": {"target": TARGET, "average": AVERAGE},
+    "rfm_paper": {"target": TARGET, "average": AVERAGE},
+    "rfm_tanh": {"target": TARGET, "average": AVERAGE},
     "rfm_offline": {"target": TARGET, "average": AVERAGE},
     "sac": {"target": TARGET},
     "sdac": {"target": TARGET, "average": AVERAGE},
