@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..envs.batch import Batch
+from ..policies import draw
 from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
@@ -154,8 +155,7 @@ class AWMQ:
     def act(self, obs: Tensor) -> Tensor:
         """A sample of the policy with exploration noise, [N, T, Da]."""
         action = self.policy.act(obs, self.policy.noise(len(obs), self.generator))
-        jitter = self.policy.noise(len(obs), self.generator)
-        return (action + self.explore_noise * jitter).clamp(-1, 1)
+        return draw.jittered(action, self.explore_noise, self.generator)
 
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """The chain's choice among samples of the averaged policy, [N, T, Da]."""

@@ -93,6 +93,11 @@ class RFM:
                 f"algo.target_candidates={target_candidates} with algo.target_noise=0: all would "
                 "be the same action; set algo.target_candidates=1 or algo.target_noise=1"
             )
+        if choice_temperature > 0 and max(act_candidates, start_candidates, target_candidates) == 1:
+            raise ValueError(
+                f"algo.choice_temperature={choice_temperature}: there is nothing to choose from; "
+                "set algo.act_candidates, algo.start_candidates or algo.target_candidates above 1"
+            )
         self.reverse = Reverse(
             particles=particles,
             estimator=estimator,
@@ -138,8 +143,7 @@ class RFM:
         """Exploring action chunk [N, Tp, Da]: one chosen of M, then Gaussian noise."""
         noise, waiting = self.options(len(obs), self.act_candidates)
         action = self.choose(obs, self.policy.act(obs, noise), waiting)
-        jitter = torch.randn(action.shape, generator=self.generator, device=action.device)
-        return (action + self.explore_noise * jitter).clamp(-1.0, 1.0)
+        return draw.jittered(action, self.explore_noise, self.generator)
 
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
-from ..policies import steer
+from ..policies import draw, steer
 from ..policies.critics import QEnsemble, Value
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
@@ -91,8 +91,7 @@ class RFMOffline:
         T = self.reverse.choice_temperature * float(self.temperature()) if race else 0.0
         action = self.policy.act(obs, noise)
         action = steer.choose(self.critic, obs, action, T, self.generator)
-        jitter = torch.randn(action.shape, generator=self.generator, device=action.device)
-        return (action + self.explore_noise * jitter).clamp(-1.0, 1.0)
+        return draw.jittered(action, self.explore_noise, self.generator)
 
     def temperature(self) -> Tensor:
         """T in units of Q, []."""

@@ -1,5 +1,6 @@
 """One regression step of a policy's velocity field towards the density exp(Q / T)."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +11,7 @@ from ..policies import draw, steer
 from . import reverse
 from .losses import row_times
 
+log = logging.getLogger("rheo")
 TIME_BINS = (0.0, 0.3, 0.7, 1.0)
 T_MIN, T_MAX = 0.015, 0.985  # the target velocity divides by A and B: never at the ends
 SPREAD_SHARE = 4  # every fourth row tells the policy's width
@@ -83,7 +85,7 @@ class Reverse:
         return self.support == "box"
 
     def refuse(self, policy: Any, key: str) -> None:
-        """Raises ValueError for values that do not fit each other or the policy.
+        """Raises ValueError for values that do not fit each other or the policy, says unused ones.
 
         `key` is where these values stand in the configuration.
         """
@@ -110,7 +112,14 @@ class Reverse:
             )
         if self.walls < 1:
             raise ValueError(f"{key}.walls={self.walls}: below 1 no action could reach its limits")
-        if self.estimator == "combined" and self.control == "published" and self.box:
+        if not self.box and self.walls != 1:
+            log.warning("%s.walls=%g: not used, %s.support=tanh has none", key, self.walls, key)
+        if self.control == "published" and self.estimator != "combined":
+            raise ValueError(
+                f"{key}.control=published with {key}.estimator={self.estimator}: only "
+                f"estimator=combined has controls; set it, or {key}.control=ridge"
+            )
+        if self.control == "published" and self.box:
             raise ValueError(
                 f"{key}.control=published with {key}.support=box: its control is not zero-mean "
                 f"between walls; use {key}.control=ridge or {key}.support=tanh"

@@ -62,8 +62,8 @@ ADDED = {
         **{"n_step": 1, "action_scale": "recorded", "filter": None},
     },
     "rheo.envs.sources.Replay": {"n_step": 1},
-    "rheo.policies.fewstep.FewStepPolicy": {"betas": "cosine"},
-    "rheo.policies.flow.FlowPolicy": {"betas": "cosine"},
+    "rheo.policies.fewstep.FewStepPolicy": {"betas": "cosine", "grid": "uniform"},
+    "rheo.policies.flow.FlowPolicy": {"betas": "cosine", "grid": "uniform"},
 }
 
 

@@ -53,7 +53,9 @@ def candidates():
 def test_a_choice_is_drawn_from_the_softmax_in_units_of_the_temperature(
     flow, settings, generator, choice, rule
 ):
-    values = settings("rfm", choice_temperature=choice, temperature=0.4, temperature_rule=rule)
+    values = settings(
+        "rfm", act_candidates=4, choice_temperature=choice, temperature=0.4, temperature_rule=rule
+    )
     algo = RFM(flow(1, 1), line(), generator, **values)
     algo.q_scale.fill_(2.0)
     obs = torch.zeros(ROWS, 1)
@@ -104,10 +106,18 @@ def test_the_noise_of_the_target_action_is_scaled(flow, settings, generator, sca
     assert loss.item() == pytest.approx((3.0 * expected) ** 2, abs=1e-6)
 
 
-def test_several_candidates_of_one_noise_are_refused(flow, critic, settings, generator):
-    values = settings("rfm", target_noise=0.0, target_candidates=4)
-    with pytest.raises(ValueError, match=r"algo\.target_candidates=4"):
-        RFM(flow(1, 1), critic(1, 1), generator, **values)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target_noise": 0.0, "target_candidates": 4}, r"algo\.target_candidates=4"),
+        ({"choice_temperature": 1.0}, r"algo\.choice_temperature=1\.0.*nothing to choose"),
+    ],
+)
+def test_a_choice_without_anything_to_choose_from_is_refused(
+    flow, critic, settings, generator, changes, words
+):
+    with pytest.raises(ValueError, match=words):
+        RFM(flow(1, 1), critic(1, 1), generator, **settings("rfm", **changes))
 
 
 @pytest.mark.parametrize("choice", [0.0, 1.0])

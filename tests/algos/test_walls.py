@@ -35,8 +35,7 @@ def variation(flow, settings, value, steps=200, **changes):
     """Total variation between a policy's actions and exp(Q), over CELLS cells of z."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    policy = flow(2, 1, steps=10, squash=changes.get("squash", "clip"))
-    changes.pop("squash", None)
+    policy = flow(2, 1, steps=10)
     values = settings("rfm", temperature=1.0, temperature_rule="absolute", **changes)
     algo = RFM(policy, Sided(value), generator, **values)  # pyright: ignore[reportArgumentType]
     for k in range(steps):
@@ -86,7 +85,8 @@ def test_the_gradient_form_before_a_tanh_meets_the_noise_form_with_many_particle
     ("changes", "words"),
     [
         ({"walls": 0.9}, "walls=0.9"),
-        ({"estimator": "combined", "control": "published"}, "control=published"),
+        ({"estimator": "combined", "control": "published"}, "control=published.*box"),
+        ({"estimator": "noise", "control": "published"}, "control=published.*estimator=noise"),
     ],
 )
 def test_walls_inside_the_box_and_controls_that_are_not_zero_mean_are_refused(
@@ -94,6 +94,15 @@ def test_walls_inside_the_box_and_controls_that_are_not_zero_mean_are_refused(
 ):
     with pytest.raises(ValueError, match=words):
         RFM(flow(1, 1), critic(1, 1), generator, **settings("rfm", **changes))
+
+
+def test_walls_that_a_tanh_has_not_are_said(flow, critic, settings, generator, caplog):
+    for walls in (1.0, 1.3):
+        values = settings("rfm_tanh", walls=walls)
+        RFM(flow(1, 1, squash="tanh"), critic(1, 1), generator, **values)
+        said = [record.message for record in caplog.records]
+        text = "algo.walls=1.3: not used, algo.support=tanh has none"
+        assert said == ([] if walls == 1 else [text])
 
 
 def test_the_weights_over_time_are_those_of_their_errors(flow, settings, critic, generator):
