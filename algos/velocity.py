@@ -36,6 +36,11 @@ class Measured(NamedTuple):
     spread: Tensor  # [D] the policy's standard deviation per dimension, from two samples a state
 
 
+def deviation(one: Tensor, other: Tensor) -> Tensor:
+    """Standard deviation [Tp, Da] within states, from two samples [S, Tp, Da] of each of S."""
+    return (0.5 * (one - other).square()).mean(0).sqrt()
+
+
 @dataclass(frozen=True)
 class Reverse:
     """How the velocity towards p(a|s) ~ exp(Q(s, a) / T) is estimated (arXiv:2601.08136).
@@ -98,7 +103,8 @@ class Reverse:
         if (self.support == "tanh") != (squash == "tanh"):
             raise ValueError(
                 f"{key}.support={self.support} does not fit policy.squash={squash}: "
-                "set policy.squash=tanh for support=tanh and policy.squash=clip for support=box"
+                "set policy.squash=tanh for support=tanh and policy.squash=clip for support=box, as "
+                "algo=rfm_box does"
             )
         if squash == "tanh" and kind != "none":
             raise ValueError(
@@ -156,7 +162,8 @@ class Reverse:
         """Regression onto the estimated velocity, weighted over time, []; metrics; measurements.
 
         obs [R, O]; action [R, Tp, Da] given actions; spread [D] the policy's width so far.
-        executed: how many of the Tp steps, from the first, error and metric of the width count.
+        executed: how many of the Tp steps, from the first, error and metric of the width count; the
+        metric is of actions, which saturate where the flow's own units go on.
         """
         t = draws.t
         with torch.no_grad():
@@ -166,7 +173,8 @@ class Reverse:
             feat = policy.features(obs[first:])
             own = self.inside(policy, policy.integrate(feat, draws.start[first:]))
             other = self.inside(policy, policy.integrate(feat[-some:], draws.second))
-            width = (0.5 * (own[-some:, 0] - other).square()).mean(0).sqrt().flatten()
+            width = deviation(own[-some:, 0], other).flatten()
+            acted = deviation(policy.to_action(own[-some:, 0]), policy.to_action(other))
             own, waiting = own[given - first :], draws.waiting
             waiting = None if waiting is None else waiting[given:]
             mine = self.chosen(policy, critic, obs[given:], own, waiting, temperature)
@@ -180,8 +188,7 @@ class Reverse:
         weight = self.time_weight(policy.path, t)
         error = (velocity - target)[:, :executed].square()
         loss = (weight * error.mean((-2, -1))).mean()
-        acted = width[: error[0].numel()]
-        metrics |= {"policy/loss": loss.detach(), "policy/spread": acted.mean()}
+        metrics |= {"policy/loss": loss.detach(), "policy/spread": acted[:executed].mean()}
         return loss, metrics, Measured(q_std, width)
 
     def inside(self, policy: Any, latent: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ GROUPS = {  # WHAT -> module and its function from a plan to rows
     "act": ("bench_act", "measure_act"),
     "update": ("bench_update", "measure"),
     "actor": ("bench_actor", "measure"),
+    "estimator": ("bench_estimator", "measure"),
     "data": ("bench_data", "measure"),
     "finetune": ("bench_finetune", "measure"),
     "steer": ("bench_steer", "measure"),

@@ -26,11 +26,12 @@ from .config import compose
 STEPS = 1000
 ROWS = 2000  # states that a regret is the mean of
 PLACES = {"at walls": 0.83, "inside": 0.25}  # reach of the optimum
+HELD = ("algo.temperature=0.01", "algo.temperature_rule=fixed")  # in units of Q's deviation
 ACTORS = {  # name -> words of a configuration
-    "RFM": ("algo=rfm",),
-    "RFM before a tanh": ("algo=rfm_tanh",),
+    "RFM": ("algo=rfm", *HELD),
+    "RFM on the box": ("algo=rfm_box",),
 }
-GAUSSIAN = ("algo=sac", "algo.alpha=0.01", "algo.alpha_lr=1e-9")  # alpha in units of Q's deviation
+GAUSSIAN = ("algo=sac", "algo.alpha=0.01", "algo.alpha_lr=1e-9")  # alpha in the same units
 GOAL = (Goal("ratio", "<=", 1.1),)
 
 

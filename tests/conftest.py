@@ -61,9 +61,9 @@ WORDS = {
     "qvpo": [*FLOW, *REPLAY, "algo.policy_batch=8"],
     "reinflow": [*FLOW, *ROLLOUTS, "algo.noise.width=16"],
     "resip": [*FLOW, *ROLLOUTS, "algo.head.width=16", "algo.head.depth=1"],
-    "rfm": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
+    "rfm": [*FLOW, *REPLAY, "algo.policy_batch=8"],
     "rfm_paper": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
-    "rfm_tanh": [*FLOW, *REPLAY, "algo.policy_batch=8"],
+    "rfm_box": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
     "rfm_offline": [*FLOW, *CRITIC, *VALUE, "algo.reverse.particles=4", "algo.policy_batch=8"],
     "sac": [*REPLAY, *GAUSSIAN],
     "sdac": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
@@ -74,7 +74,7 @@ WORDS = {
 ONLINE = (
     *("awm_gae", "awm_q", "awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "fpo", "fpo_pp"),
     *("dpmd", "fpmd", "qvpo", "ppo", "qsm", "reinflow", "resip", "rfm"),
-    *("rfm_paper", "rfm_tanh", "sac", "sdac", "td3"),
+    *("rfm_box", "rfm_paper", "sac", "sdac", "td3"),
 )
 TUNED = ("awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "reinflow", "resip")  # need a base
 

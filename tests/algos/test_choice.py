@@ -54,7 +54,7 @@ def test_a_choice_is_drawn_from_the_softmax_in_units_of_the_temperature(
     flow, settings, generator, choice, rule
 ):
     values = settings(
-        "rfm", act_candidates=4, choice_temperature=choice, temperature=0.4, temperature_rule=rule
+        "rfm_box", act_candidates=4, choice_temperature=choice, temperature=0.4, temperature_rule=rule
     )
     algo = RFM(flow(1, 1), line(), generator, **values)
     algo.q_scale.fill_(2.0)
@@ -67,7 +67,7 @@ def test_a_choice_is_drawn_from_the_softmax_in_units_of_the_temperature(
 def test_without_a_choice_temperature_the_best_is_taken_and_nothing_drawn(
     flow, settings, generator
 ):
-    algo = RFM(flow(1, 1), line(), generator, **settings("rfm", choice_temperature=0.0))
+    algo = RFM(flow(1, 1), line(), generator, **settings("rfm_box", choice_temperature=0.0))
     waiting = algo.options(ROWS, 4)[1]
     assert waiting is None
     chosen = shares(algo.choose(torch.zeros(ROWS, 1), candidates(), waiting))
@@ -89,7 +89,7 @@ def transitions(rows):
 def test_a_td_target_is_chosen_by_the_critic_and_valued_by_the_target_critic(
     flow, settings, generator
 ):
-    algo: Any = RFM(still(flow), line(0.0), generator, **settings("rfm", target_candidates=2))
+    algo: Any = RFM(still(flow), line(0.0), generator, **settings("rfm_box", target_candidates=2))
     noise = torch.tensor([0.5, -0.25]).expand(3, 2)[..., None, None]
     for slope, expected in ((1.0, 0.5), (-1.0, -0.25)):  # the critic's best of the two actions
         algo.critic.slope.data.fill_(slope)
@@ -100,7 +100,7 @@ def test_a_td_target_is_chosen_by_the_critic_and_valued_by_the_target_critic(
 
 @pytest.mark.parametrize(("scale", "expected"), [(1.0, 0.5), (0.5, 0.25), (0.0, 0.0)])
 def test_the_noise_of_the_target_action_is_scaled(flow, settings, generator, scale, expected):
-    algo: Any = RFM(still(flow), line(0.0), generator, **settings("rfm", target_noise=scale))
+    algo: Any = RFM(still(flow), line(0.0), generator, **settings("rfm_box", target_noise=scale))
     algo.target.slope.data.fill_(3.0)
     loss, _ = algo.critic_loss(transitions(2), torch.full((2, 1, 1, 1), 0.5))
     assert loss.item() == pytest.approx((3.0 * expected) ** 2, abs=1e-6)
@@ -117,12 +117,12 @@ def test_a_choice_without_anything_to_choose_from_is_refused(
     flow, critic, settings, generator, changes, words
 ):
     with pytest.raises(ValueError, match=words):
-        RFM(flow(1, 1), critic(1, 1), generator, **settings("rfm", **changes))
+        RFM(flow(1, 1), critic(1, 1), generator, **settings("rfm_box", **changes))
 
 
 @pytest.mark.parametrize("choice", [0.0, 1.0])
 def test_x_starts_from_the_chosen_candidate(flow, settings, generator, choice):
-    values = settings("rfm", start_candidates=4, choice_temperature=choice, temperature=0.2)
+    values = settings("rfm_box", start_candidates=4, choice_temperature=choice, temperature=0.2)
     algo = RFM(flow(1, 1), line(), generator, **values)
     draws = algo.reverse.draw(algo.policy, ROWS, generator)
     assert draws.start.shape == (ROWS, 4, 1, 1) and (draws.waiting is None) == (choice == 0)
@@ -135,7 +135,7 @@ def test_x_starts_from_the_chosen_candidate(flow, settings, generator, choice):
 
 
 def test_acting_and_deployment_choose_among_as_many_as_they_say(flow, settings, generator):
-    values = settings("rfm", act_candidates=2, deploy_candidates=5, explore_noise=0.0)
+    values = settings("rfm_box", act_candidates=2, deploy_candidates=5, explore_noise=0.0)
     algo = RFM(still(flow), line(), generator, **values)
     algo.average = algo.policy
     # the mean of the largest of M normal numbers, clipped to the box
@@ -160,9 +160,9 @@ def test_a_policy_of_recorded_data_explores_by_the_same_rule(flow, settings, lea
 
 
 def test_an_absolute_temperature_does_not_follow_the_scale_of_q(flow, critic, settings, generator):
-    values = settings("rfm", temperature=0.02, temperature_rule="absolute")
+    values = settings("rfm_box", temperature=0.02, temperature_rule="absolute")
     algo = RFM(flow(1, 1), critic(1, 1), generator, **values)
-    relative = RFM(flow(1, 1), critic(1, 1), generator, **settings("rfm", temperature=0.02))
+    relative = RFM(flow(1, 1), critic(1, 1), generator, **settings("rfm_box", temperature=0.02))
     for one in (algo, relative):
         one.q_scale.fill_(30.0)
     assert algo.temperature().item() == pytest.approx(0.02)
@@ -175,10 +175,30 @@ def test_only_states_that_need_a_sample_of_the_policy_get_one(
 ):
     """A quarter of the rows measures the width; the others start from given actions."""
     policy = flow(1, 1)
-    algo = RFM(policy, critic(1, 1), generator, **settings("rfm", replay_share=share))
+    algo = RFM(policy, critic(1, 1), generator, **settings("rfm_box", replay_share=share))
     seen, integrate = [], policy.integrate
     policy.integrate = lambda feat, noise: seen.append(len(feat)) or integrate(feat, noise)
     given = torch.rand(64, 1, 1)
     draws = algo.draw(64)
     loss, _, measured = algo.policy_loss(torch.zeros(64, 1), given, draws, torch.tensor(0.1))
     assert seen == [sampled, 16] and loss.isfinite() and measured.spread.shape == (1,)
+
+
+@pytest.mark.parametrize("support", ["box", "tanh"])
+def test_the_width_that_the_temperature_follows_is_that_of_actions(
+    flow, critic, settings, generator, support
+):
+    """Latents of deviation 1 saturate: in actions the width is smaller, in their own units not."""
+    policy = still(flow)
+    tanh = support == "tanh"
+    policy.squash = "tanh" if tanh else "clip"
+    values = settings("rfm" if tanh else "rfm_box", policy_batch=ROWS)
+    algo = RFM(policy, critic(1, 1), generator, **values)
+    obs, given = torch.zeros(ROWS, 1), torch.zeros(ROWS, 1, 1)
+    _, metrics, measured = algo.policy_loss(obs, given, algo.draw(ROWS), torch.tensor(0.1))
+    latent = torch.randn(200_000)
+    action = latent.tanh() if tanh else latent.clamp(-1, 1)
+    own = latent if tanh else latent.clamp(-algo.reverse.walls, algo.reverse.walls)
+    assert metrics["policy/spread"].item() == pytest.approx(action.std().item(), rel=0.03)
+    assert measured.spread.item() == pytest.approx(own.std().item(), rel=0.03)
+    assert action.std() < 0.9 * own.std()

@@ -38,7 +38,7 @@ FOLLOWS: dict[str, dict[str, tuple[str, str]]] = {
     "fql": {"target": TARGET},
     "rfm": {"target": TARGET, "average": AVERAGE},
     "rfm_paper": {"target": TARGET, "average": AVERAGE},
-    "rfm_tanh": {"target": TARGET, "average": AVERAGE},
+    "rfm_box": {"target": TARGET, "average": AVERAGE},
     "rfm_offline": {"target": TARGET, "average": AVERAGE},
     "sac": {"target": TARGET},
     "sdac": {"target": TARGET, "average": AVERAGE},
@@ -52,7 +52,7 @@ FOLLOWS: dict[str, dict[str, tuple[str, str]]] = {
 OPTIONS: dict[str, dict[str, Any]] = {
     "awm": {"signed_coef": 0.5, "bc_coef": 1.0},
     "awm_q": {"anchor_coef": 0.5},
-    "rfm": {"target_candidates": 3},
+    "rfm": {"target_candidates": 3, "target_noise": 1.0},
     "dql": {"target_candidates": 3},
 }
 # algorithm -> the copy whose action is backed up, and how the critics are joined

@@ -147,7 +147,7 @@ def test_the_rows_of_a_code_that_reach_executed_steps_are_those_with_weight_ther
 def test_rfms_temperature_follows_the_spread_of_executed_steps(flow, critic, settings):
     """The first step of this policy is as wide as it should be, the others are far too wide."""
     rule = {"temperature_rule": "spread", "spread_target": 0.1}
-    values = settings("rfm", **rule, policy_batch=512, walls=1.0)
+    values = settings("rfm_box", **rule, policy_batch=512, walls=1.0)
     start, rate = values["temperature"], values["spread_rate"]
     wide = torch.tensor([0.1, 1.0, 1.0, 1.0])[:, None]
     for executed, gap in ((1, 0.0), (None, -1.0)):  # the step of log T, clamped to 1

@@ -67,7 +67,7 @@ def test_all_four_modes_of_a_box_bandit_are_found_from_a_cold_start(
     generator = torch.Generator().manual_seed(1)
     policy = flow(1, 2, width=128, depth=3, steps=10)
     values = settings(
-        "rfm",
+        "rfm_box",
         estimator=estimator,
         proposal=proposal,
         support="box",
@@ -98,14 +98,14 @@ def test_all_four_modes_of_a_box_bandit_are_found_from_a_cold_start(
 
 
 def test_the_gradient_estimator_refuses_a_box(flow, critic, settings, generator):
-    values = settings("rfm", estimator="gradient", support="box")
+    values = settings("rfm_box", estimator="gradient", support="box")
     with pytest.raises(ValueError, match="biased on a box"):
         RFM(flow(1, 2), critic(1, 2), generator, **values)
 
 
 def test_support_and_squash_must_agree(flow, critic, settings, generator):
     with pytest.raises(ValueError, match="squash"):
-        RFM(flow(1, 2), critic(1, 2), generator, **settings("rfm", support="tanh"))
+        RFM(flow(1, 2), critic(1, 2), generator, **settings("rfm_box", support="tanh"))
 
 
 class Quadratic(nn.Module):
@@ -132,7 +132,7 @@ def test_every_estimator_learns_a_tilted_density_through_a_tanh(
     generator = torch.Generator().manual_seed(1)
     policy = flow(1, 1, steps=10, squash="tanh")
     values = settings(
-        "rfm",
+        "rfm_box",
         estimator=estimator,
         proposal=proposal,
         support="tanh",
@@ -167,7 +167,7 @@ def test_the_target_velocity_meets_the_closed_form_of_a_gaussian(flow, settings)
     """With exact proposals and many particles, v = A' E[a|x] + B' E[eps|x] of N(0.3, 0.3^2)."""
     generator = torch.Generator().manual_seed(0)
     values = settings(
-        "rfm", particles=4096, estimator="noise", proposal="truncated", temperature=1.0
+        "rfm_box", particles=4096, estimator="noise", proposal="truncated", temperature=1.0
     )
     policy = flow(1, 1)
     algo = RFM(policy, judge(Quadratic()), generator, **values)
@@ -186,7 +186,7 @@ def test_the_target_velocity_meets_the_closed_form_of_a_gaussian(flow, settings)
 
 def test_particles_broadcast_over_chunks_and_metrics_are_scalars(flow, critic, settings, generator):
     policy = flow(3, 2, horizon=4)
-    algo = RFM(policy, critic(3, 2, horizon=4), generator, **settings("rfm", policy_every=1))
+    algo = RFM(policy, critic(3, 2, horizon=4), generator, **settings("rfm_box", policy_every=1))
     metrics = algo.update(batch_of(32, 3, 2, generator, horizon=4))
     assert all(value.ndim == 0 and value.isfinite() for value in metrics.values())
     assert algo.act(torch.zeros(5, 3)).shape == (5, 4, 2)
@@ -210,7 +210,7 @@ def test_best_of_m_takes_the_candidate_with_the_largest_pessimistic_value(
     candidates = policy.act(torch.zeros(6, 1), noise)
     value = torch.minimum(candidates.sum((-2, -1)), -2 * candidates.sum((-2, -1)))
     expected = candidates[torch.arange(6), value.argmax(1)]
-    algo = RFM(policy, judge(Two()), generator, **settings("rfm"))
+    algo = RFM(policy, judge(Two()), generator, **settings("rfm_box"))
     assert torch.equal(algo.choose(torch.zeros(6, 1), candidates, None), expected)
 
 
@@ -223,7 +223,7 @@ def test_the_td_target_uses_discount_and_the_pessimistic_target_critic(flow, set
         def forward(self, obs, action):
             return self.level[:, None].expand(2, len(obs))
 
-    algo = RFM(flow(1, 1), judge(Fixed()), generator, **settings("rfm", target_candidates=1))
+    algo = RFM(flow(1, 1), judge(Fixed()), generator, **settings("rfm_box", target_candidates=1))
     batch = Batch(
         torch.zeros(2, 1),
         torch.zeros(2, 1, 1),
@@ -238,7 +238,7 @@ def test_the_td_target_uses_discount_and_the_pessimistic_target_critic(flow, set
 
 
 def test_the_self_proposal_counts_its_prior_draws(flow, critic, settings, generator):
-    algo = RFM(flow(1, 2), critic(1, 2), generator, **settings("rfm", particles=16, self_share=0.7))
+    algo = RFM(flow(1, 2), critic(1, 2), generator, **settings("rfm_box", particles=16, self_share=0.7))
     assert algo.own_draws() == 11
     low, high = torch.full((1, 2), -1.0), torch.full((1, 2), 1.0)
     uniform = torch.full((16, 1, 2), 0.5)

@@ -13,8 +13,8 @@ from rheo.envs.datasets import Mixed, Transitions
 from rheo.envs.sources import Replay
 from rheo.envs.suites import make
 
-MATCHING = ["bc", "iql", "awm", "dql", "dac", "fql", "rfm_offline", "expo", "rfm", "qsm"]
-ONLINE = ("expo", "rfm", "qsm")  # which have no validation
+MATCHING = ["bc", "iql", "awm", "dql", "dac", "fql", "rfm_offline", "expo", "rfm_box", "qsm"]
+ONLINE = ("expo", "rfm_box", "qsm")  # which have no validation
 ROWS = 256
 
 
@@ -56,7 +56,7 @@ class Watch:
 
 @pytest.mark.parametrize("name", MATCHING)
 def test_a_matching_loss_meets_every_row_of_a_batch_at_any_time(learner, name):
-    rows = {"rfm": {"policy_batch": ROWS}, "rfm_offline": {"policy_batch": ROWS}}
+    rows = {"rfm_box": {"policy_batch": ROWS}, "rfm_offline": {"policy_batch": ROWS}}
     algo = learner(name, 2, 1, **rows.get(name, {}))
     watch = Watch(algo.policy)
     for _ in range(2):

@@ -96,7 +96,7 @@ def test_the_best_action_is_found_outside_the_datas_spread(flow, settings, kind)
     torch.manual_seed(0)
     policy = with_units(flow, kind)
     given = settings(
-        "rfm", temperature=0.02, policy_lr=3e-3, ema_rate=0.1, policy_every=1, policy_batch=256
+        "rfm_box", temperature=0.02, policy_lr=3e-3, ema_rate=0.1, policy_every=1, policy_batch=256
     )
     judge: Any = Far()
     algo = RFM(policy, judge, torch.Generator().manual_seed(0), **given)

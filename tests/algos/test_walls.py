@@ -36,7 +36,7 @@ def variation(flow, settings, value, steps=200, **changes):
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     policy = flow(2, 1, steps=10)
-    values = settings("rfm", temperature=1.0, temperature_rule="absolute", **changes)
+    values = settings("rfm_box", temperature=1.0, temperature_rule="absolute", **changes)
     algo = RFM(policy, Sided(value), generator, **values)  # pyright: ignore[reportArgumentType]
     for k in range(steps):
         obs, zero = torch.randn(128, 2, generator=generator), torch.zeros(128)
@@ -73,7 +73,7 @@ def test_the_gradient_form_before_a_tanh_meets_the_noise_form_with_many_particle
         uniform = torch.rand(count, 32, 1, generator=generator).clamp(1e-6, 1 - 1e-6)
         targets = []
         for estimator in ("noise", "gradient"):
-            values = settings("rfm", support="tanh", estimator=estimator, proposal="truncated")
+            values = settings("rfm_box", support="tanh", estimator=estimator, proposal="truncated")
             algo = RFM(policy, Sided(inside), generator, **values | {"particles": count})  # pyright: ignore[reportArgumentType]
             parts = obs, x, t, torch.zeros_like(x), uniform, torch.tensor(1.0)
             targets.append(algo.velocity_target(*parts)[0])
@@ -93,12 +93,12 @@ def test_walls_inside_the_box_and_controls_that_are_not_zero_mean_are_refused(
     flow, critic, settings, generator, changes, words
 ):
     with pytest.raises(ValueError, match=words):
-        RFM(flow(1, 1), critic(1, 1), generator, **settings("rfm", **changes))
+        RFM(flow(1, 1), critic(1, 1), generator, **settings("rfm_box", **changes))
 
 
 def test_walls_that_a_tanh_has_not_are_said(flow, critic, settings, generator, caplog):
     for walls in (1.0, 1.3):
-        values = settings("rfm_tanh", walls=walls)
+        values = settings("rfm", walls=walls)
         RFM(flow(1, 1, squash="tanh"), critic(1, 1), generator, **values)
         said = [record.message for record in caplog.records]
         text = "algo.walls=1.3: not used, algo.support=tanh has none"
@@ -119,7 +119,7 @@ def test_the_weights_over_time_are_those_of_their_errors(flow, settings, critic,
         return {"data": data, "noise": noise}
 
     for kind in ("data", "noise", "uniform"):
-        algo = RFM(policy, critic(1, 1), generator, **settings("rfm", weighting=kind))
+        algo = RFM(policy, critic(1, 1), generator, **settings("rfm_box", weighting=kind))
         weight = algo.reverse.time_weight(policy.path, t)
         error = (v - moved).square().flatten()
         goal = error

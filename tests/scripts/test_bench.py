@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rheo.scripts import bench, bench_act, bench_data, bench_update
+from rheo.scripts import bench, bench_act, bench_data, bench_estimator, bench_update
 from rheo.scripts.bench_measure import Goal, Plan, Row, alternate, faster, gigaflop, shorter
 from rheo.scripts.config import compose
 from rheo.scripts.errors import RheoError
@@ -18,7 +18,7 @@ from rheo.scripts.errors import RheoError
 WITH_GOALS = {
     "HalfCheetah-v5 x 1", "Hopper-v5 x 8", "Ant-v5 x 64", "act, batch 1", "act, batch 256",
     "BC flow, batch 256", "BC flow, batch 1024", "RFM, 16 proposals", "RFM, 64 proposals",
-    "rfm, update", "rfm_tanh, update",
+    "rfm, update", "rfm_box, update",
 }  # fmt: skip
 
 
@@ -211,3 +211,24 @@ def test_the_shipped_actor_loses_no_more_than_a_gaussian_where_the_best_action_i
         learned(words, PLACES["at walls"], STEPS) for words in (ACTORS["RFM"], GAUSSIAN)
     )
     assert ours.deployed <= 1.1 * theirs.deployed
+
+
+@pytest.mark.parametrize("cell", ["noise, box", "noise, walls at 1.3", "noise, tanh"])
+def test_the_estimators_of_the_table_aim_at_its_exact_velocity(cell: str) -> None:
+    """Independent codes: particles on one side, a quadrature of every action on the other."""
+    words = (*bench_estimator.CELLS[cell], *bench_estimator.ALIKE)
+    few, many = (
+        np.array(bench_estimator.errors((*words, f"algo.particles={count}"), 100))
+        for count in (16, 1024)
+    )
+    assert (many < 0.07).all() and (many < 0.4 * few).all(), (few, many)
+
+
+def test_controls_take_the_noise_of_the_gradient_form_away() -> None:
+    """Few particles before a tanh: the gradient form's error is many times the noise's at first."""
+    words = (*bench_estimator.ALIKE, "algo.particles=16")
+    plain, controlled = (
+        bench_estimator.errors((*bench_estimator.CELLS[f"{name}, tanh"], *words), 100)
+        for name in ("gradient", "combined")
+    )
+    assert plain[0] > 10 and controlled[0] < 0.4

@@ -29,7 +29,7 @@ SMALL_NET = {
 }
 # whose replays are warmed up by uniform actions
 WARMED = (
-    *("awm_q", "awm_q_tune", "dpmd", "fpmd", "qsm", "qvpo", "rfm", "rfm_paper", "rfm_tanh"),
+    *("awm_q", "awm_q_tune", "dpmd", "fpmd", "qsm", "qvpo", "rfm", "rfm_box", "rfm_paper"),
     *("sac", "sdac", "td3"),
 )
 CHUNKS = ["horizon=4", "env.execute=2", "env.obs_steps=2"]
@@ -138,7 +138,7 @@ def test_every_field_learns_by_reverse_matching(tiny, path, prediction):
     ids=lambda words: words[0],
 )
 def test_options_of_reverse_matching_learn(tiny, words):
-    learn([*tiny("rfm", "r"), *words])
+    learn([*tiny("rfm_box", "r"), *words])
 
 
 def test_cloning_is_evaluated_in_an_environment_of_the_datas_sizes(tiny, episodes, tmp_path):

@@ -14,7 +14,7 @@ from rheo.scripts.intent import remarks
 DATA = "data=d.npz"
 TUNING = ("awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "reinflow", "resip")
 FREE = (
-    *("awm_q", "dpmd", "fpmd", "fpo", "ppo", "qsm", "qvpo", "rfm", "rfm_paper", "rfm_tanh"),
+    *("awm_q", "dpmd", "fpmd", "fpo", "ppo", "qsm", "qvpo", "rfm", "rfm_box", "rfm_paper"),
     *("sac", "sdac", "td3"),
 )
 ALGOS = {file.stem for file in (HOME / "algo").glob("*.yaml")}

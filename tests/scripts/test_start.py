@@ -233,7 +233,7 @@ def test_the_temperature_goes_on_with_the_networks_unless_another_start_is_asked
 
 def test_the_scales_of_reverse_flow_matching_go_on_and_a_fixed_temperature_is_a_setting(tiny):
     """They were 37 -> 1 and .1 -> .6."""
-    config = compose(tiny("rfm", "b"))
+    config = compose(tiny("rfm_box", "b"))
     donor, _ = made(config, temperature_rule="spread")
     for part, value in ((donor.q_scale, 37), (donor.spread, 0.1), (donor.log_temperature, -7)):
         part.fill_(value)

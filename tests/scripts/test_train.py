@@ -148,7 +148,7 @@ REFUSED = [
     (["source.capacity=1"], "source.capacity=1 cannot hold one step of 2 environments"),
     (["algo=dsrl_na", "init=scratch", "algo.base_cache=1000000000"], "keep fewer answers: algo.ba"),
     (["device=cuda:7"], "device=cuda:7: torch sees"),
-    (["algo=rfm", "algo.estimator=gradient"], "algo.estimator=gradient is biased on a box"),
+    (["algo=rfm_box", "algo.estimator=gradient"], "algo.estimator=gradient is biased on a box"),
     (["algo=bc", "data=other.npz", "env=none"], "no such file"),
 ]
 
