@@ -25,11 +25,13 @@ class RFM:
     B batch, R policy rows, N particles, D = Tp * Da, M candidates.
 
     temperature: T in units of an EMA of the within-state standard deviation of Q over near-uniform
-    actions. temperature_rule: "fixed"; "absolute": T is in units of Q, as published; or "spread": T
-    follows the policy's standard deviation per dimension, measured with the deployed sampler, to
-    `spread_target` at `spread_rate`. Spread and regression count the executed steps of a plan: the
-    rest, which Q does not tell apart, would hold the mean spread up however narrow the executed
-    actions become.
+    actions. temperature_rule: "fixed"; "absolute": T is in units of Q, as published; or "spread":
+    from `temperature` on, T follows the standard deviation per dimension of the policy's actions,
+    measured with the deployed sampler, to `spread_target` at `spread_rate`. It should begin far
+    above 1: a Q that has learned nothing hardly deviates, and at a T in proportion to that the
+    policy follows it as sharply as it ever will. Spread and regression count the executed steps of
+    a plan: the rest, which Q does not tell apart, would hold the mean spread up however narrow the
+    executed actions become.
     policy_batch: R. policy_every: critic updates per policy update. scale_rate: rate of both EMAs.
 
     One rule chooses among M samples of the policy by the smallest Q of the critic: the best, or

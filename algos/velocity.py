@@ -103,8 +103,8 @@ class Reverse:
         if (self.support == "tanh") != (squash == "tanh"):
             raise ValueError(
                 f"{key}.support={self.support} does not fit policy.squash={squash}: "
-                "set policy.squash=tanh for support=tanh and policy.squash=clip for support=box, as "
-                "algo=rfm_box does"
+                "set policy.squash=tanh for support=tanh, or policy.squash=clip for support=box "
+                "(algo=rfm_box)"
             )
         if squash == "tanh" and kind != "none":
             raise ValueError(

@@ -7,6 +7,10 @@ the clean action: the same mean, and the noisy one's excess variance grows as th
 every step of the chain is taken, though, the excess cancels in the sum, for parameters that all
 times share: what remains is a gain where steps are subsampled (arXiv:2509.25050 claims it for every
 case).
+
+How errors are weighted over time decides how much of a gradient is signal. For a parameter that
+shifts the predicted action alike at all times, the shares are known in closed form: late times tell
+next to nothing of an action that the point x shows already, and their errors are divided by (1 - t).
 """
 
 import math
@@ -16,11 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..algos.awm_gae import T_MAX, T_MIN
+from ..algos.losses import TimeWeight, time_weight
 from .bench_measure import Goal, Plan, Row, with_ratio
 
 STD = 0.5  # c of the policy; mu is 0, on which nothing depends
 STEPS = [(levels, tau) for levels in (10, 40) for tau in (0.2, 0.5, 0.8, 0.9)]
 CHAINS = [(2, 2), (4, 4), (10, 10), (50, 50), (10, 1), (10, 2), (10, 5), (50, 1), (50, 5), (50, 10)]
+WEIGHTS: tuple[TimeWeight, ...] = ("uniform", "noise", "noise2", "data2", "likelihood")
+WIDTH = 0.2  # of the policy that is shifted
 NEAR = (Goal("ratio", ">=", 0.97), Goal("ratio", "<=", 1.03))
 
 
@@ -39,6 +47,12 @@ def measure(plan: Plan) -> Iterator[Row]:
         name = f"variance, {taken} of {levels} steps"
         row = Row(name, "AWM", matched, f"DDPO {taken} of {levels}", chain)
         yield with_ratio(row, np.array([matched / chain]))
+    for kind in WEIGHTS:
+        found, known = shift_share(kind, max(rows, 200_000), generator), closed_share(kind)
+        row = Row(
+            f"signal over noise, weighting={kind}", "", found, "closed form", known, goals=NEAR
+        )
+        yield with_ratio(row, np.array([found / known]))
 
 
 def sigma(tau: Tensor | float) -> Tensor:
@@ -106,3 +120,29 @@ def matching_gradient(pairs: int, rows: int, generator: torch.Generator) -> Tens
         slope = scale**2 / (STD**2 + scale**2)
         total += 2 * scale**-3 * (a - denoised) * slope / density / pairs
     return a / STD * total
+
+
+def shift_share(kind: TimeWeight, rows: int, generator: torch.Generator) -> float:
+    """Mean over deviation of A times the weighted matching gradient, by the predicted action.
+
+    Policy N(0, c^2), A = a / c, x = t a + (1 - t) eps; velocities err by (action error) / (1 - t).
+    """
+    t = T_MIN + (T_MAX - T_MIN) * torch.rand(rows, generator=generator, dtype=torch.float64)
+    a, eps = torch.randn((2, rows), generator=generator, dtype=torch.float64)
+    a = WIDTH * a
+    x = t * a + (1 - t) * eps
+    told = t * WIDTH**2 / (t.square() * WIDTH**2 + (1 - t).square()) * x
+    gradient = a / WIDTH * time_weight(t, kind) * (a - told) / (1 - t).square()
+    return (gradient.mean() / gradient.std()).item()
+
+
+def closed_share(kind: TimeWeight) -> float:
+    """The same by quadrature over t: with V the variance of a given x, E[(a - told) a] = V and
+    E[(a - told)^2 a^2] = V c^2 + 2 V^2.
+    """
+    t = T_MIN + (T_MAX - T_MIN) * (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    var = WIDTH**2 * (1 - t).square() / (t.square() * WIDTH**2 + (1 - t).square())
+    weight = time_weight(t, kind) / (1 - t).square()
+    mean = (weight * var).mean() / WIDTH
+    square = (weight.square() * (var * WIDTH**2 + 2 * var.square())).mean() / WIDTH**2
+    return (mean / (square - mean.square()).sqrt()).item()

@@ -54,8 +54,9 @@ def test_a_choice_is_drawn_from_the_softmax_in_units_of_the_temperature(
     flow, settings, generator, choice, rule
 ):
     values = settings(
-        "rfm_box", act_candidates=4, choice_temperature=choice, temperature=0.4, temperature_rule=rule
-    )
+        "rfm_box", act_candidates=4, choice_temperature=choice, temperature=0.4,
+        temperature_rule=rule,
+    )  # fmt: skip
     algo = RFM(flow(1, 1), line(), generator, **values)
     algo.q_scale.fill_(2.0)
     obs = torch.zeros(ROWS, 1)
@@ -202,3 +203,20 @@ def test_the_width_that_the_temperature_follows_is_that_of_actions(
     assert metrics["policy/spread"].item() == pytest.approx(action.std().item(), rel=0.03)
     assert measured.spread.item() == pytest.approx(own.std().item(), rel=0.03)
     assert action.std() < 0.9 * own.std()
+
+
+def test_an_untrained_critic_does_not_narrow_the_shipped_policy(flow, critic, settings, generator):
+    """T begins hot: in proportion to what an untrained Q deviates, the policy would follow it."""
+
+    def width(**changes):
+        torch.manual_seed(0)
+        values = settings("rfm", policy_batch=128, **changes)
+        algo = RFM(flow(3, 2, squash="tanh"), critic(3, 2), generator, **values)
+        zero = torch.zeros(128)
+        for _ in range(150):
+            obs, action = torch.randn(128, 3), torch.zeros(128, 1, 2)
+            metrics = algo.update_policy(Batch(obs, action, zero, zero, obs))
+        return metrics["policy/spread"].item()
+
+    hot, cold = width(), width(temperature=0.01, temperature_rule="fixed")
+    assert hot > 0.36 and cold < 0.75 * hot, (hot, cold)

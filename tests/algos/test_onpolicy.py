@@ -108,7 +108,7 @@ def test_a_contextual_bandit_is_learned(flow, learner, name):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"ratio": "none", "advantage_max": 1.0, "trust_coef": 1.0},
+        {"ratio": "none", "advantage_max": 1.0, "trust_coef": 1.0, "weighting": "uniform"},
         {"ratio": "pair", "penalty": "spo"},
         {"penalty": "nft", "advantage_max": 1.0},
     ],
@@ -374,7 +374,7 @@ def test_signed_weights_learn_with_a_trust_term_and_diverge_without(flow, learne
     def learnt(trust, lr):
         algo = make(
             "awm_gae", flow, learner, action_dim=1, horizon=1, ratio="none", action_noise=0.05,
-            advantage_max=1.0, trust_coef=1.0,
+            advantage_max=1.0, trust_coef=1.0, weighting="uniform",
             learn={"epochs": 1, "minibatch": 256, "policy_lr": lr},
         )  # fmt: skip
         clone_normal(algo.policy, 0.3)
@@ -473,7 +473,7 @@ def test_nft_weighed_by_the_noise_is_that_of_the_predicted_action(flow, learner)
 
 def test_an_error_above_its_limit_says_no_more(flow, learner):
     """FPO++: old and new errors clamped, the pairs beyond without a gradient."""
-    algo = make("awm_gae", flow, learner, reduction="root", error_max=2.0)
+    algo = make("fpo_pp", flow, learner, error_max=2.0)
     rows, _ = algo.judge(bandit(algo, 200, aim))
     t, noise = rows.kept["t"], rows.kept["noise"]
     met = losses.pairs(algo.policy, rows.obs, rows.action, noise, t)

@@ -238,7 +238,8 @@ def test_the_td_target_uses_discount_and_the_pessimistic_target_critic(flow, set
 
 
 def test_the_self_proposal_counts_its_prior_draws(flow, critic, settings, generator):
-    algo = RFM(flow(1, 2), critic(1, 2), generator, **settings("rfm_box", particles=16, self_share=0.7))
+    values = settings("rfm_box", particles=16, self_share=0.7)
+    algo = RFM(flow(1, 2), critic(1, 2), generator, **values)
     assert algo.own_draws() == 11
     low, high = torch.full((1, 2), -1.0), torch.full((1, 2), 1.0)
     uniform = torch.full((16, 1, 2), 0.5)

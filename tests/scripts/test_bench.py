@@ -232,3 +232,15 @@ def test_controls_take_the_noise_of_the_gradient_form_away() -> None:
         for name in ("gradient", "combined")
     )
     assert plain[0] > 10 and controlled[0] < 0.4
+
+
+def test_weighting_the_error_of_the_predicted_action_leaves_the_least_noise() -> None:
+    """Closed form and sample agree, and the default's share of signal is three times uniform's."""
+    from rheo.scripts.bench_variance import closed_share, shift_share
+
+    generator = torch.Generator().manual_seed(0)
+    for kind in ("uniform", "noise2"):
+        found = shift_share(kind, 400_000, generator)
+        assert found == pytest.approx(closed_share(kind), rel=0.05)
+    assert closed_share("noise2") > 3 * closed_share("uniform")
+    assert compose(["algo=awm_gae", "env=hopper"])["algo"]["weighting"] == "noise2"
