@@ -33,10 +33,11 @@ class AWMGAE(OnPolicy):
 
     advantage_clip: in standard deviations, scaled to advantage_max. psi, weighting: `losses.psi`,
     `losses.time_weight`; "noise2", the error of the predicted action, leaves the least noise in the
-    gradient: at late times x shows the action already, and what an advantage could tell is divided
-    by a small 1 - t (`rheo bench variance` has the shares in closed form). reduction: of an error to one number, the "mean" over its d elements, or
-    "root", the sum over sqrt(d), which makes log ratios sqrt(d) times larger (FPO++). error_max:
-    where an error is above it, it says no more (FPO++'s clamp: its gradient ends); null: nowhere.
+    gradient: at late times x shows the action already, and what little an advantage could tell is
+    divided by a small 1 - t (`rheo bench variance` has the shares in closed form). reduction: of an
+    error to one number, the "mean" over its d elements, or "root", the sum over sqrt(d), which
+    makes log ratios sqrt(d) times larger (FPO++). error_max: where an error is above it, it says no
+    more (FPO++'s clamp: its gradient ends); null: nowhere.
     trust_coef: of |v - v_fast|^2, a copy that trails the policy from rollout to rollout with a rate
     that falls to trust_rate; anchor_coef: of |v - v_base|^2. action_noise: std added to executed
     actions.

@@ -9,8 +9,8 @@ times share: what remains is a gain where steps are subsampled (arXiv:2509.25050
 case).
 
 How errors are weighted over time decides how much of a gradient is signal. For a parameter that
-shifts the predicted action alike at all times, the shares are known in closed form: late times tell
-next to nothing of an action that the point x shows already, and their errors are divided by (1 - t).
+shifts the predicted action alike at all times the shares are known in closed form: late times tell
+next to nothing of an action that the point x shows already, and divide its error by (1 - t).
 """
 
 import math
