@@ -165,14 +165,13 @@ class Reverse:
         executed: how many of the Tp steps, from the first, error and metric of the width count; the
         metric is of actions, which saturate where the flow's own units go on.
         """
-        t = draws.t
+        t, feat = draws.t, policy.features(obs)
         with torch.no_grad():
             rows, some = len(obs), len(draws.second)
             given = int(self.replay_share * rows)
             first = min(given, rows - some)  # the rows before start elsewhere and measure nothing
-            feat = policy.features(obs[first:])
-            own = self.inside(policy, policy.integrate(feat, draws.start[first:]))
-            other = self.inside(policy, policy.integrate(feat[-some:], draws.second))
+            pair = self.samples(policy, feat[first:], draws.start[first:], draws.second)
+            own, other = (self.inside(policy, latent) for latent in pair)
             width = deviation(own[-some:, 0], other).flatten()
             acted = deviation(policy.to_action(own[-some:, 0]), policy.to_action(other))
             own, waiting = own[given - first :], draws.waiting
@@ -181,7 +180,7 @@ class Reverse:
             start = torch.cat([policy.to_latent(action[:given]), mine])
             A, B, _, _ = policy.path.coefficients(t[:, None, None])
             x = A * start + B * draws.noise
-        velocity = policy.velocity(x, t, policy.features(obs))
+        velocity = policy.velocity(x, t, feat)
         target, metrics, q_std = self.target(
             policy, critic, obs, x, t, velocity.detach(), draws.uniform, temperature, spread
         )
@@ -190,6 +189,18 @@ class Reverse:
         loss = (weight * error.mean((-2, -1))).mean()
         metrics |= {"policy/loss": loss.detach(), "policy/spread": acted[:executed].mean()}
         return loss, metrics, Measured(q_std, width)
+
+    @staticmethod
+    def samples(policy: Any, feat: Tensor, start: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents of the noises start [R, M, Tp, Da], and of second [S, Tp, Da] in the last S
+        states; of single ones in one pass.
+        """
+        some = len(second)
+        if start.shape[1] > 1:
+            return policy.integrate(feat, start), policy.integrate(feat[-some:], second)
+        noise = torch.cat([start[:, 0], second])
+        latent = policy.integrate(torch.cat([feat, feat[-some:]]), noise)
+        return latent[:-some, None], latent[-some:]
 
     def inside(self, policy: Any, latent: Tensor) -> Tensor:
         """Points [..., Tp, Da] that the flow led beyond the walls, brought back to them."""
