@@ -114,6 +114,7 @@ def remarks(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
     """What was chosen without being named, is not used, or is too short to learn anything."""
     firsts = {word.partition("=")[0] for word in words}
     told = [*unnamed(tree, firsts), *unused(tree, words), *short(tree), *warmed(tree)]
+    told += flattened(tree, firsts)
     rollouts = str(inside(tree, "source", "_target_")).endswith(".Rollouts")
     if rollouts and not tree.get("init") and f"init={SCRATCH}" not in words:
         told.append("init: not given, so the policy starts from random weights")
@@ -143,6 +144,18 @@ def unused(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
     known = [f"env.{key}" for key in ACTING]
     found = [word for word in words if ".".join(word.partition("=")[0].split(".")[:2]) in known]
     return [f"{word}: not used, there is no environment (env=NAME)" for word in found]
+
+
+def flattened(tree: dict[str, Any], firsts: set[str]) -> list[str]:
+    """That a temperature which begins hot undoes a policy that was trained before."""
+    spread = inside(tree, "algo", "temperature_rule") == "spread"
+    if not (tree.get("init") and spread) or "algo.temperature" in firsts:
+        return []
+    return [
+        f"algo.temperature={inside(tree, 'algo', 'temperature'):g}: T begins far above what Q "
+        "deviates by, which flattens the policy of init= before it learns (that of a run of the "
+        "same algorithm goes on with its own T); algo.temperature=0.05 begins near it"
+    ]
 
 
 def warmed(tree: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from rheo.scripts.assemble import assemble
 from rheo.scripts.cli import main
 from rheo.scripts.config import compose as composed
 from rheo.scripts.errors import RheoError
+from rheo.scripts.intent import remarks
 
 ONLINE = ["env=inverted_pendulum", "env.num_envs=2", "episodes=1", "steps=40"]
 NET = ["policy.net.width=8", "policy.net.depth=1"]
@@ -187,6 +188,16 @@ def test_recorded_settings_of_an_algorithm_and_plain_values_stay_in_a_mixed_sour
     plain = compose(["algo=iql", "env=inverted_pendulum", "source=replay", *none])["source"]
     assert mixed["replay"] == plain and mixed["dataset"]["holdout"] == 0.0
     assert not mixed["replay"]["warmup_policy"]
+
+
+def test_that_a_hot_temperature_flattens_a_trained_policy_is_said():
+    words = ["algo=rfm", "env=hopper", "init=base"]
+    tree = {**composed(words[:2]), "init": "base"}
+    assert any("flattens the policy of init=" in told for told in remarks(tree, words))
+    for more in (["algo.temperature=0.05"], ["algo.temperature_rule=fixed"]):
+        tree = {**composed([*words[:2], *more]), "init": "base"}
+        assert not any("flattens" in told for told in remarks(tree, [*words, *more]))
+    assert not any("flattens" in told for told in remarks(composed(words[:2]), words[:2]))
 
 
 def test_a_replay_is_warmed_up_by_the_policy_that_the_run_starts_from(data, capsys):
