@@ -212,7 +212,7 @@ def test_an_untrained_critic_does_not_narrow_the_shipped_policy(flow, critic, se
         torch.manual_seed(0)
         values = settings("rfm", policy_batch=128, **changes)
         algo = RFM(flow(3, 2, squash="tanh"), critic(3, 2), generator, **values)
-        zero = torch.zeros(128)
+        zero, metrics = torch.zeros(128), {}
         for _ in range(150):
             obs, action = torch.randn(128, 3), torch.zeros(128, 1, 2)
             metrics = algo.update_policy(Batch(obs, action, zero, zero, obs))
