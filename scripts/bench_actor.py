@@ -5,7 +5,7 @@ c_i(s))^2 whose curvatures k range over a decade. The optimum c is a random smoo
 state; its `reach` says how many of its coordinates lie outside the box, where the best action is
 at a wall (.83: two of five; .25: one of two hundred). Regret is the value lost against the best
 action of the box, in units of Q's deviation over uniform actions of a state. Both actors take
-`STEPS` policy steps of the rows that they ship with.
+`STEPS` policy steps of the rows that they ship with, at temperatures that are held.
 """
 
 import time

@@ -153,8 +153,8 @@ def flattened(tree: dict[str, Any], firsts: set[str]) -> list[str]:
         return []
     return [
         f"algo.temperature={inside(tree, 'algo', 'temperature'):g}: T begins far above what Q "
-        "deviates by, which flattens the policy of init= before it learns (that of a run of the "
-        "same algorithm goes on with its own T); algo.temperature=0.05 begins near it"
+        "deviates by, which flattens the policy of init= before it learns (unless that run had "
+        "learned a T, which goes on); algo.temperature=0.05 begins near it"
     ]
 
 
