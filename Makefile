@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-rounding lint
+.PHONY: demo test test-rounding lint golden house
 
 demo: $(STAMP)
 	$(BIN)/rheo demo
@@ -20,6 +20,14 @@ test-rounding: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# Hashes of what every algorithm becomes; a change of structure leaves them as they are.
+golden: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/golden.py
+
+# How many lines, how deep, which rings of imports.
+house: $(STAMP)
+	$(BIN)/python tests/house.py
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
