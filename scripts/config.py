@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rheo.envs.paths import absolute, expanded
 
-from . import annotations, checks, intent, schema
+from . import annotations, checks, intent, schema, versions
 from .errors import RheoError
 from .inherit import inherit
 from .intent import Typed
@@ -39,32 +39,6 @@ AT_WILL = (
     *("policy.steps", "policy.grid", "policy.sampler", "policy.eta", "policy.clip_x"),
     *("policy.clip_a", "policy.deploy_scale"),
 )
-# keys without which older runs were made, with the values that do what those runs did
-ADDED = {
-    "rheo.algos.awm_gae.AWMGAE": {"reduction": "mean", "error_max": None},
-    "rheo.algos.awm_q.AWMQ": {"deviation": "batch", "relative": False},
-    "rheo.algos.dsrl.DSRL": {
-        **{"distill_noises": 1, "base_cache": 0, "relative": False, "ema_rate": 1.0},
-    },
-    "rheo.algos.expo.EXPO": {"base_cache": 0, "relative": False},
-    "rheo.algos.rfm.RFM": {
-        **{"control": "ridge", "walls": 1.0, "start_candidates": 1, "choice_temperature": 0.0},
-        **{"deploy_temperature": 0.0, "target_noise": 1.0},
-    },
-    "rheo.algos.rfm_offline.RFMOffline": {
-        **{"act_candidates": 1, "explore_noise": 0.0, "temperature_rule": "fixed"},
-    },
-    "rheo.algos.velocity.Reverse": {
-        **{"control": "ridge", "walls": 1.0, "start_candidates": 1, "choice_temperature": 0.0},
-    },
-    "rheo.envs.datasets.Dataset": {"action_scale": "recorded", "filter": None},
-    "rheo.envs.datasets.Transitions": {
-        **{"n_step": 1, "action_scale": "recorded", "filter": None},
-    },
-    "rheo.envs.sources.Replay": {"n_step": 1},
-    "rheo.policies.fewstep.FewStepPolicy": {"betas": "cosine", "grid": "uniform"},
-    "rheo.policies.flow.FlowPolicy": {"betas": "cosine", "grid": "uniform"},
-}
 
 
 def asked(argv: Sequence[str]) -> dict[str, Any]:
@@ -254,17 +228,8 @@ def move_data(config: dict[str, Any], data: Any) -> None:
         node["path"] = config["data"] = data
 
 
-def complete(node: Any) -> None:
-    """Writes into a run's configuration what it did before the keys of ADDED existed."""
-    for value in node.values():
-        if isinstance(value, dict):
-            complete(value)
-    for key, before in ADDED.get(str(node.get("_target_")), {}).items():
-        node.setdefault(key, before)
-
-
 def stored(folder: str | Path) -> dict[str, Any]:
-    """A run folder's config.yaml, with the keys of ADDED that it lacks. Raises RheoError."""
+    """A run folder's config.yaml, read as today's settings (`versions`). Raises RheoError."""
     from omegaconf import OmegaConf
 
     file = Path(folder) / "config.yaml"
@@ -274,7 +239,7 @@ def stored(folder: str | Path) -> dict[str, Any]:
         raise RheoError(f"{file}: not readable as a configuration: {one_line(error)}") from error
     if not isinstance(config, dict):
         raise RheoError(f"{file}: holds no configuration")
-    complete(config)
+    versions.complete(config)
     config.setdefault("init_part", "auto")
     return {str(key): value for key, value in config.items()}
 

@@ -14,8 +14,9 @@ import pytest
 from rheo.scripts import schema
 from rheo.scripts.annotations import known
 from rheo.scripts.build import target_of
-from rheo.scripts.config import ADDED, HOME, compose, load, validate, walk
+from rheo.scripts.config import HOME, compose, load, validate, walk
 from rheo.scripts.errors import RheoError
+from rheo.scripts.versions import ADDED
 
 GOOD = ["algo=rfm", "env=hopper"]
 MODULE = """

@@ -1,0 +1,39 @@
+"""How the settings of a run made by an earlier version read today."""
+
+from typing import Any
+
+# keys without which older runs were made, with the values that do what those runs did
+ADDED = {
+    "rheo.algos.awm_gae.AWMGAE": {"reduction": "mean", "error_max": None},
+    "rheo.algos.awm_q.AWMQ": {"deviation": "batch", "relative": False},
+    "rheo.algos.dsrl.DSRL": {
+        **{"distill_noises": 1, "base_cache": 0, "relative": False, "ema_rate": 1.0},
+    },
+    "rheo.algos.expo.EXPO": {"base_cache": 0, "relative": False},
+    "rheo.algos.rfm.RFM": {
+        **{"control": "ridge", "walls": 1.0, "start_candidates": 1, "choice_temperature": 0.0},
+        **{"deploy_temperature": 0.0, "target_noise": 1.0},
+    },
+    "rheo.algos.rfm_offline.RFMOffline": {
+        **{"act_candidates": 1, "explore_noise": 0.0, "temperature_rule": "fixed"},
+    },
+    "rheo.algos.velocity.Reverse": {
+        **{"control": "ridge", "walls": 1.0, "start_candidates": 1, "choice_temperature": 0.0},
+    },
+    "rheo.envs.datasets.Dataset": {"action_scale": "recorded", "filter": None},
+    "rheo.envs.datasets.Transitions": {
+        **{"n_step": 1, "action_scale": "recorded", "filter": None},
+    },
+    "rheo.envs.sources.Replay": {"n_step": 1},
+    "rheo.policies.fewstep.FewStepPolicy": {"betas": "cosine", "grid": "uniform"},
+    "rheo.policies.flow.FlowPolicy": {"betas": "cosine", "grid": "uniform"},
+}
+
+
+def complete(node: Any) -> None:
+    """Writes into a run's configuration what it did before the keys of ADDED existed."""
+    for value in node.values():
+        if isinstance(value, dict):
+            complete(value)
+    for key, before in ADDED.get(str(node.get("_target_")), {}).items():
+        node.setdefault(key, before)
