@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import families, snapshot
+from . import families
 from .batch import Step
 from .guard import number, ours, reset_warnings, shown, told, truth
+from .mujoco import snapshot
 from .vector import EnvError, VectorEnv
 
 log = logging.getLogger("rheo")

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .batch import Batch, Windows
 from .chunk import ChunkEnv
-from .record import Recording, Stage
-from .recordings import read
+from .data.read import read
+from .data.recording import Recording, Stage
 from .vector import EnvError
 
 HELD_WINDOWS = 8192  # at most so many validation windows: a validation is one batch

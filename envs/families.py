@@ -21,11 +21,11 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from . import dmc
 from .dicts import leaves, value
 from .guard import told
+from .mujoco import dmc
+from .mujoco.physics import pip_install
 from .parts import listed_parts, usual
-from .physics import pip_install
 from .vector import EnvError, gymnasium_make, nearest, unmade
 
 log = logging.getLogger("rheo")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .physics import mujoco
+from .mujoco.physics import mujoco
 
 
 def reset_warnings() -> slice:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import Any
 
-from .record import Reading, refuse
+from .data.recording import Reading, refuse
 
 GOAL_KEYS = ("achieved_goal", "observation", "desired_goal")
 # Environments whose observation holds the achieved goal already (elsewhere it says something new).
@@ -64,9 +64,7 @@ def choose(
     for key in keys:
         if key not in widths:
             what = f"{other[key]}, not columns of numbers" if key in other else "not there"
-            raise refuse(
-                path, f"{what}; data.obs_keys can name {', '.join(widths)}", f"obs/{key}"
-            )
+            raise refuse(path, f"{what}; data.obs_keys can name {', '.join(widths)}", f"obs/{key}")
     refuse_clash(path, {key: widths[key] for key in keys}, env)
     return keys
 

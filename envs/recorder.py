@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .batch import Step
 from .chunk import ChunkEnv
-from .record import Recording
+from .data.recording import Recording
 from .rollout import Patience
 from .vector import VectorEnv
 

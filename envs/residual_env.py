@@ -27,9 +27,7 @@ class Residual(ChunkEnv):
     successor's planned action is the plan's next one, or that of a new plan where it is used up.
     """
 
-    def __init__(
-        self, env: ChunkEnv, plan: Plan, scale: float, generator: torch.Generator
-    ) -> None:
+    def __init__(self, env: ChunkEnv, plan: Plan, scale: float, generator: torch.Generator) -> None:
         super().__init__(env.env, execute=1, obs_steps=env.obs_steps, gamma=env.gamma)
         self.plan, self.scale, self.every = plan, scale, env.execute
         self.generator = generator  # of the base's noise, on the base's device

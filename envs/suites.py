@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 import torch
 
-from . import native, physics
 from .adapter import GymnasiumVector
 from .chunk import ChunkEnv
 from .families import register
-from .native import NativeVector
+from .mujoco import native, physics
+from .mujoco.native import NativeVector
 from .vector import EnvError, VectorEnv
 
 log = logging.getLogger("rheo")

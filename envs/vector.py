@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .batch import Step
 from .guard import ours, refuse_non_finite, told
-from .physics import mujoco
+from .mujoco.physics import mujoco
 
 log = logging.getLogger("rheo")
 

@@ -10,7 +10,7 @@ import torch
 
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.parts import displaced, listed_parts, names, read_parts
-from rheo.envs.residual import Residual
+from rheo.envs.residual_env import Residual
 
 from .build import build, target_of
 from .config import compose

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from rheo.envs.chunk import ChunkEnv
-from rheo.envs.collect import collect
+from rheo.envs.data.recording import Recording
 from rheo.envs.paths import expanded
-from rheo.envs.record import Recording
+from rheo.envs.recorder import collect
 from rheo.envs.rollout import evaluate
 from rheo.envs.scores import normalized_score
 from rheo.policies.plain import PlainActor

@@ -11,10 +11,10 @@ import torch
 
 from rheo.envs.batch import Batch
 from rheo.envs.buffer import Buffer
+from rheo.envs.data.faults import faults
+from rheo.envs.data.read import AUTO, load, write
+from rheo.envs.data.recording import Reading, Recording
 from rheo.envs.datasets import Transitions
-from rheo.envs.faults import faults
-from rheo.envs.record import Reading, Recording
-from rheo.envs.recordings import AUTO, load, write
 
 from .bench_measure import Goal, Plan, Row, alternate, shorter
 from .bench_update import SIZES, transitions

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rheo.envs.native import pool_size
-from rheo.envs.physics import mujoco
+from rheo.envs.mujoco.native import pool_size
+from rheo.envs.mujoco.physics import mujoco
 from rheo.envs.suites import make
 from rheo.envs.vector import VectorEnv, gymnasium_make
 

@@ -259,9 +259,9 @@ def settings_of_reader(source: Any, data: Any) -> dict[str, Any]:
 
 def lacking(name: str, how: dict[str, Any], run: str | None) -> list[str]:
     """What is wrong with a data set before it is read."""
-    from rheo.envs.catalogue import file_remedy  # numpy and h5py, not torch
-    from rheo.envs.record import Reading, Refused
-    from rheo.envs.recordings import is_there, where
+    from rheo.envs.data.catalogue import file_remedy  # numpy and h5py, not torch
+    from rheo.envs.data.read import is_there, where
+    from rheo.envs.data.recording import Reading, Refused
 
     try:
         file = str(where(name))
@@ -284,8 +284,8 @@ def head_fault(file: str, reading: Any) -> str:
     Remembered: a command checks its configuration before and after torch is imported, and the head
     of a file of many demonstrations takes a while.
     """
-    from rheo.envs.formats import opened
-    from rheo.envs.record import Refused
+    from rheo.envs.data.formats import opened
+    from rheo.envs.data.recording import Refused
 
     stamp = os.stat(file).st_mtime_ns if os.path.exists(file) else 0
     key = f"{file} {stamp} {reading}"

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from rheo.envs.data.read import write
+from rheo.envs.data.recording import Recording
+from rheo.envs.data.several import joined
 from rheo.envs.paths import expanded
-from rheo.envs.record import Recording
-from rheo.envs.recordings import write
 from rheo.envs.scores import normalized_score
-from rheo.envs.several import joined
 
 from .behaviours import Maker, Options, Source
 from .errors import RheoError, nearest

@@ -152,7 +152,7 @@ def recorded_in(overrides: "list[Override]") -> list[str]:
     named = [value for value in values if value]
     if not named:
         return []
-    from rheo.envs.recordings import played_in  # numpy and h5py, not torch
+    from rheo.envs.data.read import played_in  # numpy and h5py, not torch
 
     try:
         env_id, alike = played_in(named[-1])

@@ -7,14 +7,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from rheo.envs.catalogue import fits
-from rheo.envs.faults import faults, saturated, starts, tables
+from rheo.envs.data.catalogue import fits
+from rheo.envs.data.faults import faults, saturated, starts, tables
+from rheo.envs.data.read import AUTO, load, mended
+from rheo.envs.data.recording import Reading, Recording, Refused, refuse
+from rheo.envs.data.writing import SUFFIXES, store
 from rheo.envs.memory import size_text
 from rheo.envs.paths import expanded
-from rheo.envs.record import Reading, Recording, Refused, refuse
-from rheo.envs.recordings import AUTO, load, mended
 from rheo.envs.scores import normalized_score
-from rheo.envs.writing import SUFFIXES, store
 
 from .errors import USER, RheoError
 from .fetch import fetch

@@ -65,7 +65,7 @@ def batched_physics() -> Iterator[Finding]:
     """MuJoCo's thread pool, which the native environments need."""
     import torch
 
-    from rheo.envs.physics import available, pool_remedy
+    from rheo.envs.mujoco.physics import available, pool_remedy
     from rheo.envs.suites import make
 
     if not available():
@@ -153,7 +153,7 @@ def disk() -> Iterator[Finding]:
 def families_here() -> Iterator[Finding]:
     """Which families of environments of other packages run with the installed versions."""
     from rheo.envs import families
-    from rheo.envs.physics import pip_install
+    from rheo.envs.mujoco.physics import pip_install
     from rheo.envs.vector import EnvError
 
     running = []

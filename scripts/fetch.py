@@ -12,13 +12,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rheo.envs.catalogue import addresses, file_name, home, known
-from rheo.envs.containers import HDF5
-from rheo.envs.formats import opened
+from rheo.envs.data.catalogue import addresses, file_name, home, known
+from rheo.envs.data.containers import HDF5
+from rheo.envs.data.formats import opened
+from rheo.envs.data.recording import Reading, Refused
+from rheo.envs.data.writing import atomically
 from rheo.envs.memory import size_text
 from rheo.envs.paths import expanded
-from rheo.envs.record import Reading, Refused
-from rheo.envs.writing import atomically
 
 from .errors import MACHINE, RheoError, nearest
 

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from rheo.envs.native import NativeVector
+from rheo.envs.mujoco.native import NativeVector
 from rheo.scripts.cli import main
 from rheo.scripts.config import HOME
 

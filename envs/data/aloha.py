@@ -11,7 +11,7 @@ import numpy as np
 from .columns import beside, chosen, held, left_out, numbers, one_piece
 from .containers import hdf5_attributes
 from .flat import Flat
-from .record import Reading, refuse
+from .recording import Reading, refuse
 
 USUAL = ("qpos", "qvel", "effort")  # then the others, sorted
 RATES = ("fps", "hz", "control_freq")

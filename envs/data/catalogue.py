@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+from ..paths import expanded
 from .foreign import hub
-from .paths import expanded
-from .record import as_env_error, refuse
+from .recording import as_env_error, refuse
 
 # Addresses as in Farama-Foundation/D4RL, d4rl/gym_mujoco/__init__.py and
 # d4rl/hand_manipulation_suite/__init__.py.

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .record import Column, Refused, refuse
+from .recording import Column, Refused, refuse
 
 Piece = TypeVar("Piece")
 EXTRA = "formats"  # the extra of pyproject.toml with the packages that foreign formats need

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .catalogue import file_remedy, known
 from .foreign import Kind, signed, texted, zip_names, zipped
-from .record import Column, Refused, block_rows, refuse
+from .recording import Column, Refused, block_rows, refuse
 
 HDF5, ZIP, NUMPY = b"\x89HDF\r\n\x1a\n", (b"PK\x03\x04", b"PK\x05\x06"), b"\x93NUMPY"
 PARQUET = b"PAR1"

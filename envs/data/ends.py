@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .record import Column, refuse, remark
+from .recording import Column, refuse, remark
 
 # Our name -> other names of the same column. Sources: gymnasium, D4RL, OGBench and the JAX learners
 # (masks, dones_float), RLDS (is_*), stable-baselines (episode_starts), DPPO (states, traj_lengths).

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from numpy.typing import NDArray
 
-from .record import Fault
+from .recording import Fault
 from .trees import NUMBERS
 
 LEAVE_OUT = "data.on_bad=drop leaves it out"

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .parts import told
-from .record import Fault, Recording, pieces
+from ..parts import told
+from .recording import Fault, Recording, pieces
 
 TOLERANCE = 1e-6  # of action bounds: rounding of what was clipped in another precision
 FAR, MANY = 2.0, 0.1  # a largest action, a share of entries: beyond, their unit is another one

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from .catalogue import env_by_name, fits, limit_of
 from .containers import decoded
 from .ends import PER_STEP, Marks, every_nth, exclusive, is_list, named, settled
-from .record import Column, Reading, Recording, Sizes, allocate, differing, fill, refuse, remark
+from .recording import Column, Reading, Recording, Sizes, allocate, differing, fill, refuse, remark
 from .successors import believed
 
 ENDS = ("episode_ends", "episode_lengths", "episode_starts")

@@ -16,7 +16,7 @@ from .flat import Flat
 from .foreign import WRITE, ZARR
 from .lerobot import INFO, lerobot
 from .maniskill import ManiSkill, is_maniskill
-from .record import Reading, Recording, Refused, Sizes, refuse
+from .recording import Reading, Recording, Refused, Sizes, refuse
 from .replay_zarr import replay_buffer
 from .robomimic import Robomimic, is_robomimic, natural
 from .several import Several, spelled

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .columns import beside, chosen, end_to_end, held, left_out, missing, one_piece
 from .flat import Flat
-from .record import Column, Fault, Reading, Recording, Refused, Sizes, refuse
+from .recording import Column, Fault, Reading, Recording, Refused, Sizes, refuse
 
 log = logging.getLogger("rheo")
 INFO = Path("meta", "info.json")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .aloha import numbers_only, tables
 from .columns import beside, chosen, end_to_end, held, left_out
 from .flat import Flat
-from .record import Fault, Reading, Refused, refuse
+from .recording import Fault, Reading, Refused, refuse
 
 log = logging.getLogger("rheo")
 ARRAY = "obs"  # the key of observations that are one array

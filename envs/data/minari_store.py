@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces.utils import flatdim
 
+from ..dicts import leaves, numbers, table, value
+from ..parts import choose, listed
 from .containers import one_line
-from .dicts import leaves, numbers, table, value
 from .episodes import LEAVE_OUT, fault, misfits, upright
-from .parts import choose, listed
-from .record import Fault, Part, Reading, Recording, Sizes, refuse, stack
+from .recording import Fault, Part, Reading, Recording, Sizes, refuse, stack
 
 # What damaged or foreign stores make the package raise; its own errors have no common base.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AssertionError, ImportError)

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..memory import available, size_text
+from ..parts import read_parts, refuse_clash, refuse_filter
+from ..paths import exists
 from .catalogue import env_by_name, find, fits, locate
 from .faults import (
     bad_rows,
@@ -21,10 +24,7 @@ from .faults import (
     starts,
 )
 from .formats import opened
-from .memory import available, size_text
-from .parts import read_parts, refuse_clash, refuse_filter
-from .paths import exists
-from .record import SHOWN, Fault, Reading, Recording, Refused, as_env_error, pieces, refuse
+from .recording import SHOWN, Fault, Reading, Recording, Refused, as_env_error, pieces, refuse
 from .several import spelled
 from .units import in_unit
 from .writing import write

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .paths import expanded
+from ..paths import expanded
 
 BLOCK_BYTES = 1 << 22  # a file is read, checked and written in pieces of about this size
 SHOWN = 5  # faults that a message lists
@@ -117,7 +117,7 @@ def as_env_error() -> Iterator[None]:
     try:
         yield
     except Refused as refused:
-        from .vector import EnvError
+        from ..vector import EnvError
 
         raise EnvError(str(refused)) from refused
 

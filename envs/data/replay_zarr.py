@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .columns import beside, chosen, end_to_end, held, left_out, missing, numbers
 from .flat import Flat
 from .foreign import ZARR, zarr_root, zip_names
-from .record import Column, Reading, block_rows, refuse
+from .recording import Column, Reading, block_rows, refuse
 
 log = logging.getLogger("rheo")
 ENDS = "meta/episode_ends"

@@ -14,11 +14,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ..parts import choose, listed
 from . import trees
 from .containers import hdf5_attributes
 from .episodes import LEAVE_OUT, fault, misfits, upright
-from .parts import choose, listed
-from .record import Fault, Part, Reading, Recording, Sizes, differing, refuse, stack
+from .recording import Fault, Part, Reading, Recording, Sizes, differing, refuse, stack
 from .successors import believed
 
 SAMPLED = 16  # demonstrations, evenly spread, whose headers tell what the others should hold

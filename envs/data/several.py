@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .parts import refuse_filter
-from .record import Part, Reading, Recording, Sizes, refuse, stack
+from ..parts import refuse_filter
+from .recording import Part, Reading, Recording, Sizes, refuse, stack
 
 log = logging.getLogger("rheo")
 SAME = ("obs_keys", "env_id", "control_mode")  # in all files that tell them

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .record import Recording, remark
+from .recording import Recording, remark
 
 NEARLY = 0.9  # share of the ends that speak for a column made by shifting
 USUAL = 0.95  # quantile of the steps inside episodes that a usual step across an end keeps to

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .record import Reading, Recording, Stage, pieces, refuse, remark
+from .recording import Reading, Recording, Stage, pieces, refuse, remark
 
 SCALES = ("auto", "unit", "physical", "extremes", "recorded")
 EXACT = 1e-6  # of a bound's range: float32 rounding

@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ..paths import expanded
 from .formats import OURS, SUFFIXES
-from .paths import expanded
-from .record import Column, Recording, as_env_error, block_rows, pieces, refuse
+from .recording import Column, Recording, as_env_error, block_rows, pieces, refuse
 
 VERSION = 1
 OWN = {

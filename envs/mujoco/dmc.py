@@ -16,10 +16,10 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from ..vector import EnvError
 from .control import Control
 from .control_tasks import TASKS
 from .physics import mujoco
-from .vector import EnvError
 
 STEPS = 1000  # of an episode
 

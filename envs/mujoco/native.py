@@ -18,13 +18,13 @@ from gymnasium.utils import seeding
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..batch import Step
+from ..families import parts_of
+from ..guard import reset_warnings, told
+from ..vector import EnvError, VectorEnv, gymnasium_make, nearest
 from . import control_tasks, tasks, walkers
-from .batch import Step
-from .families import parts_of
-from .guard import reset_warnings, told
 from .physics import INTEGRATION, mujoco, simulate
 from .tasks import Task
-from .vector import EnvError, VectorEnv, gymnasium_make, nearest
 
 TASKS: dict[str, type[Task]] = {
     "HalfCheetah-v5": walkers.HalfCheetah,

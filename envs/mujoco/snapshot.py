@@ -6,8 +6,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from ..families import Seeded
 from .dmc import ControlEnv
-from .families import Seeded
 from .physics import INTEGRATION, mujoco
 
 # Wrappers without a state of their own beside the step count.

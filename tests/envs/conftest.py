@@ -7,9 +7,10 @@ from types import ModuleType
 import pytest
 
 
-def beside(name: str) -> ModuleType:
-    """A module of this folder, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+def beside(file: str) -> ModuleType:
+    """A module of this folder or below, which is no package."""
+    path = Path(__file__).parent / file
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -17,10 +18,10 @@ def beside(name: str) -> ModuleType:
     return module
 
 
-beside("worlds").register()
+beside("worlds.py").register()
 
 
 @pytest.fixture(scope="session")
 def foreign() -> ModuleType:
     """Writers of LeRobot, PushT, ALOHA and ManiSkill data."""
-    return beside("foreign_files")
+    return beside("data/foreign_files.py")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from rheo.envs import physics
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.guard import NonFiniteAction
+from rheo.envs.mujoco import physics
 from rheo.envs.suites import make
 from rheo.envs.vector import EnvError
 

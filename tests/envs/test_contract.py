@@ -9,8 +9,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rheo.envs import families, physics, suites
+from rheo.envs import families, suites
 from rheo.envs.guard import NonFiniteAction
+from rheo.envs.mujoco import physics
 from rheo.envs.suites import make
 from rheo.envs.vector import EnvError, VectorEnv
 

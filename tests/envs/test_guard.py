@@ -9,7 +9,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rheo.envs import families, physics
+from rheo.envs import families
+from rheo.envs.mujoco import physics
 from rheo.envs.rollout import wilson
 from rheo.envs.suites import make
 from rheo.envs.vector import EnvError

@@ -14,10 +14,10 @@ from gymnasium.wrappers import FlattenObservation, TransformObservation
 
 from rheo.envs import families
 from rheo.envs.chunk import ChunkEnv
+from rheo.envs.data.read import read, write
 from rheo.envs.datasets import Dataset
 from rheo.envs.dicts import table
 from rheo.envs.parts import GOAL_KEYS, LOW_DIM, usual
-from rheo.envs.recordings import read, write
 from rheo.envs.suites import make
 from rheo.envs.vector import EnvError
 from rheo.scripts.cli import main

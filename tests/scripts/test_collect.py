@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rheo.envs.recordings import read
+from rheo.envs.data.read import read
 from rheo.envs.scores import REFERENCES
 from rheo.scripts.cli import main
 

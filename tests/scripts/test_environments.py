@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rheo.envs import families, rollout
-from rheo.envs.collect import Recorder
+from rheo.envs.recorder import Recorder
 from rheo.envs.suites import make
 from rheo.scripts import doctor, schema
 from rheo.scripts.cli import main

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from rheo.envs.recordings import read
+from rheo.envs.data.read import read
 from rheo.scripts import fetch
 from rheo.scripts.cli import main
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from rheo.envs.chunk import ChunkEnv
+from rheo.envs.data.read import read
+from rheo.envs.data.recording import Stage
 from rheo.envs.datasets import Dataset
-from rheo.envs.record import Stage
-from rheo.envs.recordings import read
 from rheo.envs.suites import make
 from rheo.envs.vector import EnvError
 

@@ -10,9 +10,9 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 
 from rheo.envs.chunk import ChunkEnv
+from rheo.envs.data.read import faults, read
 from rheo.envs.datasets import Dataset
 from rheo.envs.parts import GOAL_KEYS
-from rheo.envs.recordings import faults, read
 from rheo.envs.suites import make
 from rheo.envs.vector import EnvError
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from rheo.envs.data.read import faults, read
 from rheo.envs.datasets import Dataset, Transitions
-from rheo.envs.recordings import faults, read
 from rheo.envs.vector import EnvError
 
 LENGTHS = [4, 6, 3, 7]

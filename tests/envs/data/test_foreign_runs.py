@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rheo.envs.recordings import read
+from rheo.envs.data.read import read
 from rheo.scripts.cli import main
 from rheo.scripts.run import Run
 

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from rheo.envs.recordings import env_of, estimate, read
+from rheo.envs.data.read import env_of, estimate, read
 from rheo.envs.vector import EnvError
 
 ARM = ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"]

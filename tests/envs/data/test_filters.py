@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from rheo.envs.data.read import faults, read
 from rheo.envs.datasets import Dataset
-from rheo.envs.recordings import faults, read
 from rheo.envs.vector import EnvError
 from rheo.scripts.cli import main
 
@@ -205,7 +205,7 @@ def test_a_file_without_a_whole_demonstration_is_refused(tmp_path: Path) -> None
 def test_every_array_is_opened_once_and_of_headers_only_actions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rheo.envs import robomimic, trees
+    from rheo.envs.data import robomimic, trees
 
     path, opened = tmp_path / "a.hdf5", []
     with h5py.File(path, "w") as file:

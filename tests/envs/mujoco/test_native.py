@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from rheo.envs import native, physics
 from rheo.envs.families import home
+from rheo.envs.mujoco import native, physics
 from rheo.envs.suites import make
 from rheo.envs.vector import VectorEnv
 

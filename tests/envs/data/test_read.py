@@ -8,8 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
-from rheo.envs import record, recordings
-from rheo.envs.recordings import env_of, estimate, read, write
+from rheo.envs.data import read as recordings
+from rheo.envs.data import recording as record
+from rheo.envs.data.read import env_of, estimate, read, write
 from rheo.envs.vector import EnvError
 
 LENGTHS = [3, 1, 7, 2, 12, 5]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rheo.envs.chunk import ChunkEnv
-from rheo.envs.residual import Residual
+from rheo.envs.residual_env import Residual
 from rheo.envs.suites import make
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rheo.envs.catalogue import WORLDS, addresses, file_name, fits, known
-from rheo.envs.recordings import env_of, locate, read
+from rheo.envs.data.catalogue import WORLDS, addresses, file_name, fits, known
+from rheo.envs.data.read import env_of, locate, read
 from rheo.envs.suites import make
 from rheo.envs.vector import EnvError
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rheo.envs.recordings import env_of, estimate, read
+from rheo.envs.data.read import env_of, estimate, read
 from rheo.envs.vector import EnvError
 
 LENGTHS = [4, 6, 5]

@@ -11,10 +11,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from rheo.envs import control, dmc, families, physics
-from rheo.envs.catalogue import WORLDS
-from rheo.envs.control_tasks import TASKS
-from rheo.envs.physics import mujoco
+from rheo.envs import families
+from rheo.envs.data.catalogue import WORLDS
+from rheo.envs.mujoco import control, dmc, physics
+from rheo.envs.mujoco.control_tasks import TASKS
+from rheo.envs.mujoco.physics import mujoco
 from rheo.envs.suites import make
 from rheo.envs.vector import EnvError, VectorEnv
 

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from rheo.envs.recordings import faults, read
+from rheo.envs.data.read import faults, read
 from rheo.envs.vector import EnvError
 
 LENGTHS = [4, 6, 3, 7]

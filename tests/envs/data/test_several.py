@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from rheo.envs.data.read import env_of, estimate, read
+from rheo.envs.data.several import joined
 from rheo.envs.datasets import Dataset
-from rheo.envs.recordings import env_of, estimate, read
-from rheo.envs.several import joined
 from rheo.envs.vector import EnvError
 from rheo.scripts.cli import main
 

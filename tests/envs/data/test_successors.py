@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from rheo.envs.recordings import faults, read, write
+from rheo.envs.data.read import faults, read, write
 
 EPISODES, LENGTH = 6, 20
 STEPS = EPISODES * LENGTH

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rheo.envs.chunk import ChunkEnv
-from rheo.envs.collect import collect
+from rheo.envs.recorder import collect
 from rheo.envs.suites import make
 
 

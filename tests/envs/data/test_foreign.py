@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from rheo.envs.recordings import env_of, estimate, read
+from rheo.envs.data.read import env_of, estimate, read
 from rheo.envs.vector import EnvError
 
 LENGTHS = [5, 8, 4]

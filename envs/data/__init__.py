@@ -1,0 +1,1 @@
+"""Recorded data: reading them, checking them, writing them; numpy and h5py, no torch."""
