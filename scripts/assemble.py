@@ -11,10 +11,10 @@ import torch
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.parts import displaced, listed_parts, names, read_parts
 from rheo.envs.residual_env import Residual
+from rheo.errors import RheoError
 
-from .build import build, target_of
-from .config import compose
-from .errors import RheoError
+from .config.build import build, target_of
+from .config.compose import compose
 from .fast import settle
 
 EVAL_SEED = 100_000  # environment i of an evaluation starts from seed EVAL_SEED + i

@@ -14,6 +14,7 @@ from rheo.envs.paths import expanded
 from rheo.envs.recorder import collect
 from rheo.envs.rollout import evaluate
 from rheo.envs.scores import normalized_score
+from rheo.errors import RheoError
 from rheo.policies.plain import PlainActor
 
 from .assemble import (
@@ -25,12 +26,11 @@ from .assemble import (
     refuse_other_world,
     staged,
 )
-from .config import allow_typed, compose
-from .errors import RheoError
+from .config.compose import allow_typed, compose
+from .config.words import is_there
 from .evaluate import EVAL_SEED
-from .run import Run, existing
-from .state import restore
-from .words import is_there
+from .store.run import Run, existing
+from .store.state import restore
 
 MEDIUM, MEDIUM_RANGE = 50.0, (25.0, 75.0)  # D4RL score that "medium" looks for, and what will do
 NOISES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)  # tried in turn when every actor is too good

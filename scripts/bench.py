@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import RheoError, nearest
-from .record import version, versions
+from rheo.errors import RheoError, nearest
+
+from .store.provenance import version, versions
 
 GROUPS = {  # WHAT -> module and its function from a plan to rows
     "env": ("bench_env", "measure"),

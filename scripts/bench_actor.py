@@ -21,7 +21,7 @@ from rheo.envs.batch import Batch
 from .assemble import make_algo
 from .bench_measure import Goal, Plan, Row, with_ratio
 from .bench_update import SIZES
-from .config import compose
+from .config.compose import compose
 
 STEPS = 1000
 ROWS = 2000  # states that a regret is the mean of

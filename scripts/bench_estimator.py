@@ -17,7 +17,7 @@ from .assemble import make_algo
 from .bench_actor import PLACES, STEPS, Known, learned
 from .bench_measure import Plan, Row
 from .bench_update import SIZES
-from .config import compose
+from .config.compose import compose
 
 TEMPERATURE = 0.05
 PARTICLES = (4, 16, 64)

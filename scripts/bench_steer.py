@@ -10,7 +10,7 @@ from rheo.policies.steer import sample
 
 from .assemble import Sizes, make_algo
 from .bench_measure import Goal, Plan, Row, alternate, faster, shorter
-from .config import compose
+from .config.compose import compose
 from .fast import fast
 
 SIZES, HORIZON, ROWS = Sizes(obs_dim=11, action_dim=3), 4, 256  # of Hopper, in chunks

@@ -28,7 +28,7 @@ from .bench_measure import (
     products,
     shorter,
 )
-from .config import compose
+from .config.compose import compose
 from .fast import fast
 
 SIZES = Sizes(obs_dim=17, action_dim=6)  # of HalfCheetah

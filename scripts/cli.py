@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 
-from .errors import USER, RheoError, nearest
+from rheo.errors import USER, RheoError, nearest
 
 VERBS = {
     "train": ("train", "main", "train a policy: rheo train algo=rfm env=hopper"),
@@ -78,13 +78,13 @@ def call(verb: str, argv: list[str]) -> int:
 def answer_early(verb: str, argv: list[str]) -> None:
     """Raises RheoError for mistakes that can be seen before torch is imported."""
     if verb in PRESET:
-        from .config import asked
+        from .config.compose import asked
 
         asked([*PRESET[verb], *argv])
     elif verb in ("eval", "resume"):
-        from .run import existing
-        from .top import OPTIONS
-        from .words import divide
+        from .config.top import OPTIONS
+        from .config.words import divide
+        from .store.run import existing
 
         for name in divide(argv, OPTIONS).runs:
             existing(name)

@@ -12,12 +12,12 @@ from rheo.envs.data.recording import Recording
 from rheo.envs.data.several import joined
 from rheo.envs.paths import expanded
 from rheo.envs.scores import normalized_score
+from rheo.errors import RheoError, nearest
 
 from .behaviours import Maker, Options, Source
-from .errors import RheoError, nearest
-from .record import versions
-from .run import put_text
-from .words import divide
+from .config.words import divide
+from .store.provenance import versions
+from .store.run import put_text
 
 USAGE = (
     "usage: rheo collect RUN|ACTOR.npz|random out=FILE [env=NAME] [steps=N | episodes=N]\n"

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rheo.envs.paths import absolute, expanded
+from rheo.errors import RheoError, command, nearest
 
-from .config import stored
-from .errors import RheoError, command, nearest
-from .journal import Journal
-from .overrides import run_path
+from .config.compose import stored
+from .config.overrides import run_path
+from .config.words import divide, stem_of
 from .plot import Curve, plot_curves
-from .run import existing, put_text
-from .words import divide, stem_of
+from .store.journal import Journal
+from .store.run import existing, put_text
 
 USAGE = (
     "usage: rheo compare RUN... [metric=score|return|success_once|success_at_end] [out=TABLE.md]\n"

@@ -15,8 +15,8 @@ from rheo.envs.data.writing import SUFFIXES, store
 from rheo.envs.memory import size_text
 from rheo.envs.paths import expanded
 from rheo.envs.scores import normalized_score
+from rheo.errors import USER, RheoError
 
-from .errors import USER, RheoError
 from .fetch import fetch
 
 USAGE = """usage: rheo data info FILE...                what is in files, or minari:DATASET_ID

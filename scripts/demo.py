@@ -2,11 +2,12 @@
 fine-tuned in the simulator.
 """
 
+from rheo.errors import RheoError
+
 from . import collect
-from .config import compose
-from .errors import RheoError
+from .config.compose import compose
 from .evaluate import evaluate_folder, report
-from .run import Run, locate
+from .store.run import Run, locate
 from .train import default_name, train
 
 EPISODES = 50

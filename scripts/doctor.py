@@ -9,9 +9,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from .errors import RheoError
-from .record import versions
-from .words import flags
+from rheo.errors import RheoError
+
+from .config.words import flags
+from .store.provenance import versions
 
 OPTIONAL = {
     "envpool": "pip install 'rheo-rl[envpool]' to compare speeds with it in rheo bench",

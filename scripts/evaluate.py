@@ -13,6 +13,7 @@ import torch
 from rheo.envs.noise import TILE
 from rheo.envs.rollout import Deploy, Episode, as_rows, evaluate, summary
 from rheo.envs.scores import REFERENCES, scaled
+from rheo.errors import NUMERICS, RheoError, nearest
 
 from .assemble import (
     EVAL_SEED,
@@ -25,15 +26,14 @@ from .assemble import (
     refuse_other_world,
     staged,
 )
-from .config import AT_WILL, allow_typed, stored
-from .errors import NUMERICS, RheoError, nearest
+from .config.compose import AT_WILL, allow_typed, stored
+from .config.top import OPTIONS
+from .config.words import divide, one_run
 from .fast import fast_deploy
-from .record import versions
-from .run import Run
-from .state import restore
 from .steering import flags_of, steered
-from .top import OPTIONS
-from .words import divide, one_run
+from .store.provenance import versions
+from .store.run import Run
+from .store.state import restore
 
 log = logging.getLogger("rheo")
 DECISIONS = 50  # timed

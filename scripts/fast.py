@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .errors import RheoError
+from rheo.errors import RheoError
 
 MAX_RELATIVE_ERROR = 3e-6  # about ten float32 roundings of a 256-term dot product
 MODES = ("off", "precision", "compile")

@@ -19,8 +19,7 @@ from rheo.envs.data.recording import Reading, Refused
 from rheo.envs.data.writing import atomically
 from rheo.envs.memory import size_text
 from rheo.envs.paths import expanded
-
-from .errors import MACHINE, RheoError, nearest
+from rheo.errors import MACHINE, RheoError, nearest
 
 PIECE = 1 << 20  # bytes
 TIMEOUT = 60  # seconds without an answer

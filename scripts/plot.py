@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .run import Run
+from .store.run import Run
 
 SAMPLES = 1000  # of the bootstrap
 POINTS = 60  # of a curve

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rheo.errors import RheoError
+
 from .assemble import twins
-from .build import target_of
-from .config import AT_WILL, HOME
-from .errors import RheoError
-from .inherit import POLICY_KEYS, acting_policy, inside, word
-from .run import Run, named
-from .state import other_shape, put, upgraded
+from .config.build import target_of
+from .config.compose import AT_WILL, HOME
+from .config.inherit import POLICY_KEYS, acting_policy, inside, word
+from .store.run import Run, named
+from .store.state import other_shape, put, upgraded
 
 log = logging.getLogger("rheo")
 # settings of a network's node that do not change what its weights are: this run's are used

@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 
+from rheo.errors import RheoError, nearest
 from rheo.policies.flow import FlowPolicy
 from rheo.policies.steer import Chain, Settings
 
 from .assemble import Sizes, make_algo
-from .errors import RheoError, nearest
-from .run import Run
-from .state import restore
+from .store.run import Run
+from .store.state import restore
 
 log = logging.getLogger("rheo")
 FILE = Path(__file__).parents[1] / "configs" / "steer.yaml"

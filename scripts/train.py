@@ -15,21 +15,23 @@ from rheo.envs.batch import Choice
 from rheo.envs.rollout import as_rows
 from rheo.envs.sources import Rollouts, placed
 from rheo.envs.vector import EnvError
+from rheo.errors import MACHINE, NUMERICS, REQUEUE, RheoError, command, nearest
 
 from .assemble import EVAL_SEED, Experiment, Sizes, assemble, make_env, refuse_other_order, staged
-from .config import asked
+from .config.compose import asked
+from .config.intent import remarks
+from .config.top import OPTIONS
+from .config.words import divide, one_run, stem_of
 from .display import Display, Timer
-from .errors import MACHINE, NUMERICS, REQUEUE, RheoError, command, nearest
 from .evaluate import MAX_ENVS, episodes_of, known_references, score
 from .fast import fast, one_thread
 from .gate import gate
 from .health import diagnosis
-from .intent import remarks
 from .plot import plot
-from .run import Run, locate, shown
 from .signals import Stop, stop_signals
 from .start import start_from
-from .state import (
+from .store.run import Run, locate, shown
+from .store.state import (
     capture,
     holds_generators,
     not_finite,
@@ -37,8 +39,6 @@ from .state import (
     restore,
     with_generators,
 )
-from .top import OPTIONS
-from .words import divide, one_run, stem_of
 
 log = logging.getLogger("rheo")
 PROBED = 8  # recorded observations at which a frozen base is tried

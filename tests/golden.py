@@ -19,8 +19,8 @@ import torch
 from conftest import ONLINE, TUNED, WORDS, write_episodes
 
 from rheo.scripts.cli import main
-from rheo.scripts.run import Run
-from rheo.scripts.state import tensors
+from rheo.scripts.store.run import Run
+from rheo.scripts.store.state import tensors
 
 VARIANTS = {  # beside every algorithm as its tests have it
     "bc, betas": ("bc", "policy.path=betas policy.betas=vp policy.levels=5 policy.prediction=eps"),

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rheo.scripts.cli import main
-from rheo.scripts.run import Run
-from rheo.scripts.state import tensors
+from rheo.scripts.store.run import Run
+from rheo.scripts.store.state import tensors
 
 
 def rows(name):

@@ -11,12 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("policies", "algos", "envs", "configs", "scripts")
 LIBRARY = {  # folder -> packages of others that it may import, and folders of ours
-    "policies": ({"torch", "numpy"}, {"policies"}),
-    "algos": ({"torch", "numpy"}, {"algos", "policies", "envs.batch"}),
-    "envs": ({"torch", "numpy", "gymnasium", "mujoco", "h5py"}, {"envs"}),
+    "policies": ({"torch", "numpy"}, {"policies", "errors"}),
+    "algos": ({"torch", "numpy"}, {"algos", "policies", "envs.batch", "errors"}),
+    "envs": ({"torch", "numpy", "gymnasium", "mujoco", "h5py"}, {"envs", "errors"}),
     "envs/data": (
         {"numpy", "h5py", "gymnasium"},
-        {"envs.data", "envs.parts", "envs.paths", "envs.memory", "envs.dicts", "envs.vector"},
+        {"envs.data", "envs.parts", "envs.paths", "envs.memory", "envs.dicts", "envs.vector", "errors"},
     ),
     "configs": (set(), set()),
 }
@@ -75,7 +75,6 @@ def test_an_algorithm_never_imports_another() -> None:
             if sibling in algorithms:
                 wrong.append(f"{file.name}:{line} imports {module}")
     assert not wrong
-
 
 
 def test_programs_and_tests_import_the_library_as_rheo() -> None:

@@ -9,12 +9,10 @@ import pytest
 
 from rheo.envs.mujoco.native import NativeVector
 from rheo.scripts.cli import main
-from rheo.scripts.config import HOME
+from rheo.scripts.config.compose import HOME
 
 SOURCE = "/source: transitions"
-OFFLINE = sorted(
-    file.stem for file in (HOME / "algo").glob("*.yaml") if SOURCE in file.read_text()
-)
+OFFLINE = sorted(file.stem for file in (HOME / "algo").glob("*.yaml") if SOURCE in file.read_text())
 SMALL = {
     "flow": ["policy.net.width=16", "policy.net.depth=1", "policy.steps=2"],
     "gaussian": ["policy.width=16", "policy.depth=1"],

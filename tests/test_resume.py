@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from rheo.scripts import schema
 from rheo.scripts import train as training
 from rheo.scripts.cli import main
-from rheo.scripts.run import Run
-from rheo.scripts.state import generator_states
+from rheo.scripts.config import schema
+from rheo.scripts.store.run import Run
+from rheo.scripts.store.state import generator_states
 
 RHEO = [sys.executable, "-m", "rheo.scripts.cli"]
 ALGOS = ["bc", "rfm", "sac"]

@@ -6,8 +6,8 @@ import pytest
 from rheo.algos.optim import cosine
 from rheo.scripts.assemble import assemble
 from rheo.scripts.cli import main
-from rheo.scripts.config import compose
-from rheo.scripts.run import Run
+from rheo.scripts.config.compose import compose
+from rheo.scripts.store.run import Run
 
 LR, FLOOR = 1e-3, 0.1
 SMALL = [
@@ -52,8 +52,14 @@ def rates(given):
 
 @pytest.mark.parametrize(
     ("algo", "source", "ratio"),
-    [("iql", "mixed", 0.25), ("awm", "replay", 1.0), ("dql", "replay", 2.0), ("awm", "mixed", 4.0),
-     ("dac", "mixed", 1.0), ("qsm", "replay", 0.5)],
+    [
+        ("iql", "mixed", 0.25),
+        ("awm", "replay", 1.0),
+        ("dql", "replay", 2.0),
+        ("awm", "mixed", 4.0),
+        ("dac", "mixed", 1.0),
+        ("qsm", "replay", 0.5),
+    ],
 )
 def test_a_rate_falls_over_the_updates_that_a_run_online_makes(tmp_path, algo, source, ratio):
     seen, announced = rates(words(algo, source, tmp_path, ratio=ratio))

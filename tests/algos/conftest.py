@@ -16,7 +16,7 @@ from rheo.policies.gaussian import Gaussian
 from rheo.policies.nets import MLP
 from rheo.policies.normalize import Normalizer
 from rheo.scripts.assemble import make_part
-from rheo.scripts.config import HOME, compose
+from rheo.scripts.config.compose import HOME, compose
 
 # of algorithms that act by the noisy chain of a table of noise levels
 DIFFUSION: dict[str, Any] = {

@@ -7,7 +7,7 @@ from torch import nn
 from rheo.algos.losses import exp_weight
 from rheo.algos.optim import step
 from rheo.envs.batch import Batch
-from rheo.scripts.errors import RheoError
+from rheo.errors import RheoError
 
 SIGNED = {"signed_coef": 1.0, "bc_coef": 1.0, "anchor_coef": 1.0}
 

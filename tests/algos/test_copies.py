@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rheo.envs.batch import Batch
 from rheo.scripts.assemble import Sizes, make_algo
-from rheo.scripts.config import HOME
+from rheo.scripts.config.compose import HOME
 
 SIZES, ROWS = Sizes(3, 2), 16
 RATES = {"target_rate": 0.3, "ema_rate": 0.2, "trust_rate": 0.45}

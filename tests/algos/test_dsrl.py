@@ -14,8 +14,8 @@ from torch import nn
 from rheo.algos.dsrl import DSRL
 from rheo.envs.batch import Batch
 from rheo.envs.suites import chunked
+from rheo.errors import RheoError
 from rheo.policies.coded import NoiseMap, coded_critic, coded_gaussian
-from rheo.scripts.errors import RheoError
 from rheo.scripts.gate import gate
 
 GOAL = 0.9
@@ -40,9 +40,7 @@ def make(base=None, *, coded=False, horizon=1, rows=None, bound=1.5, **changes) 
     rows = rows or horizon
     small: dict[str, Any] = {"width": 64, "depth": 2, "activation": "tanh"}
     judge = {**small, "members": 2, "layer_norm": False}
-    actor = coded_gaussian(
-        2, 1, rows=rows, **small, log_std_min=-5.0, log_std_max=2.0
-    )
+    actor = coded_gaussian(2, 1, rows=rows, **small, log_std_min=-5.0, log_std_max=2.0)
     settings: dict[str, Any] = {
         **{"latent_gradient": False, "relative": False, "prior_share": 0.5},
         **{"distill_every": 1, "distill_noises": 1},
@@ -490,9 +488,7 @@ class Blind(nn.Module):
         return (obs[:, :1] - unlucky)[:, None].expand_as(noise)
 
 
-def test_the_gate_tells_what_a_base_is_worth_and_refuses_a_map_that_spoils_it(
-    caplog, monkeypatch
-):
+def test_the_gate_tells_what_a_base_is_worth_and_refuses_a_map_that_spoils_it(caplog, monkeypatch):
     """Closed forms: 1.5 lost by two blind chunks, 0.4 by each unlucky one, of which half are."""
     gymnasium.register("Clock-v0", lambda **_: Clock(), max_episode_steps=20)
     settings: dict[str, Any] = {"backend": "gymnasium", "threads": 1, "obs_steps": 1, "gamma": 1.0}

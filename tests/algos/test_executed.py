@@ -16,7 +16,7 @@ from rheo.policies.critics import QEnsemble
 from rheo.policies.editor import Editor
 from rheo.policies.gaussian import Gaussian, TanhGaussian
 from rheo.scripts.assemble import Sizes, make_algo
-from rheo.scripts.config import compose
+from rheo.scripts.config.compose import compose
 
 SMALL: dict[str, Any] = {
     "width": 32, "depth": 1, "activation": "relu", "log_std_min": -5.0, "log_std_max": 2.0,

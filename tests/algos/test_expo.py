@@ -114,9 +114,7 @@ def test_the_backup_is_the_best_of_the_union_by_the_target(flow, critic, setting
     lerp_(algo.target, critic(2, 2), 1.0)  # another judge than the critic
     batch, many = batch_of(), torch.rand(32, 6, 1, 2)
     loss, _ = algo.critic_loss(batch, many)
-    value = torch.stack(
-        [algo.target(batch.next_obs, many[:, i]).amin(0) for i in range(6)]
-    ).amax(0)
+    value = torch.stack([algo.target(batch.next_obs, many[:, i]).amin(0) for i in range(6)]).amax(0)
     goal = batch.reward + batch.discount * value
     expected = 0.5 * (algo.critic(batch.obs, batch.action) - goal).square().mean(-1).sum()
     torch.testing.assert_close(loss, expected)

@@ -6,7 +6,7 @@ from torch import nn
 
 from rheo.algos.optim import step
 from rheo.envs.batch import Batch
-from rheo.scripts.errors import RheoError
+from rheo.errors import RheoError
 
 
 class Level(nn.Module):

@@ -9,8 +9,8 @@ import torch
 from rheo.envs.batch import Batch
 from rheo.policies.nets import clone
 from rheo.scripts.assemble import assemble
-from rheo.scripts.config import compose
-from rheo.scripts.state import capture, restore
+from rheo.scripts.config.compose import compose
+from rheo.scripts.store.state import capture, restore
 
 SIGNED = {"signed_coef": 0.5, "bc_coef": 1.0, "signed_batch": 32, "particles": 4, "pairs": 2}
 ALGOS = ["iql", "iql_gaussian", "awm", "td3bc", "dql", "dac", "fql", "rfm_offline"]

@@ -9,9 +9,9 @@ import torch
 from rheo.algos import losses
 from rheo.algos.onpolicy import ratio_metrics
 from rheo.envs.batch import Rollout
+from rheo.errors import RheoError
 from rheo.policies.gaussian import Gaussian
 from rheo.policies.noise import NoiseNet
-from rheo.scripts.errors import RheoError
 
 NAMES = ["ppo", "reinflow", "dppo", "awm_gae"]
 LEARN = {"epochs": 4, "minibatch": 64, "policy_lr": 3e-3, "value_lr": 3e-3, "lr_floor": 1.0}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rheo.envs.batch import Rollout
-from rheo.scripts.errors import RheoError
+from rheo.errors import RheoError
 
 LEARN = {"epochs": 4, "minibatch": 64, "policy_lr": 3e-3, "value_lr": 3e-3, "lr_floor": 1.0}
 

@@ -106,7 +106,7 @@ def test_walls_that_a_tanh_has_not_are_said(flow, critic, settings, generator, c
 
 
 def test_the_weights_over_time_are_those_of_their_errors(flow, settings, critic, generator):
-    """"data" and "noise" turn a velocity error into one of what it predicts."""
+    """ "data" and "noise" turn a velocity error into one of what it predicts."""
     policy = flow(1, 1, path="cosine")
     t = torch.tensor([0.2, 0.5, 0.9])
     c = policy.path.coefficients(t)

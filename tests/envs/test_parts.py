@@ -21,7 +21,7 @@ from rheo.envs.parts import GOAL_KEYS, LOW_DIM, usual
 from rheo.envs.suites import make
 from rheo.envs.vector import EnvError
 from rheo.scripts.cli import main
-from rheo.scripts.run import Run
+from rheo.scripts.store.run import Run
 
 ACTION = Box(-1, 1, (2,), np.float32)
 SETTINGS: dict[str, Any] = {

@@ -17,7 +17,7 @@ from rheo.envs.rollout import evaluate
 from rheo.envs.sources import Replay, Rollouts
 from rheo.envs.suites import make
 from rheo.envs.vector import EnvError
-from rheo.scripts.state import tensors
+from rheo.scripts.store.state import tensors
 
 GAMMA = 0.9
 

@@ -53,9 +53,7 @@ def test_each_member_equals_its_own_stack_of_layers_in_value_and_gradient(depth,
 @pytest.mark.parametrize("count", [1, 16])
 @pytest.mark.parametrize("activation", ["relu", "silu", "mish", "tanh"])
 @pytest.mark.parametrize("layer_norm", [False, True])
-def test_values_of_one_state_equal_the_plain_ones_and_follow_updates(
-    layer_norm, activation, count
-):
+def test_values_of_one_state_equal_the_plain_ones_and_follow_updates(layer_norm, activation, count):
     torch.manual_seed(0)
     critic = QEnsemble(
         5, 2, 4, Normalizer(5, kind="gaussian"), members=3, width=16, depth=2,
@@ -88,9 +86,7 @@ def test_values_are_left_to_torch_where_numpy_cannot_give_them():
         several(state, torch.cat([action, action[:, :1]], 1))
         assert several._single is None
         assert several.double()(state.double(), action.double()).dtype == torch.float64
-        gelu = QEnsemble(
-            5, 2, 4, members=2, width=16, depth=2, layer_norm=False, activation="gelu"
-        )
+        gelu = QEnsemble(5, 2, 4, members=2, width=16, depth=2, layer_norm=False, activation="gelu")
         assert gelu(state, action).isfinite().all() and gelu._single is None
 
 
@@ -106,9 +102,7 @@ def test_members_differ_and_learn_apart():
 
 
 def test_initial_weights_are_uniform_in_the_bound_of_a_linear_layer():
-    critic = QEnsemble(
-        30, 4, 5, members=2, width=200, depth=2, layer_norm=False, activation="relu"
-    )
+    critic = QEnsemble(30, 4, 5, members=2, width=200, depth=2, layer_norm=False, activation="relu")
     bound = 1 / math.sqrt(50)
     for weight in (critic.obs_weight, critic.action_weight, critic.biases[0]):
         assert 0.97 * bound < weight.abs().max() <= bound

@@ -13,9 +13,7 @@ from rheo.policies.single import FEW
 
 F64 = torch.float64
 FORMS = [
-    (path, prediction)
-    for path in ("linear", "cosine", "betas")
-    for prediction in ("v", "eps", "a")
+    (path, prediction) for path in ("linear", "cosine", "betas") for prediction in ("v", "eps", "a")
 ]
 
 
@@ -40,9 +38,7 @@ def random_mlp(horizon=3, **changes):
 @pytest.mark.parametrize(
     "steps,expected", [(1, 0.4), (2, 0.6), (4, 0.740541), (10, 0.830783), (100, 0.892645)]
 )
-def test_euler_steps_of_the_gaussian_policy_have_the_known_values(
-    gaussian_policy, steps, expected
-):
+def test_euler_steps_of_the_gaussian_policy_have_the_known_values(gaussian_policy, steps, expected):
     """0.T1: mu = .4, s = .5, z = 1; the exact map gives .9."""
     action = gaussian_policy().act(torch.zeros(1, 1, dtype=F64), one(1.0), steps)
     assert abs(action.item() - expected) < 1e-6

@@ -25,9 +25,7 @@ class Base(nn.Module):
 
 def make():
     torch.manual_seed(0)
-    inner = QEnsemble(
-        3, 2, 4, members=2, width=16, depth=2, layer_norm=False, activation="tanh"
-    )
+    inner = QEnsemble(3, 2, 4, members=2, width=16, depth=2, layer_norm=False, activation="tanh")
     return Relative(inner, Base(), 4, 2)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rheo.scripts.annotations import coerce, known
+from rheo.scripts.config.annotations import coerce, known
 
 FITS = [
     ("int", 3, 3),

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from rheo.errors import RheoError
 from rheo.scripts import bench, bench_act, bench_data, bench_estimator, bench_update
 from rheo.scripts.bench_measure import Goal, Plan, Row, alternate, faster, gigaflop, shorter
-from rheo.scripts.config import compose
-from rheo.scripts.errors import RheoError
+from rheo.scripts.config.compose import compose
 
 WITH_GOALS = {
     "HalfCheetah-v5 x 1", "Hopper-v5 x 8", "Ant-v5 x 64", "act, batch 1", "act, batch 256",

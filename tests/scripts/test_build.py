@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from rheo.scripts import schema
-from rheo.scripts.build import build
-from rheo.scripts.errors import RheoError
+from rheo.errors import RheoError
+from rheo.scripts.config import schema
+from rheo.scripts.config.build import build
 
-LAB = '''
+LAB = """
 import os
 from dataclasses import dataclass
 from typing import Literal
@@ -45,7 +45,7 @@ def opened(id: str = "", *, count: int, **options):
 
 
 _hidden = Part
-'''
+"""
 VALUES: dict[str, Any] = {"lr": 1, "kind": "a", "sizes": [1, 2], "clip": None}
 
 
@@ -125,7 +125,7 @@ def test_the_schema_read_from_source_is_that_of_the_object(lab: str, name: str) 
         "subprocess.Popen",
         "torch.load",
         "rheo.scripts.cli.main",
-        "rheo.scripts.record.git",
+        "rheo.scripts.store.provenance.git",
         "rheo.envs.suites.importlib.import_module",
         "rheo.algos.bc.torch",
         "rheo.algos.bc.step",

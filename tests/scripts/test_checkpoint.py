@@ -16,8 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rheo.scripts import checkpoint
-from rheo.scripts.tree import DTYPES, Broken, pack, unpack
+from rheo.scripts.store import checkpoint
+from rheo.scripts.store.tree import DTYPES, Broken, pack, unpack
 
 
 def same(a: Any, b: Any) -> bool:
@@ -265,7 +265,7 @@ KILL = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from rheo.scripts import checkpoint
+from rheo.scripts.store import checkpoint
 
 folder, calls = Path(sys.argv[1]), ("open", "fsync", "rename", "unlink", "rmdir", "mkdir")
 tree = lambda step: {"algo": {"w": torch.full((500,), float(step))}, "n": step}

@@ -11,12 +11,12 @@ import h5py
 import numpy as np
 import pytest
 
-from rheo.scripts import schema
-from rheo.scripts.annotations import known
-from rheo.scripts.build import target_of
-from rheo.scripts.config import HOME, compose, load, validate, walk
-from rheo.scripts.errors import RheoError
-from rheo.scripts.versions import ADDED
+from rheo.errors import RheoError
+from rheo.scripts.config import schema
+from rheo.scripts.config.annotations import known
+from rheo.scripts.config.build import target_of
+from rheo.scripts.config.compose import HOME, compose, load, validate, walk
+from rheo.scripts.store.versions import ADDED
 
 GOOD = ["algo=rfm", "env=hopper"]
 MODULE = """
@@ -392,8 +392,8 @@ def test_validation_finds_nothing_wrong_in_a_composed_tree_twice() -> None:
 
 PROBE = """
 import json, sys
-from rheo.scripts.config import compose
-from rheo.scripts.errors import RheoError
+from rheo.scripts.config.compose import compose
+from rheo.errors import RheoError
 count = 0
 for words in json.loads(sys.argv[1]):
     try:

@@ -11,10 +11,10 @@ import torch
 from rheo.envs.batch import Choice
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.families import home
+from rheo.errors import RheoError
 from rheo.scripts.assemble import assemble, make_env
 from rheo.scripts.cli import main
-from rheo.scripts.config import HOME, compose
-from rheo.scripts.errors import RheoError
+from rheo.scripts.config.compose import HOME, compose
 
 DATA = Path(os.environ.get("RHEO_DATA", Path(__file__).parents[3] / "shared" / "data"))
 ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rheo.scripts import demo
 from rheo.scripts.cli import main
-from rheo.scripts.config import compose
+from rheo.scripts.config.compose import compose
 
 
 def test_the_second_act_clones_demonstrations_and_tunes_the_clone(tiny, capsys):

@@ -5,10 +5,10 @@ import re
 import pytest
 
 import rheo
+from rheo.errors import RheoError
 from rheo.scripts import doctor
-from rheo.scripts.config import HOME
-from rheo.scripts.errors import RheoError
-from rheo.scripts.record import versions
+from rheo.scripts.config.compose import HOME
+from rheo.scripts.store.provenance import versions
 
 
 def test_a_machine_that_passes_these_tests_is_ready(capsys: pytest.CaptureFixture[str]) -> None:

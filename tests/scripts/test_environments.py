@@ -14,8 +14,9 @@ import torch
 from rheo.envs import families, rollout
 from rheo.envs.recorder import Recorder
 from rheo.envs.suites import make
-from rheo.scripts import doctor, schema
+from rheo.scripts import doctor
 from rheo.scripts.cli import main
+from rheo.scripts.config import schema
 
 LAB = '''
 import numpy as np, gymnasium as gym

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from rheo.envs.rollout import Episode
+from rheo.errors import RheoError
 from rheo.policies.normalize import Normalizer
 from rheo.scripts.cli import main
-from rheo.scripts.errors import RheoError
 from rheo.scripts.evaluate import References, Watched, known_references, parse, report, score
-from rheo.scripts.run import Run
+from rheo.scripts.store.run import Run
 
 
 def last_evaluation(name):

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from rheo.errors import RheoError
 from rheo.scripts import fast
 from rheo.scripts.assemble import assemble
-from rheo.scripts.config import compose
-from rheo.scripts.errors import RheoError
-from rheo.scripts.run import Run
+from rheo.scripts.config.compose import compose
 from rheo.scripts.signals import Stop
+from rheo.scripts.store.run import Run
 from rheo.scripts.train import Loop
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rheo.errors import RheoError
 from rheo.scripts.cli import main
-from rheo.scripts.config import HOME, compose
-from rheo.scripts.errors import RheoError
-from rheo.scripts.intent import remarks
+from rheo.scripts.config.compose import HOME, compose
+from rheo.scripts.config.intent import remarks
 
 DATA = "data=d.npz"
 TUNING = ("awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "reinflow", "resip")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rheo.scripts.assemble import Sizes, make_algo
-from rheo.scripts.config import compose
+from rheo.scripts.config.compose import compose
 from rheo.scripts.steering import steered
 
 NET = ["policy.net.width=8", "policy.net.depth=1", "policy.steps=3", "critic.width=8"]

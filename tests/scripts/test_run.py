@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from rheo.scripts.config import compose
-from rheo.scripts.errors import RheoError
-from rheo.scripts.run import Run, locate
+from rheo.errors import RheoError
+from rheo.scripts.config.compose import compose
 from rheo.scripts.signals import Stop
+from rheo.scripts.store.run import Run, locate
 
 CONFIG = compose(["algo=sac", "env=hopper"])
 
@@ -306,8 +306,8 @@ def test_a_run_may_be_called_anything(here: Path, name: str, monkeypatch) -> Non
 
 HOLD = """
 import sys, time
-from rheo.scripts.config import compose
-from rheo.scripts.run import Run
+from rheo.scripts.config.compose import compose
+from rheo.scripts.store.run import Run
 run = Run.create("a", compose(["algo=sac", "env=hopper"]))
 print("held", flush=True)
 time.sleep(60)

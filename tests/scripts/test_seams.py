@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rheo.scripts import schema
+from rheo.errors import RheoError
 from rheo.scripts.assemble import assemble
 from rheo.scripts.cli import main
-from rheo.scripts.config import compose as composed
-from rheo.scripts.errors import RheoError
-from rheo.scripts.intent import remarks
+from rheo.scripts.config import schema
+from rheo.scripts.config.compose import compose as composed
+from rheo.scripts.config.intent import remarks
 
 ONLINE = ["env=inverted_pendulum", "env.num_envs=2", "episodes=1", "steps=40"]
 NET = ["policy.net.width=8", "policy.net.depth=1"]

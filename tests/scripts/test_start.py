@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from rheo.envs.batch import Batch
+from rheo.errors import RheoError
 from rheo.scripts.assemble import Sizes, fit_statistics, make_algo
 from rheo.scripts.cli import main
-from rheo.scripts.config import HOME, compose
-from rheo.scripts.errors import RheoError
-from rheo.scripts.run import Run
+from rheo.scripts.config.compose import HOME, compose
 from rheo.scripts.start import modules, start_from
-from rheo.scripts.state import capture, restore
 from rheo.scripts.steering import reference
+from rheo.scripts.store.run import Run
+from rheo.scripts.store.state import capture, restore
 
 ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))
 SIZES = Sizes(3, 2)

@@ -16,14 +16,14 @@ from gymnasium import spaces
 
 from rheo.algos.bc import BC
 from rheo.algos.sac import SAC
-from rheo.scripts import schema
+from rheo.errors import RheoError
 from rheo.scripts import train as training
 from rheo.scripts.assemble import assemble, device_of, refuse_misfit
 from rheo.scripts.cli import main
-from rheo.scripts.config import compose
-from rheo.scripts.errors import RheoError
-from rheo.scripts.run import Run
-from rheo.scripts.state import capture, not_finite, restore
+from rheo.scripts.config import schema
+from rheo.scripts.config.compose import compose
+from rheo.scripts.store.run import Run
+from rheo.scripts.store.state import capture, not_finite, restore
 from rheo.scripts.train import default_name, due
 
 
@@ -264,7 +264,7 @@ def test_a_part_of_the_wrong_kind_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_does_not_stop_a_run_but_its_end_must_be_saved(tiny, monkeypatch, capsys):
-    from rheo.scripts import checkpoint
+    from rheo.scripts.store import checkpoint
 
     write, calls = checkpoint.write, []
 

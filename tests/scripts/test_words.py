@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from rheo.envs.paths import absolute, exists, expanded
+from rheo.errors import RheoError, command
 from rheo.scripts.cli import main
-from rheo.scripts.config import compose
-from rheo.scripts.errors import RheoError, command
-from rheo.scripts.top import OPTIONS
-from rheo.scripts.words import divide, flags, literal, one_run, stem_of
+from rheo.scripts.config.compose import compose
+from rheo.scripts.config.top import OPTIONS
+from rheo.scripts.config.words import divide, flags, literal, one_run, stem_of
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 
 from rheo.envs.data.read import read
 from rheo.scripts.cli import main
-from rheo.scripts.run import Run
+from rheo.scripts.store.run import Run
 
 LENGTHS = [9, 8, 7]
 SMALL = [

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RheoError
+from rheo.errors import RheoError
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -27,8 +27,8 @@ def inherit(base: dict[str, Any], overrides: "list[Override]", roots: list[Path]
     left alone: `start.start_from` answers for it. A replay is warmed up by this policy, of which
     uniform actions would teach another: half of what a mixed batch clones were theirs.
     """
-    from .config import AT_WILL, stored
-    from .run import existing
+    from ..store.run import existing
+    from .compose import AT_WILL, stored
 
     values = {one.key_or_group: one.value() for one in overrides}
     if not values.get("init"):

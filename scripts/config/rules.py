@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rheo.envs.paths import exists
+from rheo.errors import RheoError, command, nearest
 
+from ..health import SIGNS
 from . import schema
-from .errors import RheoError, command, nearest
-from .health import SIGNS
 
 COUNTS = {"steps", "log_every", "eval_every", "save_every", "episodes", "horizon", "execute"} | {
     *("obs_steps", "num_envs", "batch_size", "width", "depth", "heads", "members", "particles"),
@@ -300,7 +300,7 @@ def head_fault(file: str, reading: Any) -> str:
 
 def base(tree: dict[str, Any]) -> list[str]:
     """The run to start from is there, and has saved itself."""
-    from .run import existing, shown
+    from ..store.run import existing, shown
 
     name, part = tree.get("init"), tree.get("init_part")
     if not name:

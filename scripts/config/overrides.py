@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rheo.envs.paths import absolute
+from rheo.errors import RheoError, nearest
 
-from . import annotations, checks, schema
-from .errors import RheoError, nearest
+from . import annotations, rules, schema
 from .top import TOP
 from .words import is_literal, literal
 
@@ -76,7 +76,7 @@ def as_it_stands(key: str, text: str, word: str, errors: list[str]) -> "list[Ove
 
 def run_path(name: str) -> str:
     """A run's absolute path; the name itself where there is none (the checks say so)."""
-    from .run import existing
+    from ..store.run import existing
 
     try:
         return str(existing(name).absolute())
@@ -159,6 +159,6 @@ def instead(node: dict[str, Any], key: str, place: str) -> str:
         annotation = schema.from_source(target).keys.get(key, "int")
     for value in (None, 0):
         fits = not annotations.coerce(annotation, value)[1]
-        if fits and (value is None or not checks.ranges({key: value})):
+        if fits and (value is None or not rules.ranges({key: value})):
             return f"set {place}={'null' if value is None else value}"
     return f"set another value, it is {node.get(key)!r} here"

@@ -7,10 +7,11 @@ So these are refused with the command that was meant, or said before the first s
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .checks import inside, reader
-from .errors import RheoError
+from rheo.errors import RheoError
+
 from .inherit import replays
 from .overrides import SCRATCH
+from .rules import inside, reader
 from .words import is_there
 
 BARE = (

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import MACHINE, RheoError
+from rheo.errors import MACHINE, RheoError
 
 PART = re.compile(r"[A-Za-z0-9_]+")
 DTYPES = {

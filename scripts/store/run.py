@@ -21,8 +21,8 @@ from time import perf_counter
 from typing import Any
 
 from rheo.envs.paths import expanded
+from rheo.errors import MACHINE, RheoError, command
 
-from .errors import MACHINE, RheoError, command
 from .journal import Events, Journal, floats
 from .lock import Lock
 
@@ -81,7 +81,7 @@ class Run:
 
         argv: values to change, and the --config-dir of a run that needs one. Raises RheoError.
         """
-        from .config import load
+        from ..config.compose import load
 
         path = existing(name)
         config = load(path, argv, to_train=write)
@@ -110,7 +110,7 @@ class Run:
         """Writes config.yaml and this start's entry of run.json."""
         from omegaconf import OmegaConf
 
-        from .record import start_entry
+        from .provenance import start_entry
 
         file = self.path / "run.json"
         starts = [*earlier_starts(file), {"step": self.step, **start_entry()}]
@@ -275,7 +275,7 @@ class Run:
 
     def resume_command(self) -> str:
         """What to type to go on with this run."""
-        from .checks import foreign
+        from ..config.rules import foreign
 
         folders = self.config.get("config_dir") or []
         flagged = [word for folder in folders for word in ("--config-dir", folder)]
@@ -311,7 +311,7 @@ def locate(name: str) -> Path:
 
 def existing(name: str) -> Path:
     """The folder of an existing run, by its name or its path. Raises RheoError."""
-    from .errors import nearest
+    from rheo.errors import nearest
 
     path = expanded(name)
     if not path.parts:

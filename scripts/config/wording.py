@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .checks import inside
 from .intent import Typed, normalizers
+from .rules import inside
 
 
 def covered(error: str, judged: set[str]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import RheoError
+from rheo.errors import RheoError
 
 CONTAINERS = (list, dict, set)
 

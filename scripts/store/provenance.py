@@ -45,7 +45,7 @@ def version(package: str) -> str | None:
 
 def commit() -> str | None:
     """The commit of the source tree, with `+changes` when files differ; None outside a clone."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     head = git(root, "rev-parse", "HEAD")

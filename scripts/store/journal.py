@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import MACHINE, RheoError
+from rheo.errors import MACHINE, RheoError
 
 logger = logging.getLogger("rheo")
 FAILURES = 5  # in a row

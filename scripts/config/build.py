@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rheo.errors import RheoError
+
 from . import schema
-from .errors import RheoError
 
 
 def build(node: Mapping[str, Any], /, *, key: str = "", **given: Any) -> Any:

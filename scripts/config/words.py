@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rheo.envs.paths import exists
-
-from .errors import RheoError, nearest
+from rheo.errors import RheoError, nearest
 
 NAMES = ("data", "init", "name")  # keys whose values name files, runs and folders; or end in .path
 SWEEP = ("-m", "--multirun")

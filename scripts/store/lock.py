@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .errors import RheoError
+from rheo.errors import RheoError
 
 logger = logging.getLogger("rheo")
 

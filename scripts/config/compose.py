@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rheo.envs.paths import absolute, expanded
+from rheo.errors import RheoError
 
-from . import annotations, checks, intent, schema, versions
-from .errors import RheoError
+from ..store import versions
+from . import annotations, intent, rules, schema
 from .inherit import inherit
 from .intent import Typed
 from .mixing import keep_own
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 log = logging.getLogger("rheo")
-HOME = Path(__file__).resolve().parents[1] / "configs"
+HOME = Path(__file__).resolve().parents[2] / "configs"
 NEEDED = "RUN"  # the init of an algorithm that cannot do without one
 ALIAS = re.compile(r"\$\{([\w.]+)\}")
 ABSENT = object()
@@ -78,9 +79,9 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     typed = typed._replace(given=frozenset(one.key_or_group for one in values))
     demand_base(base, values)
     inherit(base, overrides, roots)
-    inputs = (checks.data, checks.base, partial(intent.unread, algo=typed.algo), intent.unfitted)
+    inputs = (rules.data, rules.base, partial(intent.unread, algo=typed.algo), intent.unfitted)
     tree = finish(base, values, roots, errors, inputs, typed)
-    if inside_target(tree) == checks.EXPORTED:
+    if inside_target(tree) == rules.EXPORTED:
         tree["policy"]["path"] = absolute(tree["policy"]["path"])
     return tree
 
@@ -93,14 +94,14 @@ def named_algo(chosen: list[str]) -> str:
 
 def inside_target(tree: Mapping[str, Any]) -> str:
     """The class of the policy."""
-    return str(checks.inside(dict(tree), "policy", "_target_"))
+    return str(rules.inside(dict(tree), "policy", "_target_"))
 
 
 def settings_of_data(
     base: dict[str, Any], values: "list[Override]", typed: Typed, errors: list[str]
 ) -> "list[Override]":
     """The values, those of data.KEY given to the part that reads the data."""
-    place, kept = checks.reader(base.get("source"), "${data}"), []
+    place, kept = rules.reader(base.get("source"), "${data}"), []
     for one in values:
         key = one.key_or_group
         if not key.startswith("data."):
@@ -121,7 +122,7 @@ def demand_base(base: dict[str, Any], values: "list[Override]") -> None:
     itself; init=scratch is the way to say that random weights are meant.
     """
     needed = asks = base.get("init") == NEEDED
-    if inside_target(base) == checks.EXPORTED or not inside_target(base).startswith("rheo."):
+    if inside_target(base) == rules.EXPORTED or not inside_target(base).startswith("rheo."):
         needed = False
     if asks:
         base["init"] = "???" if needed else None
@@ -167,7 +168,7 @@ def recorded_in(overrides: "list[Override]") -> list[str]:
         text = "data=%s tells %s, which has other sizes here: the run is not evaluated there"
         log.warning(text, named[-1], env_id)
         return []
-    lacking = checks.environment({"env": {"id": env_id}}) if found else []
+    lacking = rules.environment({"env": {"id": env_id}}) if found else []
     if lacking:
         log.warning("%s; without it the run is not evaluated in the data's environment", lacking[0])
     return [f"env={found[0]}"] if found and not lacking else []
@@ -206,14 +207,14 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
     for one in [one for one in overrides if is_group(one, [HOME])]:
         errors.append(f"{one.input_line}: a run's {one.key_or_group} is fixed; set single values")
         overrides.remove(one)
-    inputs = (partial(checks.data, run=str(folder)),) if to_train else ()
+    inputs = (partial(rules.data, run=str(folder)),) if to_train else ()
     typed = Typed({}, {}, "this run")
     if to_train and isinstance(config.get("data"), str):  # older runs stored it as it was typed
         move_data(config, absolute(config["data"]))
     for one in [one for one in overrides if one.key_or_group == "data"]:
         move_data(config, one.value())
     for one in [one for one in overrides if one.key_or_group == "policy.path"]:
-        if inside_target(config) == checks.EXPORTED:
+        if inside_target(config) == rules.EXPORTED:
             one._value = absolute(str(one.value()))
         else:
             text = f"{one.input_line}: fixed by the checkpoint (it names no file here)"
@@ -223,7 +224,7 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
 
 def move_data(config: dict[str, Any], data: Any) -> None:
     """Tells a stored run, and the part of it that reads its data, where these are now."""
-    node = checks.settings_of_reader(config.get("source"), config.get("data"))
+    node = rules.settings_of_reader(config.get("source"), config.get("data"))
     if node:
         node["path"] = config["data"] = data
 
@@ -281,7 +282,7 @@ def finish(
     overrides: "list[Override]",
     roots: list[Path],
     errors: list[str],
-    inputs: Sequence[checks.Check],
+    inputs: Sequence[rules.Check],
     typed: Typed,
 ) -> dict[str, Any]:
     """Puts values in, resolves, checks everything. Raises RheoError with all errors."""
@@ -301,7 +302,7 @@ def finish(
         if not {place, lead} & judged:
             errors.append(worded(place, error, tree, followed, typed))
             judged |= {place, lead}
-    found = checks.run(tree, inputs, careful=bool(errors))
+    found = rules.run(tree, inputs, careful=bool(errors))
     errors += [error for error in found if not covered(error, judged)]
     if errors:
         raise RheoError(report(errors))

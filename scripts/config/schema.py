@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from rheo.envs.paths import expanded
+from rheo.errors import RheoError, nearest
 
 from .annotations import UNKNOWN, coerce, known
-from .errors import RheoError, nearest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OURS = ("policies", "algos", "envs")
 GIVEN = frozenset({"obs_dim", "action_dim", "device", "dtype", "generator", "run_updates"})
 allowed: list[Path] = []  # folders named with --config-dir

@@ -1,0 +1,1 @@
+"""What was typed -> one checked configuration and the objects it names."""
