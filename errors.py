@@ -1,4 +1,7 @@
-"""Errors that are meant for the user: one message, no traceback, an exit code."""
+"""Errors that are meant for the user: one message, no traceback, an exit code.
+
+Every layer may raise them; nothing heavy is imported.
+"""
 
 import difflib
 import shlex
@@ -7,7 +10,7 @@ from collections.abc import Iterable
 USER, MACHINE, NUMERICS, REQUEUE = 2, 3, 4, 75
 
 
-class RheoError(Exception):
+class RheoError(ValueError):
     """A message for the user: what is wrong, why, and what to do about it.
 
     code: exit status; 2 the user's input, 3 the machine or its data, 4 numbers that broke.
@@ -17,6 +20,10 @@ class RheoError(Exception):
     def __init__(self, message: str, code: int = USER) -> None:
         super().__init__(message)
         self.code = code
+
+
+class EnvError(RheoError):
+    """An environment, or recorded data, that cannot be used as asked."""
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

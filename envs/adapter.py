@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import EnvError
 from . import families
 from .batch import Step
 from .guard import number, ours, reset_warnings, shown, told, truth
 from .mujoco import snapshot
-from .vector import EnvError, VectorEnv
+from .vector import VectorEnv
 
 log = logging.getLogger("rheo")
 RETURNS = {  # what gymnasium's calls return

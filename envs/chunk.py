@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .vector import EnvError, VectorEnv
+from ..errors import EnvError
+from .vector import VectorEnv
 
 
 class ChunkStep(NamedTuple):

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import EnvError
 from .batch import Batch, Windows
 from .chunk import ChunkEnv
 from .data.read import read
 from .data.recording import Recording, Stage
-from .vector import EnvError
 
 HELD_WINDOWS = 8192  # at most so many validation windows: a validation is one batch
 RETURN_RANGE = 1000.0  # what reward_norm=return_range scales the spread of returns to

@@ -21,35 +21,16 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from ..errors import EnvError, nearest
 from .dicts import leaves, value
 from .guard import told
 from .mujoco import dmc
-from .mujoco.physics import pip_install
+from .packages import home, pip_install
 from .parts import listed_parts, usual
-from .vector import EnvError, gymnasium_make, nearest, unmade
+from .vector import gymnasium_make, unmade
 
 log = logging.getLogger("rheo")
 
-# Environment families outside gymnasium: id prefix -> (module that registers them, pip name).
-ELSEWHERE = {
-    "AdroitHand": ("gymnasium_robotics", "gymnasium-robotics"),
-    "AntMaze": ("gymnasium_robotics", "gymnasium-robotics"),
-    "Fetch": ("gymnasium_robotics", "gymnasium-robotics"),
-    "FrankaKitchen": ("gymnasium_robotics", "gymnasium-robotics"),
-    "HandManipulate": ("gymnasium_robotics", "gymnasium-robotics"),
-    "HandReach": ("gymnasium_robotics", "gymnasium-robotics"),
-    "PointMaze": ("gymnasium_robotics", "gymnasium-robotics"),
-    "antmaze-": ("ogbench", "ogbench"),
-    "antsoccer-": ("ogbench", "ogbench"),
-    "cube-": ("ogbench", "ogbench"),
-    "dm_control/": ("dm_control", "'rheo-rl[dmc]'"),
-    "gym_aloha/": ("gym_aloha", "gym-aloha"),
-    "gym_pusht/": ("gym_pusht", "gym-pusht"),
-    "humanoidmaze-": ("ogbench", "ogbench"),
-    "pointmaze-": ("ogbench", "ogbench"),
-    "puzzle-": ("ogbench", "ogbench"),
-    "scene-": ("ogbench", "ogbench"),
-}
 # One of each family, to see whether it runs with the installed versions.
 SAMPLES = {
     "Adroit": "AdroitHandDoor-v1",
@@ -70,12 +51,6 @@ SAMPLES = {
 OLDER = ("Fetch", "FrankaKitchen", "HandManipulate", "HandReach")
 # Where an environment says in a step's info that its task is solved at that moment.
 SUCCESS_KEYS = ("success", "is_success", "goal_achieved")
-
-
-def home(env_id: str) -> tuple[str, str]:
-    """Module and pip name of the package of an id; gymnasium's own when nobody claims it."""
-    claims = (ELSEWHERE[prefix] for prefix in ELSEWHERE if env_id.startswith(prefix))
-    return next(claims, ("gymnasium", "gymnasium"))
 
 
 def register(env_id: str) -> None:

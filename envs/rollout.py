@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import EnvError
 from .chunk import ChunkEnv
 from .noise import TILE, EpisodeNoise, filled
-from .vector import EnvError
 
 log = logging.getLogger("rheo")
 ENDLESS = 100_000  # frames after which an episode without a time limit is taken for endless

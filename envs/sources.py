@@ -16,12 +16,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..errors import EnvError
 from .batch import Batch, Choice, Coded, Rollout
 from .buffer import Buffer
 from .chunk import ChunkEnv, ChunkStep
 from .memory import available, size_text
 from .nstep import Pending
-from .vector import EnvError
 
 log = logging.getLogger("rheo")
 ROLLOUT_SHARE = 0.5  # of free memory: an update needs as much again

@@ -5,12 +5,13 @@ from typing import Any, Literal
 
 import torch
 
+from ..errors import EnvError
 from .adapter import GymnasiumVector
 from .chunk import ChunkEnv
 from .families import register
 from .mujoco import native, physics
 from .mujoco.native import NativeVector
-from .vector import EnvError, VectorEnv
+from .vector import VectorEnv
 
 log = logging.getLogger("rheo")
 

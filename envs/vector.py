@@ -5,12 +5,11 @@ registered Box environment in a loop. The fast backend for MuJoCo's own tasks is
 """
 
 import contextlib
-import difflib
 import functools
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
@@ -20,15 +19,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import EnvError
 from .batch import Step
 from .guard import ours, refuse_non_finite, told
 from .mujoco.physics import mujoco
 
 log = logging.getLogger("rheo")
-
-
-class EnvError(ValueError):
-    """An environment that cannot be used as asked: the message says what, why and the remedy."""
 
 
 class VectorEnv(ABC):
@@ -148,12 +144,6 @@ class VectorEnv(ABC):
 @functools.cache
 def _log_mapping(env_id: str, bounds: str) -> None:
     log.info("%s: actions in [-1, 1] are mapped to the bounds %s", env_id, bounds)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean X?)' for the closest known name, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 @contextlib.contextmanager

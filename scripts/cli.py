@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 
-from rheo.errors import USER, RheoError, nearest
+from rheo.errors import RheoError, nearest
 
 VERBS = {
     "train": ("train", "main", "train a policy: rheo train algo=rfm env=hopper"),
@@ -43,11 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return call(argv[0], argv[1:]) if argv else call("help", [])
     except RheoError as error:
-        return complain(error, error.code)
-    except ValueError as error:
-        if not from_environment(error):
-            raise
-        return complain(error, USER)
+        print(f"rheo: {error}", file=sys.stderr)
+        return error.code
     except KeyboardInterrupt:
         print("rheo: interrupted", file=sys.stderr)
         return 130
@@ -108,18 +105,6 @@ def listen() -> None:
         logger.addHandler(Stderr())
         logger.setLevel(logging.INFO)
         logger.propagate = False
-
-
-def from_environment(error: ValueError) -> bool:
-    """Whether an environment refused the user's input (its class needs torch: never imported)."""
-    vector = sys.modules.get("rheo.envs.vector")
-    return vector is not None and isinstance(error, vector.EnvError)
-
-
-def complain(error: Exception, code: int) -> int:
-    """Prints the message and gives back the exit status."""
-    print(f"rheo: {error}", file=sys.stderr)
-    return code
 
 
 def version() -> str:

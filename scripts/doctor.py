@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from rheo.errors import RheoError
+from rheo.errors import EnvError, RheoError
 
 from .config.words import flags
 from .store.provenance import versions
@@ -154,12 +154,11 @@ def disk() -> Iterator[Finding]:
 def families_here() -> Iterator[Finding]:
     """Which families of environments of other packages run with the installed versions."""
     from rheo.envs import families
-    from rheo.envs.mujoco.physics import pip_install
-    from rheo.envs.vector import EnvError
+    from rheo.envs.packages import home, pip_install
 
     running = []
     for name, env_id in families.SAMPLES.items():
-        module, package = families.home(env_id)
+        module, package = home(env_id)
         if importlib.util.find_spec(module) is None:
             yield Finding("note", f"{name}: {module} is not installed", pip_install(package))
             continue

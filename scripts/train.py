@@ -14,8 +14,7 @@ import torch
 from rheo.envs.batch import Choice
 from rheo.envs.rollout import as_rows
 from rheo.envs.sources import Rollouts, placed
-from rheo.envs.vector import EnvError
-from rheo.errors import MACHINE, NUMERICS, REQUEUE, RheoError, command, nearest
+from rheo.errors import MACHINE, NUMERICS, REQUEUE, EnvError, RheoError, command, nearest
 
 from .assemble import EVAL_SEED, Experiment, Sizes, assemble, make_env, refuse_other_order, staged
 from .config.compose import asked

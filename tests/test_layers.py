@@ -16,7 +16,15 @@ LIBRARY = {  # folder -> packages of others that it may import, and folders of o
     "envs": ({"torch", "numpy", "gymnasium", "mujoco", "h5py"}, {"envs", "errors"}),
     "envs/data": (
         {"numpy", "h5py", "gymnasium"},
-        {"envs.data", "envs.parts", "envs.paths", "envs.memory", "envs.dicts", "envs.vector", "errors"},
+        {
+            "envs.data",
+            "envs.parts",
+            "envs.paths",
+            "envs.memory",
+            "envs.dicts",
+            "envs.vector",
+            "errors",
+        },
     ),
     "configs": (set(), set()),
 }

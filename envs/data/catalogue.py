@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..paths import expanded
 from .foreign import hub
-from .recording import as_env_error, refuse
+from .recording import refuse
 
 # Addresses as in Farama-Foundation/D4RL, d4rl/gym_mujoco/__init__.py and
 # d4rl/hand_manipulation_suite/__init__.py.
@@ -147,7 +147,6 @@ def find(name: str) -> Path:
     raise refuse(name, f"not found in {looked}; run `rheo data fetch {data_set}`")
 
 
-@as_env_error()
 def locate(name: str) -> Path:
     """The file of a path or of a known data set's name (hopper-medium-v2).
 

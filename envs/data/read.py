@@ -24,7 +24,7 @@ from .faults import (
     starts,
 )
 from .formats import opened
-from .recording import SHOWN, Fault, Reading, Recording, Refused, as_env_error, pieces, refuse
+from .recording import SHOWN, Fault, Reading, Recording, Refused, pieces, refuse
 from .several import spelled
 from .units import in_unit
 from .writing import write
@@ -36,7 +36,6 @@ OVERHEAD = 1.2  # peak memory of reading, against the arrays' own
 log = logging.getLogger("rheo")
 
 
-@as_env_error()
 def read(path: str | Sequence[str], **how: Any) -> Recording:
     """The recording behind a path, a known data set's name, or `minari:DATASET_ID`.
 
@@ -51,14 +50,12 @@ def read(path: str | Sequence[str], **how: Any) -> Recording:
     return mended(recording, reading.on_bad)
 
 
-@as_env_error()
 def estimate(path: str | Sequence[str], **how: Any) -> int:
     """Bytes that the arrays of `read(path, **how)` take, from the file's headers alone."""
     with opened(where(path), Reading(**how)) as layout:
         return layout.sizes().nbytes
 
 
-@as_env_error()
 def env_of(path_or_name: str | Sequence[str]) -> str | None:
     """The environment of a recording: as the file tells, else as its name does, else None."""
     file = where(path_or_name) if is_there(path_or_name) else path_or_name
@@ -68,7 +65,6 @@ def env_of(path_or_name: str | Sequence[str]) -> str | None:
         return layout.about()["env_id"]
 
 
-@as_env_error()
 def played_in(path_or_name: str | Sequence[str]) -> tuple[str | None, bool]:
     """`env_of`, and whether observations and actions have that environment's sizes.
 

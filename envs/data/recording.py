@@ -1,6 +1,5 @@
 """What a reader of recorded data hands over: the record, its faults, and room for its arrays."""
 
-import contextlib
 import os
 import shlex
 import tempfile
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import EnvError
 from ..paths import expanded
 
 BLOCK_BYTES = 1 << 22  # a file is read, checked and written in pieces of about this size
@@ -83,11 +83,8 @@ class Fault(NamedTuple):
         return f"{place}: {self.text}" if place else self.text
 
 
-class Refused(Exception):
-    """A file that cannot be used, fault by fault.
-
-    Inside the readers it stands for EnvError, whose module imports torch; see `as_env_error`.
-    """
+class Refused(EnvError):
+    """A file that cannot be used, fault by fault."""
 
     def __init__(self, path: str | os.PathLike, faults: list[Fault]) -> None:
         self.path, self.faults = str(path), faults
@@ -109,17 +106,6 @@ def remark(about: dict[str, Any], key: str, text: str) -> None:
 def refuse(path: str | os.PathLike, text: str, key: str = "", value: Any = None) -> Refused:
     """One error about a file, or about one of its keys."""
     return Refused(path, [Fault("error", key, None, None, value, text)])
-
-
-@contextlib.contextmanager
-def as_env_error() -> Iterator[None]:
-    """Turns Refused into EnvError. Only a refusal pays for importing torch."""
-    try:
-        yield
-    except Refused as refused:
-        from ..vector import EnvError
-
-        raise EnvError(str(refused)) from refused
 
 
 class Column(NamedTuple):

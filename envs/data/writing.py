@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..paths import expanded
 from .formats import OURS, SUFFIXES
-from .recording import Column, Recording, as_env_error, block_rows, pieces, refuse
+from .recording import Column, Recording, block_rows, pieces, refuse
 
 VERSION = 1
 OWN = {
@@ -25,7 +25,6 @@ LEVEL = 4  # of gzip
 CHUNK = 4096  # rows of an HDF5 chunk
 
 
-@as_env_error()
 def write(recording: Recording, path: str | os.PathLike, **attrs: Any) -> None:
     """Writes a recording without loss; `read` of the file gives it back.
 

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from ..vector import EnvError
+from ...errors import EnvError
 from .control import Control
 from .control_tasks import TASKS
 from .physics import mujoco

@@ -18,10 +18,11 @@ from gymnasium.utils import seeding
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...errors import EnvError, nearest
 from ..batch import Step
 from ..families import parts_of
 from ..guard import reset_warnings, told
-from ..vector import EnvError, VectorEnv, gymnasium_make, nearest
+from ..vector import VectorEnv, gymnasium_make
 from . import control_tasks, tasks, walkers
 from .physics import INTEGRATION, mujoco, simulate
 from .tasks import Task

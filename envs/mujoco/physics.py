@@ -11,7 +11,6 @@ exposes neither, so `PooledForces` speaks to the C interface itself; where that 
 
 import ctypes
 import functools
-import importlib.util
 import logging
 import weakref
 from pathlib import Path
@@ -21,26 +20,13 @@ import mujoco as _mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from ..packages import bound_packages
+
 log = logging.getLogger("rheo")
 mujoco: Any = _mujoco  # the names of its extension modules carry no types
 
 INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION.value
 FORCES = "cfrc_ext"
-
-
-# Packages that run on older versions of MuJoCo only: those of constraints-manipulation.txt.
-BOUND = ("robosuite", "metaworld")
-
-
-def bound_packages() -> list[str]:
-    """Which of BOUND are installed."""
-    return [name for name in BOUND if importlib.util.find_spec(name) is not None]
-
-
-def pip_install(package: str) -> str:
-    """The command that adds a package and leaves MuJoCo as it is where others depend on it."""
-    held = "-c constraints-manipulation.txt " if bound_packages() else ""
-    return f"pip install {held}{package}"
 
 
 def pool_remedy() -> str:

@@ -4,7 +4,6 @@ Each check takes the resolved, well-typed configuration as a plain tree and give
 imports torch or a simulator.
 """
 
-import ast
 import importlib.util
 import os
 import re
@@ -12,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from rheo.envs.packages import ELSEWHERE, home, pip_install
 from rheo.envs.paths import exists
 from rheo.errors import RheoError, command, nearest
 
@@ -151,19 +151,11 @@ def environment(tree: dict[str, Any]) -> list[str]:
 
     if name in registry:
         return []
-    for prefix, (module, package) in elsewhere().items():
-        if name.startswith(prefix):
-            found = importlib.util.find_spec(module) is not None
-            return [] if found else [f"env.id={name!r}: needs a package: pip install {package}"]
+    module, package = home(name)
+    if module != "gymnasium":
+        found = importlib.util.find_spec(module) is not None
+        return [] if found else [f"env.id={name!r}: needs a package: {pip_install(package)}"]
     return [f"env.id={name!r}: no such environment{suggest(name, list(registry))}"]
-
-
-def elsewhere() -> dict[str, tuple[str, str]]:
-    """Which packages register other ids: the table of envs/families.py, read unimported."""
-    for node in schema.parse(schema.ROOT / "envs" / "families.py").body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ELSEWHERE":
-            return ast.literal_eval(node.value)
-    raise LookupError("envs/families.py has no table ELSEWHERE")
 
 
 def suggest(name: str, ids: list[str]) -> str:
@@ -204,7 +196,7 @@ def plugin(name: str) -> list[str]:
 def foreign(name: str) -> bool:
     """Whether an id names a module that neither is known nor lies in a --config-dir folder."""
     module, colon, _ = name.partition(":")
-    if not colon or module in {known for known, _ in elsewhere().values()}:
+    if not colon or module in {known for known, _ in ELSEWHERE.values()}:
         return False
     try:
         schema.find(f"{module}.Id")

@@ -11,7 +11,7 @@ from rheo.envs.chunk import ChunkEnv
 from rheo.envs.guard import NonFiniteAction
 from rheo.envs.mujoco import physics
 from rheo.envs.suites import make
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 
 GAMMA = 0.9
 

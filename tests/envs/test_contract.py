@@ -9,11 +9,12 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rheo.envs import families, suites
+from rheo.envs import packages, suites
 from rheo.envs.guard import NonFiniteAction
 from rheo.envs.mujoco import physics
 from rheo.envs.suites import make
-from rheo.envs.vector import EnvError, VectorEnv
+from rheo.envs.vector import VectorEnv
+from rheo.errors import EnvError
 
 NATIVE = pytest.param(
     "native",
@@ -290,7 +291,7 @@ def test_bad_requests_are_one_clear_error(arguments: dict[str, Any], message: st
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(families.ELSEWHERE, "Absent", ("no_such_module_anywhere", "absent-envs"))
+    monkeypatch.setitem(packages.ELSEWHERE, "Absent", ("no_such_module_anywhere", "absent-envs"))
     with pytest.raises(EnvError, match="pip install absent-envs"):
         make("AbsentThing-v0", 1)
 

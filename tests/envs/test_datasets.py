@@ -9,7 +9,7 @@ from rheo.envs.chunk import ChunkEnv
 from rheo.envs.datasets import RETURN_RANGE, Dataset, Mixed, Transitions
 from rheo.envs.sources import Replay
 from rheo.envs.suites import make
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 
 LENGTHS = [1, 7, 2, 12, 3, 5]
 

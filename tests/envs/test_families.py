@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from rheo.envs import families
+from rheo.envs import families, packages
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.parts import GOAL_KEYS
 from rheo.envs.rollout import evaluate, summary
 from rheo.envs.scores import normalized_score
 from rheo.envs.suites import make
-from rheo.envs.vector import EnvError, VectorEnv
+from rheo.envs.vector import VectorEnv
+from rheo.errors import EnvError
 from rheo.scripts.cli import main
 
 DATA = Path(os.environ.get("RHEO_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -48,7 +49,7 @@ EXACT = [  # whole state of the task is known
 
 def needs(env_id: str) -> str:
     """The id, or the test is skipped where its package is not installed."""
-    module, package = families.home(env_id)
+    module, package = packages.home(env_id)
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{package} is not installed")
     return env_id
@@ -292,7 +293,7 @@ def test_a_missing_package_is_one_line_with_its_command(
     monkeypatch.setattr(sys, "meta_path", found)
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
-    for name in [name for name in gymnasium.registry if families.home(name)[0] == module]:
+    for name in [name for name in gymnasium.registry if packages.home(name)[0] == module]:
         monkeypatch.delitem(gymnasium.registry, name)
     task = ["env.id=cube-single-play-singletask-v0"] if package == "ogbench" else []
     assert main(["train", "algo=sac", config, *task]) == 2

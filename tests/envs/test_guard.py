@@ -9,11 +9,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rheo.envs import families
+from rheo.envs import families, packages
 from rheo.envs.mujoco import physics
 from rheo.envs.rollout import wilson
 from rheo.envs.suites import make
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 
 
 class Odd(gymnasium.Env):
@@ -192,7 +192,7 @@ def test_an_old_id_is_answered_with_the_versions_that_there_are(old):
 
 
 def test_a_family_that_does_not_run_names_versions_and_the_way_out(monkeypatch):
-    monkeypatch.setitem(families.ELSEWHERE, "RheoOdd", ("gymnasium", "torch"))
+    monkeypatch.setitem(packages.ELSEWHERE, "RheoOdd", ("gymnasium", "torch"))
     monkeypatch.setattr(families, "OLDER", ("RheoOdd",))
     with pytest.raises(EnvError, match=r"torch \S+ and mujoco \S+ are installed; it runs with"):
         make("RheoOdd-v0", 1, fault="make", value=AssertionError())
@@ -214,8 +214,9 @@ def test_a_failed_environment_is_saved_as_one_that_begins_anew():
 
 @pytest.mark.parametrize("bound", [[], ["robosuite"], ["robosuite", "metaworld"]])
 def test_the_remedy_for_an_old_mujoco_leaves_what_depends_on_it_alone(monkeypatch, bound):
-    monkeypatch.setattr(physics, "bound_packages", lambda: bound)
-    remedy, command = physics.pool_remedy(), physics.pip_install("ogbench")
+    for module in (packages, physics):
+        monkeypatch.setattr(module, "bound_packages", lambda: bound)
+    remedy, command = physics.pool_remedy(), packages.pip_install("ogbench")
     if not bound:
         assert (remedy, command) == ("pip install 'mujoco>=3.17'", "pip install ogbench")
         return

@@ -19,7 +19,7 @@ from rheo.envs.datasets import Dataset
 from rheo.envs.dicts import table
 from rheo.envs.parts import GOAL_KEYS, LOW_DIM, usual
 from rheo.envs.suites import make
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 from rheo.scripts.cli import main
 from rheo.scripts.store.run import Run
 

@@ -10,7 +10,7 @@ from rheo.envs import rollout
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.rollout import Episode, as_rows, evaluate, summary
 from rheo.envs.suites import make
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 
 
 class Dice(gymnasium.Env):

@@ -16,7 +16,7 @@ from rheo.envs.nstep import Decision, join
 from rheo.envs.rollout import evaluate
 from rheo.envs.sources import Replay, Rollouts
 from rheo.envs.suites import make
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 from rheo.scripts.store.state import tensors
 
 GAMMA = 0.9

@@ -68,11 +68,9 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == f"rheo {rheo.__version__}\n"
 
 
-def test_an_environments_refusal_is_a_message_too() -> None:
-    from rheo.envs.vector import EnvError
-    from rheo.scripts.cli import from_environment
-
-    assert from_environment(EnvError("x")) and not from_environment(ValueError("x"))
+def test_an_environments_refusal_is_a_message_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "algo=sac", "env=hopper", "env.options.no_such=1"]) == 2
+    assert "no option 'no_such'" in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:

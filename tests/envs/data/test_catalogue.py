@@ -8,7 +8,7 @@ import pytest
 from rheo.envs.data.catalogue import WORLDS, addresses, file_name, fits, known
 from rheo.envs.data.read import env_of, locate, read
 from rheo.envs.suites import make
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 
 
 def small(file: Path) -> None:

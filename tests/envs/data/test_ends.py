@@ -9,7 +9,7 @@ import torch
 
 from rheo.envs.data.read import faults, read
 from rheo.envs.datasets import Dataset, Transitions
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 
 LENGTHS = [4, 6, 3, 7]
 ENDS = np.cumsum(LENGTHS)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rheo.envs.data.read import faults, read
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 
 LENGTHS = [4, 6, 3, 7]
 STEPS = sum(LENGTHS)

@@ -11,7 +11,7 @@ import torch
 
 from rheo.envs.data.read import faults, read
 from rheo.envs.datasets import Dataset
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 from rheo.scripts.cli import main
 
 

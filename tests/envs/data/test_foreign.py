@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from rheo.envs.data.read import env_of, estimate, read
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 
 LENGTHS = [5, 8, 4]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rheo.envs.data.read import env_of, estimate, read
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 
 LENGTHS = [4, 6, 5]
 

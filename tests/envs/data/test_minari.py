@@ -14,7 +14,7 @@ from rheo.envs.data.read import faults, read
 from rheo.envs.datasets import Dataset
 from rheo.envs.parts import GOAL_KEYS
 from rheo.envs.suites import make
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 
 ACTION = Box(-1, 1, (2,), np.float32)
 STEPS = 5

@@ -11,7 +11,7 @@ import pytest
 from rheo.envs.data import read as recordings
 from rheo.envs.data import recording as record
 from rheo.envs.data.read import env_of, estimate, read, write
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 
 LENGTHS = [3, 1, 7, 2, 12, 5]
 ENDS = np.cumsum(LENGTHS)

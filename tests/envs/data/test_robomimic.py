@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rheo.envs.data.read import env_of, estimate, read
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 
 ARM = ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"]
 

@@ -13,7 +13,7 @@ import torch
 from rheo.envs.data.read import env_of, estimate, read
 from rheo.envs.data.several import joined
 from rheo.envs.datasets import Dataset
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 from rheo.scripts.cli import main
 
 

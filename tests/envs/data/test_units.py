@@ -14,7 +14,7 @@ from rheo.envs.data.read import read
 from rheo.envs.data.recording import Stage
 from rheo.envs.datasets import Dataset
 from rheo.envs.suites import make
-from rheo.envs.vector import EnvError
+from rheo.errors import EnvError
 
 STEPS = 200
 LOW, HIGH = np.array([-2.0, -0.4]), np.array([6.0, 0.4])

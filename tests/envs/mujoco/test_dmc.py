@@ -17,7 +17,8 @@ from rheo.envs.mujoco import control, dmc, physics
 from rheo.envs.mujoco.control_tasks import TASKS
 from rheo.envs.mujoco.physics import mujoco
 from rheo.envs.suites import make
-from rheo.envs.vector import EnvError, VectorEnv
+from rheo.envs.vector import VectorEnv
+from rheo.errors import EnvError
 
 if importlib.util.find_spec("dm_control") is None:
     pytest.skip("dm_control's model files are not installed", allow_module_level=True)
