@@ -12,8 +12,9 @@ import torch
 from rheo.envs.batch import Batch
 from rheo.envs.buffer import Buffer
 from rheo.envs.data.faults import faults
-from rheo.envs.data.read import AUTO, load, write
+from rheo.envs.data.read import AUTO, load
 from rheo.envs.data.recording import Reading, Recording
+from rheo.envs.data.writing import write
 from rheo.envs.datasets import Transitions
 
 from .bench_measure import Goal, Plan, Row, alternate, shorter

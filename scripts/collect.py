@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rheo.envs.data.read import write
-from rheo.envs.data.recording import Recording
-from rheo.envs.data.several import joined
+from rheo.envs.data.recording import Recording, joined
+from rheo.envs.data.writing import write
 from rheo.envs.paths import expanded
 from rheo.envs.scores import normalized_score
 from rheo.errors import RheoError, nearest

@@ -11,7 +11,7 @@ from rheo.envs.data.catalogue import fits
 from rheo.envs.data.faults import faults, saturated, starts, tables
 from rheo.envs.data.read import AUTO, load, mended
 from rheo.envs.data.recording import Reading, Recording, Refused, refuse
-from rheo.envs.data.writing import SUFFIXES, store
+from rheo.envs.data.writing import SUFFIXES, write
 from rheo.envs.memory import size_text
 from rheo.envs.paths import expanded
 from rheo.envs.scores import normalized_score
@@ -228,7 +228,7 @@ def convert(options: argparse.Namespace) -> int:
     elif "jumps" in recording.about:
         text = "next_observations that are not the following ones cannot be kept; --on-bad drop"
         raise refuse(options.source, text)
-    store(recording, target)
+    write(recording, target)
     steps, episodes = len(recording.action), len(recording.ends)
     print(f"{target}: {steps:,} steps in {episodes:,} episodes, {on_disk(str(target))[2:]}")
     return 0

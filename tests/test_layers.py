@@ -16,15 +16,7 @@ LIBRARY = {  # folder -> packages of others that it may import, and folders of o
     "envs": ({"torch", "numpy", "gymnasium", "mujoco", "h5py"}, {"envs", "errors"}),
     "envs/data": (
         {"numpy", "h5py", "gymnasium"},
-        {
-            "envs.data",
-            "envs.parts",
-            "envs.paths",
-            "envs.memory",
-            "envs.dicts",
-            "envs.vector",
-            "errors",
-        },
+        {"envs.data", "envs.parts", "envs.paths", "envs.memory", "envs.dicts", "errors"},
     ),
     "configs": (set(), set()),
 }

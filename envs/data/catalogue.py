@@ -132,7 +132,11 @@ def file_remedy(path: str | os.PathLike) -> str:
 
 
 def find(name: str) -> Path:
-    """The file of a path or of a known data set's name. Raises Refused with the fetch command."""
+    """The file of a path or of a known data set's name (hopper-medium-v2).
+
+    Names are looked for in D4RL_DATASET_DIR, ~/.d4rl/datasets, then RHEO_DATASETS or
+    ~/.rheo/datasets. Raises Refused with the command that fetches it.
+    """
     path = expanded(name)
     if path.exists():
         return path
@@ -145,18 +149,6 @@ def find(name: str) -> Path:
                 return folder / spelling
     looked = ", ".join(map(str, folders()))
     raise refuse(name, f"not found in {looked}; run `rheo data fetch {data_set}`")
-
-
-def locate(name: str) -> Path:
-    """The file of a path or of a known data set's name (hopper-medium-v2).
-
-    Names are looked for in D4RL_DATASET_DIR, ~/.d4rl/datasets, then RHEO_DATASETS or
-    ~/.rheo/datasets. Raises EnvError with the command that fetches it.
-    """
-    path = find(name)
-    if not path.exists():
-        raise refuse(name, f"no such file or data set; {file_remedy(path)}")
-    return path
 
 
 def env_by_name(name: str) -> str | None:

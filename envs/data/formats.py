@@ -1,14 +1,20 @@
-"""Which layout of recorded data a file or folder has; each has a file of its own."""
+"""Which layout of recorded data a file or folder has; each has a file of its own.
+
+Several files, and a folder of episodes, are one recording too (`Several`).
+"""
 
 import contextlib
+import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import h5py
 
+from ..parts import refuse_filter
 from .aloha import aloha, is_aloha
 from .containers import hdf5, hdf5_attributes, hdf5_columns, hdf5_groups, kind_of, npz, tree
 from .ends import named
@@ -16,39 +22,58 @@ from .flat import Flat
 from .foreign import WRITE, ZARR
 from .lerobot import INFO, lerobot
 from .maniskill import ManiSkill, is_maniskill
-from .recording import Reading, Recording, Refused, Sizes, refuse
+from .recording import (
+    Layout,
+    Reading,
+    Recording,
+    Refused,
+    Sizes,
+    episodes,
+    refuse,
+    spelled,
+    stack,
+    total,
+)
 from .replay_zarr import replay_buffer
 from .robomimic import Robomimic, is_robomimic, natural
-from .several import Several, spelled
 
 OURS = "rheo"
 SUFFIXES = (".hdf5", ".h5", ".npz")
+SAME = ("obs_keys", "env_id", "control_mode")  # in all files that tell them
+UNIT = ("action_scale", "action_low", "action_high")  # in all files or in none, if they are read
+log = logging.getLogger("rheo")
 
 
-class Layout(Protocol):
-    """An opened file, of which only headers were read."""
+class Head(NamedTuple):
+    """What the headers of a file tell."""
 
-    def sizes(self) -> Sizes:
-        """What its arrays need; successors are an upper bound."""
-        ...
+    sizes: Sizes
+    about: dict[str, Any]
 
-    def read(self, storage: str) -> Recording:
-        """The recording in the storage "ram" or "mmap", unchecked but for what reading it needs.
 
-        Raises Refused.
-        """
-        ...
+known_heads: dict[str, Head] = {}
 
-    def about(self) -> dict[str, Any]:
-        """Format, path, environment, and what else the file says of itself."""
-        ...
+
+def head(path: str | Sequence[str], reading: Reading) -> Head:
+    """What headers tell. Raises Refused.
+
+    Remembered: a command looks at a folder of episodes before and after torch is imported, and then
+    reads it.
+    """
+    stamp = os.stat(path).st_mtime_ns if isinstance(path, str) and os.path.exists(path) else 0
+    told = (reading.obs_keys, reading.filter, reading.held, reading.env_parts)
+    key = f"{path} {stamp} {told}"
+    if key not in known_heads:
+        with opened(path, reading) as layout:
+            known_heads[key] = Head(layout.sizes(), layout.about())
+    return known_heads[key]
 
 
 @contextlib.contextmanager
 def opened(path: str | Sequence[str], reading: Reading) -> Iterator[Layout]:
     """What is behind a path, several paths, or `minari:DATASET_ID`. Raises Refused."""
     if not isinstance(path, str):
-        yield Several(spelled(path), path, reading, opened)
+        yield Several(spelled(path), path, reading)
         return
     if path.startswith("minari:"):
         from .minari_store import Minari  # gymnasium, which files do without
@@ -58,7 +83,7 @@ def opened(path: str | Sequence[str], reading: Reading) -> Iterator[Layout]:
     file = Path(path)
     kind = kind_of_folder(file) if file.is_dir() else kind_of(file)
     if isinstance(kind, list):
-        yield Several(path, kind, reading, opened)
+        yield Several(path, kind, reading)
     elif kind in ("lerobot", "parquet"):
         yield lerobot(path, reading)
     elif kind == "zarr":
@@ -129,3 +154,94 @@ def unknown(folder: Path, inside: list[Path]) -> Refused:
         return refuse(folder, f"a folder of {len(inside):,} files; {example.name} is {text}")
     text = f"a folder of {len(inside):,} files; give one of them, such as {example}"
     return refuse(folder, text)
+
+
+class Several:
+    """Files that are read one after the other, so that few are open and few are in memory.
+
+    Raises Refused naming the first file that differs from the first one in the sizes of
+    observations or actions, in their keys, or in what it tells of environment and actions.
+    """
+
+    def __init__(self, path: str, files: Sequence[str], reading: Reading) -> None:
+        self.path, self.files, self.reading = path, list(files), reading
+        self.heads: list[Head] = []
+        for file in self.files:
+            self.heads.append(head(file, reading))
+            self.compare(file)
+        self.note()
+
+    def compare(self, file: str) -> None:
+        """Raises Refused where a file, whose head is the last one, differs from the first."""
+        sizes, about = self.heads[-1]
+        refuse_filter(file, self.reading, about)
+        for key, what in (("obs_dim", "observations"), ("action_dim", "actions")):
+            mine, theirs = getattr(sizes, key), getattr(self.heads[0].sizes, key)
+            if mine != theirs:
+                text = f"has {mine} dimensions, {theirs} in {self.files[0]}"
+                raise refuse(file, f"{text}; recordings of one kind are joined", what)
+        unit = UNIT if self.reading.action_scale in ("auto", "recorded") else ()
+        for key in (*SAME, *unit):
+            told = [one.about.get(key) for one in self.heads]
+            first = next((i for i, one in enumerate(told) if one is not None or key in UNIT), -1)
+            mine, theirs = told[-1], told[first]
+            if mine != theirs and (mine is not None or key in UNIT):
+                mine, theirs = ("not told" if one is None else one for one in (mine, theirs))
+                text = f"is {mine}, and {theirs} in {self.files[first]}"
+                raise refuse(file, f"{text}; recordings of one kind are joined", key)
+
+    def note(self) -> None:
+        """Says what differs and does not keep the files from being joined."""
+        pairs = list(zip(self.files, self.heads, strict=True))
+        lacking = [file for file, one in pairs if not one.sizes.reward]
+        if lacking and len(lacking) < len(self.files):
+            text = "data=%s: no rewards in %s, so those of the other files are not used"
+            log.warning(text, self.path, lacking[0])
+        rates = {one.about["dt"]: file for file, one in pairs if "dt" in one.about}
+        if len(rates) > 1:
+            parts = ", ".join(f"{dt:g} s in {file}" for dt, file in rates.items())
+            log.warning("data=%s: time steps differ: %s", self.path, parts)
+
+    def sizes(self) -> Sizes:
+        """See Layout."""
+        return total([one.sizes for one in self.heads])
+
+    def read(self, storage: str) -> Recording:
+        """See Layout."""
+        told: list[dict[str, Any]] = []
+        parts = (part for one in self.recordings(storage, told) for part in episodes(one))
+        recording = stack(self.path, parts, self.sizes(), storage, {})
+        return recording._replace(about=self.whole(told) | recording.about)
+
+    def recordings(self, storage: str, told: list[dict[str, Any]]) -> Iterator[Recording]:
+        """The recordings, one in memory at a time; what they tell goes to `told`."""
+        for file in self.files:
+            with opened(file, self.reading) as layout:
+                recording = layout.read(storage)
+            short, inner = Path(file).name, recording.about.get("demos")
+            names = [f"{short} {name}" for name in inner or ()] or [short] * len(recording.ends)
+            broken = [
+                fault._replace(text=f"{fault.text} (in {short})")
+                for fault in recording.about.get("broken", ())
+            ]
+            told.append(recording.about | {"demos": names, "broken": broken})
+            yield recording
+
+    def about(self) -> dict[str, Any]:
+        """See Layout."""
+        return self.whole([one.about for one in self.heads])
+
+    def whole(self, told: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What all files tell: of each thing the first that is told, of lists all members."""
+        whole: dict[str, Any] = {}
+        for one in told:
+            whole = one | {key: value for key, value in whole.items() if value is not None}
+        for key in ("jumps", "episodes"):  # counted in one file
+            whole.pop(key, None)
+        kinds = list(dict.fromkeys(one["format"] for one in told))
+        whole |= {"format": f"{len(self.files)} files of {', '.join(kinds)}", "path": self.path}
+        for key in ("left_out", "unread", "remarks", "broken", "demos"):
+            members = [member for one in told for member in one.get(key, ())]
+            members = members if key == "demos" else list(dict.fromkeys(members))
+            whole |= {key: members} if members else {}
+        return whole

@@ -10,26 +10,22 @@ from numpy.typing import NDArray
 from ..memory import available, size_text
 from ..parts import read_parts, refuse_clash, refuse_filter
 from ..paths import exists
-from .catalogue import env_by_name, find, fits, locate
+from .catalogue import env_by_name, find, fits
 from .faults import (
     bad_rows,
     episode_of,
     errors,
     excess,
-    faults,
     not_finite,
     outside,
     remarks,
     rows_outside,
     starts,
 )
-from .formats import opened
-from .recording import SHOWN, Fault, Reading, Recording, Refused, pieces, refuse
-from .several import spelled
+from .formats import head, opened
+from .recording import SHOWN, Reading, Recording, Refused, pieces, refuse, spelled
 from .units import in_unit
-from .writing import write
 
-__all__ = ["Fault", "Recording", "env_of", "estimate", "faults", "locate", "read", "write"]
 ON_BAD, STORAGE = ("refuse", "drop", "clip"), ("ram", "mmap")
 AUTO = "auto"  # storage of programs that look at files: memory where there is enough
 OVERHEAD = 1.2  # peak memory of reading, against the arrays' own
@@ -40,7 +36,7 @@ def read(path: str | Sequence[str], **how: Any) -> Recording:
     """The recording behind a path, a known data set's name, or `minari:DATASET_ID`.
 
     Several of them are joined end to end, as are the episodes of a folder. how: fields of
-    `Reading`. No file is ever changed; what was guessed or left out is logged. Raises EnvError that
+    `Reading`. No file is ever changed; what was guessed or left out is logged. Raises Refused that
     names file, key, episode, step, value and remedy.
     """
     reading = Reading(**how)
@@ -50,31 +46,16 @@ def read(path: str | Sequence[str], **how: Any) -> Recording:
     return mended(recording, reading.on_bad)
 
 
-def estimate(path: str | Sequence[str], **how: Any) -> int:
-    """Bytes that the arrays of `read(path, **how)` take, from the file's headers alone."""
-    with opened(where(path), Reading(**how)) as layout:
-        return layout.sizes().nbytes
-
-
-def env_of(path_or_name: str | Sequence[str]) -> str | None:
-    """The environment of a recording: as the file tells, else as its name does, else None."""
-    file = where(path_or_name) if is_there(path_or_name) else path_or_name
-    if isinstance(file, str) and not is_there(file):
-        return env_by_name(file)
-    with opened(file, Reading()) as layout:
-        return layout.about()["env_id"]
-
-
 def played_in(path_or_name: str | Sequence[str]) -> tuple[str | None, bool]:
-    """`env_of`, and whether observations and actions have that environment's sizes.
+    """The environment of a recording: as the file tells, else as its name does, else None.
 
-    Observations by keys are not asked: which of them are read is still open.
+    And whether observations and actions have that environment's sizes. Observations by keys are not
+    asked: which of them are read is still open. Raises Refused.
     """
     file = where(path_or_name)
     if not is_there(file):
         return env_by_name(file) if isinstance(file, str) else None, True
-    with opened(file, Reading()) as layout:
-        about, sizes = layout.about(), layout.sizes()
+    sizes, about = head(file, Reading())
     alike = "obs_keys" in about or fits(about["env_id"], sizes.obs_dim, sizes.action_dim)
     return about["env_id"], alike
 

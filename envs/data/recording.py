@@ -3,8 +3,8 @@
 import os
 import shlex
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,6 +187,25 @@ class Sizes(NamedTuple):
         return 4 * floats + self.steps + 16 * self.episodes
 
 
+class Layout(Protocol):
+    """An opened file, of which only headers were read."""
+
+    def sizes(self) -> Sizes:
+        """What its arrays need; successors are an upper bound."""
+        ...
+
+    def read(self, storage: str) -> Recording:
+        """The recording in the storage "ram" or "mmap", unchecked but for what reading it needs.
+
+        Raises Refused.
+        """
+        ...
+
+    def about(self) -> dict[str, Any]:
+        """Format, path, environment, and what else the file says of itself."""
+        ...
+
+
 def stack(
     path: str,
     parts: Iterable[Part | list[Fault]],
@@ -244,6 +263,45 @@ def stack(
     return Recording(obs, action, reward, terminated, np.array(ends, np.int64), places, about)
 
 
+def joined(recordings: Sequence[Recording]) -> Recording:
+    """Recordings of one kind, all in memory, end to end."""
+    parts = (part for recording in recordings for part in episodes(recording))
+    return stack("memory", parts, total([sizes_of(one) for one in recordings]), "ram", {})
+
+
+def sizes_of(recording: Recording) -> Sizes:
+    """The sizes of a recording."""
+    known, reward = int((recording.successor >= 0).sum()), recording.reward is not None
+    dims = recording.obs.shape[1], recording.action.shape[1]
+    return Sizes(len(recording.action), len(recording.ends), known, *dims, reward)
+
+
+def episodes(recording: Recording) -> Iterator[Part]:
+    """The episodes of a recording."""
+    jumps = np.asarray(recording.about.get("jumps", ()), np.int64)
+    start = 0
+    for end, successor in zip(recording.ends.tolist(), recording.successor.tolist(), strict=True):
+        rows = slice(start, end)
+        yield Part(
+            recording.obs[rows],
+            recording.action[rows],
+            None if recording.reward is None else recording.reward[rows],
+            bool(recording.terminated[end - 1]),
+            recording.obs[successor] if successor >= 0 else None,
+            jumps[(jumps >= start) & (jumps < end)] - start if len(jumps) else jumps,
+        )
+        start = end
+
+
+def total(sizes: Sequence[Sizes]) -> Sizes:
+    """The sizes of all recordings together."""
+    first = sizes[0]
+    steps, count, known = (sum(column) for column in list(zip(*sizes, strict=True))[:3])
+    return first._replace(
+        steps=steps, episodes=count, successors=known, reward=all(one.reward for one in sizes)
+    )
+
+
 def differing(following: NDArray, obs: NDArray) -> NDArray:
     """Rows [N] where next observations [N, Do] are not the following observations.
 
@@ -255,3 +313,8 @@ def differing(following: NDArray, obs: NDArray) -> NDArray:
         close = np.isclose(following[rows], obs[rows], rtol=1e-4, atol=1e-4, equal_nan=True)
         rows = rows[~close.all(1)]
     return rows
+
+
+def spelled(path: str | Sequence[str]) -> str:
+    """One file as it is, several as the command line lists them."""
+    return path if isinstance(path, str) else f"[{','.join(path)}]"

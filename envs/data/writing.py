@@ -34,13 +34,8 @@ def write(recording: Recording, path: str | os.PathLike, **attrs: Any) -> None:
     the last observation. Actions are stored in [-1, 1] (action_scale="unit"); action_low and
     action_high in `attrs` are what they stand for. The file appears whole or not at all.
 
-    Raises EnvError for another suffix.
+    Raises Refused for another suffix.
     """
-    store(recording, path, **attrs)
-
-
-def store(recording: Recording, path: str | os.PathLike, **attrs: Any) -> None:
-    """`write`, raising Refused."""
     file = expanded(path)
     if file.suffix not in SUFFIXES:
         raise refuse(path, f"unknown suffix {file.suffix!r}; there are {', '.join(SUFFIXES)}")

@@ -14,7 +14,8 @@ from gymnasium.wrappers import FlattenObservation, TransformObservation
 
 from rheo.envs import families
 from rheo.envs.chunk import ChunkEnv
-from rheo.envs.data.read import read, write
+from rheo.envs.data.read import read
+from rheo.envs.data.writing import write
 from rheo.envs.datasets import Dataset
 from rheo.envs.dicts import table
 from rheo.envs.parts import GOAL_KEYS, LOW_DIM, usual

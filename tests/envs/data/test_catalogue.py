@@ -5,8 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rheo.envs.data.catalogue import WORLDS, addresses, file_name, fits, known
-from rheo.envs.data.read import env_of, locate, read
+from rheo.envs.data.catalogue import (
+    WORLDS,
+    addresses,
+    env_by_name,
+    file_name,
+    find,
+    fits,
+    known,
+)
+from rheo.envs.data.read import played_in, read
 from rheo.envs.suites import make
 from rheo.errors import EnvError
 
@@ -24,16 +32,16 @@ def test_names_are_found_in_the_usual_folders_in_order(
     for key, folder in (("D4RL_DATASET_DIR", "a"), ("HOME", "b"), ("RHEO_DATASETS", "c")):
         monkeypatch.setenv(key, str(tmp_path / folder))
     with pytest.raises(EnvError, match="run `rheo data fetch hopper-medium-v2`"):
-        locate("hopper_medium-v2")
+        find("hopper_medium-v2")
     for folder in ("c", "b/.d4rl/datasets", "a"):
         (tmp_path / folder).mkdir(parents=True)
         file = tmp_path / folder / "hopper_medium-v2.hdf5"
         small(file)
-        assert locate("hopper-medium-v2") == locate("hopper_medium-v2") == file
+        assert find("hopper-medium-v2") == find("hopper_medium-v2") == file
     assert read("hopper-medium-v2").ends.tolist() == [2, 4]
-    assert locate(str(file)) == file
-    with pytest.raises(EnvError, match="no such file or data set"):
-        locate("nothing-v0")
+    assert find(str(file)) == file
+    with pytest.raises(EnvError, match="no such file"):
+        read("nothing-v0")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +69,7 @@ def test_names_are_found_in_the_usual_folders_in_order(
     ],
 )
 def test_only_the_full_name_of_a_set_tells_the_environment(name: str, env_id: str | None) -> None:
-    assert env_of(name) == env_id
+    assert env_by_name(name) == env_id
 
 
 @pytest.mark.parametrize(
@@ -79,7 +87,7 @@ def test_a_name_tells_nothing_of_data_of_other_sizes(
     obs, action = (np.zeros((4, size)) for size in sizes)
     with (tmp_path / name).open("wb") as out:
         np.savez(out, observations=obs, actions=action, episode_ends=[2, 4])
-    assert env_of(str(tmp_path / name)) == env_id
+    assert played_in(str(tmp_path / name))[0] == env_id
 
 
 @pytest.mark.parametrize("env_id", ["Hopper-v4", "Walker2d-v5", "Reacher-v5", "Ant-v4"])

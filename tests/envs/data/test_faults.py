@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from rheo.envs.data.read import faults, read
+from rheo.envs.data.faults import faults
+from rheo.envs.data.read import read
 from rheo.errors import EnvError
 
 LENGTHS = [4, 6, 3, 7]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from rheo.envs.data.read import faults, read
+from rheo.envs.data.faults import faults
+from rheo.envs.data.read import read
 from rheo.envs.datasets import Dataset
 from rheo.errors import EnvError
 from rheo.scripts.cli import main

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rheo.envs.data.read import env_of, estimate, read
+from rheo.envs.data.formats import head
+from rheo.envs.data.read import played_in, read
+from rheo.envs.data.recording import Reading
 from rheo.errors import EnvError
 
 LENGTHS = [4, 6, 5]
@@ -29,8 +31,8 @@ def test_every_version_is_read_frame_by_frame(tmp_path: Path, foreign: Any, vers
     assert (about["dt"], about["robot"], about["format"]) == (0.1, "so100", "LeRobot")
     assert recording.reward is None and (recording.successor == -1).all()
     arrays = [value for value in recording if isinstance(value, np.ndarray)]
-    assert estimate(path) == sum(array.nbytes for array in arrays)
-    assert env_of(path) is None
+    assert head(path, Reading()).sizes.nbytes == sum(array.nbytes for array in arrays)
+    assert played_in(path)[0] is None
 
 
 def test_obs_keys_choose_and_order_the_columns(tmp_path: Path, foreign: Any) -> None:

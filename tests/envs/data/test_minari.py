@@ -10,7 +10,8 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 
 from rheo.envs.chunk import ChunkEnv
-from rheo.envs.data.read import faults, read
+from rheo.envs.data.faults import faults
+from rheo.envs.data.read import read
 from rheo.envs.datasets import Dataset
 from rheo.envs.parts import GOAL_KEYS
 from rheo.envs.suites import make

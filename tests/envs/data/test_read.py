@@ -10,7 +10,11 @@ import pytest
 
 from rheo.envs.data import read as recordings
 from rheo.envs.data import recording as record
-from rheo.envs.data.read import env_of, estimate, read, write
+from rheo.envs.data.faults import faults
+from rheo.envs.data.formats import head
+from rheo.envs.data.read import played_in, read
+from rheo.envs.data.recording import Reading
+from rheo.envs.data.writing import write
 from rheo.errors import EnvError
 
 LENGTHS = [3, 1, 7, 2, 12, 5]
@@ -113,7 +117,7 @@ def test_runs_of_terminal_steps_are_one_step_episodes(tmp_path: Path) -> None:
     recording = read(hdf5(tmp_path / "antmaze-umaze-v2.hdf5", content))
     assert recording.ends.tolist() == [3, 4, 11, 12, 13, 25, 30]
     assert recording.about["env_id"] is None
-    fault = next(f for f in recordings.faults(recording) if f.key == "terminals")
+    fault = next(f for f in faults(recording) if f.key == "terminals")
     assert fault.level == "note" and "3 of 7 episodes have one step" in fault.text
 
 
@@ -146,7 +150,7 @@ def test_physical_actions_are_mapped_by_the_bounds_that_a_file_tells(tmp_path: P
     path = hdf5(tmp_path / "a.hdf5", content, action_low=low, action_high=high, env_id="My-v0")
     recording = read(path)
     np.testing.assert_allclose(recording.action, ACTION, atol=1e-6)
-    assert recording.about["env_id"] == env_of(path) == "My-v0"
+    assert recording.about["env_id"] == played_in(path)[0] == "My-v0"
     small = some("observations", "timeouts", actions=ACTION * 2 + [0, 2])
     path = npz(tmp_path / "a.npz", small | {"action_low": low, "action_high": high})
     np.testing.assert_allclose(read(path).action, ACTION, atol=1e-6)
@@ -245,12 +249,14 @@ def test_memory_is_estimated_from_headers_and_checked_before_anything_is_allocat
         npz(tmp_path / "b.npz", d4rl_v2()),
     ):
         arrays = [v for v in read(path) if isinstance(v, np.ndarray)]
-        assert estimate(path) == pytest.approx(sum(a.nbytes for a in arrays), rel=0.2)
+        assert head(path, Reading()).sizes.nbytes == pytest.approx(
+            sum(a.nbytes for a in arrays), rel=0.2
+        )
     with h5py.File(tmp_path / "huge.hdf5", "w") as file:  # 4 TB that nobody wrote
         for key, width in (("observations", 1000), ("actions", 10)):
             file.create_dataset(key, (10**9, width), "f4", chunks=(4096, width))
         file.create_dataset("timeouts", (10**9,), "?", chunks=(4096,))
-    assert estimate(str(tmp_path / "huge.hdf5")) == 4 * 1010 * 10**9 + 10**9
+    assert head(str(tmp_path / "huge.hdf5"), Reading()).sizes.nbytes == 4 * 1010 * 10**9 + 10**9
     monkeypatch.setattr(recordings, "available", lambda: 10**10)
     with pytest.raises(EnvError, match=r"huge.hdf5: needs 4849.20 GB .*; set data.storage=mmap"):
         read(str(tmp_path / "huge.hdf5"))

@@ -8,7 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
-from rheo.envs.data.read import env_of, estimate, read
+from rheo.envs.data.formats import head
+from rheo.envs.data.read import played_in, read
+from rheo.envs.data.recording import Reading
 from rheo.errors import EnvError
 
 ARM = ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"]
@@ -126,8 +128,8 @@ def test_dropping_leaves_the_demonstration_and_its_name_out(tmp_path: Path) -> N
 def test_headers_tell_size_and_environment(tmp_path: Path) -> None:
     path = demos(tmp_path / "a.hdf5", [4, 2], env_name="PickPlaceCan")
     arrays = [value for value in read(path) if isinstance(value, np.ndarray)]
-    assert estimate(path) == sum(array.nbytes for array in arrays)
-    assert env_of(path) == "PickPlaceCan"
+    assert head(path, Reading()).sizes.nbytes == sum(array.nbytes for array in arrays)
+    assert played_in(path)[0] == "PickPlaceCan"
 
 
 def test_a_file_without_demonstrations_is_empty(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from rheo.envs.data.read import env_of, estimate, read
-from rheo.envs.data.several import joined
+from rheo.envs.data.formats import head
+from rheo.envs.data.read import played_in, read
+from rheo.envs.data.recording import Reading, joined
 from rheo.envs.datasets import Dataset
 from rheo.errors import EnvError
 from rheo.scripts.cli import main
@@ -46,7 +47,7 @@ def test_files_are_joined_in_the_order_that_is_given(tmp_path: Path) -> None:
     assert both.about["demos"] == ["b.npz", "a.npz", "a.npz"]
     assert both.about["path"] == f"[{b},{a}]" and both.about["format"] == "2 files of npz"
     arrays = [value for value in both if isinstance(value, np.ndarray)]
-    assert estimate([b, a]) == sum(array.nbytes for array in arrays)
+    assert head([b, a], Reading()).sizes.nbytes == sum(array.nbytes for array in arrays)
 
 
 def test_a_folder_of_episodes_is_the_same_as_its_files(tmp_path: Path) -> None:
@@ -56,6 +57,24 @@ def test_a_folder_of_episodes_is_the_same_as_its_files(tmp_path: Path) -> None:
     for mine, theirs in zip(whole[:6], listed[:6], strict=True):
         np.testing.assert_array_equal(mine, theirs)
     assert whole.about["path"] == str(tmp_path / "demos")
+
+
+def test_headers_of_a_folder_are_read_once_however_often_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / f"episode_{i}.hdf5" for i in range(3)]
+    for file in files:
+        with h5py.File(file, "w") as content:
+            content["observations"], content["actions"] = np.ones((4, 3)), np.zeros((4, 2))
+            content["terminals"] = np.arange(4) == 3
+    opened, real = [], h5py.File
+    monkeypatch.setattr(h5py, "File", lambda *a, **k: opened.append(a[0]) or real(*a, **k))
+    played_in(str(tmp_path))
+    assert opened == files
+    head(str(tmp_path), Reading(storage="mmap"))
+    assert opened == files
+    assert len(read(str(tmp_path)).ends) == 3
+    assert opened == [*files, *files]  # each once more, for what it holds
 
 
 def test_formats_may_differ_where_their_sizes_do_not(tmp_path: Path) -> None:
@@ -68,7 +87,7 @@ def test_formats_may_differ_where_their_sizes_do_not(tmp_path: Path) -> None:
     assert both.successor.tolist() == [9, 10, -1] and both.obs.shape == (11, 3)
     assert both.terminated.tolist() == [False] * 8 + [True]
     assert both.about["format"] == "2 files of npz, d4rl" and both.about["env_id"] == "Mine-v0"
-    assert env_of([a, str(tmp_path / "b.hdf5")]) == "Mine-v0"
+    assert played_in([a, str(tmp_path / "b.hdf5")])[0] == "Mine-v0"
 
 
 BOUNDS: dict[str, Any] = {"action_low": [-1, -1], "action_high": [1, 1]}

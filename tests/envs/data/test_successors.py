@@ -7,7 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
-from rheo.envs.data.read import faults, read, write
+from rheo.envs.data.faults import faults
+from rheo.envs.data.read import read
+from rheo.envs.data.writing import write
 
 EPISODES, LENGTH = 6, 20
 STEPS = EPISODES * LENGTH
