@@ -309,8 +309,7 @@ class Transitions(Dataset):
         _, counts = np.unique(recording.reward, return_counts=True)
         if self.reward_norm == "auto" and counts.max() > (1 - SPARSE) * len(recording.reward):
             return 1.0
-        starts = np.concatenate([[0], recording.ends[:-1]])
-        returns = np.add.reduceat(np.asarray(recording.reward, np.float64), starts)
+        returns = np.add.reduceat(np.asarray(recording.reward, np.float64), recording.starts)
         spread = float(returns.max() - returns.min())
         if spread <= 0:
             raise ValueError(

@@ -121,25 +121,3 @@ def read_parts(about: Mapping[str, Any]) -> dict[str, int]:
     """The parts that a recording's observations are made of, in order; {} where it tells none."""
     keys, widths = about.get("obs_keys") or (), about.get("obs_widths") or ()
     return dict(zip(keys, widths, strict=True)) if len(keys) == len(widths) else {}
-
-
-def told(about: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(key, text) of what of a file is read and what is not."""
-    texts = []
-    if about.get("obs_keys"):
-        parts = listed_parts(read_parts(about)) or ", ".join(about["obs_keys"])
-        texts.append(("observations", f"read are {parts}, in this order"))
-    if about.get("left_out"):
-        text = f"left out: {', '.join(about['left_out'])}; data.obs_keys=[...] chooses"
-        texts.append(("observations", text))
-    if about.get("unread"):
-        texts.append(("", f"not read: {', '.join(about['unread'])}"))
-    filters = about.get("filters")
-    if filters:
-        held = ", ".join(f"{name} ({len(demos)})" for name, demos in filters.items())
-        text = (
-            f"filter keys with their demonstrations: {held}; {about['filtered']}; "
-            "data.filter=NAME reads one, data.holdout=NAME validates on one"
-        )
-        texts.append(("mask", text))
-    return texts

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from rheo.envs.data.catalogue import fits
-from rheo.envs.data.faults import faults, saturated, starts, tables
+from rheo.envs.data.faults import faults, saturated
 from rheo.envs.data.read import AUTO, load, mended
 from rheo.envs.data.recording import Reading, Recording, Refused, refuse
 from rheo.envs.data.writing import SUFFIXES, write
@@ -116,7 +116,7 @@ def info(options: argparse.Namespace) -> int:
 
 def described(recording: Recording) -> list[str]:
     """The report of one file."""
-    about, lengths = recording.about, recording.ends - starts(recording)
+    about, lengths = recording.about, recording.lengths
     arrays = [value for value in recording if isinstance(value, np.ndarray)]
     count, ended = len(lengths), int(recording.terminated.sum())
     known = int((recording.successor >= 0).sum())
@@ -132,7 +132,7 @@ def described(recording: Recording) -> list[str]:
         f"  length       {quantiles(lengths)}",
         f"  return       {returns(recording)}",
     ]
-    for key, table in tables(recording).items():
+    for key, table in recording.tables.items():
         lines.append(f"  {key:12} {table.shape[1]} dimensions, {bounds(table)}")
     lines[-1] += f", {100 * saturated(recording):.1f} % at a bound"
     return [*lines, *(f"  {fault.level:12} {fault.line()}" for fault in faults(recording))]
@@ -161,7 +161,7 @@ def returns(recording: Recording) -> str:
     """Quantiles of the episodes' returns, and the mean's score where references are known."""
     if recording.reward is None:
         return "no rewards"
-    values = np.add.reduceat(recording.reward, starts(recording), dtype=np.float64)
+    values = np.add.reduceat(recording.reward, recording.starts, dtype=np.float64)
     env_id, sizes = recording.about["env_id"], (recording.obs.shape[1], recording.action.shape[1])
     known = env_id if fits(env_id, *sizes) else None
     score = normalized_score(known or "", float(values.mean()))

@@ -1,13 +1,16 @@
-"""What is wrong with a recording (errors) and what is odd about it (notes), with the place."""
+"""What is wrong with a recording (errors) and what is odd about it (notes), with the place.
+
+A rule yields what it finds; `ERRORS` and `NOTES` are the tables of them.
+"""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..parts import told
+from ..parts import listed_parts, read_parts
 from .recording import Fault, Recording, pieces
 
 TOLERANCE = 1e-6  # of action bounds: rounding of what was clipped in another precision
@@ -16,125 +19,102 @@ SATURATED, MUCH = 1 - 1e-4, 0.01  # an entry at a bound; the share of them that 
 LEAVE_OUT = "data.on_bad=drop leaves the episodes out"
 
 
+class Found(NamedTuple):
+    """What a rule found, at a step of the recording or in a whole episode, if anywhere."""
+
+    key: str
+    text: str
+    row: int | None = None
+    value: float | None = None
+    episode: int | None = None
+
+
+Rule = Callable[[Recording], Iterator[Found]]
+
+
 def faults(recording: Recording) -> list[Fault]:
     """All errors, then all notes."""
-    return errors(recording) + notes(recording)
+    return errors(recording) + told(recording, "note", NOTES)
 
 
 def errors(recording: Recording) -> list[Fault]:
     """What keeps a recording from being used, one fault for each key and kind."""
-    found = [
-        missing_end(recording),
-        *not_finite(recording),
-        outside(recording),
-        short(recording),
-        too_long(recording),
-    ]
-    return [*recording.about.get("broken", ()), *named(recording, found)]
+    return [*recording.about.get("broken", ()), *told(recording, "error", ERRORS)]
 
 
-def named(recording: Recording, found: Sequence[Fault | None]) -> list[Fault]:
-    """The faults that are some, with the number and the name that the file gives their episode."""
-    names, places = recording.about.get("demos"), recording.about.get("episodes")
-    result = []
-    for fault in filter(None, found):
-        episode = fault.episode
+def told(recording: Recording, level: str, rules: Sequence[Rule]) -> list[Fault]:
+    """What rules find, with the number and the name that the file gives an episode."""
+    names, numbers = recording.about.get("demos"), recording.about.get("episodes")
+    result, starts = [], recording.starts
+    for key, text, row, value, episode in (found for rule in rules for found in rule(recording)):
+        step = None
+        if row is not None:
+            episode = int(recording.episode_of(row))
+            step = int(row - starts[episode])
         if episode is not None and names:
-            fault = fault._replace(text=f"{fault.text} ({names[episode]})")
-        if episode is not None and places:
-            fault = fault._replace(episode=places[episode])
-        result.append(fault)
+            text = f"{text} ({names[episode]})"
+        if episode is not None and numbers:
+            episode = numbers[episode]
+        result.append(Fault(level, key, episode, step, value, text))
     return result
 
 
-def notes(recording: Recording) -> list[Fault]:
-    """What a user should know."""
-    found = [
-        *(Fault("note", key, None, None, None, text) for key, text in remarks(recording)),
-        *(constant(key, rows) for key, rows in tables(recording).items()),
-        some_short(recording),
-        duplicates(recording),
-        saturation(recording),
-        never_terminal(recording),
-    ]
-    return named(recording, found)
+# ---- errors ------------------------------------------------------------------------------------
 
 
-def remarks(recording: Recording) -> list[tuple[str, str]]:
-    """(key, text) of what its reader has to tell."""
-    return [*recording.about.get("remarks", []), *told(recording.about)]
+def missing_end(recording: Recording) -> Iterator[Found]:
+    """Steps whose recorded next observation is not the observation that follows."""
+    jumps = recording.about.get("jumps", ())
+    if len(jumps):
+        text = (
+            f"not the observation of the following step, so an episode's end is missing here; "
+            f"{len(jumps):,} such steps; mark the ends in timeouts, or {LEAVE_OUT}"
+        )
+        yield Found("next_observations", text, int(jumps[0]))
 
 
-def tables(recording: Recording) -> dict[str, NDArray]:
-    """The per-step tables by their key in a file."""
-    steps = len(recording.action)
-    return {"observations": recording.obs[:steps], "actions": recording.action}
+def not_finite(recording: Recording) -> Iterator[Found]:
+    """NaN and Inf, at the first place of each key."""
+    for key, (rows, line) in bad_rows(recording).items():
+        dim = int(np.flatnonzero(~np.isfinite(line))[0])
+        count = len(np.unique(recording.episode_of(rows)))
+        text = f"not a finite number in dimension {dim}; {len(rows)} such steps in {count} episodes"
+        yield Found(key, f"{text}; {LEAVE_OUT}", int(rows[0]), float(line[dim]))
 
 
-def episode_of(recording: Recording, rows: NDArray) -> NDArray:
-    """The episode of each step."""
-    return np.searchsorted(recording.ends, rows, side="right")
-
-
-def starts(recording: Recording) -> NDArray:
-    """First step of each episode [E]."""
-    return np.concatenate([[0], recording.ends[:-1]]).astype(np.int64)
-
-
-def place(recording: Recording, row: int) -> tuple[int, int]:
-    """Episode, and step within it, of a step of the recording."""
-    episode = int(episode_of(recording, np.array(row)))
-    return episode, int(row - starts(recording)[episode])
-
-
-def bad_rows(recording: Recording) -> dict[str, NDArray]:
-    """Key -> steps with NaN or Inf. A successor's step is its episode's last one."""
-    arrays = tables(recording)
+def bad_rows(recording: Recording) -> dict[str, tuple[NDArray, NDArray]]:
+    """Key -> steps with NaN or Inf, and the numbers of the first. A successor's is its episode's
+    last step.
+    """
+    arrays = recording.tables
     if recording.reward is not None:
-        arrays["rewards"] = recording.reward
-    found = {key: rows_not_finite(array) for key, array in arrays.items()}
-    known = np.flatnonzero(recording.successor >= 0)
-    after = rows_not_finite(recording.obs[len(recording.action) :])
-    owner = np.full(len(recording.obs) - len(recording.action), -1)
-    owner[recording.successor[known] - len(recording.action)] = known
-    found["next_observations"] = recording.ends[owner[after]] - 1
-    return {key: rows for key, rows in found.items() if len(rows)}
+        arrays["rewards"] = recording.reward[:, None]
+    found = {key: (rows_not_finite(array), array) for key, array in arrays.items()}
+    after = recording.obs[recording.successor[recording.successor >= 0]]
+    last = recording.ends[recording.successor >= 0] - 1
+    broken = rows_not_finite(after)
+    result = {key: (rows, array[rows[0]]) for key, (rows, array) in found.items() if len(rows)}
+    return result | ({"next_observations": (last[broken], after[broken[0]])} if len(broken) else {})
 
 
 def rows_not_finite(array: NDArray) -> NDArray:
     """Rows that hold NaN or Inf."""
+    return rows_where(array, lambda rows: ~np.isfinite(rows))
+
+
+def rows_where(array: NDArray, wrong: Callable[[NDArray], NDArray]) -> NDArray:
+    """Rows with an entry that is `wrong`, found piece by piece."""
     found = [np.empty(0, np.int64)]
     for start, rows in pieces(array):
-        finite = np.isfinite(rows)
-        if not finite.all():
-            found.append(start + np.flatnonzero(~finite.reshape(len(rows), -1).all(1)))
+        marked = wrong(rows)
+        if marked.any():
+            found.append(start + np.flatnonzero(marked.any(1)))
     return np.concatenate(found)
-
-
-def not_finite(recording: Recording) -> list[Fault]:
-    """NaN and Inf, at the first place of each key."""
-    result = []
-    for key, rows in bad_rows(recording).items():
-        episode, step = place(recording, rows[0])
-        if key == "next_observations":
-            line = recording.obs[recording.successor[episode]]
-        else:
-            arrays = tables(recording) | {"rewards": recording.reward}
-            line = np.atleast_1d(np.asarray(arrays[key])[rows[0]])
-        dim = int(np.flatnonzero(~np.isfinite(line))[0])
-        count = len(np.unique(episode_of(recording, rows)))
-        text = f"not a finite number in dimension {dim}; {len(rows)} such steps in {count} episodes"
-        value = float(line[dim])
-        result.append(Fault("error", key, episode, step, value, f"{text}; {LEAVE_OUT}"))
-    return result
 
 
 def rows_outside(recording: Recording) -> NDArray:
     """Steps whose actions leave [-1, 1]."""
-    found = [np.empty(0, np.int64)]
-    for start, rows in pieces(recording.action):
-        found.append(start + np.flatnonzero((np.abs(rows) > 1 + TOLERANCE).any(1)))
-    return np.concatenate(found)
+    return rows_where(recording.action, lambda rows: np.abs(rows) > 1 + TOLERANCE)
 
 
 class Excess(NamedTuple):
@@ -150,8 +130,6 @@ class Excess(NamedTuple):
 def excess(recording: Recording) -> Excess | None:
     """The finite actions beyond [-1, 1], None without any."""
     steps = rows_outside(recording)
-    if not len(steps):
-        return None
     held = np.abs(recording.action[steps])
     held[np.isinf(held)] = np.nan  # an infinite one is a fault of its own
     count = int((held > 1 + TOLERANCE).sum())
@@ -163,12 +141,11 @@ def excess(recording: Recording) -> Excess | None:
     return Excess(count, int(steps[row]), int(dim), largest, strange)
 
 
-def outside(recording: Recording) -> Fault | None:
+def outside(recording: Recording) -> Iterator[Found]:
     """Actions beyond [-1, 1], at the largest."""
     found = excess(recording)
     if found is None:
-        return None
-    episode, step = place(recording, found.row)
+        return
     unit = recording.about.get("unit", "read as in [-1, 1]")
     remedy = f"data.on_bad=clip cuts them, {LEAVE_OUT}"
     if found.strange:
@@ -183,91 +160,89 @@ def outside(recording: Recording) -> Fault | None:
         f"{found.entries:,} of {recording.action.size:,} entries lie outside [-1, 1], the largest "
         f"{found.largest:.3g}; {unit}: {other}; {remedy}"
     )
-    value = float(recording.action[found.row, found.dim])
-    return Fault("error", "actions", episode, step, value, text)
+    yield Found("actions", text, found.row, float(recording.action[found.row, found.dim]))
 
 
-def missing_end(recording: Recording) -> Fault | None:
-    """Steps whose recorded next observation is not the observation that follows."""
-    jumps = recording.about.get("jumps", ())
-    if not len(jumps):
-        return None
-    episode, step = place(recording, int(jumps[0]))
-    text = (
-        f"not the observation of the following step, so an episode's end is missing here; "
-        f"{len(jumps):,} such steps; mark the ends in timeouts, or {LEAVE_OUT}"
-    )
-    return Fault("error", "next_observations", episode, step, None, text)
-
-
-def one_step(recording: Recording) -> NDArray:
-    """Episodes of a single step."""
-    return np.flatnonzero(recording.ends - starts(recording) == 1)
-
-
-def short(recording: Recording) -> Fault | None:
+def short(recording: Recording) -> Iterator[Found]:
     """Most steps are episodes of their own: their ends are marked wrongly."""
-    single, steps = one_step(recording), len(recording.action)
-    if 2 * len(single) <= steps:
-        return None
-    text = (
-        f"{len(single):,} of {len(recording.ends):,} episodes have one step; "
-        "terminals and timeouts must be set at ends only"
-    )
-    return Fault("error", "timeouts", int(single[0]), 0, None, text)
+    single = recording.starts[recording.lengths == 1]
+    if 2 * len(single) > len(recording.action):
+        text = f"{len(single):,} of {len(recording.ends):,} episodes have one step; "
+        yield Found("timeouts", f"{text}terminals and timeouts must be set at ends only", single[0])
 
 
-def too_long(recording: Recording) -> Fault | None:
+def too_long(recording: Recording) -> Iterator[Found]:
     """Episodes longer than their environment's time limit: ends are not marked."""
     env_id, limit = recording.about.get("limit", (None, None))
-    lengths = recording.ends - starts(recording)
-    if limit is None or lengths.max() <= limit:
-        return None
-    longest = int(lengths.argmax())
-    text = (
-        f"{int((lengths > limit).sum()):,} of {len(lengths):,} episodes are longer than {env_id} "
-        f"allows ({limit:,} steps), this one {lengths[longest]:,}, so ends are not marked; "
-        f"data.time_limit={limit} cuts there (if they are that long, give their length)"
-    )
-    return Fault("error", "timeouts", longest, limit, None, text)
+    lengths = recording.lengths
+    if limit is not None and lengths.max() > limit:
+        longest = int(lengths.argmax())
+        text = (
+            f"{int((lengths > limit).sum()):,} of {len(lengths):,} episodes are longer than "
+            f"{env_id} allows ({limit:,} steps), this one {lengths[longest]:,}, so ends are not "
+            f"marked; data.time_limit={limit} cuts there (if they are that long, give their length)"
+        )
+        yield Found("timeouts", text, recording.starts[longest] + limit)
 
 
-def some_short(recording: Recording) -> Fault | None:
-    """Some episodes of one step, as in runs of terminal steps."""
-    single = one_step(recording)
-    if not len(single) or short(recording) is not None:
-        return None
-    text = f"{len(single):,} of {len(recording.ends):,} episodes have one step"
-    return Fault("note", "terminals", int(single[0]), 0, None, text)
+ERRORS: tuple[Rule, ...] = (missing_end, not_finite, outside, short, too_long)
+
+# ---- notes -------------------------------------------------------------------------------------
 
 
-def constant(key: str, table: NDArray) -> Fault | None:
+def remarks(recording: Recording) -> Iterator[Found]:
+    """What its reader has to tell, and what of the file is read."""
+    about = recording.about
+    yield from (Found(key, text) for key, text in about.get("remarks", ()))
+    if about.get("obs_keys"):
+        parts = listed_parts(read_parts(about)) or ", ".join(about["obs_keys"])
+        yield Found("observations", f"read are {parts}, in this order")
+    if about.get("left_out"):
+        text = f"left out: {', '.join(about['left_out'])}; data.obs_keys=[...] chooses"
+        yield Found("observations", text)
+    if about.get("unread"):
+        yield Found("", f"not read: {', '.join(about['unread'])}")
+    if about.get("filters"):
+        held = ", ".join(f"{name} ({len(demos)})" for name, demos in about["filters"].items())
+        text = f"filter keys with their demonstrations: {held}; {about['filtered']}; "
+        text += "data.filter=NAME reads one, data.holdout=NAME validates on one"
+        yield Found("mask", text)
+
+
+def constant(recording: Recording) -> Iterator[Found]:
     """Dimensions that never change."""
-    same = np.ones(table.shape[1], bool)
-    for _, rows in pieces(table):
-        same &= (rows == table[0]).all(0)
-    if not same.any() or len(table) < 2:
-        return None
-    dims = np.flatnonzero(same)
-    listed = ", ".join(map(str, dims[:8])) + (" ..." if len(dims) > 8 else "")
-    text = f"{len(dims)} of {len(same)} dimensions never change ({listed}); they get unit scale"
-    return Fault("note", key, None, None, float(table[0, dims[0]]), text)
+    for key, table in recording.tables.items():
+        same = np.ones(table.shape[1], bool)
+        for _, rows in pieces(table):
+            same &= (rows == table[0]).all(0)
+        dims = np.flatnonzero(same)
+        if len(dims) and len(table) > 1:
+            listed = ", ".join(map(str, dims[:8])) + (" ..." if len(dims) > 8 else "")
+            text = f"{len(dims)} of {len(same)} dimensions never change ({listed})"
+            yield Found(key, f"{text}; they get unit scale", None, float(table[0, dims[0]]))
 
 
-def duplicates(recording: Recording) -> Fault | None:
+def some_short(recording: Recording) -> Iterator[Found]:
+    """Some episodes of one step, as in runs of terminal steps."""
+    single = recording.starts[recording.lengths == 1]
+    if 0 < 2 * len(single) <= len(recording.action):
+        text = f"{len(single):,} of {len(recording.ends):,} episodes have one step"
+        yield Found("terminals", text, single[0])
+
+
+def duplicates(recording: Recording) -> Iterator[Found]:
     """Episodes that hold the same observations and actions as an earlier one."""
     seen: dict[bytes, int] = {}
     again = []
-    for episode, (start, end) in enumerate(zip(starts(recording), recording.ends, strict=True)):
+    for episode, (start, end) in enumerate(zip(recording.starts, recording.ends, strict=True)):
         digest = hashlib.blake2b(recording.obs[start:end].tobytes(), digest_size=16)
         digest.update(recording.action[start:end].tobytes())
         first = seen.setdefault(digest.digest(), episode)
         if first != episode:
             again.append((episode, first))
-    if not again:
-        return None
-    text = f"the same as episode {again[0][1]}; {len(again):,} episodes are duplicates"
-    return Fault("note", "observations", again[0][0], None, None, text)
+    if again:
+        text = f"the same as episode {again[0][1]}; {len(again):,} episodes are duplicates"
+        yield Found("observations", text, episode=again[0][0])
 
 
 def saturated(recording: Recording) -> float:
@@ -276,18 +251,20 @@ def saturated(recording: Recording) -> float:
     return count / recording.action.size
 
 
-def saturation(recording: Recording) -> Fault | None:
+def saturation(recording: Recording) -> Iterator[Found]:
     """Many actions at their bounds."""
     share = saturated(recording)
-    if share < MUCH:
-        return None
-    text = f"{100 * share:.1f} % of entries are at a bound"
-    return Fault("note", "actions", None, None, None, text)
+    if share >= MUCH:
+        yield Found("actions", f"{100 * share:.1f} % of entries are at a bound")
 
 
-def never_terminal(recording: Recording) -> Fault | None:
+def never_terminal(recording: Recording) -> Iterator[Found]:
     """No episode ended by the task."""
-    if recording.terminated.any():
-        return None
-    text = "no episode ended by the task; each counts as cut off, and its value goes on"
-    return Fault("note", "terminals", None, None, None, text)
+    if not recording.terminated.any():
+        text = "no episode ended by the task; each counts as cut off, and its value goes on"
+        yield Found("terminals", text)
+
+
+NOTES: tuple[Rule, ...] = (
+    *(remarks, constant, some_short, duplicates, saturation, never_terminal),
+)

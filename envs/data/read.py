@@ -13,14 +13,13 @@ from ..paths import exists
 from .catalogue import env_by_name, find, fits
 from .faults import (
     bad_rows,
-    episode_of,
     errors,
     excess,
     not_finite,
     outside,
     remarks,
     rows_outside,
-    starts,
+    told,
 )
 from .formats import head, opened
 from .recording import SHOWN, Reading, Recording, Refused, pieces, refuse, spelled
@@ -41,8 +40,8 @@ def read(path: str | Sequence[str], **how: Any) -> Recording:
     """
     reading = Reading(**how)
     recording = load(path, reading)
-    for key, text in remarks(recording):
-        log.info("data=%s: %s", spelled(path), f"{key}: {text}" if key else text)
+    for fault in told(recording, "note", [remarks]):
+        log.info("data=%s: %s", spelled(path), fault.line())
     return mended(recording, reading.on_bad)
 
 
@@ -124,10 +123,9 @@ def clip(recording: Recording) -> None:
     Raises Refused for NaN and Inf, which it would hide, and for actions in another unit, of which
     little would be left.
     """
-    path = recording.about["path"]
-    found, beyond = not_finite(recording), excess(recording)
-    if beyond is not None and beyond.strange:
-        found += filter(None, [outside(recording)])
+    path, beyond = recording.about["path"], excess(recording)
+    strange = beyond is not None and beyond.strange
+    found = told(recording, "error", [not_finite, outside] if strange else [not_finite])
     if found:
         raise Refused(path, found)
     if beyond is None:
@@ -142,9 +140,9 @@ def clip(recording: Recording) -> None:
 def dropped(recording: Recording) -> Recording:
     """The recording without the episodes that hold errors; it reuses the arrays."""
     recording = without_broken(recording)
-    rows = [rows_outside(recording), *bad_rows(recording).values()]
+    rows = [rows_outside(recording), *(rows for rows, _ in bad_rows(recording).values())]
     rows.append(np.asarray(recording.about.get("jumps", ()), np.int64))
-    bad = np.unique(episode_of(recording, np.concatenate(rows)))
+    bad = np.unique(recording.episode_of(np.concatenate(rows)))
     if not len(bad):
         return recording
     path, count = recording.about["path"], len(recording.ends)
@@ -174,7 +172,7 @@ def kept(recording: Recording, keep: NDArray) -> Recording:
     """The episodes with keep [E] set, moved together inside the arrays."""
     known = recording.successor[keep]
     after = recording.obs[known[known >= 0]]
-    lengths = (recording.ends - starts(recording))[keep]
+    lengths = recording.lengths[keep]
     steps = int(lengths.sum())
     obs, action, reward, terminated = (
         array if array is None else moved(array, recording, keep)
@@ -199,7 +197,7 @@ def kept(recording: Recording, keep: NDArray) -> Recording:
 def moved(array: NDArray, recording: Recording, keep: NDArray) -> NDArray:
     """The array with the rows of kept episodes at its front, in place."""
     row = 0
-    for start, end in zip(starts(recording)[keep], recording.ends[keep], strict=True):
+    for start, end in zip(recording.starts[keep], recording.ends[keep], strict=True):
         if row != start:
             array[row : row + end - start] = array[start:end]
         row += end - start

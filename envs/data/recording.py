@@ -59,6 +59,25 @@ class Recording(NamedTuple):
     successor: NDArray  # [E] int64: row of `obs` after the episode's last step, -1: not in the file
     about: dict[str, Any]  # format, path, env_id (or None), dt, dropped episodes, remarks ...
 
+    @property
+    def starts(self) -> NDArray:
+        """First step of each episode [E]."""
+        return np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
+
+    @property
+    def lengths(self) -> NDArray:
+        """Steps of each episode [E]."""
+        return np.diff(self.ends, prepend=0)
+
+    @property
+    def tables(self) -> dict[str, NDArray]:
+        """The per-step tables by their key in a file."""
+        return {"observations": self.obs[: len(self.action)], "actions": self.action}
+
+    def episode_of(self, rows: Any) -> NDArray:
+        """The episode of each step."""
+        return np.searchsorted(self.ends, rows, side="right")
+
 
 class Fault(NamedTuple):
     """One thing that is wrong (error) or odd (note). step counts from its episode's start."""
