@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import h5py
 
-from ..parts import refuse_filter
 from .aloha import aloha, is_aloha
+from .columns import refuse_filter
 from .containers import hdf5, hdf5_attributes, hdf5_columns, hdf5_groups, kind_of, npz, tree
 from .ends import named
 from .flat import Flat

@@ -10,7 +10,8 @@ import numpy as np
 from gymnasium.spaces.utils import flatdim
 
 from ..dicts import leaves, numbers, table, value
-from ..parts import choose, listed
+from ..parts import listed
+from .columns import choose
 from .containers import one_line
 from .episodes import LEAVE_OUT, fault, misfits, upright
 from .recording import Fault, Part, Reading, Recording, Sizes, refuse, stack

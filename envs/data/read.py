@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..memory import available, size_text
-from ..parts import read_parts, refuse_clash, refuse_filter
+from ..parts import read_parts
 from ..paths import exists
 from .catalogue import env_by_name, find, fits
+from .columns import refuse_clash, refuse_filter
 from .faults import (
     bad_rows,
     errors,

@@ -14,8 +14,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ..parts import choose, listed
+from ..parts import listed
 from . import trees
+from .columns import choose
 from .containers import hdf5_attributes
 from .episodes import LEAVE_OUT, fault, misfits, upright
 from .recording import Fault, Part, Reading, Recording, Sizes, differing, refuse, stack
