@@ -29,8 +29,9 @@ from .assemble import (
 from .config.compose import allow_typed, compose
 from .config.words import is_there
 from .evaluate import EVAL_SEED
-from .store.run import Run, existing
+from .store.run import Run
 from .store.state import restore
+from .store.where import existing
 
 MEDIUM, MEDIUM_RANGE = 50.0, (25.0, 75.0)  # D4RL score that "medium" looks for, and what will do
 NOISES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)  # tried in turn when every actor is too good

@@ -81,7 +81,7 @@ def answer_early(verb: str, argv: list[str]) -> None:
     elif verb in ("eval", "resume"):
         from .config.top import OPTIONS
         from .config.words import divide
-        from .store.run import existing
+        from .store.where import existing
 
         for name in divide(argv, OPTIONS).runs:
             existing(name)

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from rheo.envs.paths import absolute, expanded
 from rheo.errors import RheoError, command, nearest
 
-from .config.compose import stored
 from .config.overrides import run_path
 from .config.words import divide, stem_of
 from .plot import Curve, plot_curves
 from .store.journal import Journal
-from .store.run import existing, put_text
+from .store.run import put_text
+from .store.where import existing, stored
 
 USAGE = (
     "usage: rheo compare RUN... [metric=score|return|success_once|success_at_end] [out=TABLE.md]\n"

@@ -7,7 +7,8 @@ from rheo.errors import RheoError
 from . import collect
 from .config.compose import compose
 from .evaluate import evaluate_folder, report
-from .store.run import Run, locate
+from .store.run import Run
+from .store.where import locate
 from .train import default_name, train
 
 EPISODES = 50

@@ -26,7 +26,8 @@ from .assemble import (
     refuse_other_world,
     staged,
 )
-from .config.compose import AT_WILL, allow_typed, stored
+from .config.compose import allow_typed
+from .config.inherit import AT_WILL
 from .config.top import OPTIONS
 from .config.words import divide, one_run
 from .fast import fast_deploy
@@ -34,6 +35,7 @@ from .steering import flags_of, steered
 from .store.provenance import versions
 from .store.run import Run
 from .store.state import restore
+from .store.where import stored
 
 log = logging.getLogger("rheo")
 DECISIONS = 50  # timed

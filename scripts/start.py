@@ -16,10 +16,11 @@ from rheo.errors import RheoError
 
 from .assemble import twins
 from .config.build import target_of
-from .config.compose import AT_WILL, HOME
-from .config.inherit import POLICY_KEYS, acting_policy, inside, word
-from .store.run import Run, named
+from .config.compose import HOME
+from .config.inherit import AT_WILL, POLICY_KEYS, acting_policy, inside, word
+from .store.run import Run
 from .store.state import other_shape, put, upgraded
+from .store.where import named
 
 log = logging.getLogger("rheo")
 # settings of a network's node that do not change what its weights are: this run's are used

@@ -29,7 +29,7 @@ from .health import diagnosis
 from .plot import plot
 from .signals import Stop, stop_signals
 from .start import start_from
-from .store.run import Run, locate, shown
+from .store.run import Run
 from .store.state import (
     capture,
     holds_generators,
@@ -38,6 +38,7 @@ from .store.state import (
     restore,
     with_generators,
 )
+from .store.where import locate, shown
 
 log = logging.getLogger("rheo")
 PROBED = 8  # recorded observations at which a frozen base is tried

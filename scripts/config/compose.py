@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rheo.envs.paths import absolute, expanded
 from rheo.errors import RheoError
 
-from ..store import versions
+from ..store.where import one_line, stored
 from . import annotations, intent, rules, schema
 from .inherit import inherit
 from .intent import Typed
@@ -35,11 +35,6 @@ HOME = Path(__file__).resolve().parents[2] / "configs"
 NEEDED = "RUN"  # the init of an algorithm that cannot do without one
 ALIAS = re.compile(r"\$\{([\w.]+)\}")
 ABSENT = object()
-# settings of a policy that its weights do not depend on: free for another run or evaluation
-AT_WILL = (
-    *("policy.steps", "policy.grid", "policy.sampler", "policy.eta", "policy.clip_x"),
-    *("policy.clip_a", "policy.deploy_scale"),
-)
 
 
 def asked(argv: Sequence[str]) -> dict[str, Any]:
@@ -229,22 +224,6 @@ def move_data(config: dict[str, Any], data: Any) -> None:
         node["path"] = config["data"] = data
 
 
-def stored(folder: str | Path) -> dict[str, Any]:
-    """A run folder's config.yaml, read as today's settings (`versions`). Raises RheoError."""
-    from omegaconf import OmegaConf
-
-    file = Path(folder) / "config.yaml"
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    except Exception as error:  # yaml has no common base with OmegaConf's and the system's errors
-        raise RheoError(f"{file}: not readable as a configuration: {one_line(error)}") from error
-    if not isinstance(config, dict):
-        raise RheoError(f"{file}: holds no configuration")
-    versions.complete(config)
-    config.setdefault("init_part", "auto")
-    return {str(key): value for key, value in config.items()}
-
-
 def refuse_hidden(roots: list[Path]) -> None:
     """Raises RheoError when a file of a --config-dir would be hidden by one of ours."""
     ours = [file.relative_to(HOME) for file in HOME.rglob("*.yaml")]
@@ -380,11 +359,6 @@ def validate_node(node: Any, where: str) -> list[str]:
     for key, value in node.items():
         errors += validate_node(value, f"{where}.{key}")
     return errors
-
-
-def one_line(error: Exception) -> str:
-    """An error's text without its line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def report(errors: list[str]) -> str:

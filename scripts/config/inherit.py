@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 from rheo.errors import RheoError
 
+from ..store.where import existing, stored
+
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+# settings of a policy that its weights do not depend on: free for another run or evaluation
+AT_WILL = (
+    *("policy.steps", "policy.grid", "policy.sampler", "policy.eta", "policy.clip_x"),
+    *("policy.clip_a", "policy.deploy_scale"),
+)
 # settings of a base that are told at the start of a run: sampling, units, chunks
 POLICY_KEYS = (
-    *("policy.steps", "policy.grid", "policy.sampler", "policy.eta", "policy.clip_x"),
-    *("policy.clip_a", "policy.deploy_scale", "policy.squash"),
+    *(*AT_WILL, "policy.squash"),
     *("policy.obs_norm.kind", "policy.action_norm.kind"),
     *("horizon", "env.execute", "env.obs_steps"),
 )
@@ -23,13 +29,10 @@ def inherit(base: dict[str, Any], overrides: "list[Override]", roots: list[Path]
     """Takes the policy and the chunking of init=RUN: what its weights mean and how it samples.
 
     So a base is the policy that was evaluated. What is set by hand stays, and of the sampling
-    (`config.AT_WILL`) also what another algorithm's own file asks for. A policy of another class is
+    (AT_WILL) also what another algorithm's own file asks for. A policy of another class is
     left alone: `start.start_from` answers for it. A replay is warmed up by this policy, of which
     uniform actions would teach another: half of what a mixed batch clones were theirs.
     """
-    from ..store.run import existing
-    from .compose import AT_WILL, stored
-
     values = {one.key_or_group: one.value() for one in overrides}
     if not values.get("init"):
         return

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rheo.envs.paths import absolute
 from rheo.errors import RheoError, nearest
 
+from ..store.where import existing
 from . import annotations, rules, schema
 from .top import TOP
 from .words import is_literal, literal
@@ -76,8 +77,6 @@ def as_it_stands(key: str, text: str, word: str, errors: list[str]) -> "list[Ove
 
 def run_path(name: str) -> str:
     """A run's absolute path; the name itself where there is none (the checks say so)."""
-    from ..store.run import existing
-
     try:
         return str(existing(name).absolute())
     except RheoError:

@@ -16,6 +16,7 @@ from rheo.envs.paths import exists
 from rheo.errors import RheoError, command, nearest
 
 from ..health import SIGNS
+from ..store.where import existing, shown
 from . import schema
 
 COUNTS = {"steps", "log_every", "eval_every", "save_every", "episodes", "horizon", "execute"} | {
@@ -292,8 +293,6 @@ def head_fault(file: str, reading: Any) -> str:
 
 def base(tree: dict[str, Any]) -> list[str]:
     """The run to start from is there, and has saved itself."""
-    from ..store.run import existing, shown
-
     name, part = tree.get("init"), tree.get("init_part")
     if not name:
         told = f"init_part={part}: there is no init=; add init=RUN, whose part is meant"

@@ -1,14 +1,12 @@
 """The folder of a run: configuration, versions, metrics, checkpoints, and the lock that guards it.
 
-    runs/<name>/config.yaml    the composed configuration
-                run.json       versions, commit, command, machine; one entry per start
-                metrics.jsonl  one row per log; null stands for a number that is not finite
-                events/        the same for TensorBoard
-                eval/          per-episode rows of every evaluation
-                ckpt/          checkpoints, the newest two
-                lock           the process that writes here
-
-torch is imported only where tensors are: a folder that cannot be used is refused at once.
+runs/<name>/config.yaml    the composed configuration
+            run.json       versions, commit, command, machine; one entry per start
+            metrics.jsonl  one row per log; null stands for a number that is not finite
+            events/        the same for TensorBoard
+            eval/          per-episode rows of every evaluation
+            ckpt/          checkpoints, the newest two
+            lock           the process that writes here
 """
 
 import json
@@ -20,11 +18,17 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from rheo.envs.paths import expanded
+from omegaconf import OmegaConf
+
 from rheo.errors import MACHINE, RheoError, command
 
+from ..config.compose import load
+from ..config.rules import foreign
+from . import checkpoint
 from .journal import Events, Journal, floats
 from .lock import Lock
+from .provenance import start_entry
+from .where import existing, locate, shown
 
 logger = logging.getLogger("rheo")
 KEEP = 2  # checkpoints
@@ -81,8 +85,6 @@ class Run:
 
         argv: values to change, and the --config-dir of a run that needs one. Raises RheoError.
         """
-        from ..config.compose import load
-
         path = existing(name)
         config = load(path, argv, to_train=write)
         if not write:
@@ -108,10 +110,6 @@ class Run:
 
     def describe(self) -> None:
         """Writes config.yaml and this start's entry of run.json."""
-        from omegaconf import OmegaConf
-
-        from .provenance import start_entry
-
         file = self.path / "run.json"
         starts = [*earlier_starts(file), {"step": self.step, **start_entry()}]
         put_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
@@ -163,13 +161,11 @@ class Run:
         return told if isinstance(told, dict) else {}
 
     def save(self, step: int, tree: dict[str, Any]) -> Path | None:
-        """A checkpoint of `tree` (scripts/tree.py says what may be in it).
+        """A checkpoint of `tree` (tree.py says what may be in it).
 
         Returns None, with a warning, when the disk refuses: the last good one stays. RheoError
         (code 3) after five refusals in a row.
         """
-        from . import checkpoint
-
         start = perf_counter()
         self.journal.flush()
         clock = {"wall": self.before + start - self.clock}
@@ -191,8 +187,6 @@ class Run:
         Falls back to an older one with a warning, unless `strict`. Sets `step`. Raises RheoError
         when there are checkpoints and none can be trusted.
         """
-        from . import checkpoint
-
         faults = []
         for path in checkpoint.found(self.path / "ckpt"):
             try:
@@ -232,8 +226,6 @@ class Run:
 
         saved: whether there was a checkpoint.
         """
-        from . import checkpoint
-
         if self.lock is None:
             raise RuntimeError("resume needs the run's lock: open it with write=True")
         try:
@@ -249,8 +241,6 @@ class Run:
 
         Its folder is left as it is: a copy may have lost ckpt/, whose original is elsewhere.
         """
-        from . import checkpoint
-
         reached = max((row["step"] for row in self.rows()), default=0)
         halves = checkpoint.halves(self.path / "ckpt")
         if not reached and not halves:
@@ -275,8 +265,6 @@ class Run:
 
     def resume_command(self) -> str:
         """What to type to go on with this run."""
-        from ..config.rules import foreign
-
         folders = self.config.get("config_dir") or []
         flagged = [word for folder in folders for word in ("--config-dir", folder)]
         name = (self.config.get("env") or {}).get("id")
@@ -299,48 +287,6 @@ def earlier_starts(file: Path) -> list[Any]:
     os.replace(file, aside)
     logger.warning("%s: not readable (%s); set aside as %s", file, reason, aside.name)
     return []
-
-
-def locate(name: str) -> Path:
-    """The folder of a run's name: relative ones live under ./runs."""
-    path = expanded(name)
-    if not path.parts or ".." in path.parts:
-        raise RheoError(f"name={name!r}: a run's name cannot be empty or contain '..'")
-    return path if path.is_absolute() or path.parts[0] == "runs" else Path("runs") / path
-
-
-def existing(name: str) -> Path:
-    """The folder of an existing run, by its name or its path. Raises RheoError."""
-    from rheo.errors import nearest
-
-    path = expanded(name)
-    if not path.parts:
-        path = Path.cwd()  # `.`
-    for folder in (Path("runs") / path, path):
-        if (folder / "config.yaml").is_file():
-            return folder
-    runs = Path("runs")
-    known = [p.parent.name for p in runs.glob("*/config.yaml")] if runs.is_dir() else []
-    raise RheoError(f"no run at {place_of(path)} (it has no config.yaml){nearest(name, known)}")
-
-
-def place_of(path: Path) -> Path:
-    """Where a run of this name would be."""
-    under = path.is_absolute() or path.parts[0] in ("runs", "..")
-    return path if under else Path("runs") / path
-
-
-def shown(path: Path) -> str:
-    """A path as short as it can be typed."""
-    full = path.resolve()
-    here = Path.cwd()
-    return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)
-
-
-def named(path: str | Path) -> str:
-    """A run as it is usually typed: by its name below ./runs, else by its path."""
-    here = shown(Path(path))
-    return here.removeprefix(f"runs{os.sep}")
 
 
 def refuse_used(path: Path) -> None:

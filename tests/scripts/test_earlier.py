@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rheo.scripts.cli import main
-from rheo.scripts.config.compose import load, stored
+from rheo.scripts.config.compose import load
+from rheo.scripts.store.where import stored
 
 EARLIER = Path(__file__).parent / "earlier"
 RUNS = sorted(folder.name for folder in EARLIER.iterdir())

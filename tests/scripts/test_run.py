@@ -17,7 +17,8 @@ import torch
 from rheo.errors import RheoError
 from rheo.scripts.config.compose import compose
 from rheo.scripts.signals import Stop
-from rheo.scripts.store.run import Run, locate
+from rheo.scripts.store.run import Run
+from rheo.scripts.store.where import locate
 
 CONFIG = compose(["algo=sac", "env=hopper"])
 

@@ -1,0 +1,71 @@
+"""Where runs lie, and what a folder says that it is: names, paths, the stored configuration."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rheo.envs.paths import expanded
+from rheo.errors import RheoError, nearest
+
+from . import versions
+
+
+def locate(name: str) -> Path:
+    """The folder of a run's name: relative ones live under ./runs."""
+    path = expanded(name)
+    if not path.parts or ".." in path.parts:
+        raise RheoError(f"name={name!r}: a run's name cannot be empty or contain '..'")
+    return path if path.is_absolute() or path.parts[0] == "runs" else Path("runs") / path
+
+
+def existing(name: str) -> Path:
+    """The folder of an existing run, by its name or its path. Raises RheoError."""
+    path = expanded(name)
+    if not path.parts:
+        path = Path.cwd()  # `.`
+    for folder in (Path("runs") / path, path):
+        if (folder / "config.yaml").is_file():
+            return folder
+    runs = Path("runs")
+    known = [p.parent.name for p in runs.glob("*/config.yaml")] if runs.is_dir() else []
+    raise RheoError(f"no run at {place_of(path)} (it has no config.yaml){nearest(name, known)}")
+
+
+def place_of(path: Path) -> Path:
+    """Where a run of this name would be."""
+    under = path.is_absolute() or path.parts[0] in ("runs", "..")
+    return path if under else Path("runs") / path
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed."""
+    full = path.resolve()
+    here = Path.cwd()
+    return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)
+
+
+def named(path: str | Path) -> str:
+    """A run as it is usually typed: by its name below ./runs, else by its path."""
+    here = shown(Path(path))
+    return here.removeprefix(f"runs{os.sep}")
+
+
+def stored(folder: str | Path) -> dict[str, Any]:
+    """A run folder's config.yaml, read as today's settings (`versions`). Raises RheoError."""
+    file = Path(folder) / "config.yaml"
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except Exception as error:  # yaml has no common base with OmegaConf's and the system's errors
+        raise RheoError(f"{file}: not readable as a configuration: {one_line(error)}") from error
+    if not isinstance(config, dict):
+        raise RheoError(f"{file}: holds no configuration")
+    versions.complete(config)
+    config.setdefault("init_part", "auto")
+    return {str(key): value for key, value in config.items()}
+
+
+def one_line(error: Exception) -> str:
+    """An error's text without its line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
