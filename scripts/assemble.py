@@ -17,8 +17,6 @@ from .config.build import build, target_of
 from .config.compose import compose
 from .fast import settle
 
-EVAL_SEED = 100_000  # environment i of an evaluation starts from seed EVAL_SEED + i
-
 
 class Sizes(NamedTuple):
     """What a network must know of the world."""

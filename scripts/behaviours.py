@@ -27,8 +27,9 @@ from .assemble import (
     staged,
 )
 from .config.compose import allow_typed, compose
+from .config.top import EVAL_SEED
+from .config.verbs import Collecting
 from .config.words import is_there
-from .evaluate import EVAL_SEED
 from .store.run import Run
 from .store.state import restore
 from .store.where import existing
@@ -37,22 +38,6 @@ MEDIUM, MEDIUM_RANGE = 50.0, (25.0, 75.0)  # D4RL score that "medium" looks for,
 NOISES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)  # tried in turn when every actor is too good
 SCORED = 20  # episodes that grade an actor
 Act = Callable[[Tensor], Tensor]
-
-
-class Options(NamedTuple):
-    """What the command line asks for."""
-
-    out: str
-    env: str | None
-    steps: int | None
-    episodes: int | None
-    noise: float
-    sample: bool
-    seed: int
-    num_envs: int
-    set: str | None
-    actors: str | None
-    words: list[str]  # env.key=value, for the environment
 
 
 class Source(NamedTuple):
@@ -66,8 +51,8 @@ class Source(NamedTuple):
 class Maker:
     """Behaviours in one environment, whose id and time limit are known once one was staged."""
 
-    def __init__(self, options: Options, flagged: list[str]) -> None:
-        self.options, self.flagged = options, flagged
+    def __init__(self, options: Collecting) -> None:
+        self.options, self.flagged = options, options.flagged
         self.env_id, self.max_steps = "", None
         self.node: dict[str, Any] | None = None
         self.words = options.words

@@ -11,6 +11,7 @@ from typing import Any
 
 from rheo.errors import RheoError, nearest
 
+from .config.words import Option, divide, switch, values
 from .store.provenance import version, versions
 
 GROUPS = {  # WHAT -> module and its function from a plan to rows
@@ -25,18 +26,18 @@ GROUPS = {  # WHAT -> module and its function from a plan to rows
     "variance": ("bench_variance", "measure"),
     "startup": ("bench_startup", "measure"),
 }
-KEYS = ("quick", "fast", "csv", "json")
-USAGE = f"usage: rheo bench [{' '.join(GROUPS)}] [quick=true] [fast=MODE] [csv=FILE] [json=FILE]"
+KEYS = {"quick": Option(False, switch), **dict.fromkeys(("fast", "csv", "json"), Option(None))}
+WHAT = " ".join(GROUPS)
+USAGE = {
+    "bench": f"usage: rheo bench [{WHAT}] [quick=true] [fast=MODE] [csv=FILE] [json=FILE]",
+}
 COLUMNS = ("", "unit", "ours", "other", "against", "ratio", "goal", "met", "of limit", "limit")
 ANSWERS = {True: "yes", False: "no", None: ""}
 
 
-def main(argv: list[str]) -> int:
+def main(asked: tuple[list[str], dict[str, Any]]) -> int:
     """Measures and prints. A goal that is not met is shown as such; the exit status stays 0."""
-    groups, options = read(argv)
-    for name in ("csv", "json"):
-        if name in options:
-            claim(Path(options[name]))
+    groups, options = asked
     from rich.console import Console
 
     console = Console()
@@ -52,27 +53,27 @@ def main(argv: list[str]) -> int:
     console.print(table(rows))
     machine = {**footing(), "load": f"{before:.1f} before, {os.getloadavg()[0]:.1f} after"}
     console.print(", ".join(f"{key} {value}" for key, value in machine.items()), highlight=False)
-    if "csv" in options:
+    if options["csv"] is not None:
         write_csv(Path(options["csv"]), [row.flat() for row in rows])
-    if "json" in options:
+    if options["json"] is not None:
         content = {"machine": machine, "rows": [row.flat() for row in rows]}
         Path(options["json"]).write_text(json.dumps(content, indent=1) + "\n")
     return 0
 
 
-def read(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+def asked(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
     """What to measure and the options. Raises RheoError."""
-    words = [word for word in argv if "=" not in word]
-    for word in words:
+    words = divide(argv, KEYS)
+    for word in words.runs:
         if word not in GROUPS:
-            raise RheoError(f"unknown measurement {word!r}{nearest(word, GROUPS)}\n{USAGE}")
-    options = dict(word.split("=", 1) for word in argv if "=" in word)
-    for key in options:
-        if key not in KEYS:
-            raise RheoError(f"unknown option {key!r}{nearest(key, KEYS)}\n{USAGE}")
-    if options.get("quick", "true") not in ("true", "false"):
-        raise RheoError(f"quick={options['quick']}: must be true or false")
-    return [name for name in GROUPS if name in words or not words], options
+            raise RheoError(
+                f"unknown measurement {word!r}{nearest(word, GROUPS)}\n{USAGE['bench']}"
+            )
+    options = values(words.options, KEYS, f"\n{USAGE['bench']}")
+    for name in ("csv", "json"):
+        if options[name] is not None:
+            claim(Path(options[name]))
+    return [name for name in GROUPS if name in words.runs or not words.runs], options
 
 
 def claim(file: Path) -> None:
@@ -84,14 +85,14 @@ def claim(file: Path) -> None:
         raise RheoError(f"{file}: cannot be written: {error.strerror}") from error
 
 
-def plan_of(options: dict[str, str]) -> Any:
+def plan_of(options: dict[str, Any]) -> Any:
     """How to measure. Raises RheoError for an unknown speed mode."""
     from .bench_measure import Plan
     from .fast import mode_of
 
-    mode = mode_of(options["fast"]) if "fast" in options else None
-    quick = options.get("quick") == "true"
-    return Plan(repeats=2, seconds=0.001, quick=True, fast=mode) if quick else Plan(fast=mode)
+    mode = None if options["fast"] is None else mode_of(options["fast"])
+    quick = {"repeats": 2, "seconds": 0.001, "quick": True} if options["quick"] else {}
+    return Plan(**quick, fast=mode)
 
 
 def measure(groups: list[str], plan: Any) -> Iterator[Any]:

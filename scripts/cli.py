@@ -1,12 +1,15 @@
 """The console command `rheo VERB ...`. A verb's module is imported only when it is called."""
 
+import contextlib
 import importlib
+import logging
 import os
 import sys
+from typing import Any
 
 from rheo.errors import RheoError, nearest
 
-VERBS = {
+VERBS = {  # verb -> module and function that do it, and what it is for
     "train": ("train", "main", "train a policy: rheo train algo=rfm env=hopper"),
     "eval": ("evaluate", "main", "evaluate a run: rheo eval RUN [episodes=100]"),
     "resume": ("train", "resume", "continue a run from its last checkpoint: rheo resume RUN"),
@@ -17,7 +20,11 @@ VERBS = {
     "bench": ("bench", "main", "measure speed on this machine"),
     "doctor": ("doctor", "main", "check what this machine can do, and say how to fix the rest"),
 }
-PRESET = {"train": [], "demo": ["recipe=demo"]}  # verbs whose arguments make a configuration
+# module and function that read a verb's words, without torch: what they return is what is done
+ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
+    **{"train": ("config.compose", "train"), "demo": ("config.compose", "demo")},
+    **{"bench": ("bench", "asked"), "eval": ("config.verbs", "evaluate")},
+}
 
 
 def usage() -> str:
@@ -60,31 +67,19 @@ def call(verb: str, argv: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise RheoError(f"unknown verb {verb!r}{nearest(verb, VERBS)}\n`rheo --help` lists them.")
-    module, function, text = VERBS[verb]
-    listen()
-    asked = any(word in ("-h", "--help") for word in argv)
-    if not asked:
-        answer_early(verb, argv)
-    home = importlib.import_module(f"rheo.scripts.{module}")
-    if asked:
-        print(getattr(home, "USAGE", f"rheo {verb}: {text}\n\n{usage()}"), flush=True)
+    (module, does, text), (reader, asked) = VERBS[verb], ASKED[verb]
+    if any(word in ("-h", "--help") for word in argv):
+        own = programs(reader).USAGE
+        print(own.get(verb, f"rheo {verb}: {text}\n\n{usage()}"), flush=True)
         return 0
-    return getattr(home, function)(argv)
+    listen()
+    request = getattr(programs(reader), asked)(argv)
+    return getattr(programs(module), does)(request)
 
 
-def answer_early(verb: str, argv: list[str]) -> None:
-    """Raises RheoError for mistakes that can be seen before torch is imported."""
-    if verb in PRESET:
-        from .config.compose import asked
-
-        asked([*PRESET[verb], *argv])
-    elif verb in ("eval", "resume"):
-        from .config.top import OPTIONS
-        from .config.words import divide
-        from .store.where import existing
-
-        for name in divide(argv, OPTIONS).runs:
-            existing(name)
+def programs(module: str) -> Any:
+    """A module of the programs."""
+    return importlib.import_module(f"rheo.scripts.{module}")
 
 
 def listen() -> None:
@@ -92,8 +87,6 @@ def listen() -> None:
 
     The live display swaps sys.stderr, so a handler must not keep the stream it started with.
     """
-    import contextlib
-    import logging
 
     class Stderr(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -10,31 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rheo.envs.paths import absolute, expanded
-from rheo.errors import RheoError, command, nearest
+from rheo.errors import RheoError, command
 
 from .config.overrides import run_path
-from .config.words import divide, stem_of
+from .config.verbs import SUCCESS
+from .config.words import stem_of
 from .plot import Curve, plot_curves
 from .store.journal import Journal
 from .store.run import put_text
 from .store.where import existing, stored
 
-USAGE = (
-    "usage: rheo compare RUN... [metric=score|return|success_once|success_at_end] [out=TABLE.md]\n"
-    "                    [with=KEY=VALUE] [columns=data|env] [group=config|name]\n"
-    "                    [minutes=M] [reach=VALUE,...] [curves=PICTURE.png]\n"
-    "       the last checkpoint's largest evaluation of every run (rheo eval RUN episodes=50), or\n"
-    "       the one with a changed value (with=deploy_scale=0); columns: a method a row and a\n"
-    "       data set or environment a column, each cell the IQM of all seeds' episodes;\n"
-    "       group=name: one row by the folders' names without -sSEED, whatever their settings;\n"
-    "       minutes: the last evaluation within so much training; reach: frames of every seed\n"
-    "       until an evaluation on its way is at least that good; curves: return against frames\n"
-    "       and against minutes, as a picture"
-)
-SUCCESS = ("success_once", "success_at_end")
 METRICS = {"return": "ret", **{name: name for name in SUCCESS}}
 OWN = ("seed", "name", "threads", "device", "log_every", "eval_every", "save_every", "episodes")
-KEYS = ("metric", "out", "with", "columns", "group", "minutes", "reach", "curves")
 PLACES = {"data": absolute, "path": absolute, "init": run_path}  # keys of what lies elsewhere
 SAMPLES = 4000  # of the bootstrap
 
@@ -59,65 +46,23 @@ class Group(NamedTuple):
     results: list[Result]
 
 
-def main(argv: list[str]) -> int:
+def main(asked: tuple[list[str], dict[str, Any]]) -> int:
     """Prints the table of the runs that are named."""
-    words = divide(argv, KEYS)
-    if words.flagged:
-        raise RheoError(f"--config-dir: nothing of a run is built to compare it\n{USAGE}")
-    names, options = words.runs, dict(word.split("=", 1) for word in words.options)
-    for key in options:
-        if key not in KEYS:
-            raise RheoError(f"unknown option {key!r}, and no such run{nearest(key, KEYS)}\n{USAGE}")
-    metric = options.get("metric")
-    if metric not in (None, "score", *METRICS):
-        known = nearest(metric, ["score", *METRICS])
-        raise RheoError(f"metric={metric}: not known{known}\n{USAGE}")
-    if not names:
-        raise RheoError(USAGE)
-    if options.get("group", "config") not in ("config", "name"):
-        raise RheoError(f"group={options['group']}: there are config and name\n{USAGE}")
-    if options.get("columns") not in (None, "data", "env"):
-        raise RheoError(f"columns={options['columns']}: there are data and env\n{USAGE}")
-    wanted = thresholds(options)
-    minutes, by_name = minutes_of(options), options.get("group") == "name"
-    changed = options.get("with", "")
-    found = [read(existing(name), metric, changed, minutes) for name in names]
+    names, options = asked
+    metric, minutes, by_name = options["metric"], options["minutes"], options["group"] == "name"
+    found = [read(existing(name), metric, options["with"], minutes) for name in names]
     groups = grouped(found, by_name, minutes is None)
-    if "columns" in options:
+    if options["columns"]:
         text = pivot(groups, options["columns"], by_name)
     else:
+        wanted = options["reach"] or []
         text = table(groups, [(value, reached(groups, metric, value)) for value in wanted])
     print(text)
-    if "out" in options:
+    if options["out"] is not None:
         put_text(expanded(options["out"]), text + "\n")
-    if "curves" in options:
+    if options["curves"] is not None:
         picture(groups, metric, expanded(options["curves"]))
     return 0
-
-
-def thresholds(options: dict[str, str]) -> list[float]:
-    """Values of the metric whose frames are asked for. Raises RheoError."""
-    text = options.get("reach")
-    if text is None:
-        return []
-    if "columns" in options:
-        raise RheoError(f"reach={text}: of the table without columns=")
-    try:
-        return [float(word) for word in text.split(",")]
-    except ValueError as error:
-        raise RheoError(f"reach={text}: numbers are needed, with commas between them") from error
-
-
-def minutes_of(options: dict[str, str]) -> float | None:
-    """How much training counts; None: all. Raises RheoError."""
-    text = options.get("minutes")
-    try:
-        minutes = None if text is None else float(text)
-    except ValueError:
-        minutes = -1.0
-    if minutes is not None and not minutes > 0:
-        raise RheoError(f"minutes={text}: must be a positive number of minutes of training")
-    return minutes
 
 
 def read(

@@ -1,9 +1,8 @@
 """`rheo data`: look at recorded data, check them, convert them, fetch public ones."""
 
-import argparse
 import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -17,39 +16,29 @@ from rheo.envs.paths import expanded
 from rheo.envs.scores import normalized_score
 from rheo.errors import USER, RheoError
 
+from .config.verbs import READING
 from .fetch import fetch
 
-USAGE = """usage: rheo data info FILE...                what is in files, or minari:DATASET_ID
-       rheo data check FILE|FOLDER...       what is wrong, a line each; 2 when something is
-       rheo data convert IN OUT             to .hdf5 or .npz, without loss
-       rheo data fetch NAME [--from FILE|URL] [--to DIR] [--yes]
-options: --time-limit N   steps after which an episode is cut where its end is not marked
-         --obs-keys A,B   observations of robomimic and Minari data sets
-         --action-scale auto|unit|physical|extremes   actions in [-1, 1], or in bounds
-         --filter KEY     the demonstrations of a filter key (mask/KEY) of robomimic files
-         --on-bad refuse|drop|clip|keep   what convert does with errors"""
+Options = dict[str, Any]
 
 
-class Words(argparse.ArgumentParser):
-    """Arguments whose mistakes are RheoError."""
-
-    def error(self, message: str) -> NoReturn:
-        raise RheoError(f"{message}\n{USAGE}")
-
-
-def main(argv: list[str]) -> int:
+def main(asked: tuple[str, list[str], Options]) -> int:
     """Runs one of the four; returns the exit status."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(USAGE)
-        return 0 if argv else USER
-    options = parser().parse_args(argv)
+    verb, names, options = asked
     try:
-        return options.run(options)
+        match verb:
+            case "info":
+                return info(names, options)
+            case "check":
+                return check(names, options)
+            case "convert":
+                return convert(names[0], expanded(names[1]), options)
+        return fetch(names[0], options["from"], options["to"], options["yes"])
     except Refused as refused:
         raise RheoError(worded(str(refused), options)) from refused
 
 
-def worded(text: str, options: argparse.Namespace) -> str:
+def worded(text: str, options: Options) -> str:
     """A remedy that names a key of the configuration, as the option that the verb has for it.
 
     What the verb has no option for stays the key that training takes (data.on_bad=drop).
@@ -65,46 +54,15 @@ def worded(text: str, options: argparse.Namespace) -> str:
     return re.sub(r"\bdata\.(\w+)(=(?:\[[^]]*\]|[\w.-]*))?", option, text)
 
 
-def parser() -> Words:
-    """The arguments of the four."""
-    words = Words("rheo data", add_help=False, allow_abbrev=False)
-    verbs = words.add_subparsers(required=True, metavar="info|check|convert|fetch")
-    reading = Words(add_help=False)
-    reading.add_argument("--time-limit", type=int)
-    scales = ("auto", "unit", "physical", "extremes")
-    reading.add_argument("--action-scale", choices=scales, default="auto")
-    reading.add_argument("--obs-keys", type=lambda text: text.split(","))
-    reading.add_argument("--filter")
-    for name, run in (("info", info), ("check", check)):
-        verb = verbs.add_parser(name, parents=[reading], add_help=False)
-        verb.add_argument("files", nargs="+", metavar="FILE")
-        verb.set_defaults(run=run)
-    verb = verbs.add_parser("convert", parents=[reading], add_help=False)
-    verb.add_argument("source", metavar="IN")
-    verb.add_argument("target", metavar="OUT")
-    choices = ("refuse", "drop", "clip", "keep")
-    verb.add_argument("--on-bad", choices=choices, default="refuse")
-    verb.set_defaults(run=convert)
-    verb = verbs.add_parser("fetch", add_help=False)
-    verb.add_argument("name", metavar="NAME")
-    verb.add_argument("--from", dest="source", metavar="FILE|URL")
-    verb.add_argument("--to", metavar="DIR")
-    verb.add_argument("--yes", action="store_true")
-    verb.set_defaults(run=lambda o: fetch(o.name, o.source, o.to, o.yes))
-    return words
-
-
-def opened(path: str, options: argparse.Namespace) -> Recording:
+def opened(path: str, options: Options) -> Recording:
     """The recording behind a path, with whatever is wrong in it. Raises Refused."""
-    keys = ("action_scale", "obs_keys", "filter", "time_limit")
-    how = {key: getattr(options, key) for key in keys}
-    return load(path, Reading(storage=AUTO, **how))
+    return load(path, Reading(storage=AUTO, **{key: options[key] for key in READING}))
 
 
-def info(options: argparse.Namespace) -> int:
+def info(paths: list[str], options: Options) -> int:
     """Prints what is in each file; 2 when one cannot be read."""
     code = 0
-    for path in options.files:
+    for path in paths:
         try:
             print(worded("\n".join(described(opened(path, options))), options), flush=True)
         except Refused as refused:
@@ -175,10 +133,10 @@ def bounds(table: np.ndarray) -> str:
     return f"{low:.4g} to {high:.4g}"
 
 
-def check(options: argparse.Namespace) -> int:
+def check(paths: list[str], options: Options) -> int:
     """Prints a line for each fault of each file; 2 when one is an error."""
     code = 0
-    for path in files(options.files):
+    for path in files(paths):
         try:
             recording = opened(path, options)
             found, fine = faults(recording), size(recording)
@@ -213,21 +171,20 @@ def files(paths: list[str]) -> list[str]:
     return found
 
 
-def convert(options: argparse.Namespace) -> int:
+def convert(source: str, target: Path, options: Options) -> int:
     """Writes a file in another format. Refuses to write over one."""
-    target = expanded(options.target)
     if target.exists():
         raise RheoError(f"{target} exists; remove it or choose another name")
     if target.suffix not in SUFFIXES:
         raise RheoError(f"{target}: the suffix must be one of {', '.join(SUFFIXES)}")
-    recording = opened(options.source, options)
-    if options.on_bad != "keep":
-        recording = mended(recording, options.on_bad)
+    recording = opened(source, options)
+    if options["on_bad"] != "keep":
+        recording = mended(recording, options["on_bad"])
     elif "broken" in recording.about:
-        raise Refused(options.source, recording.about["broken"])
+        raise Refused(source, recording.about["broken"])
     elif "jumps" in recording.about:
         text = "next_observations that are not the following ones cannot be kept; --on-bad drop"
-        raise refuse(options.source, text)
+        raise refuse(source, text)
     write(recording, target)
     steps, episodes = len(recording.action), len(recording.ends)
     print(f"{target}: {steps:,} steps in {episodes:,} episodes, {on_disk(str(target))[2:]}")

@@ -2,10 +2,13 @@
 fine-tuned in the simulator.
 """
 
+from typing import Any
+
 from rheo.errors import RheoError
 
 from . import collect
-from .config.compose import compose
+from .config import verbs
+from .config.compose import SHARED, compose
 from .evaluate import evaluate_folder, report
 from .store.run import Run
 from .store.where import locate
@@ -13,18 +16,11 @@ from .train import default_name, train
 
 EPISODES = 50
 DEMONSTRATIONS = ("noise=0.5", "steps=20000")  # of the learnt policy, by a trembling hand
-SHARED = ("seed", "device", "threads", "fast")
-USAGE = (
-    "usage: rheo demo [key=value ...]\n"
-    "       first act: InvertedPendulum-v5 from scratch (recipe=demo, and the values given);\n"
-    "       second act: demonstrations of it with noise, a flow cloned from them, and the clone\n"
-    f"       fine-tuned; left out where a value other than {', '.join(SHARED)} is given"
-)
 
 
-def main(argv: list[str]) -> int:
+def main(asked: tuple[dict[str, Any], list[str]]) -> int:
     """Trains the demo recipes, evaluates them and prints the results; overrides are accepted."""
-    config = compose(["recipe=demo", *argv])
+    config, argv = asked
     name = config["name"] or free_name(f"demo-{default_name(config)}")
     code = train(config, name)
     if code:
@@ -38,7 +34,7 @@ def main(argv: list[str]) -> int:
 def second_act(first: str, clone: list[str], tune: list[str]) -> int:
     """Demonstrations of the run `first`, a clone and its fine-tuning, with these overrides."""
     file = locate(first) / "demonstrations.hdf5"
-    collect.main([first, *DEMONSTRATIONS, f"out={file}"])
+    collect.main(verbs.collect([first, *DEMONSTRATIONS, f"out={file}"]))
     names = [free_name(f"{first}-{part}") for part in ("cloned", "tuned")]
     words = (
         ["recipe=demo_clone", f"data={file}", *clone],

@@ -9,9 +9,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from rheo.errors import EnvError, RheoError
+from rheo.errors import EnvError
 
-from .config.words import flags
 from .store.provenance import versions
 
 OPTIONAL = {
@@ -29,11 +28,8 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
-def main(argv: list[str]) -> int:
+def main(_: None = None) -> int:
     """Prints the report; 1 when something that training needs is broken."""
-    folders, words = flags(argv)
-    if folders or words:
-        raise RheoError("usage: rheo doctor")
     for package, version in versions().items():
         print(f"     {package} {version or '-'}")
     bad = 0

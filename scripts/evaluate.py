@@ -2,10 +2,9 @@
 
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +12,9 @@ import torch
 from rheo.envs.noise import TILE
 from rheo.envs.rollout import Deploy, Episode, as_rows, evaluate, summary
 from rheo.envs.scores import REFERENCES, scaled
-from rheo.errors import NUMERICS, RheoError, nearest
+from rheo.errors import NUMERICS, RheoError
 
 from .assemble import (
-    EVAL_SEED,
     Sizes,
     elsewhere,
     executed,
@@ -27,11 +25,10 @@ from .assemble import (
     staged,
 )
 from .config.compose import allow_typed
-from .config.inherit import AT_WILL
-from .config.top import OPTIONS
-from .config.words import divide, one_run
+from .config.top import EVAL_SEED
+from .config.verbs import PLACES, Evaluation, References
 from .fast import fast_deploy
-from .steering import flags_of, steered
+from .steering import steered
 from .store.provenance import versions
 from .store.run import Run
 from .store.state import restore
@@ -41,112 +38,24 @@ log = logging.getLogger("rheo")
 DECISIONS = 50  # timed
 STRANGE = 100.0  # scales from the data's centre, beyond which a policy extrapolates
 MAX_ENVS = 64  # environments of an evaluation at a time
-FREE = (*AT_WILL, "env.execute")  # values of a run that an evaluation may change
-PLACES = ("device", "policy.path")  # where it runs, and where an exported program is now
 SUCCESS = {"success_once": "at any step", "success_at_end": "at the last step"}
-USAGE = (
-    "usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]\n"
-    "                 [env.execute=1] [policy.steps=4] [seed=100000]\n"
-    "                 [env=NAME] [env.id=ID] [env.options.KEY=VALUE]\n"
-    "                 [steer=best|soft|rlg|svdd|doob|inpaint|climb,... steer.n=16\n"
-    "                  steer.reference=RUN ...]"
-)
 
 
-class References(NamedTuple):
-    """The returns that a score of 0 and of 100 stand for."""
-
-    low: float
-    high: float
-    origin: str
-
-
-class Options(NamedTuple):
-    """What may follow the run's name."""
-
-    episodes: int
-    values: list[str]  # values of the configuration to change
-    references: References | None  # given by the user
-    steer: dict[str, str]  # words of `steering`; empty: the run's own deployment
-    world: list[str]  # words of another environment
-    seed: int  # of the initial states and the noise
-
-
-def main(argv: list[str]) -> int:
+def main(asked: Evaluation) -> int:
     """Evaluates the last checkpoint of a run and prints and stores the result."""
-    words = divide(argv, OPTIONS)
-    name = one_run(words, USAGE)
-    options = parse(words.options)
-    allow_typed(options.world)
-    run = Run.open(name, [*words.flagged, *options.values])
-    changed = [word for word in options.values if word.partition("=")[0] not in PLACES]
+    allow_typed(asked.world)
+    run = Run.open(asked.name, [*asked.flagged, *asked.values])
+    changed = [word for word in asked.values if word.partition("=")[0] not in PLACES]
     trained = dict(run.config["env"] or {})
-    if options.world:
-        run.config["env"] = elsewhere(trained, options.world, words.flagged)
-        changed += options.world
-    if options.seed != EVAL_SEED:
-        changed.append(f"seed={options.seed}")
-    given = options.episodes, options.references, changed, options.steer, options.seed
+    if asked.world:
+        run.config["env"] = elsewhere(trained, asked.world, asked.flagged)
+        changed += asked.world
+    if asked.seed != EVAL_SEED:
+        changed.append(f"seed={asked.seed}")
+    given = asked.episodes, asked.references, changed, asked.steer, asked.seed
     figures = evaluate_folder(run, *given)
-    print(report(run, figures | told_apart(run.config["env"], trained, options.seed)))
+    print(report(run, figures | told_apart(run.config["env"], trained, asked.seed)))
     return 0
-
-
-def parse(words: list[str]) -> Options:
-    """Episodes, values to change, references. Raises RheoError naming the bad word."""
-    episodes, values, given, steer = 50, [], {}, flags_of(words)
-    world, seed = [], EVAL_SEED
-    for word in words:
-        key, _, value = word.partition("=")
-        if key in steer:
-            continue
-        if key in PLACES or key.startswith("algo.deploy_") or key in FREE:
-            values.append(word)
-        elif key in ("env", "env.id", "env.backend") or key.startswith("env.options"):
-            world.append(word)
-        elif key == "seed":
-            if not value.isdecimal():
-                raise RheoError(f"{word}: a whole number that is not negative is needed")
-            seed = int(value)
-        elif key in ("ref_min", "ref_max"):
-            given[key] = number(word, value)
-        elif key != "episodes":
-            mine = ["episodes", *PLACES, "ref_min", "ref_max", "steer", "env", "env.id", "seed"]
-            known = nearest(key, [*mine, *FREE])
-            raise RheoError(f"unknown option {key!r}{known}; the run's own values are used")
-        elif not value.isdecimal() or int(value) < 1:
-            raise RheoError(f"{word}: a positive whole number is needed")
-        else:
-            episodes = int(value)
-    return Options(episodes, values, given_references(given), steer, world, seed)
-
-
-def number(word: str, value: str) -> float:
-    """A finite number. Raises RheoError naming the word."""
-    try:
-        result = float(value)
-    except ValueError:
-        result = math.nan
-    if not math.isfinite(result):
-        raise RheoError(f"{word}: a return is needed, for example {word.partition('=')[0]}=3234.3")
-    return result
-
-
-def given_references(given: dict[str, float]) -> References | None:
-    """The references on the command line, both or none."""
-    if not given:
-        return None
-    if len(given) < 2:
-        have = next(iter(given))
-        other = "ref_max" if have == "ref_min" else "ref_min"
-        raise RheoError(
-            f"{have} without {other}: a score needs the return that is 0 (ref_min, a random "
-            f"policy's) and the one that is 100 (ref_max, an expert's); add {other}="
-        )
-    low, high = given["ref_min"], given["ref_max"]
-    if low >= high:
-        raise RheoError(f"ref_min={low:g} is not below ref_max={high:g}: 0 and 100 are exchanged")
-    return References(low, high, "given on the command line")
 
 
 def known_references(node: Mapping[str, Any]) -> References | None:

@@ -9,7 +9,7 @@ from rheo.envs.chunk import ChunkEnv
 from rheo.envs.rollout import Deploy, Episode, evaluate
 from rheo.errors import RheoError
 
-from .assemble import EVAL_SEED
+from .config.top import EVAL_SEED
 
 log = logging.getLogger("rheo")
 TRIES = 4  # per initial state: what the best of so many noises reaches

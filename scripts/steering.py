@@ -1,7 +1,7 @@
 """`rheo eval RUN steer=...`: a run's policy deployed through a chain of `policies.steer`."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,12 +92,3 @@ def each_shape(policy: Any) -> str:
     """What two policies have to share to be combined step by step."""
     path = type(getattr(policy, "path", None)).__name__
     return f"{type(policy).__name__} of {policy.horizon} x {policy.action_dim} on {path}"
-
-
-def flags_of(words: Sequence[str]) -> dict[str, str]:
-    """The words of steering among key=value words. Raises RheoError for numbers without steer=."""
-    mine = [word for word in words if word.partition("=")[0].partition(".")[0] == "steer"]
-    found = dict(word.split("=", 1) for word in mine)
-    if found and "steer" not in found:
-        raise RheoError(f"{next(iter(found))} without steer=; add steer=best, for example")
-    return found

@@ -14,13 +14,11 @@ import torch
 from rheo.envs.batch import Choice
 from rheo.envs.rollout import as_rows
 from rheo.envs.sources import Rollouts, placed
-from rheo.errors import MACHINE, NUMERICS, REQUEUE, EnvError, RheoError, command, nearest
+from rheo.errors import MACHINE, NUMERICS, REQUEUE, EnvError, RheoError, command
 
-from .assemble import EVAL_SEED, Experiment, Sizes, assemble, make_env, refuse_other_order, staged
-from .config.compose import asked
-from .config.intent import remarks
-from .config.top import OPTIONS
-from .config.words import divide, one_run, stem_of
+from .assemble import Experiment, Sizes, assemble, make_env, refuse_other_order, staged
+from .config.top import EVAL_SEED
+from .config.words import Words, stem_of
 from .display import Display, Timer
 from .evaluate import MAX_ENVS, episodes_of, known_references, score
 from .fast import fast, one_thread
@@ -43,17 +41,10 @@ from .store.where import locate, shown
 log = logging.getLogger("rheo")
 PROBED = 8  # recorded observations at which a frozen base is tried
 FAR = 5.0  # scales that an observation may lie from the statistics before it is suspicious
-ON_RESUME = (  # what may change between two starts of a run; all else is in its checkpoint
-    "steps", "log_every", "eval_every", "save_every", "episodes", "threads", "fast", "limits",
-    "data", "device", "policy.path",  # where things are; what they hold is compared
-)  # fmt: skip
 
 
-def main(argv: list[str]) -> int:
-    """Trains a new run from configuration overrides."""
-    config = asked(argv)
-    for remark in remarks(config, argv):
-        log.warning(remark)
+def main(config: dict[str, Any]) -> int:
+    """Trains a new run of a configuration."""
     return train(config, config["name"] or default_name(config))
 
 
@@ -97,11 +88,9 @@ def discard(path: Path, made: list[Path]) -> None:
             return
 
 
-def resume(argv: list[str]) -> int:
+def resume(asked: tuple[str, Words]) -> int:
     """Continues a run from its last checkpoint; a new `steps` extends it."""
-    words = divide(argv, OPTIONS)
-    name = one_run(words, "usage: rheo resume RUN [steps=N] [data=FILE] [device=NAME]")
-    refuse_fixed(words.options, name)
+    name, words = asked
     with stop_signals() as stop, Run.open(name, words.again, write=True) as run:
         tree = run.load()
         if tree is None:
@@ -115,19 +104,6 @@ def resume(argv: list[str]) -> int:
             loop.goes_with(start_from(loop.algo, run.config))
         run.go_on(tree is not None)
         return loop.finish(stop)
-
-
-def refuse_fixed(options: list[str], name: str) -> None:
-    """Raises RheoError for values that the checkpoint fixes."""
-    for word in options:
-        key = word.partition("=")[0]
-        if key == "env.id":
-            continue  # allows the code of the run's environment; another one is refused there
-        if key not in ON_RESUME and key.partition(".")[0] != "limits":
-            raise RheoError(
-                f"{word}: fixed by the checkpoint{nearest(key, ON_RESUME)}; to change it, train a "
-                f"new run with init={name}"
-            )
 
 
 def nothing_to_do(run: Run, options: list[str]) -> int:

@@ -32,15 +32,34 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rheo")
 HOME = Path(__file__).resolve().parents[2] / "configs"
+SHARED = ("seed", "device", "threads", "fast")  # of both acts of the demo
+USAGE = {
+    "demo": f"""\
+usage: rheo demo [key=value ...]
+       first act: InvertedPendulum-v5 from scratch (recipe=demo, and the values given);
+       second act: demonstrations of it with noise, a flow cloned from them, and the clone
+       fine-tuned; left out where a value other than {", ".join(SHARED)} is given"""
+}
 NEEDED = "RUN"  # the init of an algorithm that cannot do without one
 ALIAS = re.compile(r"\$\{([\w.]+)\}")
 ABSENT = object()
 
 
-def asked(argv: Sequence[str]) -> dict[str, Any]:
-    """`compose` for a user who trains: a command that does not say what to train is refused."""
+def train(argv: Sequence[str]) -> dict[str, Any]:
+    """What `rheo train` was asked: a configuration, after what has to be said of it.
+
+    A command that does not say what to train is refused.
+    """
     intent.refuse_bare(argv)
-    return compose(argv)
+    config = compose(argv)
+    for remark in intent.remarks(config, argv):
+        log.warning(remark)
+    return config
+
+
+def demo(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What `rheo demo` was asked: the configuration of its first act, and the words."""
+    return compose(["recipe=demo", *argv]), list(argv)
 
 
 def compose(argv: Sequence[str]) -> dict[str, Any]:

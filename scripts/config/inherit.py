@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING, Any
 from rheo.errors import RheoError
 
 from ..store.where import existing, stored
+from .top import AT_WILL
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-# settings of a policy that its weights do not depend on: free for another run or evaluation
-AT_WILL = (
-    *("policy.steps", "policy.grid", "policy.sampler", "policy.eta", "policy.clip_x"),
-    *("policy.clip_a", "policy.deploy_scale"),
-)
 # settings of a base that are told at the start of a run: sampling, units, chunks
 POLICY_KEYS = (
     *(*AT_WILL, "policy.squash"),

@@ -1,4 +1,4 @@
-"""The top-level keys of a configuration, with the types of their values."""
+"""The top-level keys of a configuration with the types of their values, and what is fixed."""
 
 NODE = "dict | None"
 TOP = {
@@ -27,3 +27,9 @@ TOP = {
 }
 # first parts of the keys that may follow a run's name
 OPTIONS = (*TOP, "ref_min", "ref_max", "steer")
+# settings of a policy that its weights do not depend on: free for another run or evaluation
+AT_WILL = (
+    *("policy.steps", "policy.grid", "policy.sampler", "policy.eta", "policy.clip_x"),
+    *("policy.clip_a", "policy.deploy_scale"),
+)
+EVAL_SEED = 100_000  # environment i of an evaluation starts from seed EVAL_SEED + i

@@ -4,7 +4,9 @@ A folder or file may be called anything: `lr=0.1`, `pen [2]`, `Zürich`. So the 
 that name one are not read by Hydra's grammar but taken up to the end of the word.
 """
 
-from collections.abc import Container, Sequence
+import math
+from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,6 +99,80 @@ def one_run(words: Words, usage: str) -> str:
         more = f"one run is meant, and there are {', '.join(words.runs)}\n" if words.runs else ""
         raise RheoError(f"{more}{usage}")
     return words.runs[0]
+
+
+class Option(NamedTuple):
+    """A key of a verb: what is meant where it is left out, and how its text is read.
+
+    read: raises ValueError with what is wrong, for a message that begins with the word.
+    """
+
+    default: Any
+    read: Callable[[str], Any] = str
+
+
+def values(words: Sequence[str], table: Mapping[str, Option], usage: str) -> dict[str, Any]:
+    """The value of every key of `table`, read from key=value words. Raises RheoError.
+
+    usage: what follows the message about a key that is not known.
+    """
+    found = {key: option.default for key, option in table.items()}
+    for word in words:
+        key, _, text = word.partition("=")
+        if key not in table:
+            raise RheoError(f"unknown option {key!r}{nearest(key, table)}{usage}")
+        try:
+            found[key] = table[key].read(text)
+        except ValueError as error:
+            raise RheoError(f"{word}: {error}") from error
+    return found
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """Reads one of a few names."""
+
+    def read(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"not known{nearest(text, names)}")
+        return text
+
+    return read
+
+
+def switch(text: str) -> bool:
+    """Reads true or false."""
+    if text not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return text == "true"
+
+
+def count(text: str, least: int = 1) -> int:
+    """Reads a whole number."""
+    if not text.isdecimal() or int(text) < least:
+        kind = "positive whole number" if least else "whole number that is not negative"
+        raise ValueError(f"a {kind} is needed")
+    return int(text)
+
+
+natural = partial(count, least=0)
+
+
+def number(text: str) -> float:
+    """Reads a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError("a number is needed")
+    return value
+
+
+def positive(text: str) -> float:
+    """Reads a number above 0."""
+    if not number(text) > 0:
+        raise ValueError("a positive number is needed")
+    return float(text)
 
 
 def is_literal(key: str) -> bool:

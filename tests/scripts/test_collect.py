@@ -110,12 +110,15 @@ def test_a_run_folder_is_recorded_in_its_own_environment(collect, tiny):
         (["nosuchrun"], "no run at"),
         ([], "usage: rheo collect"),
         (["random", "set=medium"], "set= needs env=NAME"),
-        (["set=best", "env=hopper_v4"], "set=best: must be one of random, medium"),
+        (
+            ["set=best", "env=hopper_v4"],
+            "set=best: not known; there are: expert, medium,",
+        ),
         (["set=medium", "env=hopper_v4"], "needs actors=FOLDER"),
         (["set=medium", "env=hopper_v4", "actors=.", "steps=9"], "no actor that fits"),
         (["random", "env=hopper_v4", "steps=3", "episodes=3"], "contradict each other"),
-        (["random", "env=hopper_v4", "steps=0"], "steps=0: must be positive"),
-        (["random", "env=hopper_v4", "noise=x"], "noise=x: must be a number"),
+        (["random", "env=hopper_v4", "steps=0"], "steps=0: a positive whole number is needed"),
+        (["random", "env=hopper_v4", "noise=x"], "noise=x: a number is needed"),
         (["random", "env=hopper_v4", "sampel=true"], "did you mean 'sample'?"),
     ],
 )

@@ -1,6 +1,5 @@
 """`rheo data info`, `check` and `convert`."""
 
-import argparse
 import json
 import subprocess
 import sys
@@ -150,7 +149,7 @@ def test_a_remedy_is_an_option_of_the_verb_or_a_key_of_training(
 
 
 def test_lists_in_a_remedy_are_written_as_the_option_takes_them() -> None:
-    options = argparse.Namespace(obs_keys=None, time_limit=None)
+    options = {"obs_keys": None, "time_limit": None}
     text = "data.obs_keys=[a,b] or data.on_bad=drop; data.obs_keys can name c"
     assert worded(text, options) == "--obs-keys a,b or data.on_bad=drop; --obs-keys can name c"
 
@@ -205,9 +204,13 @@ def test_a_conversion_refuses_clips_or_keeps_what_is_wrong(
     [
         ([], 2, "usage: rheo data info"),
         (["--help"], 0, "usage: rheo data info"),
-        (["inspect"], 2, "invalid choice: 'inspect'"),
-        (["info"], 2, "required: FILE"),
-        (["check", "x", "--time-limit", "ten"], 2, "invalid int value: 'ten'"),
+        (["inspect"], 2, "unknown verb 'data inspect'; there are: check, convert, fetch, info"),
+        (["info"], 2, "usage: rheo data info"),
+        (
+            ["check", "x", "--time-limit", "ten"],
+            2,
+            "time_limit=ten: a positive whole number",
+        ),
         (["check", "."], 2, "an empty folder; give a file or a folder of files"),
         (["check", "gone.npz"], 2, "gone.npz: error: no such file"),
     ],

@@ -15,7 +15,9 @@ from rheo.envs.rollout import Episode
 from rheo.errors import RheoError
 from rheo.policies.normalize import Normalizer
 from rheo.scripts.cli import main
-from rheo.scripts.evaluate import References, Watched, known_references, parse, report, score
+from rheo.scripts.config.verbs import References
+from rheo.scripts.config.verbs import evaluate as asked
+from rheo.scripts.evaluate import Watched, known_references, report, score
 from rheo.scripts.store.run import Run
 
 
@@ -130,9 +132,17 @@ def test_runs_without_environment_or_checkpoint_are_refused(tiny, capsys):
     assert "has no checkpoint yet" in capsys.readouterr().err
 
 
-def test_options_are_checked():
-    assert parse(["episodes=7", "device=cpu"]) == (7, ["device=cpu"], None, {}, [], 100_000)
-    assert parse([]) == (50, [], None, {}, [], 100_000)
+def test_options_are_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.yaml").touch()
+
+    def parse(words):
+        return asked(["r", *words])
+
+    few = parse(["episodes=7", "device=cpu"])
+    assert few == ("r", [], 7, ["device=cpu"], None, {}, [], 100_000)
+    assert parse([]) == ("r", [], 50, [], None, {}, [], 100_000)
     other = parse(["env=hopper", "env.options.ctrl_cost_weight=0", "seed=3", "env.execute=2"])
     assert other.world == ["env=hopper", "env.options.ctrl_cost_weight=0"]
     assert (other.seed, other.values) == (3, ["env.execute=2"])

@@ -1,0 +1,339 @@
+"""What the verbs were asked that work on runs and files: words read before torch is imported.
+
+`rheo train` and `rheo demo` are asked for a configuration: see compose.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rheo.envs.paths import expanded
+from rheo.errors import RheoError, nearest
+
+from ..store.where import existing
+from .top import AT_WILL, EVAL_SEED, OPTIONS
+from .words import (
+    Option,
+    Words,
+    count,
+    divide,
+    flags,
+    natural,
+    number,
+    one_of,
+    one_run,
+    positive,
+    switch,
+    values,
+)
+
+USAGE = {
+    "eval": """\
+usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]
+                 [env.execute=1] [policy.steps=4] [seed=100000]
+                 [env=NAME] [env.id=ID] [env.options.KEY=VALUE]
+                 [steer=best|soft|rlg|svdd|doob|inpaint|climb,... steer.n=16
+                  steer.reference=RUN ...]""",
+    "resume": "usage: rheo resume RUN [steps=N] [data=FILE] [device=NAME]",
+    "compare": """\
+usage: rheo compare RUN... [metric=score|return|success_once|success_at_end] [out=TABLE.md]
+                    [with=KEY=VALUE] [columns=data|env] [group=config|name]
+                    [minutes=M] [reach=VALUE,...] [curves=PICTURE.png]
+       the last checkpoint's largest evaluation of every run (rheo eval RUN episodes=50), or
+       the one with a changed value (with=deploy_scale=0); columns: a method a row and a
+       data set or environment a column, each cell the IQM of all seeds' episodes;
+       group=name: one row by the folders' names without -sSEED, whatever their settings;
+       minutes: the last evaluation within so much training; reach: frames of every seed
+       until an evaluation on its way is at least that good; curves: return against frames
+       and against minutes, as a picture""",
+    "collect": """\
+usage: rheo collect RUN|ACTOR.npz|random out=FILE [env=NAME] [steps=N | episodes=N]
+                    [noise=0] [sample=true|false] [seed=0] [num_envs=20]
+       rheo collect set=random|medium|medium_replay|medium_expert|expert out=FILE
+                    env=NAME actors=FOLDER|FILE,FILE,... [steps=1000000]""",
+    "data": """\
+usage: rheo data info FILE...                what is in files, or minari:DATASET_ID
+       rheo data check FILE|FOLDER...       what is wrong, a line each; 2 when something is
+       rheo data convert IN OUT             to .hdf5 or .npz, without loss
+       rheo data fetch NAME [--from FILE|URL] [--to DIR] [--yes]
+options: --time-limit N   steps after which an episode is cut where its end is not marked
+         --obs-keys A,B   observations of robomimic and Minari data sets
+         --action-scale auto|unit|physical|extremes   actions in [-1, 1], or in bounds
+         --filter KEY     the demonstrations of a filter key (mask/KEY) of robomimic files
+         --on-bad refuse|drop|clip|keep   what convert does with errors""",
+    "doctor": "usage: rheo doctor",
+}
+# ------------------------------------------------------------------ runs
+
+SUCCESS = ("success_once", "success_at_end")
+FREE = (*AT_WILL, "env.execute")  # values of a run that an evaluation may change
+PLACES = ("device", "policy.path")  # where it runs, and where an exported program is now
+ON_RESUME = (  # what may change between two starts of a run; all else is in its checkpoint
+    *("steps", "log_every", "eval_every", "save_every", "episodes", "threads", "fast", "limits"),
+    *("data", *PLACES),  # where things are; what they hold is compared
+)
+
+
+class References(NamedTuple):
+    """The returns that a score of 0 and of 100 stand for."""
+
+    low: float
+    high: float
+    origin: str
+
+
+class Evaluation(NamedTuple):
+    """What `rheo eval` was asked."""
+
+    name: str  # of the run
+    flagged: list[str]
+    episodes: int
+    values: list[str]  # values of the configuration to change
+    references: References | None  # given by the user
+    steer: dict[str, str]  # words of `steering`; empty: the run's own deployment
+    world: list[str]  # words of another environment
+    seed: int  # of the initial states and the noise
+
+
+def a_return(text: str) -> float:
+    """Reads a return."""
+    try:
+        return number(text)
+    except ValueError as error:
+        raise ValueError("a return is needed, a number like 3234.3") from error
+
+
+EVALUATION = {
+    **{"episodes": Option(50, count), "seed": Option(EVAL_SEED, natural)},
+    **{"ref_min": Option(None, a_return), "ref_max": Option(None, a_return)},
+}
+
+
+def evaluate(argv: Sequence[str]) -> Evaluation:
+    """`rheo eval`: the run, what of it changes, and how it is measured. Raises RheoError."""
+    words = divide(argv, OPTIONS)
+    name = one_run(words, USAGE["eval"])
+    existing(name)
+    steer, changed, world, rest = flags_of(words.options), [], [], []
+    for word in words.options:
+        key = word.partition("=")[0]
+        if key in (*PLACES, *FREE) or key.startswith("algo.deploy_"):
+            changed.append(word)
+        elif key in ("env", "env.id", "env.backend") or key.startswith("env.options"):
+            world.append(word)
+        elif key in EVALUATION:
+            rest.append(word)
+        elif key not in steer:
+            known = nearest(key, [*EVALUATION, *PLACES, *FREE, "steer", "env", "env.id"])
+            raise RheoError(f"unknown option {key!r}{known}; the run's own values are used")
+    given = values(rest, EVALUATION, "")
+    references = given_references(given["ref_min"], given["ref_max"])
+    how = given["episodes"], changed, references, steer, world, given["seed"]
+    return Evaluation(name, words.flagged, *how)
+
+
+def flags_of(words: Sequence[str]) -> dict[str, str]:
+    """The words of steering among key=value words. Raises RheoError for numbers without steer=."""
+    mine = [word for word in words if word.partition("=")[0].partition(".")[0] == "steer"]
+    found = dict(word.split("=", 1) for word in mine)
+    if found and "steer" not in found:
+        raise RheoError(f"{next(iter(found))} without steer=; add steer=best, for example")
+    return found
+
+
+def given_references(low: float | None, high: float | None) -> References | None:
+    """The references on the command line, both or none."""
+    if low is None and high is None:
+        return None
+    if low is None or high is None:
+        have, other = ("ref_max", "ref_min") if low is None else ("ref_min", "ref_max")
+        raise RheoError(
+            f"{have} without {other}: a score needs the return that is 0 (ref_min, a random "
+            f"policy's) and the one that is 100 (ref_max, an expert's); add {other}="
+        )
+    if low >= high:
+        raise RheoError(f"ref_min={low:g} is not below ref_max={high:g}: 0 and 100 are exchanged")
+    return References(low, high, "given on the command line")
+
+
+def resume(argv: Sequence[str]) -> tuple[str, Words]:
+    """`rheo resume`: the run, and values to change. Raises RheoError for what is fixed."""
+    words = divide(argv, OPTIONS)
+    name = one_run(words, USAGE["resume"])
+    existing(name)
+    for word in words.options:
+        key = word.partition("=")[0]
+        if key == "env.id":
+            continue  # allows the code of the run's environment; another one is refused there
+        if key not in ON_RESUME and key.partition(".")[0] != "limits":
+            raise RheoError(
+                f"{word}: fixed by the checkpoint{nearest(key, ON_RESUME)}; to change it, train a "
+                f"new run with init={name}"
+            )
+    return name, words
+
+
+def thresholds(text: str) -> list[float]:
+    """Reads numbers with commas between them."""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise ValueError("numbers are needed, with commas between them") from error
+
+
+COMPARISON = {
+    "metric": Option(None, one_of("score", "return", *SUCCESS)),
+    **{"out": Option(None), "with": Option(""), "curves": Option(None)},
+    "columns": Option(None, one_of("data", "env")),
+    "group": Option("config", one_of("config", "name")),
+    **{"minutes": Option(None, positive), "reach": Option(None, thresholds)},
+}
+
+
+def compare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """`rheo compare`: the runs, and how they are compared. Raises RheoError."""
+    usage, words = USAGE["compare"], divide(argv, COMPARISON)
+    if words.flagged:
+        raise RheoError(f"--config-dir: nothing of a run is built to compare it\n{usage}")
+    options = values(words.options, COMPARISON, f", and no such run\n{usage}")
+    if not words.runs:
+        raise RheoError(usage)
+    if options["reach"] and options["columns"]:
+        wanted = ",".join(f"{value:g}" for value in options["reach"])
+        raise RheoError(f"reach={wanted}: of the table without columns=")
+    return words.runs, options
+
+
+# ------------------------------------------------------------------ data
+
+SETS = ("random", "medium", "medium_replay", "medium_expert", "expert")
+
+
+class Collecting(NamedTuple):
+    """What `rheo collect` was asked."""
+
+    names: list[str]  # of the behaviour; none: a graded set
+    flagged: list[str]
+    words: list[str]  # env.key=value, for the environment
+    out: str
+    env: str | None
+    steps: int | None
+    episodes: int | None
+    noise: float
+    sample: bool
+    seed: int
+    num_envs: int
+    set: str | None
+    actors: str | None
+
+
+def amount(text: str) -> float:
+    """Reads a number that is not negative."""
+    if number(text) < 0:
+        raise ValueError("a number that is not negative is needed")
+    return float(text)
+
+
+COLLECTING = {
+    **{"out": Option(None), "env": Option(None), "actors": Option(None)},
+    **{"steps": Option(None, count), "episodes": Option(None, count)},
+    **{"noise": Option(0.0, amount), "sample": Option(False, switch), "seed": Option(0, natural)},
+    **{"num_envs": Option(20, count), "set": Option(None, one_of(*SETS))},
+}
+
+
+def collect(argv: Sequence[str]) -> Collecting:
+    """`rheo collect`: behaviour, environment and amount. Raises RheoError naming the bad word."""
+    usage, words = USAGE["collect"], divide(argv, COLLECTING)
+    inner = [word for word in words.options if word.startswith("env.")]
+    own = [word for word in words.options if word not in inner]
+    found = values(own, COLLECTING, f"\n{usage}")
+    if found["out"] is None:
+        raise RheoError(f"out=FILE has to be given\n{usage}")
+    if found["steps"] is not None and found["episodes"] is not None:
+        raise RheoError("steps= and episodes= contradict each other; give one of them")
+    if found["set"] is not None:
+        refuse_set(found)
+    if len(words.runs) != (found["set"] is None):
+        raise RheoError(usage)
+    if found["episodes"] is None and found["steps"] is None:
+        found["steps"] = 1_000_000 if found["set"] else 10_000
+    out = expanded(found["out"])
+    if out.suffix not in (".hdf5", ".npz"):
+        raise RheoError(f"out={out}: must end in .hdf5 or .npz")
+    if out.exists():
+        raise RheoError(f"out={out}: exists; choose another name")
+    return Collecting(words.runs, words.flagged, inner, **found)
+
+
+def refuse_set(found: Mapping[str, Any]) -> None:
+    """Raises RheoError for a set that cannot be built."""
+    if found["episodes"] is not None:
+        raise RheoError("set= is measured in steps; give steps= instead of episodes=")
+    if found["env"] is None:
+        raise RheoError("set= needs env=NAME, for example env=hopper_v4")
+    if found["set"] != "random" and found["actors"] is None:
+        raise RheoError(
+            f"set={found['set']} needs actors=FOLDER of .npz actors, or actors=RUN,RUN,... of "
+            "runs of different quality (rheo train algo=sac env=NAME, stopped at other steps)"
+        )
+
+
+def listed(text: str) -> list[str]:
+    """Reads names with commas between them."""
+    return text.split(",")
+
+
+READING = {
+    **{"time_limit": Option(None, count), "obs_keys": Option(None, listed)},
+    "action_scale": Option("auto", one_of("auto", "unit", "physical", "extremes")),
+    "filter": Option(None),
+}
+DATA = {  # verb -> its options, and how many names it takes at most
+    **{"info": (READING, None), "check": (READING, None)},
+    "convert": (
+        {**READING, "on_bad": Option("refuse", one_of("refuse", "drop", "clip", "keep"))},
+        2,
+    ),
+    "fetch": ({"from": Option(None), "to": Option(None), "yes": Option(False, switch)}, 1),
+}
+
+
+def data(argv: Sequence[str]) -> tuple[str, list[str], dict[str, Any]]:
+    """`rheo data`: what is done, names of files or data sets, and options. Raises RheoError."""
+    usage = USAGE["data"]
+    if not argv:
+        raise RheoError(usage)
+    verb, *rest = argv
+    if verb not in DATA:
+        raise RheoError(f"unknown verb 'data {verb}'{nearest(verb, DATA)}\n{usage}")
+    table, most = DATA[verb]
+    words = divide(unflagged(rest, table), table)
+    found = values(words.options, table, f"\n{usage}")
+    if not words.runs or most is not None and len(words.runs) != most:
+        raise RheoError(usage)
+    return verb, words.runs, found
+
+
+def unflagged(argv: Sequence[str], table: Mapping[str, Option]) -> list[str]:
+    """Words with `--time-limit N` as time_limit=N, and `--yes` as yes=true."""
+    found, rest = [], iter(argv)
+    for word in rest:
+        key, equals, text = word.removeprefix("--").partition("=")
+        key = key.replace("-", "_")
+        if not word.startswith("--") or key not in table:
+            found.append(word)
+        elif table[key].read is switch:
+            found.append(f"{key}=true")
+        else:
+            found.append(f"{key}={text if equals else next(rest, '')}")
+    return found
+
+
+# ------------------------------------------------------------------ this machine
+
+
+def doctor(argv: Sequence[str]) -> None:
+    """`rheo doctor` takes no words. Raises RheoError."""
+    folders, words = flags(argv)
+    if folders or words:
+        raise RheoError(USAGE["doctor"])
