@@ -42,13 +42,20 @@ class Schema:
     open: bool = False
 
     def add(self, name: str, annotation: str, required: bool, keyword: bool) -> None:
-        """Sorts a parameter into keys or slots."""
+        """Sorts a parameter into keys or slots, in place of a base class's of that name."""
+        self.drop(name)
         if keyword and name not in GIVEN and known(annotation):
             self.keys[name] = annotation
             if required:
                 self.required.add(name)
         else:
             self.slots[name] = required
+
+    def drop(self, name: str) -> None:
+        """Forgets a parameter."""
+        self.keys.pop(name, None)
+        self.slots.pop(name, None)
+        self.required.discard(name)
 
 
 def allow(folders: Sequence[str | Path]) -> None:
@@ -123,20 +130,33 @@ def parse(file: Path) -> ast.Module:
 
 
 def read_class(schema: Schema, node: ast.ClassDef, file: Path) -> None:
-    """Adds the parameters of a class's constructor, or its first base's in the same file."""
+    """Adds the parameters of a class's constructor: its own, or its bases' and its fields.
+
+    Bases may be imported from other files.
+    """
     init = next((n for n in node.body if named(n, "__init__")), None)
     if isinstance(init, ast.FunctionDef):
-        read_function(schema, init.args, file, skip=1)
-    elif any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
-        for item in node.body:
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                required = item.value is None
-                schema.add(item.target.id, spelled(item.annotation, file), required, keyword=True)
-    else:
-        bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
-        for base in parse(file).body:
-            if isinstance(base, ast.ClassDef) and base.name in bases:
-                return read_class(schema, base, file)
+        return read_function(schema, init.args, file, skip=1)
+    made = [text for text in map(ast.unparse, node.decorator_list) if "dataclass" in text]
+    bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+    for base, home in filter(None, (definition(name, file) for name in reversed(bases))):
+        if isinstance(base, ast.ClassDef):
+            read_class(schema, base, home)
+    if made:
+        read_fields(schema, node, file, keyword="kw_only=True" in made[0])
+
+
+def read_fields(schema: Schema, node: ast.ClassDef, file: Path, keyword: bool) -> None:
+    """Adds the fields of a dataclass; `keyword`: whether the first ones are keyword-only too."""
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            if ast.unparse(item.annotation) == "KW_ONLY":
+                keyword = True
+            elif item.value is not None and "init=False" in ast.unparse(item.value):
+                schema.drop(item.target.id)
+            else:
+                text = spelled(item.annotation, file)
+                schema.add(item.target.id, text, item.value is None, keyword)
 
 
 def read_function(schema: Schema, args: ast.arguments, file: Path, skip: int) -> None:
@@ -152,18 +172,39 @@ def read_function(schema: Schema, args: ast.arguments, file: Path, skip: int) ->
 
 
 def spelled(annotation: ast.expr | None, file: Path) -> str:
-    """An annotation's text, with names defined in the same module replaced by their meaning."""
+    """An annotation's text, with the name of another type replaced by its meaning."""
     if annotation is None:
         return UNKNOWN
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         return annotation.value
     if isinstance(annotation, ast.Name):
-        for node in parse(file).body:
-            if isinstance(node, ast.Assign) and annotation.id in {
-                target.id for target in node.targets if isinstance(target, ast.Name)
-            }:
-                return ast.unparse(node.value)
+        found = definition(annotation.id, file)
+        if found and isinstance(found[0], ast.Assign):
+            return ast.unparse(found[0].value)
     return ast.unparse(annotation)
+
+
+def definition(name: str, file: Path) -> tuple[ast.stmt, Path] | None:
+    """The class or assignment behind a name in a module, or in the one it is imported from."""
+    for node in parse(file).body:
+        match node:
+            case ast.ClassDef(name=found) | ast.Assign(targets=[ast.Name(id=found)]):
+                if found == name:
+                    return node, file
+            case ast.ImportFrom(names=names) if name in {alias.name for alias in names}:
+                home = imported(node, file)
+                return None if home is None else definition(name, home)
+    return None
+
+
+def imported(node: ast.ImportFrom, file: Path) -> Path | None:
+    """The file that an import takes names from; None for an installed package."""
+    parts = (node.module or "").split(".")
+    if node.level:
+        return module_file(file.parents[node.level - 1], parts)
+    if parts[0] == "rheo":
+        return module_file(ROOT, parts[1:])
+    return next(filter(None, (module_file(folder, parts) for folder in allowed)), None)
 
 
 def from_object(target: Callable[..., Any]) -> Schema:
@@ -175,14 +216,9 @@ def from_object(target: Callable[..., Any]) -> Schema:
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             text: Any = parameter.annotation
             text = text if isinstance(text, str) else inspect.formatannotation(text)
-            keyword = parameter.kind is parameter.KEYWORD_ONLY or dataclass_made(target)
+            keyword = parameter.kind is parameter.KEYWORD_ONLY
             schema.add(name, text, parameter.default is parameter.empty, keyword)
     return schema
-
-
-def dataclass_made(target: Any) -> bool:
-    """Whether a class's constructor was written by @dataclass."""
-    return "__dataclass_params__" in getattr(target, "__dict__", {})
 
 
 def check(node: Mapping[str, Any], schema: Schema, where: str) -> tuple[dict[str, Any], list[str]]:

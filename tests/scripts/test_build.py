@@ -12,10 +12,8 @@ from rheo.scripts.config.build import build
 
 LAB = """
 import os
-from dataclasses import dataclass
-from typing import Literal
-
-Kind = Literal["a", "b"]
+from dataclasses import KW_ONLY, dataclass, field
+from PARTS import Kind, Shared
 
 
 class Part:
@@ -40,11 +38,46 @@ class Record:
     name: str = "x"
 
 
+@dataclass
+class Owner:
+    record: Record
+
+
+@dataclass
+class Keeper(Owner):
+    _: KW_ONLY
+    place: Kind
+    rate: float
+    spare: int | None
+    count: int = field(default=3, init=False)
+
+
+@dataclass
+class Borrower(Keeper, Shared):
+    _: KW_ONLY
+    rate: float
+
+
 def opened(id: str = "", *, count: int, **options):
     return count, options
 
 
 _hidden = Part
+"""
+PARTS = """
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal
+
+Kind = Literal["a", "b"]
+
+
+@dataclass
+class Shared:
+    generator: object
+    _: KW_ONLY
+    rate: int
+    kind: Kind
+    count: int
 """
 VALUES: dict[str, Any] = {"lr": 1, "kind": "a", "sizes": [1, 2], "clip": None}
 
@@ -53,7 +86,8 @@ VALUES: dict[str, Any] = {"lr": 1, "kind": "a", "sizes": [1, 2], "clip": None}
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A user's module in a folder named with --config-dir; its name is new for every test."""
     name = f"lab_{tmp_path.name.replace('-', '_')}"
-    (tmp_path / f"{name}.py").write_text(LAB)
+    (tmp_path / f"{name}.py").write_text(LAB.replace("PARTS", f"{name}_parts"))
+    (tmp_path / f"{name}_parts.py").write_text(PARTS)
     monkeypatch.setattr(schema, "allowed", [])
     monkeypatch.setattr(sys, "path", sys.path.copy())
     schema.allow([tmp_path])
@@ -109,12 +143,15 @@ def test_open_signatures_pass_other_keys_on_and_dataclasses_have_schemas(lab: st
         build({"_target_": f"{lab}.Record", "size": "3"})
 
 
-@pytest.mark.parametrize("name", ["Whole", "Heir", "Part", "Record", "opened"])
+@pytest.mark.parametrize(
+    "name", ["Whole", "Heir", "Part", "Record", "Keeper", "Borrower", "opened"]
+)
 def test_the_schema_read_from_source_is_that_of_the_object(lab: str, name: str) -> None:
     static = schema.from_source(f"{lab}.{name}")
     live = schema.from_object(getattr(__import__(lab), name))
     assert (static.required, static.slots, static.open) == (live.required, live.slots, live.open)
     assert set(static.keys) == set(live.keys) and len(static.keys) > 0
+    assert static.keys.get("kind") in (None, "Literal['a', 'b']")
 
 
 @pytest.mark.parametrize(
