@@ -1,18 +1,19 @@
 """Advantage weighted matching from recorded data, with signed weights on own samples if wanted."""
 
-from typing import Literal, NamedTuple
+from dataclasses import KW_ONLY, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
-from ..policies import steer
-from ..policies.critics import QEnsemble, Value
 from ..policies.flow import FlowPolicy
-from ..policies.nets import clone, lerp_
-from . import expectile as expectiles
+from ..policies.nets import clone
 from . import losses
-from .optim import adam, anneal, step
+from .expectile import Implicit
+from .losses import Surrogate, TimeWeight
+from .offpolicy import Matching
+from .optim import adam, step
 
 T_MIN, T_MAX = 0.02, 0.98
 
@@ -27,10 +28,11 @@ class Draws(NamedTuple):
     pair_t: Tensor  # [R, 1, J]
 
 
-class AWM:
+@dataclass(eq=False)
+class AWM(Implicit, Matching):
     """Advantage weighted matching (arXiv:2509.25050), the form for recorded data.
 
-    An expectile critic (`algos.expectile`) judges. Recorded actions are matched with the positive
+    An expectile critic (`Implicit`) judges. Recorded actions are matched with the positive
     weights min(exp(beta A), weight_max) + bc_coef. With signed_coef > 0, K samples of the policy
     at signed_batch states are matched too, with signed weights: their advantages within the state
     (`losses.group_advantage`), on J stratified (t, noise) pairs that the K samples share,
@@ -44,96 +46,51 @@ class AWM:
     a plan, the cloning of recorded actions all of it. B batch, R signed_batch, K particles, J
     pairs, T chunk.
 
-    expectile, beta, weight_max, lr_floor, target_rate, ema_rate, max_norm, deploy_candidates and
-    deploy_temperature as in `IQL`. advantage_clip: in standard deviations; advantage_max: what it
+    beta and weight_max as in `IQL`. advantage_clip: in standard deviations; advantage_max: what it
     is scaled to. psi: "square", "huber" or "ghuber". weighting: w(t) of `losses.time_weight`.
     behaviour_lr: Adam rate of the cloning policy.
     """
 
     pure = ("critic_loss", "data_loss", "signed_loss")
 
-    def __init__(
-        self,
-        policy: FlowPolicy,
-        critic: QEnsemble,
-        generator: torch.Generator,
-        run_updates: int,
-        value: Value,
-        executed: int | None = None,
-        *,
-        expectile: float,
-        beta: float,
-        weight_max: float,
-        bc_coef: float,
-        signed_coef: float,
-        anchor_coef: float,
-        signed_batch: int,
-        particles: int,
-        pairs: int,
-        advantage_clip: float,
-        advantage_max: float,
-        psi: Literal["square", "huber", "ghuber"],
-        weighting: Literal["uniform", "noise", "noise2", "data2", "likelihood"],
-        policy_lr: float,
-        behaviour_lr: float,
-        critic_lr: float,
-        lr_floor: float,
-        target_rate: float,
-        ema_rate: float,
-        max_norm: float,
-        deploy_candidates: int,
-        deploy_temperature: float,
-    ) -> None:
-        losses.refuse_jumps(policy)
-        if signed_coef < 0:
-            raise ValueError(f"algo.signed_coef={signed_coef}: at least 0, which means off")
-        if signed_coef > 0:
+    executed: int | None = None
+    _: KW_ONLY
+    beta: float
+    weight_max: float
+    bc_coef: float
+    signed_coef: float
+    anchor_coef: float
+    signed_batch: int
+    particles: int
+    pairs: int
+    advantage_clip: float
+    advantage_max: float
+    psi: Surrogate
+    weighting: TimeWeight
+    behaviour_lr: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.signed_coef < 0:
+            raise ValueError(f"algo.signed_coef={self.signed_coef}: at least 0, which means off")
+        signed = self.signed_coef > 0
+        if signed:
             losses.refuse_unbounded(
-                signed_coef * advantage_max,
-                anchor_coef,
-                f"algo.anchor_coef={anchor_coef} below algo.signed_coef * algo.advantage_max",
+                self.signed_coef * self.advantage_max,
+                self.anchor_coef,
+                f"algo.anchor_coef={self.anchor_coef} below algo.signed_coef * algo.advantage_max",
             )
-            losses.refuse_unbounded(1.0, bc_coef, f"algo.bc_coef={bc_coef} with signed_coef > 0")
-        self.policy, self.average = policy, clone(policy)
-        self.critic, self.target = critic, clone(critic)
-        self.value = value.to(generator.device)
-        self.generator = generator
-        self.policy_opt = adam(policy.parameters(), policy_lr)
-        self.critic_opt = adam([*critic.parameters(), *value.parameters()], critic_lr)
-        self.behaviour = clone(policy, frozen=False) if signed_coef > 0 else None
+            keys = f"algo.bc_coef={self.bc_coef} with signed_coef > 0"
+            losses.refuse_unbounded(1.0, self.bc_coef, keys)
+        self.behaviour = clone(self.policy, frozen=False) if signed else None
         if self.behaviour is not None:
-            self.behaviour_opt = adam(self.behaviour.parameters(), behaviour_lr)
-        self.updates, self.run_updates = 0, run_updates
-        self.executed = executed  # of the steps of a plan; None: all
-        self.expectile, self.beta, self.weight_max = expectile, beta, weight_max
-        self.bc_coef, self.signed_coef, self.anchor_coef = bc_coef, signed_coef, anchor_coef
-        self.signed_batch, self.particles, self.pairs = signed_batch, particles, pairs
-        self.advantage_clip, self.advantage_max = advantage_clip, advantage_max
-        self.psi: losses.Surrogate = psi
-        self.weighting: losses.TimeWeight = weighting
-        self.policy_lr, self.lr_floor, self.max_norm = policy_lr, lr_floor, max_norm
-        self.target_rate, self.ema_rate = target_rate, ema_rate
-        self.deploy_candidates = deploy_candidates
-        self.deploy_temperature = deploy_temperature
-
-    @torch.no_grad()
-    def act(self, obs: Tensor) -> Tensor:
-        """A sample of the policy, [N, T, Da]."""
-        return self.policy.act(obs, self.policy.noise(len(obs), self.generator))
-
-    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """A chosen sample of the averaged policy, [N, T, Da]."""
-        chosen = self.deploy_candidates, self.deploy_temperature
-        return steer.sample(self.average, self.critic, obs, generator, *chosen)
+            self.behaviour_opt = adam(self.behaviour.parameters(), self.behaviour_lr)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of V and Q, one of the policy and, if signed, one of the behaviour policy."""
-        self.updates += 1
-        share = self.updates / max(self.run_updates, 1)
-        anneal(self.policy_opt, self.policy_lr, share, self.lr_floor)
+        self.begin()
         loss, advantage, metrics = self.critic_loss(batch)
-        step(self.critic_opt, loss)
-        lerp_(self.target, self.critic, self.target_rate)
+        self.learn_critic(loss)
         draws = self.draw(len(batch.obs), self.generator)
         weight = losses.exp_weight(advantage, self.beta, self.weight_max)
         loss = self.data_loss(self.policy, batch.obs, batch.action, weight + self.bc_coef, draws)
@@ -141,8 +98,7 @@ class AWM:
             metrics |= self.update_behaviour(self.behaviour, batch, draws)
             signed, more = self.signed_loss(batch.obs[: self.signed_batch], draws)
             loss, metrics = loss + signed, metrics | more
-        step(self.policy_opt, loss, self.max_norm)
-        lerp_(self.average, self.policy, self.ema_rate)
+        self.learn_policy(loss)
         return metrics | {"policy/loss": loss.detach(), "policy/weight": weight.mean()}
 
     def update_behaviour(
@@ -158,23 +114,11 @@ class AWM:
         """Randomness of a policy step; all times are stratified."""
         policy = self.policy
         signed = min(self.signed_batch, rows) if self.signed_coef > 0 else 0
-        noise, t = policy.noise(rows, generator), losses.row_times(rows, generator)
+        noise, t = losses.matching_draws(policy, rows, generator)
         start = policy.noise((signed, self.particles), generator)
         pair_noise = policy.noise((signed, 1, self.pairs), generator)
         pair_t = losses.stratified((signed, 1, self.pairs), generator, T_MIN, T_MAX)
         return Draws(noise, t, start, pair_noise, pair_t)
-
-    @torch.no_grad()
-    def validate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Unweighted matching loss of the averaged policy, and the critics' loss."""
-        draws, one = self.draw(len(batch.obs), generator), torch.ones_like(batch.reward)
-        loss = self.data_loss(self.average, batch.obs, batch.action, one, draws)
-        return {"val/loss": loss, "val/critic_loss": self.critic_loss(batch)[0]}
-
-    def critic_loss(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Loss of V and Q [], advantage [B], metrics."""
-        parts = self.critic, self.target, self.value
-        return expectiles.critic_loss(*parts, batch, self.expectile)
 
     @staticmethod
     def data_loss(

@@ -1,6 +1,7 @@
 """Advantage weighted matching against a Q-critic, off policy."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -8,15 +9,13 @@ from torch import Tensor, nn
 
 from ..envs.batch import Batch
 from ..policies import draw
-from ..policies.critics import QEnsemble
-from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
-from ..policies.relative import Relative
 from ..policies.steer import Chain, Settings
 from . import losses
-from .optim import adam, step
-from .recall import told
-from .returns import td_loss, td_target
+from .losses import Deviation, Surrogate, TimeWeight
+from .offpolicy import Averaged
+from .optim import step
+from .recall import looking_from, told
 
 T_MIN, T_MAX = 0.02, 0.98
 LOG_RATIO_MAX = 10.0
@@ -32,7 +31,8 @@ class Met(NamedTuple):
     old: Tensor  # [R, K, J] surrogate of the policy that acted
 
 
-class AWMQ:
+@dataclass(eq=False)
+class AWMQ(Averaged):
     """Signed weighted matching of own samples, judged by an ensemble (arXiv:2509.25050).
 
     At states of the replay the policy draws K actions; their advantages among themselves
@@ -58,92 +58,70 @@ class AWMQ:
     advantage_clip, advantage_max: in standard deviations, and what it is scaled to; deviation: of
     the whole "batch", or of each "state" alone (`losses.group_advantage`). psi,
     weighting: `losses.psi`, `losses.time_weight`. explore_noise: std added to explored actions.
-    policy_every: critic updates per policy step. ema_rate: of the averaged policy; 1 = raw.
+    policy_every: critic updates per policy step.
     """
 
     pure = ("critic_loss", "policy_loss")
     anchors = ("base",)
 
-    def __init__(
-        self,
-        policy: FlowPolicy,
-        critic: QEnsemble,
-        generator: torch.Generator,
-        steer: Settings,
-        executed: int | None = None,
-        *,
-        particles: int,
-        pairs: int,
-        policy_batch: int,
-        ratio: Literal["none", "pair"],
-        clip: float,
-        inner_steps: int,
-        advantage_clip: float,
-        advantage_max: float,
-        deviation: Literal["batch", "state"],
-        psi: Literal["square", "huber", "ghuber"],
-        weighting: Literal["uniform", "noise", "noise2", "data2", "likelihood"],
-        trust_coef: float,
-        trust_rate: float,
-        anchor_coef: float,
-        relative: bool,
-        explore_noise: float,
-        policy_every: int,
-        policy_lr: float,
-        critic_lr: float,
-        target_rate: float,
-        ema_rate: float,
-        max_norm: float,
-    ) -> None:
-        losses.refuse_jumps(policy)
-        if ratio not in ("none", "pair"):
-            raise ValueError(f"algo.ratio={ratio!r}: choose none or pair")
-        if deviation not in ("batch", "state"):
-            raise ValueError(f"algo.deviation={deviation!r}: choose batch or state")
-        if particles < 2:
-            raise ValueError(f"algo.particles={particles}: an advantage needs at least 2 actions")
-        if ratio == "none":
-            losses.refuse_unbounded(
-                advantage_max,
-                trust_coef + anchor_coef,
-                f"algo.trust_coef={trust_coef} + algo.anchor_coef={anchor_coef} below "
-                "algo.advantage_max with algo.ratio=none",
-            )
-        self.policy, self.average = policy, clone(policy)
-        self.fast = clone(policy) if trust_coef > 0 else None
-        self.base = clone(policy) if anchor_coef > 0 else None
-        self.critic: nn.Module = critic
+    steer: Settings
+    executed: int | None = None
+    _: KW_ONLY
+    particles: int
+    pairs: int
+    policy_batch: int
+    ratio: Literal["none", "pair"]
+    clip: float
+    inner_steps: int
+    advantage_clip: float
+    advantage_max: float
+    deviation: Deviation
+    psi: Surrogate
+    weighting: TimeWeight
+    trust_coef: float
+    trust_rate: float
+    anchor_coef: float
+    relative: bool
+    explore_noise: float
+    policy_every: int
+
+    def __post_init__(self) -> None:
+        self.refuse()
+        policy = self.policy
+        self.base = clone(policy) if self.anchor_coef > 0 else None
+        self.fast = clone(policy) if self.trust_coef > 0 else None
         # apart from the anchor, which moves on where a run goes on from another: the critic was
         # learned from here
-        self.origin = clone(policy) if relative else None
+        self.origin = clone(policy) if self.relative else None
+        super().__post_init__()
         if self.origin is not None:
-            if self.base is None:
-                raise ValueError(
-                    "algo.relative=true: the critic looks from where the policy of the run's start "
-                    "stood, near which an anchor has to keep it; set algo.anchor_coef above 0, 1 "
-                    "for example, or leave it false"
-                )
-            self.critic = Relative(critic, self.origin, policy.horizon, policy.action_dim)
-        self.critic.to(generator.device)
-        self.target = clone(self.critic)
-        self.generator = generator
-        self.policy_opt = adam(policy.parameters(), policy_lr)
-        self.critic_opt = adam(critic.parameters(), critic_lr)
-        self.updates = 0
-        self.particles, self.pairs, self.policy_batch = particles, pairs, policy_batch
-        self.executed = executed  # of the steps of a plan; None: all
-        self.ratio, self.clip = ratio, clip
-        self.inner_steps = inner_steps
-        self.advantage_clip, self.advantage_max = advantage_clip, advantage_max
-        self.deviation: losses.Deviation = deviation
-        self.psi: losses.Surrogate = psi
-        self.weighting: losses.TimeWeight = weighting
-        self.trust_coef, self.trust_rate, self.anchor_coef = trust_coef, trust_rate, anchor_coef
-        self.explore_noise = explore_noise
-        self.steer = steer
-        self.chain(critic)  # raises for words that do not go together
-        self.policy_every, self.target_rate, self.ema_rate = policy_every, target_rate, ema_rate
-        self.max_norm = max_norm
+            self.critic = looking_from(self.origin, self.critic, policy.horizon, policy.action_dim)
+            self.target = clone(self.critic)
+        self.chain(self.critic)  # raises for words that do not go together
+
+    def refuse(self) -> None:
+        """Raises ValueError for words that are unknown and for values that do not go together."""
+        if self.ratio not in ("none", "pair"):
+            raise ValueError(f"algo.ratio={self.ratio!r}: choose none or pair")
+        if self.deviation not in ("batch", "state"):
+            raise ValueError(f"algo.deviation={self.deviation!r}: choose batch or state")
+        if self.particles < 2:
+            raise ValueError(
+                f"algo.particles={self.particles}: an advantage needs at least 2 actions"
+            )
+        if self.ratio == "none":
+            losses.refuse_unbounded(
+                self.advantage_max,
+                self.trust_coef + self.anchor_coef,
+                f"algo.trust_coef={self.trust_coef} + algo.anchor_coef={self.anchor_coef} below "
+                "algo.advantage_max with algo.ratio=none",
+            )
+        if self.relative and self.anchor_coef == 0:
+            raise ValueError(
+                "algo.relative=true: the critic looks from where the policy of the run's start "
+                "stood, near which an anchor has to keep it; set algo.anchor_coef above 0, 1 "
+                "for example, or leave it false"
+            )
 
     @staticmethod
     def upgrade(state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -171,8 +149,7 @@ class AWMQ:
         here, ahead = self.told(batch)
         next_action = self.chain(self.target)(batch.next_obs, self.generator)
         loss, metrics = self.critic_loss(batch, next_action, here, ahead)
-        step(self.critic_opt, loss)
-        lerp_(self.target, self.critic, self.target_rate)
+        self.learn_critic(loss)
         if self.updates % self.policy_every == 0:
             metrics |= self.update_policy(batch.obs[: self.policy_batch])
         return metrics
@@ -201,10 +178,7 @@ class AWMQ:
         """
         with torch.no_grad():
             value = self.target(batch.next_obs, next_action, *ahead).amin(0)
-            goal = td_target(batch.reward, batch.discount, value)
-        q = self.critic(batch.obs, batch.action, *here)
-        loss = td_loss(q, goal)
-        return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+        return self.td(batch, value, here)
 
     def update_policy(self, obs: Tensor) -> dict[str, Tensor]:
         """Inner steps on one set of own samples at states [R, O]."""

@@ -1,12 +1,14 @@
 """The critic of implicit Q-learning: values of recorded actions only (arXiv:2110.06169)."""
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..envs.batch import Batch
-from .returns import td_loss, td_target
+from ..policies.critics import Value
+from .offpolicy import Scheduled
 
 
 def expectile_loss(gap: Tensor, expectile: float) -> Tensor:
@@ -17,24 +19,41 @@ def expectile_loss(gap: Tensor, expectile: float) -> Tensor:
     return ((expectile - (gap < 0).to(gap.dtype)).abs() * gap.square()).mean()
 
 
-def critic_loss(
-    critic: Any, target: Any, value: Any, batch: Batch, expectile: float
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """V towards the expectile of min Q'(s, a), Q towards r + discount V(s'): loss [] and metrics.
+@dataclass(eq=False)
+class Implicit(Scheduled):
+    """V is the expectile of min Q' over recorded actions, and Q learns r + discount V(s').
 
-    Also the advantage min Q'(s, a) - V(s) of the recorded actions, [B], without gradient.
+    No action that is not in the data is ever evaluated. expectile: 0.5 is the mean, towards 1 the
+    maximum.
     """
-    with torch.no_grad():
-        goal = td_target(batch.reward, batch.discount, value(batch.next_obs))
-        q_target = target(batch.obs, batch.action).amin(0)
-    gap = q_target - value(batch.obs)
-    value_loss = expectile_loss(gap, expectile)
-    q = critic(batch.obs, batch.action)
-    loss = td_loss(q, goal)
-    metrics = {
-        "critic/loss": loss.detach(),
-        "critic/value_loss": value_loss.detach(),
-        "critic/q": q.detach().mean(),
-        "critic/advantage": gap.detach().mean(),
-    }
-    return loss + value_loss, gap.detach(), metrics
+
+    value: Value
+    _: KW_ONLY
+    expectile: float
+
+    def __post_init__(self) -> None:
+        self.value.to(self.generator.device)
+        super().__post_init__()
+
+    def judging(self) -> Iterable[nn.Parameter]:
+        """Parameters of Q and V."""
+        return [*self.critic.parameters(), *self.value.parameters()]
+
+    def critic_loss(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Loss of V and Q [], min Q'(s, a) - V(s) of the recorded actions [B], metrics."""
+        with torch.no_grad():
+            best = self.target(batch.obs, batch.action).amin(0)
+            ahead = self.value(batch.next_obs)
+        gap = best - self.value(batch.obs)
+        value_loss = expectile_loss(gap, self.expectile)
+        loss, metrics = self.td(batch, ahead)
+        metrics |= {
+            "critic/value_loss": value_loss.detach(),
+            "critic/advantage": gap.detach().mean(),
+        }
+        return loss + value_loss, gap.detach(), metrics
+
+    @torch.no_grad()
+    def validate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The critics' loss on held-out data, beside what the policy's is."""
+        return super().validate(batch, generator) | {"val/critic_loss": self.critic_loss(batch)[0]}

@@ -1,25 +1,27 @@
 """EXPO: an expressive policy that only clones, and a small Gaussian that edits its actions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..envs.batch import Batch
 from ..policies import steer
-from ..policies.critics import QEnsemble
 from ..policies.editor import Editor
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from ..policies.relative import Relative
-from .losses import refuse_jumps, row_times
+from .losses import matching_draws, refuse_jumps
+from .offpolicy import OffPolicy
 from .optim import adam, frozen, step
-from .recall import centres, pick, refuse_small, told
-from .returns import td_loss, td_target
+from .recall import centres, looking_from, pick, refuse_small, told
 from .temperature import Temperature
 
 
-class EXPO:
+@dataclass(eq=False)
+class EXPO(OffPolicy):
     """Expressive policy optimisation (arXiv:2507.07986).
 
     The base matches the actions of every batch (replay, or replay and demonstrations with
@@ -33,10 +35,10 @@ class EXPO:
     base; where a batch comes without them (recorded data) they are fresh. relative: the critic sees
     actions from where the resting base would put them (`policies.relative`).
 
-    policy_lr, critic_lr, alpha_lr: Adam. alpha, entropy_per_dim: first temperature, and the
+    policy_lr: of the editor; alpha_lr: Adam. alpha, entropy_per_dim: first temperature, and the
     entropy of the edit that it keeps, per element of the executed steps: only those count, as in
-    `SAC`. The base clones whole plans, whose ends recorded data know. target_rate, ema_rate: of the
-    target critic and of the averaged base, which acts. B batch, N environments, M candidates, T
+    `SAC`. The base clones whole plans, whose ends recorded data know. ema_rate: of the averaged
+    base, which acts. B batch, N environments, M candidates, T
     chunk.
     """
 
@@ -44,58 +46,60 @@ class EXPO:
     learned = {"temperature": "alpha"}
     beyond = "edits of its base's actions, the best of all by its critic"
 
-    def __init__(
-        self,
-        policy: FlowPolicy,
-        critic: QEnsemble,
-        generator: torch.Generator,
-        editor: Editor,
-        executed: int | None = None,
-        *,
-        candidates: int,
-        base_lr: float,
-        base_cache: int,
-        relative: bool,
-        policy_lr: float,
-        critic_lr: float,
-        alpha_lr: float,
-        alpha: float,
-        entropy_per_dim: float,
-        target_rate: float,
-        ema_rate: float,
-        max_norm: float,
-    ) -> None:
-        if base_lr > 0:
-            refuse_jumps(policy)
-        if candidates < 1:
-            raise ValueError(f"algo.candidates={candidates}: at least 1 sample of the base")
-        refuse_small(base_cache, candidates, f"algo.candidates={candidates}")
-        if base_cache > 0 and base_lr > 0:
+    policy: FlowPolicy
+    editor: Editor
+    executed: int | None = None
+    _: KW_ONLY
+    candidates: int
+    base_lr: float
+    base_cache: int
+    relative: bool
+    alpha_lr: float
+    alpha: float
+    entropy_per_dim: float
+    ema_rate: float
+    max_norm: float
+
+    def __post_init__(self) -> None:
+        self.refuse()
+        policy, device = self.policy, self.generator.device
+        self.editor.to(device)
+        super().__post_init__()
+        if self.relative:
+            self.critic = looking_from(policy, self.critic, policy.horizon, policy.action_dim)
+            self.target = clone(self.critic)
+        self.average, self.base_opt = clone(policy), adam(policy.parameters(), self.base_lr)
+        entropy = self.entropy_per_dim * (self.executed or policy.horizon) * policy.action_dim
+        self.temperature = Temperature(self.alpha, entropy, self.alpha_lr, device)
+
+    def refuse(self) -> None:
+        """Raises ValueError for values that do not go together."""
+        if self.base_lr > 0:
+            refuse_jumps(self.policy)
+        if self.candidates < 1:
+            raise ValueError(f"algo.candidates={self.candidates}: at least 1 sample of the base")
+        refuse_small(self.base_cache, self.candidates, f"algo.candidates={self.candidates}")
+        if self.base_cache > 0 and self.base_lr > 0:
             raise ValueError(
-                f"algo.base_cache={base_cache} keeps what a base of algo.base_lr={base_lr} would "
-                "say otherwise later; set algo.base_lr=0 with it, or leave it 0"
+                f"algo.base_cache={self.base_cache} keeps what a base of "
+                f"algo.base_lr={self.base_lr} would say otherwise later; set "
+                "algo.base_lr=0 with it, or leave it 0"
             )
-        if relative and base_lr > 0:
+        if self.relative and self.base_lr > 0:
             raise ValueError(
                 f"algo.relative=true: the critic looks from where the base stands, which moves "
-                f"with algo.base_lr={base_lr}; set algo.base_lr=0 with it, or leave it false"
+                f"with algo.base_lr={self.base_lr}; set algo.base_lr=0 with it, or leave it false"
             )
-        self.policy, self.average = policy, clone(policy)
-        shape = policy.horizon, policy.action_dim
-        self.critic: nn.Module = Relative(critic, policy, *shape) if relative else critic
-        self.critic.to(generator.device)
-        self.target = clone(self.critic)
-        self.editor = editor.to(generator.device)
-        self.generator = generator
-        self.base_opt = adam(policy.parameters(), base_lr)
-        self.editor_opt = adam(editor.parameters(), policy_lr)
-        self.critic_opt = adam(critic.parameters(), critic_lr)
-        self.executed = executed  # of the steps of a plan; None: all
-        entropy = entropy_per_dim * (executed or policy.horizon) * policy.action_dim
-        self.temperature = Temperature(alpha, entropy, alpha_lr, generator.device)
-        self.candidates, self.base_lr, self.max_norm = candidates, base_lr, max_norm
-        self.target_rate, self.ema_rate = target_rate, ema_rate
-        self.base_cache = base_cache
+
+    @staticmethod
+    def upgrade(state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A saved state with today's name of the editor's optimiser."""
+        names = {"editor_opt": "policy_opt"}
+        return {"updates": 0} | {names.get(name, name): part for name, part in state.items()}
+
+    def tuned(self) -> Iterable[nn.Parameter]:
+        """The editor's parameters; the base has an optimiser of its own."""
+        return self.editor.parameters()
 
     @torch.no_grad()
     def sampled(self, obs: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -161,13 +165,12 @@ class EXPO:
             known = self.critic, self.target, batch, self.sample_rows
             here, ahead = told(*known, lambda: samples)
         loss, metrics = self.critic_loss(batch, many, here, ahead)
-        step(self.critic_opt, loss)
-        lerp_(self.target, self.critic, self.target_rate)
+        self.learn_critic(loss)
         noise = self.editor.noise(rows, generator)
         with frozen(self.critic):
             alpha = self.temperature.value
             loss, entropy, gain = self.edit_loss(batch.obs, base, noise, alpha, here)
-            step(self.editor_opt, loss)
+            step(self.policy_opt, loss)
         self.temperature.update(entropy)
         metrics |= {
             "policy/loss": loss.detach(),
@@ -176,7 +179,7 @@ class EXPO:
             "policy/temperature": self.temperature.value,
         }
         if self.base_lr > 0:
-            noise, t = self.policy.noise(rows, generator), row_times(rows, generator)
+            noise, t = matching_draws(self.policy, rows, generator)
             loss = self.base_loss(batch.obs, batch.action, noise, t)
             step(self.base_opt, loss, self.max_norm)
             lerp_(self.average, self.policy, self.ema_rate)
@@ -197,10 +200,7 @@ class EXPO:
         with torch.no_grad():
             beside = [centre[:, None] for centre in ahead]
             value = self.target(batch.next_obs[:, None], many, *beside).amin(0).amax(1)
-            goal = td_target(batch.reward, batch.discount, value)
-        q = self.critic(batch.obs, batch.action, *here)
-        loss = td_loss(q, goal)
-        return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+        return self.td(batch, value, here)
 
     def edit_loss(
         self,

@@ -1,18 +1,19 @@
 """Flow Q-learning: a one-step head that climbs Q, distilled from a cloned flow."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..envs.batch import Batch
-from ..policies import steer
-from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
-from ..policies.nets import clone, lerp_
-from .losses import refuse_jumps, row_times
-from .optim import adam, frozen, step
-from .returns import td_loss, td_target
+from ..policies.nets import clone
+from .losses import matching_draws, refuse_jumps
+from .offpolicy import BestOf
+from .optim import frozen, step
+from .returns import pessimistic
 
 
 class Draws(NamedTuple):
@@ -23,7 +24,8 @@ class Draws(NamedTuple):
     start: Tensor  # [B, T, Da] noise that flow and head map to actions
 
 
-class FQL:
+@dataclass(eq=False)
+class FQL(BestOf):
     """Flow Q-learning (arXiv:2502.02538).
 
     `policy` is a flow matched to the recorded actions and nothing else. `head`, the same field with
@@ -34,70 +36,60 @@ class FQL:
 
     alpha: weight of the distillation against the Q term, which has no unit (published values are
     for Q itself, not divided by its mean). target_join: how the TD target joins the critics.
-    target_rate: Polyak rate of Q'. Learning rates: Adam; policy_lr is that of flow and head.
-    deploy_candidates, deploy_temperature: as in `IQL`, over samples of the head.
+    policy_lr is that of flow and head; what is deployed are samples of the head.
     Raises ValueError for a noise prediction, which says nothing about the action at t = 0.
     """
 
     pure = ("critic_loss", "policy_loss")
     deploys = "head"
 
-    def __init__(
-        self,
-        policy: FlowPolicy,
-        critic: QEnsemble,
-        generator: torch.Generator,
-        *,
-        alpha: float,
-        target_join: Literal["mean", "min"],
-        policy_lr: float,
-        critic_lr: float,
-        target_rate: float,
-        deploy_candidates: int,
-        deploy_temperature: float,
-    ) -> None:
-        refuse_jumps(policy)
-        if policy.prediction == "eps":
+    policy: FlowPolicy
+    _: KW_ONLY
+    alpha: float
+    target_join: Literal["mean", "min"]
+
+    def __post_init__(self) -> None:
+        refuse_jumps(self.policy)
+        if self.policy.prediction == "eps":
             raise ValueError(
                 "policy.prediction=eps: a one-step head cannot find an action from the noise in "
                 "its input; use policy.prediction=v or a"
             )
-        self.policy, self.head = policy, clone(policy, frozen=False)
+        self.head = clone(self.policy, frozen=False)
         self.head.steps = 1
-        self.critic, self.target = critic, clone(critic)
-        self.generator = generator
-        both = [*policy.parameters(), *self.head.parameters()]
-        self.policy_opt = adam(both, policy_lr)
-        self.critic_opt = adam(critic.parameters(), critic_lr)
-        self.alpha, self.target_rate = alpha, target_rate
-        self.target_join = target_join
-        self.deploy_candidates = deploy_candidates
-        self.deploy_temperature = deploy_temperature
+        super().__post_init__()
+
+    @staticmethod
+    def upgrade(state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A saved state with the count of updates, which was not kept before."""
+        return {"updates": 0, **state}
+
+    def tuned(self) -> Iterable[nn.Parameter]:
+        """Parameters of flow and head."""
+        return [*self.policy.parameters(), *self.head.parameters()]
+
+    def deployed(self) -> FlowPolicy:
+        """The head."""
+        return self.head
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """A sample of the head, [N, T, Da]."""
         return self.head.act(obs, self.head.noise(len(obs), self.generator))
 
-    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """A chosen sample of the head, [N, T, Da]."""
-        chosen = self.deploy_candidates, self.deploy_temperature
-        return steer.sample(self.head, self.critic, obs, generator, *chosen)
-
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and one step of flow and head; metrics are 0-d."""
         rows = len(batch.obs)
         loss, metrics = self.critic_loss(batch, self.head.noise(rows, self.generator))
-        step(self.critic_opt, loss)
+        self.learn_critic(loss)
         with frozen(self.critic):
             loss, more = self.policy_loss(batch.obs, batch.action, self.draw(rows, self.generator))
             step(self.policy_opt, loss)
-        lerp_(self.target, self.critic, self.target_rate)
         return metrics | more
 
     def draw(self, rows: int, generator: torch.Generator) -> Draws:
         """Randomness of a policy step."""
-        noise, t = self.policy.noise(rows, generator), row_times(rows, generator)
+        noise, t = matching_draws(self.policy, rows, generator)
         return Draws(noise, t, self.policy.noise(rows, generator))
 
     @torch.no_grad()
@@ -113,11 +105,8 @@ class FQL:
         """TD loss of the ensemble; noise [B, T, Da] of the next actions."""
         with torch.no_grad():
             values = self.target(batch.next_obs, self.head.act(batch.next_obs, noise))
-            value = values.mean(0) if self.target_join == "mean" else values.amin(0)
-            target = td_target(batch.reward, batch.discount, value)
-        q = self.critic(batch.obs, batch.action)
-        loss = td_loss(q, target)
-        return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+            value = pessimistic(values, self.target_join)
+        return self.td(batch, value)
 
     def policy_loss(
         self, obs: Tensor, action: Tensor, draws: Draws

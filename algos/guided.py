@@ -1,31 +1,26 @@
 """Noise predictions moved by the gradient of Q where the action is noisy: QSM and DAC."""
 
-from typing import Literal, NamedTuple
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
 from ..policies import draw, steer
-from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
-from ..policies.nets import clone, lerp_
-from .losses import matching_times, refuse_jumps
-from .optim import adam, anneal, step
-from .returns import Join, pessimistic, td_loss, td_target
+from ..policies.nets import lerp_
+from .losses import Draws, matching_times
+from .offpolicy import Matching
+from .optim import anneal, step
+from .returns import Join, pessimistic
 
 ETA_MIN, ETA_MAX = 1e-3, 100.0  # what the weight of cloning is kept between
 TINY = 1e-6
 
 
-class Draws(NamedTuple):
-    """The randomness of a policy step."""
-
-    noise: Tensor  # [B, T, Da]
-    t: Tensor  # [B]
-
-
-class Guided:
+@dataclass(eq=False)
+class Guided(Matching):
     """Q-score matching (arXiv:2312.11752) and diffusion actor-critic (arXiv:2405.20555).
 
     Neither samples its chain to learn from: at x = A a + B eps, a given action a, the noise
@@ -55,62 +50,31 @@ class Guided:
     "score" counts the executed steps of a plan alone, whose gradients are those with a meaning;
     "shift" clones plans whole. B batch, T chunk, Da action dimension.
 
-    lr_floor: share of both learning rates that a cosine reaches at run_updates; 1 = constant.
-    target_rate, ema_rate: Polyak rates of Q' and of the averaged policy, which is deployed.
-    max_norm: gradient-norm limit of the policy. explore_noise: added while exploring.
-    deploy_candidates, deploy_temperature: as in `IQL`.
+    Both learning rates fall to lr_floor. explore_noise: added while exploring.
     """
 
     pure = ("critic_loss", "policy_loss")
     noisy_steps = True  # what is deployed has noise in its transitions
 
-    def __init__(
-        self,
-        policy: FlowPolicy,
-        critic: QEnsemble,
-        generator: torch.Generator,
-        run_updates: int,
-        executed: int | None = None,
-        *,
-        rule: Literal["score", "shift"],
-        gradient: Literal["point", "mean"],
-        temperature: float | None,
-        eta: float | None,
-        eta_rate: float,
-        threshold: float | None,
-        join: Literal["min", "mean", "lcb"],
-        rho: float,
-        target_candidates: int,
-        explore_noise: float,
-        deploy_candidates: int,
-        deploy_temperature: float,
-        policy_lr: float,
-        critic_lr: float,
-        lr_floor: float,
-        target_rate: float,
-        ema_rate: float,
-        max_norm: float,
-    ) -> None:
-        refuse_jumps(policy)
-        _refuse(rule, gradient, temperature, eta, threshold)
-        self.policy, self.average = policy, clone(policy)
-        self.critic, self.target = critic, clone(critic)
-        self.generator = generator
-        self.policy_opt = adam(policy.parameters(), policy_lr)
-        self.critic_opt = adam(critic.parameters(), critic_lr)
-        self.updates, self.run_updates = 0, run_updates
-        self.executed = executed if rule == "score" else None  # of the steps of a plan; None: all
-        self.rule, self.gradient = rule, gradient
-        self.temperature = temperature
-        self.weight = torch.tensor(0.0 if eta is None else eta, device=generator.device)
-        self.eta_rate, self.threshold = eta_rate, threshold
-        self.join: Join = join
-        self.rho, self.target_candidates = rho, target_candidates
-        self.explore_noise = explore_noise
-        self.deploy_candidates = deploy_candidates
-        self.deploy_temperature = deploy_temperature
-        self.policy_lr, self.critic_lr, self.lr_floor = policy_lr, critic_lr, lr_floor
-        self.target_rate, self.ema_rate, self.max_norm = target_rate, ema_rate, max_norm
+    executed: int | None = None
+    _: KW_ONLY
+    rule: Literal["score", "shift"]
+    gradient: Literal["point", "mean"]
+    temperature: float | None
+    eta: float | None
+    eta_rate: float
+    threshold: float | None
+    join: Join
+    rho: float
+    target_candidates: int
+    explore_noise: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _refuse(self.rule, self.gradient, self.temperature, self.eta, self.threshold)
+        device = self.generator.device
+        self.weight = torch.tensor(0.0 if self.eta is None else self.eta, device=device)
+        self.executed = self.executed if self.rule == "score" else None
 
     @property
     def learned(self) -> dict[str, str]:
@@ -123,11 +87,6 @@ class Guided:
         action = self.sampled(self.policy, obs, self.policy.noise(len(obs), self.generator))
         return draw.jittered(action, self.explore_noise, self.generator)
 
-    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """A chosen sample of the averaged policy, [N, T, Da]."""
-        chosen = self.deploy_candidates, self.deploy_temperature, self.average.eta
-        return steer.sample(self.average, self.critic, obs, generator, *chosen)
-
     @torch.no_grad()
     def sampled(self, policy: FlowPolicy, obs: Tensor, noise: Tensor) -> Tensor:
         """Actions of the noisy chain, [N, ..., T, Da]; noise of that shape."""
@@ -135,17 +94,13 @@ class Guided:
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and one policy step; metrics are 0-d."""
-        self.updates += 1
-        share = self.updates / max(self.run_updates, 1)
-        anneal(self.policy_opt, self.policy_lr, share, self.lr_floor)
-        anneal(self.critic_opt, self.critic_lr, share, self.lr_floor)
+        anneal(self.critic_opt, self.critic_lr, self.begin(), self.lr_floor)
         parts = self.average, batch.next_obs, self.target_candidates, self.generator
         next_action = self.sampled(self.average, batch.next_obs, steer.candidate_noise(*parts))
         loss, metrics = self.critic_loss(batch, next_action)
         step(self.critic_opt, loss)
         metrics |= self.update_policy(batch.obs, batch.action)
-        lerp_(self.target, self.critic, self.target_rate)
-        lerp_(self.average, self.policy, self.ema_rate)
+        lerp_(self.target, self.critic, self.target_rate)  # after the step that asked it
         return metrics
 
     def update_policy(self, obs: Tensor, action: Tensor) -> dict[str, Tensor]:
@@ -153,7 +108,7 @@ class Guided:
         draws = self.draw(len(obs))
         pull = self.pull(obs, action, draws)
         loss, metrics = self.policy_loss(obs, action, draws, pull, self.weight)
-        step(self.policy_opt, loss, self.max_norm)
+        self.learn_policy(loss)
         if self.threshold is not None:
             excess = (metrics["policy/bc"] - self.threshold).clamp(-1.0, 1.0)
             self.weight.add_(self.eta_rate * excess).clamp_(ETA_MIN, ETA_MAX)
@@ -209,10 +164,7 @@ class Guided:
         with torch.no_grad():
             value = self.target(batch.next_obs[:, None], next_action).mean(-1)
             value = pessimistic(value, self.join, self.rho)
-            target = td_target(batch.reward, batch.discount, value)
-        q = self.critic(batch.obs, batch.action)
-        loss = td_loss(q, target)
-        return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+        return self.td(batch, value)
 
     def policy_loss(
         self, obs: Tensor, action: Tensor, draws: Draws, pull: Tensor, eta: Tensor

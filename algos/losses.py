@@ -28,9 +28,7 @@ def exp_weight(advantage: Tensor, beta: float, limit: float) -> Tensor:
     return (beta * advantage).clamp(max=math.log(limit)).exp()
 
 
-def group_advantage(
-    q: Tensor, clip: float, limit: float, deviation: Deviation = "batch"
-) -> Tensor:
+def group_advantage(q: Tensor, clip: float, limit: float, deviation: Deviation = "batch") -> Tensor:
     """Signed advantage of K actions of a state among themselves, q [B, K] -> [B, K].
 
     A = (q - mean_K q) / (std + 1e-4), the deviation of the centred values over the whole batch
@@ -179,6 +177,18 @@ def row_times(rows: int, generator: torch.Generator, low: float = 0.0, high: flo
     jitter = torch.rand(rows, generator=generator, device=generator.device)
     part = torch.randperm(rows, generator=generator, device=generator.device)
     return low + (high - low) * ((part + jitter) / max(rows, 1))
+
+
+class Draws(NamedTuple):
+    """The randomness of a matching step."""
+
+    noise: Tensor  # [B, T, Da]
+    t: Tensor  # [B]
+
+
+def matching_draws(policy: Any, rows: int, generator: torch.Generator) -> Draws:
+    """Noises of a policy, and times in [0, 1] as `row_times` gives them."""
+    return Draws(policy.noise(rows, generator), row_times(rows, generator))
 
 
 def matching_times(path: Any, rows: int, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """Mirror descent by matching: samples of an old policy weighed by their values (DPMD, QVPO)."""
 
 import math
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -8,12 +9,11 @@ from torch import Tensor
 
 from ..envs.batch import Batch
 from ..policies import draw, steer
-from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
-from .losses import matching_times, refuse_jumps
-from .optim import adam, step
-from .returns import Join, dual_step, pessimistic, td_loss, td_target
+from .losses import matching_times
+from .offpolicy import Averaged, BestOf
+from .returns import dual_step, pessimistic
 
 Weights = Literal["softmax", "linear", "square", "positive"]
 REACHED = 0.6  # share of log K, the largest divergence of weights on K actions, that is asked for
@@ -29,7 +29,8 @@ class Met(NamedTuple):
     t: Tensor  # [R, J]
 
 
-class Mirror:
+@dataclass(eq=False)
+class Mirror(BestOf, Averaged):
     """Policy mirror descent with weighted matching of own samples.
 
     At states of the replay K actions of the old policy, with noise of deviation `sample_noise` and
@@ -55,66 +56,40 @@ class Mirror:
     averaged policy, which is also deployed; the critic chooses by its smaller value, there, in
     acting (act_candidates) and in deployment. Actions are those of the noisy chain with the share
     `policy.eta` of DDPM's noise. B batch, R policy_batch, K particles, T chunk, Da action
-    dimension. ema_rate: of the averaged policy; 1 = raw. max_norm: gradient-norm limit.
-    policy_every: critic updates per policy step.
+    dimension. policy_every: critic updates per policy step.
     """
 
     pure = ("critic_loss", "policy_loss")
     noisy_steps = True  # what is deployed has noise in its transitions, where policy.eta > 0
 
-    def __init__(
-        self,
-        policy: FlowPolicy,
-        critic: QEnsemble,
-        generator: torch.Generator,
-        executed: int | None = None,
-        *,
-        particles: int,
-        weights: Literal["softmax", "linear", "square", "positive"],
-        temperature: float | None,
-        target_kl: float | None,
-        dual_rate: float,
-        join: Literal["min", "mean"],
-        old_every: int,
-        sample_noise: float,
-        kept: int | None,
-        uniform: int,
-        uniform_coef: float,
-        cap: float | None,
-        policy_batch: int,
-        policy_every: int,
-        act_candidates: int,
-        target_candidates: int,
-        deploy_candidates: int,
-        explore_noise: float,
-        policy_lr: float,
-        critic_lr: float,
-        target_rate: float,
-        ema_rate: float,
-        max_norm: float,
-    ) -> None:
-        refuse_jumps(policy)
-        _refuse(particles, weights, temperature, target_kl, join, kept)
-        self.policy, self.average = policy, clone(policy)
-        self.old = clone(policy) if old_every > 1 else None
-        self.critic, self.target = critic, clone(critic)
-        self.generator = generator
-        self.policy_opt = adam(policy.parameters(), policy_lr)
-        self.critic_opt = adam(critic.parameters(), critic_lr)
-        first = 1.0 if temperature is None else temperature
-        self.log_inverse = -torch.tensor(first, device=generator.device).log()  # of T
-        self.updates = 0
-        self.executed = executed  # of the steps of a plan; None: all
-        self.particles = particles
-        self.weights: Weights = weights
-        self.target_kl, self.dual_rate = target_kl, dual_rate
-        self.join: Join = join
-        self.old_every, self.sample_noise = old_every, sample_noise
-        self.kept, self.uniform, self.uniform_coef, self.cap = kept, uniform, uniform_coef, cap
-        self.policy_batch, self.policy_every = policy_batch, policy_every
-        self.act_candidates, self.target_candidates = act_candidates, target_candidates
-        self.deploy_candidates, self.explore_noise = deploy_candidates, explore_noise
-        self.target_rate, self.ema_rate, self.max_norm = target_rate, ema_rate, max_norm
+    executed: int | None = None
+    _: KW_ONLY
+    particles: int
+    weights: Weights
+    temperature: float | None
+    target_kl: float | None
+    dual_rate: float
+    join: Literal["min", "mean"]
+    old_every: int
+    sample_noise: float
+    kept: int | None
+    uniform: int
+    uniform_coef: float
+    cap: float | None
+    policy_batch: int
+    policy_every: int
+    act_candidates: int
+    target_candidates: int
+    deploy_temperature: float = field(default=0.0, init=False)
+    explore_noise: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parts = self.particles, self.weights, self.temperature, self.target_kl
+        _refuse(*parts, self.join, self.kept)
+        self.old = clone(self.policy) if self.old_every > 1 else None
+        first = 1.0 if self.temperature is None else self.temperature
+        self.log_inverse = -torch.tensor(first, device=self.generator.device).log()  # of T
 
     @property
     def learned(self) -> dict[str, str]:
@@ -130,13 +105,6 @@ class Mirror:
             steer.choose(self.critic, obs, action), self.explore_noise, self.generator
         )
 
-    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """The best of deploy_candidates samples of the averaged policy, [N, T, Da]."""
-        eta = self.average.eta
-        return steer.sample(
-            self.average, self.critic, obs, generator, self.deploy_candidates, eta=eta
-        )
-
     @torch.no_grad()
     def sampled(self, policy: FlowPolicy, obs: Tensor, count: int) -> Tensor:
         """Actions of the noisy chain, [N, count, T, Da]."""
@@ -150,8 +118,7 @@ class Mirror:
         next_action = self.sampled(self.average, batch.next_obs, self.target_candidates)
         next_action = steer.choose(self.critic, batch.next_obs, next_action)
         loss, metrics = self.critic_loss(batch, next_action)
-        step(self.critic_opt, loss)
-        lerp_(self.target, self.critic, self.target_rate)
+        self.learn_critic(loss)
         if self.updates % self.policy_every == 0:
             metrics |= self.update_policy(batch.obs[: self.policy_batch])
         if self.old is not None and self.updates % self.old_every == 0:
@@ -162,23 +129,19 @@ class Mirror:
         """TD loss of the ensemble; next_action [B, T, Da]."""
         with torch.no_grad():
             value = self.target(batch.next_obs, next_action).amin(0)
-            target = td_target(batch.reward, batch.discount, value)
-        q = self.critic(batch.obs, batch.action)
-        loss = td_loss(q, target)
-        return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+        return self.td(batch, value)
 
     def update_policy(self, obs: Tensor) -> dict[str, Tensor]:
         """One step of the policy at states [R, O], and one of the temperature."""
         met, metrics = self.meet(obs)
         loss = self.policy_loss(obs, met)
-        step(self.policy_opt, loss, self.max_norm)
-        lerp_(self.average, self.policy, self.ema_rate)
+        self.learn_policy(loss)
         if self.target_kl is not None:
             dual_step(self.log_inverse, metrics["policy/kl"], self.target_kl, self.dual_rate)
         return metrics | {"policy/loss": loss.detach()}
 
-    def temperature(self) -> Tensor:
-        """T in units of Q, []."""
+    def T(self) -> Tensor:
+        """The temperature in units of Q, []."""
         return (-self.log_inverse).exp()
 
     @torch.no_grad()
@@ -188,7 +151,7 @@ class Mirror:
         action = self.sampled(source, obs, self.particles)
         action = draw.jittered(action, self.sample_noise, self.generator)
         q = pessimistic(self.critic(obs[:, None], action), self.join)
-        T = self.temperature()
+        T = self.T()
         weight = weigh(q, T, self.weights)
         metrics = {
             "policy/kl": divergence(weight).mean(),

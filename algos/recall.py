@@ -19,6 +19,12 @@ def refuse_small(cache: int, shown: int, what: str) -> None:
         )
 
 
+def looking_from(base: Any, critic: Any, horizon: int, action_dim: int) -> Any:
+    """A critic that sees actions from where a base would put them, where the critic is."""
+    device = next(critic.parameters()).device
+    return Relative(critic, base, horizon, action_dim).to(device)
+
+
 def centres(critic: Any, batch: Batch, skip: int) -> list[Tensor]:
     """What a relative critic is told beside obs and beside next_obs, [B, T, Da] each.
 

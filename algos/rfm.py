@@ -1,5 +1,6 @@
 """Reverse flow matching: a flow policy trained towards exp(Q / T) without samples from it."""
 
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Literal
 
 import torch
@@ -7,21 +8,18 @@ from torch import Tensor
 
 from ..envs.batch import Batch
 from ..policies import draw, steer
-from ..policies.critics import QEnsemble
-from ..policies.flow import FlowPolicy
-from ..policies.nets import clone, lerp_
-from .losses import refuse_jumps
-from .optim import adam, step
-from .returns import dual_step, td_loss, td_target
-from .velocity import Draws, Measured, Reverse
+from .offpolicy import Averaged, BestOf
+from .returns import dual_step
+from .velocity import Draws, Estimation, Measured, Reverse
 
 
-class RFM:
+@dataclass(eq=False)
+class RFM(Estimation, BestOf, Averaged):
     """Reverse flow matching with a Q-critic (arXiv:2601.08136).
 
     The policy's target is p(a|s) ~ exp(Q(s, a) / T) on the box [-1, 1]^D; the velocity towards it
-    is estimated and regressed on by `algos.velocity.Reverse`, whose values are the keys from
-    `particles` to `weighting`, with x starting from replayed actions in `replay_share` of the rows.
+    is estimated and regressed on by `algos.velocity.Reverse`, whose keys (`Estimation`) are keys
+    here, with x starting from replayed actions in `replay_share` of the rows.
     B batch, R policy rows, N particles, D = Tp * Da, M candidates.
 
     temperature: T in units of an EMA of the within-state standard deviation of Q over near-uniform
@@ -43,101 +41,50 @@ class RFM:
     target_noise: scale of the noise that the TD target's action flows from; 0 evaluates the one
     action that the centre of the noise flows to. explore_noise: Gaussian noise added while
     exploring (action units).
-    target_rate: Polyak rate of the target critic. ema_rate: of the deployed policy; 1 = raw.
-    Learning rates `policy_lr`, `critic_lr`; `max_norm`: gradient-norm limit of the policy.
     """
 
     pure = ("critic_loss", "policy_loss")
 
-    def __init__(
-        self,
-        policy: FlowPolicy,
-        critic: QEnsemble,
-        generator: torch.Generator,
-        executed: int | None = None,
-        *,
-        particles: int,
-        estimator: Literal["noise", "gradient", "combined"],
-        support: Literal["box", "tanh"],
-        proposal: Literal["truncated", "self"],
-        self_share: float,
-        self_scale: float,
-        spread_floor: float,
-        ridge: float,
-        replay_share: float,
-        weighting: Literal["ramp", "data", "noise", "uniform"],
-        control: Literal["ridge", "published"],
-        walls: float,
-        temperature: float,
-        temperature_rule: Literal["fixed", "spread", "absolute"],
-        spread_target: float,
-        spread_rate: float,
-        scale_rate: float,
-        policy_batch: int,
-        policy_every: int,
-        act_candidates: int,
-        deploy_candidates: int,
-        start_candidates: int,
-        target_candidates: int,
-        choice_temperature: float,
-        deploy_temperature: float,
-        target_noise: float,
-        explore_noise: float,
-        target_rate: float,
-        ema_rate: float,
-        policy_lr: float,
-        critic_lr: float,
-        max_norm: float,
-    ) -> None:
-        refuse_jumps(policy)
-        if target_noise == 0 and target_candidates > 1:
-            raise ValueError(
-                f"algo.target_candidates={target_candidates} with algo.target_noise=0: all would "
-                "be the same action; set algo.target_candidates=1 or algo.target_noise=1"
-            )
-        if choice_temperature > 0 and max(act_candidates, start_candidates, target_candidates) == 1:
-            raise ValueError(
-                f"algo.choice_temperature={choice_temperature}: there is nothing to choose from; "
-                "set algo.act_candidates, algo.start_candidates or algo.target_candidates above 1"
-            )
-        self.reverse = Reverse(
-            particles=particles,
-            estimator=estimator,
-            support=support,
-            proposal=proposal,
-            self_share=self_share,
-            self_scale=self_scale,
-            spread_floor=spread_floor,
-            ridge=ridge,
-            replay_share=replay_share,
-            weighting=weighting,
-            control=control,
-            walls=walls,
-            start_candidates=start_candidates,
-            choice_temperature=choice_temperature,
-        )
-        self.reverse.refuse(policy, "algo")
-        self.policy = policy
-        self.average = clone(policy)
-        self.critic = critic
-        self.target = clone(critic)
-        self.generator = generator
-        self.policy_opt = adam(policy.parameters(), policy_lr)
-        self.critic_opt = adam(critic.parameters(), critic_lr)
-        device = generator.device
-        self.log_temperature = torch.tensor(temperature, device=device).log()
+    executed: int | None = None
+    _: KW_ONLY
+    temperature: float
+    temperature_rule: Literal["fixed", "spread", "absolute"]
+    spread_target: float
+    spread_rate: float
+    scale_rate: float
+    policy_batch: int
+    policy_every: int
+    act_candidates: int
+    target_candidates: int
+    target_noise: float
+    explore_noise: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse()
+        self.reverse = Reverse(**{each.name: getattr(self, each.name) for each in fields(Reverse)})
+        self.reverse.refuse(self.policy, "algo")
+        device = self.generator.device
+        self.log_temperature = torch.tensor(self.temperature, device=device).log()
         self.q_scale = torch.ones((), device=device)
-        self.spread = torch.full((policy.horizon * policy.action_dim,), 0.6, device=device)
-        self.updates = 0
-        self.executed = executed  # of the steps of a plan; None: all
-        self.scale_rate, self.temperature_rule = scale_rate, temperature_rule
-        self.spread_target, self.spread_rate = spread_target, spread_rate
-        self.policy_batch, self.policy_every = policy_batch, policy_every
-        self.act_candidates, self.deploy_candidates = act_candidates, deploy_candidates
-        self.target_candidates, self.explore_noise = target_candidates, explore_noise
-        self.choice_temperature, self.target_noise = choice_temperature, target_noise
-        self.deploy_temperature = deploy_temperature
-        self.target_rate, self.ema_rate, self.max_norm = target_rate, ema_rate, max_norm
+        self.spread = torch.full(
+            (self.policy.horizon * self.policy.action_dim,), 0.6, device=device
+        )
+
+    def refuse(self) -> None:
+        """Raises ValueError for candidates that are all alike, and for a choice among none."""
+        if self.target_noise == 0 and self.target_candidates > 1:
+            raise ValueError(
+                f"algo.target_candidates={self.target_candidates} with algo.target_noise=0: all "
+                "would be the same action; set algo.target_candidates=1 or algo.target_noise=1"
+            )
+        most = max(self.act_candidates, self.start_candidates, self.target_candidates)
+        if self.choice_temperature > 0 and most == 1:
+            raise ValueError(
+                f"algo.choice_temperature={self.choice_temperature}: there is nothing to choose "
+                "from; set algo.act_candidates, algo.start_candidates or algo.target_candidates "
+                "above 1"
+            )
 
     # ------------------------------------------------------------------ acting
     @torch.no_grad()
@@ -147,13 +94,10 @@ class RFM:
         action = self.choose(obs, self.policy.act(obs, noise), waiting)
         return draw.jittered(action, self.explore_noise, self.generator)
 
-    @torch.no_grad()
-    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """Deployed action chunk [N, Tp, Da]: one of M of the averaged policy, no noise added."""
+    def heat(self) -> float:
+        """The temperature of the choice when deployed: deploy_temperature in units of T."""
         drawing = self.deploy_candidates > 1 and self.deploy_temperature > 0
-        temperature = self.deploy_temperature * float(self.temperature()) if drawing else 0.0
-        parts = self.average, self.critic, obs, generator
-        return steer.sample(*parts, self.deploy_candidates, temperature)
+        return self.deploy_temperature * float(self.T()) if drawing else 0.0
 
     def options(self, rows: int, count: int) -> tuple[Tensor, Tensor | None]:
         """What `count` candidates per row are made and chosen with: noise [N, M, Tp, Da], and
@@ -165,18 +109,16 @@ class RFM:
 
     def choose(self, obs: Tensor, action: Tensor, waiting: Tensor | None) -> Tensor:
         """The chosen one of the candidates action [N, M, Tp, Da]: [N, Tp, Da]."""
-        T = 0.0 if waiting is None else self.choice_temperature * self.temperature()
+        T = 0.0 if waiting is None else self.choice_temperature * self.T()
         return steer.choose(self.critic, obs, action, T, waiting=waiting)
 
     # ---------------------------------------------------------------- learning
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and, every `policy_every`, one policy step; metrics are 0-d."""
         self.updates += 1
-        loss, metrics = self.critic_loss(batch, *self.options(
-            len(batch.obs), self.target_candidates
-        ))
-        step(self.critic_opt, loss)
-        lerp_(self.target, self.critic, self.target_rate)
+        candidates = self.options(len(batch.obs), self.target_candidates)
+        loss, metrics = self.critic_loss(batch, *candidates)
+        self.learn_critic(loss)
         if self.updates % self.policy_every == 0:
             metrics |= self.update_policy(batch)
         return metrics
@@ -185,10 +127,9 @@ class RFM:
         """One regression step towards the reverse-flow-matching velocity."""
         rows = min(self.policy_batch, len(batch.obs))
         loss, metrics, measured = self.policy_loss(
-            batch.obs[:rows], batch.action[:rows], self.draw(rows), self.temperature()
+            batch.obs[:rows], batch.action[:rows], self.draw(rows), self.T()
         )
-        step(self.policy_opt, loss, self.max_norm)
-        lerp_(self.average, self.policy, self.ema_rate)
+        self.learn_policy(loss)
         q_std, spread = measured
         # an average that has measured nothing, 1, starts with the first measurement: T means the
         # same from the first step
@@ -197,7 +138,7 @@ class RFM:
         if self.temperature_rule == "spread":
             acted = metrics["policy/spread"]
             dual_step(self.log_temperature, acted, self.spread_target, self.spread_rate)
-        metrics["policy/temperature"] = self.temperature().detach()
+        metrics["policy/temperature"] = self.T().detach()
         return metrics
 
     @property
@@ -206,8 +147,8 @@ class RFM:
         dual = {"log_temperature": "temperature"} if self.temperature_rule == "spread" else {}
         return {"q_scale": None, "spread": None, **dual}
 
-    def temperature(self) -> Tensor:
-        """T in units of Q, []."""
+    def T(self) -> Tensor:
+        """The temperature in units of Q, []."""
         T = self.log_temperature.exp()
         return T if self.temperature_rule == "absolute" else T * self.q_scale
 
@@ -226,10 +167,7 @@ class RFM:
             action = self.policy.act(batch.next_obs, self.target_noise * noise)
             action = self.choose(batch.next_obs, action, waiting)
             value = self.target(batch.next_obs, action).amin(0)
-            target = td_target(batch.reward, batch.discount, value)
-        q = self.critic(batch.obs, batch.action)
-        loss = td_loss(q, target)
-        return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+        return self.td(batch, value)
 
     def policy_loss(
         self, obs: Tensor, replay_action: Tensor, draws: Draws, temperature: Tensor

@@ -1,18 +1,19 @@
 """Soft actor-critic: the Gaussian baseline."""
 
+from dataclasses import KW_ONLY, dataclass
+
 import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
-from ..policies.critics import QEnsemble
 from ..policies.gaussian import TanhGaussian
-from ..policies.nets import clone, lerp_
-from .optim import adam, frozen, step
-from .returns import td_loss, td_target
+from .offpolicy import OffPolicy
+from .optim import frozen, step
 from .temperature import Temperature
 
 
-class SAC:
+@dataclass(eq=False)
+class SAC(OffPolicy):
     """Soft actor-critic with a learned temperature (arXiv:1812.05905).
 
     Critic target y = r + discount (min Q'(s', a') - alpha log pi(a'|s')); the actor minimises
@@ -25,7 +26,7 @@ class SAC:
     it bootstraps from; those of the decisions in between are left out, which off-policy data do not
     tell, so alpha weighs about n times less in the values than in the actor.
 
-    policy_lr, critic_lr, alpha_lr: Adam. alpha: first temperature. target_rate: Polyak rate.
+    alpha_lr: Adam. alpha: first temperature.
     policy_every: critic updates per round of as many actor updates.
     deploy_mean: deploy the mode (tanh of the mean) rather than a sample.
     """
@@ -33,34 +34,20 @@ class SAC:
     pure = ("critic_loss", "policy_loss")
     learned = {"temperature": "alpha"}
 
-    def __init__(
-        self,
-        policy: TanhGaussian,
-        critic: QEnsemble,
-        generator: torch.Generator,
-        executed: int | None = None,
-        *,
-        policy_lr: float,
-        critic_lr: float,
-        alpha_lr: float,
-        alpha: float,
-        entropy_per_dim: float,
-        target_rate: float,
-        policy_every: int,
-        deploy_mean: bool,
-    ) -> None:
-        self.policy = policy
-        self.critic = critic
-        self.target = clone(critic)
-        self.generator = generator
-        self.policy_opt = adam(policy.parameters(), policy_lr)
-        self.critic_opt = adam(critic.parameters(), critic_lr)
-        self.executed = executed  # of the steps of a plan; None: all
-        entropy = entropy_per_dim * (executed or policy.horizon) * policy.action_dim
-        self.temperature = Temperature(alpha, entropy, alpha_lr, generator.device)
-        self.updates = 0
-        self.target_rate, self.policy_every = target_rate, policy_every
-        self.deploy_mean = deploy_mean
+    policy: TanhGaussian
+    executed: int | None = None
+    _: KW_ONLY
+    alpha_lr: float
+    alpha: float
+    entropy_per_dim: float
+    policy_every: int
+    deploy_mean: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size = (self.executed or self.policy.horizon) * self.policy.action_dim
+        parts = self.alpha, self.entropy_per_dim * size, self.alpha_lr
+        self.temperature = Temperature(*parts, self.generator.device)
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
@@ -79,11 +66,10 @@ class SAC:
         self.updates += 1
         noise = self.policy.noise(len(batch.obs), self.generator)
         loss, metrics = self.critic_loss(batch, noise, self.temperature.value)
-        step(self.critic_opt, loss)
+        self.learn_critic(loss)
         if self.updates % self.policy_every == 0:
             for _ in range(self.policy_every):
                 metrics |= self.update_policy(batch.obs)
-        lerp_(self.target, self.critic, self.target_rate)
         return metrics
 
     def update_policy(self, obs: Tensor) -> dict[str, Tensor]:
@@ -106,10 +92,7 @@ class SAC:
         with torch.no_grad():
             action, logp = self.policy.sample(batch.next_obs, noise, self.executed)
             value = self.target(batch.next_obs, action).amin(0) - alpha * logp
-            target = td_target(batch.reward, batch.discount, value)
-        q = self.critic(batch.obs, batch.action)
-        loss = td_loss(q, target)
-        return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+        return self.td(batch, value)
 
     def policy_loss(self, obs: Tensor, noise: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """Actor loss [] and the policy's entropy estimate [] without gradient."""

@@ -41,13 +41,9 @@ def deviation(one: Tensor, other: Tensor) -> Tensor:
     return (0.5 * (one - other).square()).mean(0).sqrt()
 
 
-@dataclass(frozen=True)
-class Reverse:
-    """How the velocity towards p(a|s) ~ exp(Q(s, a) / T) is estimated (arXiv:2601.08136).
-
-    For x = A a + B eps the marginal velocity is v = A' E[a|x] + B' E[eps|x]; the posterior mean is
-    estimated by self-normalised importance sampling over N noises (`algos.reverse`).
-    R policy rows, N particles, D = Tp * Da, M start candidates.
+@dataclass(eq=False, kw_only=True)
+class Estimation:
+    """How a velocity towards exp(Q / T) is estimated; see `Reverse`. M start candidates.
 
     particles: N. estimator: "noise" needs Q, "combined" adds Stein controls from dQ/da that vanish
     on the box's walls, "gradient" (dQ/da alone) is only right without a box and refuses one.
@@ -83,6 +79,15 @@ class Reverse:
     walls: float
     start_candidates: int
     choice_temperature: float
+
+
+class Reverse(Estimation):
+    """The velocity towards p(a|s) ~ exp(Q(s, a) / T), estimated (arXiv:2601.08136).
+
+    For x = A a + B eps the marginal velocity is v = A' E[a|x] + B' E[eps|x]; the posterior mean is
+    estimated by self-normalised importance sampling over N noises (`algos.reverse`).
+    R policy rows, N particles, D = Tp * Da, M start candidates. Arguments as `Estimation`.
+    """
 
     @property
     def box(self) -> bool:

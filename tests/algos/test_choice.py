@@ -166,8 +166,8 @@ def test_an_absolute_temperature_does_not_follow_the_scale_of_q(flow, critic, se
     relative = RFM(flow(1, 1), critic(1, 1), generator, **settings("rfm_box", temperature=0.02))
     for one in (algo, relative):
         one.q_scale.fill_(30.0)
-    assert algo.temperature().item() == pytest.approx(0.02)
-    assert relative.temperature().item() == pytest.approx(0.6)
+    assert algo.T().item() == pytest.approx(0.02)
+    assert relative.T().item() == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(("share", "sampled"), [(0.0, 64), (0.5, 32), (1.0, 16)])

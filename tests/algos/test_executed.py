@@ -68,9 +68,9 @@ def expo(settings, horizon, executed, flow):
     for _ in range(500):
         noise = editor.noise(128, algo.generator)
         loss, entropy, _ = algo.edit_loss(obs, base, noise, algo.temperature.value)
-        algo.editor_opt.zero_grad()
+        algo.policy_opt.zero_grad()
         loss.backward()
-        algo.editor_opt.step()
+        algo.policy_opt.step()
         algo.temperature.update(entropy)
     many = torch.full((4000, horizon, 1), 0.1)
     return editor.edit(torch.zeros(4000, 1), many, editor.noise(4000, seeded()))[0]

@@ -82,9 +82,9 @@ def test_the_editor_goes_to_the_corner_that_q_points_to(flow, critic, settings):
         base = 0.5 * torch.rand((128, 1, 2), generator=algo.generator) - 0.25
         noise = algo.editor.noise(128, algo.generator)
         loss, _, gain = algo.edit_loss(obs, base, noise, torch.tensor(1e-3))
-        algo.editor_opt.zero_grad()
+        algo.policy_opt.zero_grad()
         loss.backward()
-        algo.editor_opt.step()
+        algo.policy_opt.step()
     assert gain.item() == pytest.approx(0.2 * 3.0, rel=0.05)
 
 

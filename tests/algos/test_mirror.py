@@ -239,14 +239,14 @@ def test_the_temperature_moves_towards_the_target_or_stays(learner):
     """An actor's log temperature: dual_rate times the log ratio of divergences, at most 1."""
     algo = learner("dpmd", 1, 1, critic=judge(Slope(0.0)), target_kl=1.0, dual_rate=0.2)
     algo.update_policy(torch.zeros(16, 1))
-    assert algo.temperature().item() == pytest.approx(math.exp(-0.2))  # nothing to tell apart
+    assert algo.T().item() == pytest.approx(math.exp(-0.2))  # nothing to tell apart
     algo = learner("dpmd", 1, 1, critic=judge(Slope(1e4)), target_kl=1.0, dual_rate=0.2)
     metrics = algo.update_policy(torch.zeros(16, 1))
     expected = math.exp(0.2 * math.log(metrics["policy/kl"].item()))
-    assert algo.temperature().item() == pytest.approx(expected, rel=1e-4) and expected > 1
+    assert algo.T().item() == pytest.approx(expected, rel=1e-4) and expected > 1
     algo = learner("dpmd", 1, 1, critic=judge(Slope()), target_kl=None, temperature=0.3)
     algo.update_policy(torch.zeros(16, 1))
-    assert algo.temperature().item() == pytest.approx(0.3) and algo.learned == {}
+    assert algo.T().item() == pytest.approx(0.3) and algo.learned == {}
 
 
 class Mean(nn.Module):

@@ -82,7 +82,7 @@ def test_the_loss_is_the_squared_error_of_the_predicted_noise_from_replayed_acti
 def test_its_temperature_is_in_units_of_q(agent):
     algo = agent()
     algo.q_scale.fill_(50.0)
-    assert algo.temperature().item() == pytest.approx(0.05)
+    assert algo.T().item() == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -92,7 +92,7 @@ def test_its_policy_is_drawn_to_the_best_action(agent, seed):
     algo = agent(policy_lr=3e-3, policy_every=1)
     for _ in range(200):
         action = 2 * torch.rand(128, 1, 1) - 1
-        loss, *_ = algo.policy_loss(torch.zeros(128, 1), action, algo.draw(128), algo.temperature())
+        loss, *_ = algo.policy_loss(torch.zeros(128, 1), action, algo.draw(128), algo.T())
         algo.policy_opt.zero_grad()
         loss.backward()
         algo.policy_opt.step()

@@ -1,0 +1,104 @@
+"""What the programs ask of an algorithm."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Deploy = Callable[[Tensor, torch.Generator], Tensor]  # obs [N, O] -> actions [N, T, Da]
+
+
+class World(Protocol):
+    """What a method may try out before it is trained."""
+
+    obs: Tensor  # [N, O] what is observed first
+    execute: int  # steps of a plan that are executed; 0: there is no environment
+
+    def worths(self, act: Deploy, attempt: int = 0, execute: int | None = None) -> Tensor:
+        """Return, or success, of each episode from fixed initial states, [episodes].
+
+        Attempts differ in the policy's noise only. execute: steps of a plan, where other ones.
+        """
+        ...
+
+
+class Algorithm(Protocol):
+    """`act`, `deploy` and `update` are its own; the rest may be left out, and is then what it says
+    here, whether a class inherits from this one or not (`completed`).
+
+    What is saved are the attributes that are tensors, numbers, generators or have a `state_dict`.
+    """
+
+    policy: Any
+    generator: torch.Generator  # of all randomness while training
+    executed: int | None = None  # of the steps of a plan; None: all
+    # names of its pure functions, which fast=compile may compile
+    pure: Any = ()
+    # copies of the policy that stand for that of the run's start
+    anchors: tuple[str, ...] = ()
+    # parts that belong to the networks, each with the setting it starts from, if any
+    learned: Any = {}
+    deploys: str | None = None  # the part that acts when deployed; None: `average` or `policy`
+    beyond: str | None = None  # what is deployed, where that is more than a policy
+    noisy_steps: bool = False  # whether deployed transitions have the noise of `policy.eta`
+
+    def act(self, obs: Tensor, /) -> Any:
+        """Exploring actions [N, T, Da] for obs [N, O]; a `Choice` on policy, or `Coded`."""
+        ...
+
+    def deploy(self, obs: Tensor, generator: torch.Generator, /) -> Tensor:
+        """Actions [N, T, Da] of the deployed policy."""
+        ...
+
+    def update(self, batch: Any, /) -> dict[str, Tensor]:
+        """Learns from a batch; metrics are 0-d, without gradient."""
+        ...
+
+    def validate(self, batch: Any, generator: torch.Generator, /) -> dict[str, Tensor]:
+        """Losses on held-out data."""
+        return {}
+
+    def deployed(self) -> Any:
+        """The policy whose samples are deployed."""
+        return vars(self).get("average", self.policy)
+
+    def judge(self) -> Any:
+        """The critic of actions, None where there is none."""
+        return vars(self).get("critic")
+
+    def deploy_one(self) -> int:
+        """Deploys a single sample from now on; the best of how many it was so far."""
+        return 1
+
+    def ended(self, rows: Tensor, /) -> None:
+        """Told which episodes are over, rows [N], where a deployed policy remembers something."""
+
+    def wrap(self, env: Any, seed: int, /) -> Any:
+        """The environment as the algorithm meets it."""
+        return env
+
+    def before_training(self, world: World, /) -> dict[str, float]:
+        """Tries out what is taken as given; figures. Raises ValueError where it cannot be used."""
+        return {}
+
+    @property
+    def memo_rows(self) -> int:
+        """Rows of actions that the replay keeps of `remember` beside every transition."""
+        return 0
+
+    def remember(self, batch: Any, /) -> Tensor:
+        """What is kept of transitions, [N, memo_rows, Da]."""
+        return batch.action[:, :0]
+
+    @staticmethod
+    def upgrade(state: Mapping[str, Any], /) -> Mapping[str, Any]:
+        """An older version's saved state as this one has it."""
+        return state
+
+
+def completed(kind: Any) -> Any:
+    """An algorithm's class with the defaults of what it leaves out."""
+    if Algorithm in kind.__mro__:
+        return kind
+    return type(kind.__name__, (kind, Algorithm), {"__module__": kind.__module__})

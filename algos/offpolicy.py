@@ -1,0 +1,153 @@
+"""Learning off policy: a policy and a critic, their optimisers, and the copies that follow them.
+
+What several algorithms state alike; the fields are keys of every algorithm that inherits them.
+B batch, N environments, T chunk, Da action dimension.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..envs.batch import Batch
+from ..policies import steer
+from ..policies.critics import QEnsemble
+from ..policies.flow import FlowPolicy
+from ..policies.nets import clone, lerp_
+from .contract import Algorithm
+from .losses import matching_draws, refuse_jumps
+from .optim import adam, anneal, step
+from .returns import td_loss, td_target
+
+
+@dataclass(eq=False)
+class OffPolicy(Algorithm):
+    """A policy and a critic that learn from transitions, wherever these come from.
+
+    policy_lr, critic_lr: Adam. target_rate: Polyak rate of the target critic.
+    """
+
+    policy: Any
+    critic: QEnsemble
+    generator: torch.Generator
+    _: KW_ONLY
+    policy_lr: float
+    critic_lr: float
+    target_rate: float
+
+    def __post_init__(self) -> None:
+        self.target = clone(self.critic)
+        self.policy_opt = adam(self.tuned(), self.policy_lr)
+        self.critic_opt = adam(self.judging(), self.critic_lr)
+        self.updates = 0
+
+    def tuned(self) -> Iterable[nn.Parameter]:
+        """Parameters that the policy's optimiser moves."""
+        return self.policy.parameters()
+
+    def judging(self) -> Iterable[nn.Parameter]:
+        """Parameters that the critic's optimiser moves."""
+        return self.critic.parameters()
+
+    def learn_critic(self, loss: Tensor, max_norm: float | None = None) -> None:
+        """One step on the critic's loss []; the target follows."""
+        step(self.critic_opt, loss, max_norm)
+        lerp_(self.target, self.critic, self.target_rate)
+
+    def td(
+        self, batch: Batch, value: Tensor, beside: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """TD loss [] of every critic towards r + discount value, and metrics.
+
+        value [B] of next_obs, without gradient; beside: what critics are told beside obs.
+        """
+        q = self.critic(batch.obs, batch.action, *beside)
+        loss = td_loss(q, td_target(batch.reward, batch.discount, value))
+        return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+
+
+@dataclass(eq=False)
+class Averaged(OffPolicy):
+    """A flow or diffusion policy that learns by matching, with an averaged copy.
+
+    ema_rate: of the average, per step of the policy; 1 = the policy itself. max_norm: gradient-norm
+    limit of the policy. Raises ValueError for a policy that acts by jumps.
+    """
+
+    policy: FlowPolicy
+    _: KW_ONLY
+    ema_rate: float
+    max_norm: float
+
+    def __post_init__(self) -> None:
+        refuse_jumps(self.policy)
+        super().__post_init__()
+        self.average = clone(self.policy)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Tensor:
+        """A sample of the policy, [N, T, Da]."""
+        return self.policy.act(obs, self.policy.noise(len(obs), self.generator))
+
+    def learn_policy(self, loss: Tensor) -> Tensor | None:
+        """One step on the policy's loss []; the average follows. Returns the gradient's norm []."""
+        norm = step(self.policy_opt, loss, self.max_norm)
+        lerp_(self.average, self.policy, self.ema_rate)
+        return norm
+
+
+@dataclass(eq=False)
+class BestOf(OffPolicy):
+    """Deployment of one of several samples.
+
+    deploy_candidates: M samples of the deployed policy, of which the best by min Q acts, or with
+    deploy_temperature above 0 one drawn from softmax(min Q / deploy_temperature).
+    """
+
+    _: KW_ONLY
+    deploy_candidates: int
+    deploy_temperature: float
+
+    def heat(self) -> float:
+        """The temperature of the choice in units of Q; 0 takes the best."""
+        return self.deploy_temperature
+
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """A chosen sample of the deployed policy, [N, T, Da]."""
+        policy, chosen = self.deployed(), (self.deploy_candidates, self.heat())
+        eta = policy.eta if self.noisy_steps else 0.0
+        return steer.sample(policy, self.critic, obs, generator, *chosen, eta=eta)
+
+    def deploy_one(self) -> int:
+        candidates, self.deploy_candidates = self.deploy_candidates, 1
+        return candidates
+
+
+@dataclass(eq=False)
+class Scheduled(OffPolicy):
+    """The policy's learning rate falls by a cosine to lr_floor of itself over run_updates."""
+
+    run_updates: int
+    _: KW_ONLY
+    lr_floor: float
+
+    def begin(self) -> float:
+        """Counts an update and sets the policy's rate. Returns how much of the run is over."""
+        self.updates += 1
+        share = self.updates / max(self.run_updates, 1)
+        anneal(self.policy_opt, self.policy_lr, share, self.lr_floor)
+        return share
+
+
+@dataclass(eq=False)
+class Matching(Scheduled, BestOf, Averaged):
+    """What matches recorded actions, among others, on a schedule."""
+
+    @torch.no_grad()
+    def validate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Unweighted matching loss of the averaged policy on held-out data."""
+        draws = matching_draws(self.average, len(batch.obs), generator)
+        error = self.average.match(batch.obs, batch.action, *draws, space=self.average.prediction)
+        return {"val/loss": error.mean()}
