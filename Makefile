@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-rounding lint golden house
+.PHONY: demo test test-rounding lint golden house bench
 
 demo: $(STAMP)
 	$(BIN)/rheo demo
@@ -28,6 +28,10 @@ golden: $(STAMP)
 # How many lines, how deep, which rings of imports.
 house: $(STAMP)
 	$(BIN)/python tests/house.py
+
+# Speed beside other libraries and between our methods; WHAT="env update quick=true" for a part of it.
+bench: $(STAMP)
+	$(BIN)/python tests/bench/run.py $(WHAT)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

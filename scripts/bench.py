@@ -5,7 +5,7 @@ import importlib
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,11 @@ from .config.words import Option, divide, switch, values
 from .store.provenance import version, versions
 
 GROUPS = {  # WHAT -> module and its function from a plan to rows
-    "env": ("bench_env", "measure"),
-    "act": ("bench_act", "measure_act"),
-    "update": ("bench_update", "measure"),
-    "actor": ("bench_actor", "measure"),
-    "estimator": ("bench_estimator", "measure"),
-    "data": ("bench_data", "measure"),
-    "finetune": ("bench_finetune", "measure"),
-    "steer": ("bench_steer", "measure"),
-    "variance": ("bench_variance", "measure"),
-    "startup": ("bench_startup", "measure"),
+    "env": ("rheo.scripts.limits", "frames"),
+    "act": ("rheo.scripts.limits", "actions"),
+    "update": ("rheo.scripts.limits", "updates"),
 }
+Places = list[tuple[str, str]]
 KEYS = {"quick": Option(False, switch), **dict.fromkeys(("fast", "csv", "json"), Option(None))}
 WHAT = " ".join(GROUPS)
 USAGE = {
@@ -35,9 +29,9 @@ COLUMNS = ("", "unit", "ours", "other", "against", "ratio", "goal", "met", "of l
 ANSWERS = {True: "yes", False: "no", None: ""}
 
 
-def main(asked: tuple[list[str], dict[str, Any]]) -> int:
+def main(asked: tuple[Places, dict[str, Any]]) -> int:
     """Measures and prints. A goal that is not met is shown as such; the exit status stays 0."""
-    groups, options = asked
+    places, options = asked
     from rich.console import Console
 
     console = Console()
@@ -47,7 +41,7 @@ def main(asked: tuple[list[str], dict[str, Any]]) -> int:
     before = os.getloadavg()[0]
     rows = []
     with console.status("measuring") as status:
-        for row in measure(groups, plan):
+        for row in measure(places, plan):
             rows.append(row)
             status.update(f"measuring; done: {row.name}")
     console.print(table(rows))
@@ -61,19 +55,22 @@ def main(asked: tuple[list[str], dict[str, Any]]) -> int:
     return 0
 
 
-def asked(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
+def asked(
+    argv: list[str], groups: Mapping[str, tuple[str, str]] = GROUPS
+) -> tuple[Places, dict[str, Any]]:
     """What to measure and the options. Raises RheoError."""
     words = divide(argv, KEYS)
     for word in words.runs:
-        if word not in GROUPS:
+        if word not in groups:
             raise RheoError(
-                f"unknown measurement {word!r}{nearest(word, GROUPS)}\n{USAGE['bench']}"
+                f"unknown measurement {word!r}{nearest(word, groups)}\n{USAGE['bench']}"
             )
     options = values(words.options, KEYS, f"\n{USAGE['bench']}")
     for name in ("csv", "json"):
         if options[name] is not None:
             claim(Path(options[name]))
-    return [name for name in GROUPS if name in words.runs or not words.runs], options
+    runs = words.runs or groups
+    return [place for name, place in groups.items() if name in runs], options
 
 
 def claim(file: Path) -> None:
@@ -87,25 +84,23 @@ def claim(file: Path) -> None:
 
 def plan_of(options: dict[str, Any]) -> Any:
     """How to measure. Raises RheoError for an unknown speed mode."""
-    from .bench_measure import Plan
     from .fast import mode_of
+    from .paired import Plan
 
     mode = None if options["fast"] is None else mode_of(options["fast"])
     quick = {"repeats": 2, "seconds": 0.001, "quick": True} if options["quick"] else {}
     return Plan(**quick, fast=mode)
 
 
-def measure(groups: list[str], plan: Any) -> Iterator[Any]:
+def measure(places: Places, plan: Any) -> Iterator[Any]:
     """The rows of the groups, on one thread (physics and fine-tuning use all)."""
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for group in groups:
-            module, function = GROUPS[group]
-            part = importlib.import_module(f"{__package__}.{module}")
-            yield from getattr(part, function)(plan)
+        for module, function in places:
+            yield from getattr(importlib.import_module(module), function)(plan)
     finally:
         torch.set_num_threads(before)
 

@@ -5,13 +5,12 @@ from functools import partial
 
 import torch
 
-from rheo.envs.batch import Batch
 from rheo.policies.steer import sample
-
-from .assemble import Sizes, make_algo
-from .bench_measure import Goal, Plan, Row, alternate, faster, shorter
-from .config.compose import compose
-from .fast import fast
+from rheo.scripts.assemble import Sizes, make_algo
+from rheo.scripts.config.compose import compose
+from rheo.scripts.fast import fast
+from rheo.scripts.limits import transitions
+from rheo.scripts.paired import Goal, Plan, Row, alternate, faster, shorter
 
 SIZES, HORIZON, ROWS = Sizes(obs_dim=11, action_dim=3), 4, 256  # of Hopper, in chunks
 WORDS = (
@@ -33,7 +32,7 @@ def measure(plan: Plan) -> Iterator[Row]:
     turn = cfg["algo"]["distill_every"]
     goal = (Goal("ratio", ">=", 1.3),)
     for rows in (cfg["source"]["batch_size"], ROWS):
-        batch = transitions(rows)
+        batch = transitions(rows, torch.Generator().manual_seed(0), SIZES, HORIZON)
         known = batch._replace(memo=ours.remember(batch))
         sides = {"ours": partial(updates[1], known), EAGER: partial(updates[0], known)}
         times = alternate(plan, sides, block=turn, cpu=True)
@@ -60,12 +59,3 @@ def measure(plan: Plan) -> Iterator[Row]:
     times = alternate(plan, sides, cpu=True)
     goal = (Goal("ratio", "<=", 3.0),)
     yield shorter(Row("best of 16, batch 1", "us", 0.0, goals=goal), times, ONE)
-
-
-def transitions(count: int) -> Batch:
-    """Random transitions of Hopper's sizes."""
-    generator = torch.Generator().manual_seed(0)
-    obs, next_obs = (torch.randn(count, SIZES.obs_dim, generator=generator) for _ in range(2))
-    action = 2 * torch.rand(count, HORIZON, SIZES.action_dim, generator=generator) - 1
-    reward = torch.randn(count, generator=generator)
-    return Batch(obs, action, reward, torch.full((count,), 0.96), next_obs)

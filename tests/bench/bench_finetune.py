@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 from rheo.envs.sources import Rollouts
-
-from .assemble import assemble, fit_statistics
-from .bench_measure import Goal, Plan, Row, with_ratio
-from .config.compose import compose
-from .fast import fast, one_thread
-from .store.state import tensors
+from rheo.scripts.assemble import assemble, fit_statistics
+from rheo.scripts.config.compose import compose
+from rheo.scripts.fast import fast, one_thread
+from rheo.scripts.paired import Goal, Plan, Row, with_ratio
+from rheo.scripts.store.state import tensors
 
 WORLD = ("env=hopper", "env.num_envs=40", "env.threads=0", "horizon=4", "source.decisions=500")
 NET = ("policy.net.width=256", "policy.net.depth=3", "algo.learn.epochs=5")

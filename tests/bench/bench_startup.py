@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 
-from .bench_measure import Goal, Plan, Row, alternate, shorter
+from rheo.scripts.paired import Goal, Plan, Row, alternate, shorter
 
 HELP_GOAL = (Goal("ours", "<=", 0.3),)
 WARMUP = 100

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from bench_actor import PLACES, STEPS, Known, learned
 from torch import Tensor
 
-from .assemble import make_algo
-from .bench_actor import PLACES, STEPS, Known, learned
-from .bench_measure import Plan, Row
-from .bench_update import SIZES
-from .config.compose import compose
+from rheo.scripts.assemble import make_algo
+from rheo.scripts.config.compose import compose
+from rheo.scripts.limits import SIZES
+from rheo.scripts.paired import Plan, Row
 
 TEMPERATURE = 0.05
 PARTICLES = (4, 16, 64)

@@ -16,9 +16,8 @@ from rheo.envs.data.read import AUTO, load
 from rheo.envs.data.recording import Reading, Recording
 from rheo.envs.data.writing import write
 from rheo.envs.datasets import Transitions
-
-from .bench_measure import Goal, Plan, Row, alternate, shorter
-from .bench_update import SIZES, transitions
+from rheo.scripts.limits import SIZES, transitions
+from rheo.scripts.paired import Goal, Plan, Row, alternate, shorter
 
 ROWS = 256
 CHUNK = 4  # Ta and Tp of the recorded chunks

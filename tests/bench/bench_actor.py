@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from rheo.envs.batch import Batch
-
-from .assemble import make_algo
-from .bench_measure import Goal, Plan, Row, with_ratio
-from .bench_update import SIZES
-from .config.compose import compose
+from rheo.scripts.assemble import make_algo
+from rheo.scripts.config.compose import compose
+from rheo.scripts.limits import SIZES
+from rheo.scripts.paired import Goal, Plan, Row, with_ratio
 
 STEPS = 1000
 ROWS = 2000  # states that a regret is the mean of

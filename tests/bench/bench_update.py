@@ -1,62 +1,41 @@
-"""Updates on one thread: as they ship, against themselves without speed-ups, and against a peer."""
+"""Updates as they ship, compiled, beside SAC's and beside a peer's, on one thread."""
 
 import functools
 import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 
 from rheo.envs.batch import Batch
 from rheo.envs.buffer import Buffer
 from rheo.envs.vector import gymnasium_make
-
-from .assemble import Sizes, fit_statistics, make_algo
-from .bench_measure import (
-    Goal,
-    Plan,
-    Row,
-    against_limit,
-    alternate,
-    faster,
-    gigaflop,
-    products,
-    shorter,
+from rheo.scripts.fast import fast
+from rheo.scripts.limits import (
+    CRITICS,
+    FLOW,
+    SAC,
+    SIZES,
+    against_eager,
+    composed,
+    fresh,
+    transitions,
+    updates,
 )
-from .config.compose import compose
-from .fast import fast
+from rheo.scripts.paired import Goal, Plan, Row, alternate, faster, shorter
 
-SIZES = Sizes(obs_dim=17, action_dim=6)  # of HalfCheetah
-FLOW = ("policy.net.width=256", "policy.net.depth=3")
-CRITICS = ("critic.members=2", "critic.width=256", "critic.depth=2")
-BC = ("algo=bc", "env=none", *FLOW)
 AWM = ("algo=awm", "env=none", *FLOW, *CRITICS)
-RFM = ("algo=rfm_box", "env=halfcheetah", *FLOW, *CRITICS)
-SAC = ("algo=sac", "env=halfcheetah", "policy.width=256", "policy.depth=2", *CRITICS)
-CASES = {  # name -> configuration and goal
-    "BC flow, batch 256": ((*BC, "source.batch_size=256"), 1.35),
-    "BC flow, batch 1024": ((*BC, "source.batch_size=1024"), 1.5),
-    "RFM, 16 proposals": ((*RFM, "algo.particles=16"), 1.3),
-    "RFM, 64 proposals": ((*RFM, "algo.particles=64"), 1.3),
-    "SAC": (SAC, None),
-}
 SCRATCH = ("algo=rfm", "algo=rfm_box")  # as they ship, beside SAC as it ships
 SAC_GOAL = (Goal("ratio", "<=", 1.5),)
 PEER_GOAL = (Goal("ratio", ">=", 1.2),)
-EAGER, PEER = "default eager", "Stable-Baselines3"
+PEER = "Stable-Baselines3"
 
 
 def measure(plan: Plan) -> Iterator[Row]:
-    """Updates as they ship, each beside itself without speed-ups, and SAC beside its peer."""
-    for name, (words, goal) in CASES.items():
-        cfg = composed(words)
-        goals = () if goal is None else (Goal("ratio", ">=", goal),)
-        yield against_eager(plan, name, cfg, goals)
+    """Updates beside themselves without speed-ups, RFM's beside SAC's, and SAC's beside a peer."""
+    yield from updates(plan)
     if not plan.quick:  # compiling takes a minute
         goals = (Goal("ratio", ">=", 1.2),)
         compiled = plan._replace(fast="compile")
@@ -65,31 +44,6 @@ def measure(plan: Plan) -> Iterator[Row]:
         yield from beside_sac(plan, word)
     if find_spec("stable_baselines3") is not None:
         yield against_peer(plan, composed(SAC))
-
-
-def composed(words: Sequence[str]) -> dict[str, Any]:
-    """A configuration; the data that cloning asks for is a file of one step, which nobody reads."""
-    if "env=none" not in words:
-        return compose(words)
-    with TemporaryDirectory() as folder:
-        file = Path(folder, "data.npz")
-        obs, action = np.zeros((1, SIZES.obs_dim)), np.zeros((1, SIZES.action_dim))
-        np.savez(file, observations=obs, actions=action, rewards=[0.0], episode_ends=[1])
-        return compose([*words, f"data={file}"])
-
-
-def against_eager(plan: Plan, name: str, cfg: dict[str, Any], goals: tuple[Goal, ...]) -> Row:
-    """One algorithm against its identical copy with fast=off."""
-    rows = cfg["source"]["batch_size"]
-    batch = transitions(rows, torch.Generator().manual_seed(1))
-    eager, ours = fast(fresh(cfg), "off"), fast(fresh(cfg), plan.fast or cfg["fast"])
-    turn = cfg["algo"].get("policy_every", 1)  # updates until the same work comes round again
-    limit, limit_work = products(rows, True)
-    sides = {"ours": lambda: ours(batch), EAGER: lambda: eager(batch)}
-    work = gigaflop(sides[EAGER], turn)
-    times = alternate(plan, {**sides, "limit": limit}, block=turn, cpu=True)
-    row = faster(Row(name, "updates/s", 0.0, goals=goals), times, EAGER)
-    return against_limit(row, times, "GFLOP/s", work, limit_work)
 
 
 def beside_sac(plan: Plan, word: str) -> Iterator[Row]:
@@ -160,19 +114,3 @@ def stable_baselines(cfg: dict[str, Any], data: Batch) -> Any:
     for row in zip(*arrays, ended, strict=True):
         peer.replay_buffer.add(*row, [{}])
     return peer
-
-
-def fresh(cfg: dict[str, Any]) -> Any:
-    """A new algorithm; same configuration, same numbers. Statistics as of normal data."""
-    algo = make_algo(cfg, SIZES, cfg["steps"])
-    data = transitions(1000, torch.Generator().manual_seed(0))
-    fit_statistics(algo, data.obs, data.action)
-    return algo
-
-
-def transitions(count: int, generator: torch.Generator) -> Batch:
-    """Random transitions of HalfCheetah's sizes."""
-    obs, next_obs = (torch.randn(count, SIZES.obs_dim, generator=generator) for _ in range(2))
-    action = 2 * torch.rand(count, 1, SIZES.action_dim, generator=generator) - 1
-    reward = torch.randn(count, generator=generator)
-    return Batch(obs, action, reward, torch.full((count,), 0.99), next_obs)

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..algos.awm_gae import T_MAX, T_MIN
-from ..algos.losses import TimeWeight, time_weight
-from .bench_measure import Goal, Plan, Row, with_ratio
+from rheo.algos.awm_gae import T_MAX, T_MIN
+from rheo.algos.losses import TimeWeight, time_weight
+from rheo.scripts.paired import Goal, Plan, Row, with_ratio
 
 STD = 0.5  # c of the policy; mu is 0, on which nothing depends
 STEPS = [(levels, tau) for levels in (10, 40) for tau in (0.2, 0.5, 0.8, 0.9)]
