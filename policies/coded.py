@@ -54,9 +54,7 @@ class NoiseMap(nn.Module):
             return self.rows
         return 1 - (-last * (self.rows - 1) // (self.horizon - 1))  # the knot at or behind it
 
-    def prior(
-        self, lead: tuple[int, ...], action_dim: int, generator: torch.Generator
-    ) -> Tensor:
+    def prior(self, lead: tuple[int, ...], action_dim: int, generator: torch.Generator) -> Tensor:
         """Codes [*lead, R, Da] of the frozen policy's own noise; not held to the bound."""
         shape = (*lead, self.rows, action_dim)
         noise = draw.normal(shape, generator, device=generator.device)

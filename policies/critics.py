@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from .nets import Stack, activation_fn, expand_lead
 from .normalize import Normalizer
-from .single import SingleQ
 
 BLOCK_ROWS = 2048  # of a hidden layer at a time: 2 MiB at width 256
 
@@ -42,7 +41,6 @@ class QEnsemble(nn.Module):
             raise ValueError(f"members={members}, depth={depth}: both must be at least 1")
         self.members, self.width = members, width
         self.activation_name, self.activation = activation, activation_fn(activation)
-        self._single: SingleQ | None = None
         fan_in = obs_dim + horizon * action_dim
         self.obs_weight = _uniform((members, width, obs_dim), fan_in)
         self.action_weight = _uniform((members, width, horizon * action_dim), fan_in)
@@ -60,10 +58,6 @@ class QEnsemble(nn.Module):
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         obs = self.obs_norm(obs)
-        if type(self) is QEnsemble and SingleQ.serves(self, obs, action):
-            if self._single is None or not self._single.views.current():
-                self._single = SingleQ(self)
-            return self._single.values(obs, action)
         obs = expand_lead(obs, action.ndim - 2, 1)
         action = action.flatten(-2)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or action.ndim < 3:

@@ -8,7 +8,6 @@ from torch import Tensor
 from .flow import FlowPolicy
 from .nets import Net, TimeEmbedding, expand_lead, zero_
 from .normalize import Normalizer
-from .single import Single
 
 ONLY: dict[str, object] = {  # values under which average velocities exist
     **{"path": "linear", "levels": None, "prediction": "v", "sampler": "euler"},
@@ -110,9 +109,6 @@ class FewStepPolicy(FlowPolicy):
 
     def _embed(self, t: Tensor, s: Tensor | None = None) -> Tensor:
         return self.net.embed(t) + self.jump(torch.zeros_like(t) if s is None else s - t)
-
-    def _single_for(self, obs: Tensor, noise: Tensor) -> Single | None:
-        return None  # the light loop knows the embedding of t alone
 
 
 def _refuse(given: dict[str, object]) -> None:

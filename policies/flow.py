@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from . import draw, paths
-from .nets import MLP, Net, clone, expand_lead
+from .nets import Net, clone, expand_lead
 from .normalize import Normalizer
 from .paths import Coefficients, Pred
-from .single import Single
 
 TANH_EDGE = 0.999  # the largest action that a point at t = 1 is kept for
 StdFn = Callable[[Tensor, Tensor], Tensor]  # (obs [..., O], t [K]) -> std, to [..., K, T, Da]
@@ -106,7 +105,6 @@ class FlowPolicy(nn.Module):
         self.grid: paths.Grid = grid
         self.eta, self.clip_x, self.clip_a = eta, clip_x, clip_a
         self.squash, self.deploy_scale = squash, deploy_scale
-        self._single: Single | None = None
 
     # ---- the field -------------------------------------------------------------------------
 
@@ -247,14 +245,8 @@ class FlowPolicy(nn.Module):
         obs [..., O]; noise [..., T, Da] may have more leading dimensions than obs (several
         noises per state). Differentiable; only the final action is clipped, if `clip`.
         """
-        single = self._single_for(obs, noise)
-        if single is not None and isinstance(self.path, paths.Linear):
-            steps = self.steps if steps is None else steps
-            x = single.integrate(self.obs_norm(obs), noise, self.path, steps, self.grid)
-        else:
-            feat = self.features(expand_lead(obs, noise.ndim - 2, 1))
-            x = self.integrate(feat, noise, steps)
-        return self.to_action(x, clip)
+        feat = self.features(expand_lead(obs, noise.ndim - 2, 1))
+        return self.to_action(self.integrate(feat, noise, steps), clip)
 
     def drawn(
         self,
@@ -286,19 +278,11 @@ class FlowPolicy(nn.Module):
                 x = x + std.clamp(min=floor) * kick
         return self.to_action(x)
 
-    def _single_for(self, obs: Tensor, noise: Tensor) -> Single | None:
-        """The light loop for one state, where it gives the same result; None elsewhere."""
-        if not (self._plain and type(self.net) is MLP and Single.serves(self.net, obs, noise)):
-            return None
-        if self._single is None or not self._single.views.current():
-            self._single = Single.build(self.net)
-        return self._single
-
     def integrate(self, feat: Tensor, noise: Tensor, steps: int | None = None) -> Tensor:
         """Transport noise at t = 0 to t = 1 given encoded observations; normalised units."""
         times = self.times(steps)
         feat = expand_lead(feat, noise.ndim - 2, 1)
-        if self._plain:
+        if self.plain:
             return self._euler(feat, noise, self._embed(times[:-1], times[1:]).unbind(0))
         places, after = self._grid(times)
         x = noise
@@ -320,7 +304,7 @@ class FlowPolicy(nn.Module):
         return self.is_flow and not self.clip_a
 
     @property
-    def _plain(self) -> bool:
+    def plain(self) -> bool:
         """Whether a step of `act` is x + span v and nothing else."""
         return self._straight and self.sampler == "euler" and not self.clip_x
 

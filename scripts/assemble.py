@@ -12,6 +12,7 @@ from rheo.envs.chunk import ChunkEnv
 from rheo.envs.parts import displaced, listed_parts, names, read_parts
 from rheo.envs.residual_env import Residual
 from rheo.errors import RheoError
+from rheo.policies.numpy_mlp import quicken
 
 from .config.build import build, target_of
 from .config.compose import compose
@@ -157,13 +158,19 @@ def refuse_misfit(node: Mapping[str, Any], **parts: Any) -> None:
 def make_part(
     node: Mapping[str, Any], key: str, shape: Mapping[str, int], **given: Any
 ) -> torch.nn.Module:
-    """A node's object; its nested nodes (network, normalisers, state value) are built first."""
+    """A node's object; its nested nodes (network, normalisers, state value) are built first.
+
+    Its copies take the quick way for one state too, wherever the algorithm keeps them.
+    """
     node = dict(node)
     dims = {"obs_norm": shape["obs_dim"], "action_norm": shape["action_dim"]}
     for name in [name for name, value in node.items() if isinstance(value, Mapping)]:
         more = {"dim": dims[name], "feature": name.removesuffix("_norm")} if name in dims else {}
         given[name] = make_part(node.pop(name), f"{key}.{name}", shape, **more)
-    return offer(node, key, **shape, **given)
+    part = offer(node, key, **shape, **given)
+    if isinstance(part, torch.nn.Module):
+        quicken(part)
+    return part
 
 
 def assemble(cfg: Mapping[str, Any]) -> Experiment:

@@ -1,6 +1,7 @@
 """The stacked ensemble equals separate networks, member by member."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 
 from rheo.policies.critics import QEnsemble, Value
 from rheo.policies.normalize import Normalizer
-from rheo.policies.single import FEW
+from rheo.policies.numpy_mlp import FEW, QuickValues, quicken
 
 
 def ensemble(members=3, depth=2, layer_norm=False):
@@ -16,6 +17,16 @@ def ensemble(members=3, depth=2, layer_norm=False):
     return QEnsemble(
         5, 2, 4, members=members, width=16, depth=depth, layer_norm=layer_norm, activation="relu"
     )
+
+
+def quick(module):
+    quicken(module)
+    return module
+
+
+def took_numpy(critic):
+    assert isinstance(critic.forward, QuickValues)
+    return critic.forward.held is not None
 
 
 def separate(critic, member, obs, action):
@@ -59,6 +70,7 @@ def test_values_of_one_state_equal_the_plain_ones_and_follow_updates(layer_norm,
         5, 2, 4, Normalizer(5, kind="gaussian"), members=3, width=16, depth=2,
         layer_norm=layer_norm, activation=activation,
     )  # fmt: skip
+    quick(critic)
     critic.obs_norm.fit(3 + 2 * torch.randn(50, 5))
 
     def gap():
@@ -73,7 +85,7 @@ def test_values_of_one_state_equal_the_plain_ones_and_follow_updates(layer_norm,
     with torch.no_grad():
         for parameter in critic.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    assert critic._single is not None and gap() < 1e-5
+    assert took_numpy(critic) and gap() < 1e-5
     critic.load_state_dict({k: 2 * v for k, v in critic.state_dict().items()}, assign=True)
     assert gap() < 1e-5
 
@@ -81,13 +93,14 @@ def test_values_of_one_state_equal_the_plain_ones_and_follow_updates(layer_norm,
 def test_values_are_left_to_torch_where_numpy_cannot_give_them():
     state, action = torch.randn(1, 5), torch.randn(1, FEW, 4, 2)
     with torch.no_grad():
-        several = ensemble()
+        several = quick(ensemble())
         several(state.expand(2, 5), action[0, :2])
         several(state, torch.cat([action, action[:, :1]], 1))
-        assert several._single is None
+        assert not took_numpy(several)
         assert several.double()(state.double(), action.double()).dtype == torch.float64
-        gelu = QEnsemble(5, 2, 4, members=2, width=16, depth=2, layer_norm=False, activation="gelu")
-        assert gelu(state, action).isfinite().all() and gelu._single is None
+        sizes: dict[str, Any] = {"members": 2, "width": 16, "depth": 2, "layer_norm": False}
+        gelu = quick(QEnsemble(5, 2, 4, activation="gelu", **sizes))
+        assert gelu(state, action).isfinite().all() and not took_numpy(gelu)
 
 
 def test_members_differ_and_learn_apart():

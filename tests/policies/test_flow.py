@@ -9,7 +9,7 @@ import torch
 from rheo.policies import paths
 from rheo.policies.nets import MLP
 from rheo.policies.normalize import Normalizer
-from rheo.policies.single import FEW
+from rheo.policies.numpy_mlp import FEW, quicken
 
 F64 = torch.float64
 FORMS = [
@@ -261,13 +261,14 @@ def test_the_light_loop_for_one_state_equals_the_plain_one_and_follows_updates(
 ):
     norm = Normalizer(5, kind="gaussian")
     policy = policy_of(random_mlp(activation=activation), obs_norm=norm, grid=grid)
+    quicken(policy)
     policy.obs_norm.fit(3 + 2 * torch.randn(50, 5, generator=seeded()))
 
     def gap(steps):
         obs, noise = 9 * torch.randn(1, 5), policy.noise((1, count), None)
         plain = policy.act(obs, noise, steps, clip=False)  # with gradients: the torch way
         with torch.no_grad():
-            assert policy._single_for(obs, noise) is not None
+            assert policy.act.loop(obs, noise) is not None
             light = policy.act(obs, noise, steps, clip=False)
         return (plain - light).abs().max().item()
 
@@ -282,18 +283,34 @@ def test_the_light_loop_for_one_state_equals_the_plain_one_and_follows_updates(
     assert gap(4) < 1e-5
 
 
+def test_a_copy_of_a_quick_policy_is_quick_with_its_own_numbers(policy_of):
+    policy, obs = policy_of(random_mlp()), torch.randn(1, 5)
+    quicken(policy)
+    noise = policy.noise(1, seeded())
+    with torch.no_grad():
+        before = policy.act(obs, noise)
+        twin = policy.clone()
+        twin.net.outlet.bias.add_(0.3)
+        assert twin.act.loop(obs, noise) is not None
+        assert torch.equal(policy.act(obs, noise), before)
+        plain = twin.act(obs.expand(2, 5), noise.expand(2, 3, 2))  # two rows: the torch way
+        torch.testing.assert_close(twin.act(obs, noise), plain[:1])
+        assert (twin.act(obs, noise) - before).abs().max() > 0.01
+
+
 def test_the_light_loop_leaves_what_it_cannot_do_to_torch(policy_of):
     policy, obs = policy_of(random_mlp()), torch.zeros(1, 5)
+    quicken(policy)
     noise = policy.noise(1, seeded())
-    assert policy._single_for(obs, noise) is None  # gradients wanted
+    assert policy.act.loop(obs, noise) is None  # gradients wanted
     with torch.no_grad():
-        assert policy._single_for(obs.expand(2, 5), noise.expand(2, 3, 2)) is None
-        assert policy._single_for(obs, noise.expand(FEW, 3, 2)) is not None
-        assert policy._single_for(obs, noise.expand(FEW + 1, 3, 2)) is None
-        assert policy._single_for(obs, noise[0]) is None  # the result has the state's shape too
-        assert policy.double()._single_for(obs.double(), noise.double()) is None
+        assert policy.act.loop(obs.expand(2, 5), noise.expand(2, 3, 2)) is None
+        assert policy.act.loop(obs, noise.expand(FEW, 3, 2)) is not None
+        assert policy.act.loop(obs, noise.expand(FEW + 1, 3, 2)) is None
+        assert policy.act.loop(obs, noise[0]) is None  # the result has the state's shape too
+        assert policy.double().act.loop(obs.double(), noise.double()) is None
         policy.float().net.layers[0] = torch.nn.Sequential(torch.nn.Linear(32, 32))
-        assert policy._single_for(obs, noise) is None
+        assert policy.act.loop(obs, noise) is None
         assert policy.act(obs, noise).isfinite().all()
 
 
