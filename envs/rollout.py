@@ -1,9 +1,7 @@
 """Evaluation: exactly N episodes, without favouring the short ones."""
 
 import logging
-import math
 from collections.abc import Callable
-from statistics import NormalDist
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import EnvError
+from ..stats import of_mean, wilson
 from .chunk import ChunkEnv
 from .noise import TILE, EpisodeNoise, filled
 
@@ -138,19 +137,6 @@ def flag(value: Tensor | None, row: Any) -> bool | None:
     return None if value is None else bool(value[row])
 
 
-def wilson(successes: int, count: int) -> tuple[float, float]:
-    """95 % interval of a success rate p = successes / count (Wilson, JASA 22:209, 1927).
-
-    (p + z^2/2n -+ z sqrt(p (1 - p) / n + z^2/4n^2)) / (1 + z^2/n) with z = 1.96 for n = count: the
-    rates that a test at 5 % would not reject. It has a width also when none or all succeed.
-    """
-    rate, z = successes / count, NormalDist().inv_cdf(0.975)
-    middle = rate + z**2 / (2 * count)
-    half = z * math.sqrt(rate * (1 - rate) / count + (z / (2 * count)) ** 2)
-    scale = 1 + z**2 / count
-    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
-
-
 def success_rates(rows: list[Episode]) -> dict[str, float]:
     """Shares of episodes solved at any step and at the end, with Wilson's 95 % intervals.
 
@@ -168,21 +154,19 @@ def success_rates(rows: list[Episode]) -> dict[str, float]:
     return figures
 
 
-def summary(rows: list[Episode], samples: int = 2000) -> dict[str, float]:
+def summary(rows: list[Episode]) -> dict[str, float]:
     """Mean return and length with a 95 % bootstrap interval of the mean return over episodes.
 
-    The interval is the percentile bootstrap with a fixed seed, so it is a function of the rows.
     `eval/broken` counts episodes that the physics guard cut; it is there when it is not zero.
     Success rates are there where the environment has a notion of success.
     """
     broken = sum(row.broken for row in rows)
     returns = np.array([row.ret for row in rows])
-    draws = np.random.default_rng(0).integers(len(returns), size=(samples, len(returns)))
-    low, high = np.percentile(returns[draws].mean(1), [2.5, 97.5])
+    low, high = of_mean(returns)
     return {
         "eval/return": float(returns.mean()),
-        "eval/return_low": float(low),
-        "eval/return_high": float(high),
+        "eval/return_low": low,
+        "eval/return_high": high,
         "eval/return_std": float(returns.std()),
         "eval/length": float(np.mean([row.length for row in rows])),
         "eval/episodes": float(len(rows)),

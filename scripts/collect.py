@@ -1,6 +1,5 @@
 """`rheo collect`: a policy's experience as a data set, and data sets of graded quality."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from rheo.envs.data.recording import Recording, joined
 from rheo.envs.data.writing import write
 from rheo.envs.paths import expanded
 from rheo.envs.scores import normalized_score
+from rheo.files import put_text, sha256
 
 from .behaviours import Maker, Source
 from .config.verbs import Collecting
 from .store.provenance import versions
-from .store.run import put_text
 
 
 def main(asked: Collecting) -> int:
@@ -44,7 +43,7 @@ def finish(
     write(recording, out, env_id=maker.env_id)
     card = {
         "file": out.name,
-        "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
+        "sha256": sha256(out),
         "env_id": maker.env_id,
         "set": asked.set,
         "seed": asked.seed,
@@ -59,7 +58,7 @@ def finish(
 def about(source: Source) -> dict[str, Any]:
     """A source's part of a card; files are named by their content too."""
     path = expanded(source.name)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    digest = sha256(path) if path.is_file() else None
     return {**source._asdict(), "name": path.name, "sha256": digest}
 
 

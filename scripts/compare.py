@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 
 from rheo.envs.paths import absolute, expanded
 from rheo.errors import RheoError, command
+from rheo.files import put_text
+from rheo.stats import iqm, of_runs
 
 from .config.overrides import run_path
 from .config.verbs import SUCCESS
 from .config.words import stem_of
 from .plot import Curve, plot_curves
 from .store.journal import Journal
-from .store.run import put_text
 from .store.where import existing, stored
 
 METRICS = {"return": "ret", **{name: name for name in SUCCESS}}
 OWN = ("seed", "name", "threads", "device", "log_every", "eval_every", "save_every", "episodes")
 PLACES = {"data": absolute, "path": absolute, "init": run_path}  # keys of what lies elsewhere
-SAMPLES = 4000  # of the bootstrap
 
 
 class Result(NamedTuple):
@@ -223,28 +223,10 @@ def name_of(results: list[Result]) -> str:
     return re.sub(r"-s\d+$", "", results[0].path.name)
 
 
-def iqm(values: NDArray) -> NDArray:
-    """Interquartile mean of the last axis: the mean of the middle half."""
-    ordered = np.sort(values, axis=-1)
-    cut = ordered.shape[-1] // 4
-    return ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
-
-
-def interval(runs: list[NDArray], statistic: Any) -> tuple[float, float]:
-    """95 % bootstrap interval of a statistic of all episodes, over seeds and their episodes."""
-    rng, draws = np.random.default_rng(0), []
-    for _ in range(SAMPLES):
-        chosen = [runs[i] for i in rng.integers(len(runs), size=len(runs))]
-        pooled = np.concatenate([run[rng.integers(len(run), size=len(run))] for run in chosen])
-        draws.append(statistic(pooled))
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def cell(results: list[Result], statistic: Any) -> str:
     """A statistic of all episodes with its interval."""
     runs = [result.values for result in results]
-    low, high = interval(runs, statistic)
+    low, high = of_runs(runs, statistic)
     return f"{statistic(np.concatenate(runs)):.1f} [{low:.1f}, {high:.1f}]"
 
 

@@ -1,6 +1,5 @@
 """Public data sets by name: resumable, checked before they get their name, SHA-256 beside them."""
 
-import hashlib
 import http.client
 import json
 import os
@@ -16,10 +15,10 @@ from rheo.envs.data.catalogue import addresses, file_name, home, known
 from rheo.envs.data.containers import HDF5
 from rheo.envs.data.formats import opened
 from rheo.envs.data.recording import Reading, Refused
-from rheo.envs.data.writing import atomically
 from rheo.envs.memory import size_text
 from rheo.envs.paths import expanded
 from rheo.errors import MACHINE, RheoError, nearest
+from rheo.files import put_text, sha256
 
 PIECE = 1 << 20  # bytes
 TIMEOUT = 60  # seconds without an answer
@@ -77,7 +76,7 @@ def already(target: Path, card: Path) -> int:
     """Answers for a file that is there: 0 when it still is what was fetched."""
     told = read_card(card).get("sha256")
     inspect(target, str(target), keep=True)
-    if told is not None and told != digest(target):
+    if told is not None and told != sha256(target):
         text = f"{target} has changed since it was fetched ({card.name} has another SHA-256)"
         raise RheoError(f"{text}; delete both and fetch again", MACHINE)
     print(f"{target}: already there{'' if told is None else ', as it was fetched'}")
@@ -237,16 +236,7 @@ def inspect(file: Path, origin: str, keep: bool = False) -> None:
 def finish(part: Path, target: Path, card: Path, told: dict[str, Any]) -> None:
     """Notes the SHA-256 and gives the file its name."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    told |= {"file": target.name, "bytes": part.stat().st_size, "sha256": digest(part)}
+    told |= {"file": target.name, "bytes": part.stat().st_size, "sha256": sha256(part)}
     text = json.dumps(told | {"fetched": now}, indent=2) + "\n"
-    atomically(card, lambda path: path.write_text(text))
+    put_text(card, text)
     os.replace(part, target)
-
-
-def digest(file: Path) -> str:
-    """SHA-256 of a file."""
-    result = hashlib.sha256()
-    with file.open("rb") as content:
-        while piece := content.read(PIECE):
-            result.update(piece)
-    return result.hexdigest()

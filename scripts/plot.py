@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rheo.stats import middle95
+
 from .store.run import Run
 
 SAMPLES = 1000  # of the bootstrap
@@ -101,7 +103,7 @@ def band(curves: list[Curve], which: str) -> tuple[NDArray, NDArray, NDArray, ND
         drawn.append([np.interp(x, place, row) for row in np.array(means).T])
     chosen = rng.integers(len(curves), size=(SAMPLES, len(curves)))
     draws = np.array(drawn)[chosen, np.arange(SAMPLES)[:, None]].mean(1)
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    low, high = middle95(draws)
     return x, np.mean(lines, 0), low, high
 
 

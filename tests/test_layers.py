@@ -13,10 +13,13 @@ FOLDERS = ("policies", "algos", "envs", "configs", "scripts")
 LIBRARY = {  # folder -> packages of others that it may import, and folders of ours
     "policies": ({"torch", "numpy"}, {"policies", "errors"}),
     "algos": ({"torch", "numpy"}, {"algos", "policies", "envs.batch", "errors"}),
-    "envs": ({"torch", "numpy", "gymnasium", "mujoco", "h5py"}, {"envs", "errors"}),
+    "envs": (
+        {"torch", "numpy", "gymnasium", "mujoco", "h5py"},
+        {"envs", "errors", "files", "stats"},
+    ),
     "envs/data": (
         {"numpy", "h5py", "gymnasium"},
-        {"envs.data", "envs.parts", "envs.paths", "envs.memory", "envs.dicts", "errors"},
+        {"envs.data", "envs.parts", "envs.paths", "envs.memory", "envs.dicts", "errors", "files"},
     ),
     "configs": (set(), set()),
 }

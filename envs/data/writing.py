@@ -3,7 +3,7 @@
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ...files import atomically
 from ..paths import expanded
 from .formats import OURS, SUFFIXES
 from .recording import Column, Recording, block_rows, pieces, refuse
@@ -46,18 +47,6 @@ def write(recording: Recording, path: str | os.PathLike, **attrs: Any) -> None:
     writer = write_npz if file.suffix == ".npz" else write_hdf5
     file.parent.mkdir(parents=True, exist_ok=True)
     atomically(file, lambda part: writer(part, columns(recording), told))
-
-
-def atomically(file: Path, action: Callable[[Path], object]) -> None:
-    """Lets `action` write a temporary file beside `file`, then puts it there."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        action(part)
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def columns(recording: Recording) -> dict[str, Column]:

@@ -19,6 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from rheo.files import sha256
+
 from .tree import DTYPES, Broken, Packed, pack, unpack
 
 FORMAT = 1
@@ -196,19 +198,10 @@ def verify(file: Path, entry: dict[str, Any]) -> None:
         if size != entry["size"]:
             fault = "truncated" if size < entry["size"] else "too long"
             raise Broken(f"{file}: {fault}, have {size} of {entry['size']} bytes")
-        with open(file, "rb") as stream:
-            digest = digest_of(stream)
+        digest = sha256(file)
     except OSError as error:
         raise Broken(f"{file}: unreadable ({error.strerror})") from error
     except (KeyError, TypeError) as error:
         raise Broken(f"{file}: its manifest entry lacks {error}") from error
     if digest != entry["sha256"]:
         raise Broken(f"{file}: corrupted, its SHA-256 does not match the manifest")
-
-
-def digest_of(stream: Any) -> str:
-    """SHA-256 of a binary stream."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    while count := stream.readinto(buffer):
-        digest.update(buffer[:count])
-    return digest.hexdigest()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rheo.errors import MACHINE, RheoError
+from rheo.files import put_text
 
 logger = logging.getLogger("rheo")
 FAILURES = 5  # in a row
@@ -97,12 +98,7 @@ class Journal:
         if not self.path.exists():
             return
         kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
-        staging = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with open(staging, "w") as stream:
-            stream.writelines(kept)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(staging, self.path)
+        put_text(self.path, "".join(kept))
 
 
 def parse(line: bytes) -> dict[str, Any] | None:

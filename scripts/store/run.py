@@ -21,6 +21,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rheo.errors import MACHINE, RheoError, command
+from rheo.files import put_text
 
 from ..config.compose import load
 from ..config.rules import foreign
@@ -305,17 +306,3 @@ def unwritable(path: Path, error: OSError) -> RheoError:
     """The message for a folder that the system does not let us write."""
     reason = error.strerror or str(error)
     return RheoError(f"cannot write to {path}: {reason}; free or open it, or choose another name=")
-
-
-def put_text(file: Path, text: str) -> None:
-    """Writes a small file so that it is there whole or not at all."""
-    staging = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with open(staging, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(staging, file)
-    except OSError:
-        staging.unlink(missing_ok=True)
-        raise

@@ -11,9 +11,9 @@ from gymnasium import spaces
 
 from rheo.envs import families, packages
 from rheo.envs.mujoco import physics
-from rheo.envs.rollout import wilson
 from rheo.envs.suites import make
 from rheo.errors import EnvError
+from rheo.stats import wilson
 
 
 class Odd(gymnasium.Env):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from rheo.scripts.cli import main
-from rheo.scripts.compare import curve_of, interval, iqm
+from rheo.scripts.compare import curve_of
 from rheo.scripts.plot import band
+from rheo.stats import iqm, of_runs
 
 
 def evaluated(name, returns, *, step=10, lr=1e-3, seed=0, references=True, label="-4", data="d"):
@@ -61,7 +62,7 @@ def test_the_interquartile_mean_and_its_interval_by_hand():
     assert iqm(np.array([9.0, 1, 2, 3, 4, 5, 6, -100])) == pytest.approx((2 + 3 + 4 + 5) / 4)
     rng = np.random.default_rng(1)
     runs = [rng.normal(mean, 1.0, 400) for mean in (-1.0, 0.0, 1.0, 2.0)]
-    low, high = interval(runs, np.mean)
+    low, high = of_runs(runs, np.mean)
     centre, spread = 0.5, np.sqrt(np.var([-1, 0, 1, 2]) / 4)  # seeds dominate
     assert low == pytest.approx(centre - 1.96 * spread, abs=0.15)
     assert high == pytest.approx(centre + 1.96 * spread, abs=0.15)
