@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch, Windows
-from ..policies.flow import FlowPolicy, chunk_mean
+from ..policies.field import chunk_mean
+from ..policies.flow import FlowPolicy
 from ..policies.gaussian import Gaussian, log_density
 from .cloning import Cloning
 from .losses import refuse_jumps, row_times

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..envs.batch import Batch, Windows
 from ..policies.fewstep import FewStepPolicy
-from ..policies.flow import FlowPolicy, chunk_mean
+from ..policies.field import chunk_mean
+from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from .losses import row_times
 from .optim import adam, cosine, step

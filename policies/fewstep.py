@@ -1,13 +1,12 @@
 """FewStepPolicy: a field of average velocities, which crosses the path in one or a few steps."""
 
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .flow import FlowPolicy
-from .nets import Net, TimeEmbedding, expand_lead, zero_
-from .normalize import Normalizer
+from .nets import TimeEmbedding, expand_lead, zero_
 
 ONLY: dict[str, object] = {  # values under which average velocities exist
     **{"path": "linear", "levels": None, "prediction": "v", "sampler": "euler"},
@@ -41,35 +40,14 @@ class FewStepPolicy(FlowPolicy):
 
     jumps = True
 
-    def __init__(
-        self,
-        net: Net,
-        *,
-        path: Literal["linear", "cosine", "betas"],
-        levels: int | None,
-        prediction: Literal["v", "eps", "a"],
-        steps: int,
-        sampler: Literal["euler", "heun"],
-        eta: float,
-        clip_x: bool,
-        clip_a: bool,
-        squash: Literal["clip", "tanh"],
-        deploy_scale: float = 1.0,
-        grid: Literal["uniform", "late"] = "uniform",
-        betas: Literal["cosine", "vp"] = "cosine",
-        obs_norm: Normalizer,
-        action_norm: Normalizer,
-    ):
-        given = {"path": path, "levels": levels, "prediction": prediction, "sampler": sampler}
-        _refuse(given | {"eta": eta, "clip_a": clip_a, "betas": betas})
-        super().__init__(
-            net, path=path, levels=levels, prediction=prediction, steps=steps, sampler=sampler,
-            eta=eta, clip_x=clip_x, clip_a=clip_a, squash=squash, deploy_scale=deploy_scale,
-            grid=grid, betas=betas, obs_norm=obs_norm, action_norm=action_norm,
-        )  # fmt: skip
-        start = next(net.parameters()).new_zeros(1)
+    def _check(self, **given: Any) -> None:
+        _refuse({key: given[key] for key in ONLY})
+        super()._check(**given)
+
+    def _extend(self) -> None:
+        start = next(self.net.parameters()).new_zeros(1)
         with torch.no_grad():
-            self.jump = TimeEmbedding(net.embed(start).shape[-1], LENGTH_PERIODS)
+            self.jump = TimeEmbedding(self.net.embed(start).shape[-1], LENGTH_PERIODS)
         zero_(self.jump.net.layers[-1])
 
     def average_velocity(self, x: Tensor, t: Tensor, s: Tensor, feat: Tensor) -> Tensor:

@@ -1,22 +1,17 @@
-"""FlowPolicy: one generative policy for every path, prediction and network.
-
-Legend: [...] leading dimensions (batch, particles), O flattened observation history, T horizon
-(chunk length), Da action dimension, K integration steps. Time t = 0 is noise and t = 1 is data.
-"""
+"""FlowPolicy: samples of a field, and the likelihood of those that were drawn with noise."""
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import draw, paths
-from .nets import Net, clone, expand_lead
-from .normalize import Normalizer
-from .paths import Coefficients, Pred
+from .field import Field, Place
+from .nets import clone, expand_lead
+from .paths import Coefficients
 
-TANH_EDGE = 0.999  # the largest action that a point at t = 1 is kept for
 StdFn = Callable[[Tensor, Tensor], Tensor]  # (obs [..., O], t [K]) -> std, to [..., K, T, Da]
 
 
@@ -29,211 +24,11 @@ class Chain(NamedTuple):
     clipped: Tensor  # [..., T, Da] bool: where the final clip changed the action
 
 
-class Place(NamedTuple):
-    """Where on the path the network is asked (`paths.safe_time`), prepared once per grid."""
-
-    emb: Tensor  # [..., W] time embedding
-    c: Coefficients  # [..., 1, 1]
-    scale: Tensor  # [..., 1, 1] factor on x
-
-
-class FlowPolicy(nn.Module):
+class FlowPolicy(Field):
     """A field over action chunks and the deterministic and stochastic samplers of it.
 
-    Actions cross this interface in environment units [-1, 1]; points `x`, velocities and noise
-    are in the normalised units of `action_norm`. `prediction` says what the network outputs.
-
-    steps: integration steps used when a call names none. sampler: "euler" is the universal
-    transition x_s = A_s a + B_s eps (DDIM with eta = 0, arXiv:2010.02502; on the linear path
-    exactly Euler), "heun" adds a corrector to all steps but the last. eta: share of the DDPM
-    posterior noise in `rollout` where no function gives the noise, and in the actions of algorithms
-    that act by `drawn`; `act` never adds any. clip_x clips every transition's mean (as in
-    arXiv:2505.22094), clip_a its data prediction (as in DDPM samplers), to where actions lie:
-    [-1, 1] in normalised units, the range of the data with kind "minmax", and the walls of the box
-    with kind "gaussian", whose units know no range. Both apply to act, drawn, rollout and
-    chain_logp alike, and only to Euler's transitions: with Heun they raise ValueError. betas: the
-    table of noise levels of path "betas" (`policies.paths`).
-
-    squash: "clip" clips the final action to [-1, 1]; "tanh" learns the flow before a
-    tanh, so its density has no walls; it ends at the box, or at the range of the data with kind
-    "minmax". It raises ValueError with kind "gaussian", where it would end at one standard
-    deviation, and with clip_x or clip_a, which would cap actions at tanh(1). deploy_scale: of
-    the noise that deployed actions start from; 1 samples the policy, 0 takes the one action that
-    the centre of the noise flows to. grid: where the integration steps lie, "uniform" or "late"
-    (`policies.paths`); of every sampler and likelihood alike.
+    Legend, units and arguments are those of `Field`.
     """
-
-    jumps = False  # whether a step asks for more than the velocity where it starts
-
-    def __init__(
-        self,
-        net: Net,
-        *,
-        path: Literal["linear", "cosine", "betas"],
-        levels: int | None,
-        prediction: Literal["v", "eps", "a"],
-        steps: int,
-        sampler: Literal["euler", "heun"],
-        eta: float,
-        clip_x: bool,
-        clip_a: bool,
-        squash: Literal["clip", "tanh"],
-        deploy_scale: float = 1.0,
-        grid: Literal["uniform", "late"] = "uniform",
-        betas: Literal["cosine", "vp"] = "cosine",
-        obs_norm: Normalizer,
-        action_norm: Normalizer,
-    ):
-        super().__init__()
-        if grid not in ("uniform", "late"):
-            raise ValueError(f"grid={grid!r}: choose uniform or late")
-        if prediction not in ("v", "eps", "a"):
-            raise ValueError(f"prediction={prediction!r}: choose v, eps or a")
-        if sampler not in ("euler", "heun"):
-            raise ValueError(f"sampler={sampler!r}: choose euler or heun")
-        if sampler == "heun" and (clip_x or clip_a):
-            raise ValueError("clip_x and clip_a belong to Euler's transitions; use sampler=euler")
-        if squash not in ("clip", "tanh"):
-            raise ValueError(f"squash={squash!r}: choose clip or tanh")
-        if squash == "tanh":
-            _refuse_capped(action_norm.kind, clip_x, clip_a)
-        self.net, self.obs_norm, self.action_norm = net, obs_norm, action_norm
-        self.path = paths.make_path(path, levels, betas)
-        self.horizon, self.action_dim = net.horizon, net.action_dim
-        self.prediction: paths.Prediction = prediction
-        self.steps, self.sampler = steps, sampler
-        self.grid: paths.Grid = grid
-        self.eta, self.clip_x, self.clip_a = eta, clip_x, clip_a
-        self.squash, self.deploy_scale = squash, deploy_scale
-
-    # ---- the field -------------------------------------------------------------------------
-
-    def noise(self, lead: int | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        """Standard normal points at t = 0, [*lead, T, Da]."""
-        shape = (lead,) if isinstance(lead, int) else tuple(lead)
-        where = next(self.net.parameters())
-        size = (*shape, self.horizon, self.action_dim)
-        return draw.normal(size, generator, device=where.device, dtype=where.dtype)
-
-    def start(self, lead: int | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        """Points at t = 0 for deployed actions: noise times `deploy_scale`, [*lead, T, Da]."""
-        return self.deploy_scale * self.noise(lead, generator)
-
-    def times(self, steps: int | None = None) -> Tensor:
-        """The time grid [K + 1] from 0 to 1; every sampler and likelihood uses this one."""
-        where = next(self.net.parameters())
-        steps = self.steps if steps is None else steps
-        return self.path.times(steps, where.device, self.grid).to(where.dtype)
-
-    def features(self, obs: Tensor) -> Tensor:
-        """Encoded observations [..., W]: normalised here, computed once per action."""
-        return self.net.encode(self.obs_norm(obs))
-
-    def velocity(self, x: Tensor, t: Tensor, feat: Tensor) -> Tensor:
-        """v(x, t | feat) [..., T, Da]. x [..., T, Da], t [...], feat [..., W]."""
-        lead = x.ndim - 2
-        t, feat = expand_lead(t, lead, 0), expand_lead(feat, lead, 1)
-        if self.prediction == "v":
-            return self.net(x, self._embed(t), feat)
-        return self._velocity(x, self._place(t), feat)
-
-    def pred(self, x: Tensor, t: Tensor, feat: Tensor) -> Pred:
-        """One network call in all four forms; shapes as in `velocity`."""
-        lead = x.ndim - 2
-        place = self._place(expand_lead(t, lead, 0))
-        x = x * place.scale
-        out = self.net(x, place.emb, expand_lead(feat, lead, 1))
-        return paths.convert(self.prediction, out, x, place.c, self.path.floor)
-
-    def _embed(self, t: Tensor, s: Tensor | None = None) -> Tensor:
-        """What the network is told of a transition from t to s, or at t alone, [..., W].
-
-        A velocity belongs to its time: it does not depend on where the transition ends.
-        """
-        return self.net.embed(t)
-
-    def _place(self, t: Tensor, s: Tensor | None = None) -> Place:
-        safe, scale = paths.safe_time(self.prediction, t, self.path)
-        c = self.path.coefficients(safe).over_chunk()
-        return Place(self._embed(safe, s), c, scale[..., None, None])
-
-    def _velocity(self, x: Tensor, place: Place, feat: Tensor) -> Tensor:
-        x = x * place.scale
-        out = self.net(x, place.emb, feat)
-        return paths.velocity(self.prediction, out, x, place.c, self.path.floor)
-
-    # ---- transitions -----------------------------------------------------------------------
-
-    def step(
-        self,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor,
-        feat: Tensor,
-        std: Tensor | None = None,
-        eta: float = 0.0,
-    ) -> tuple[Tensor, Tensor]:
-        """Gaussian transition from t to s > t: mean [..., T, Da] and std (broadcastable to it).
-
-        With `std` given: mean = A_s a + B_s eps and that std on top (arXiv:2505.22094). Without:
-        std = eta B_s sqrt(1 - (A_t B_s / (A_s B_t))^2), mean = A_s a + sqrt(B_s^2 - std^2) eps
-        (DDIM, arXiv:2010.02502; eta = 1 is the DDPM posterior, eta = 0 deterministic).
-        """
-        lead = x.ndim - 2
-        t, s, feat = expand_lead(t, lead, 0), expand_lead(s, lead, 0), expand_lead(feat, lead, 1)
-        after = self.path.coefficients(s).over_chunk()
-        return self._step(x, self._place(t, s), after, feat, std, eta)
-
-    def _step(
-        self,
-        x: Tensor,
-        place: Place,
-        c_next: Coefficients,
-        feat: Tensor,
-        std: Tensor | None,
-        eta: float,
-    ) -> tuple[Tensor, Tensor]:
-        c = place.c
-        if self._straight and (std is not None or eta == 0):
-            mean = x + (c_next.a - c.a) * self.net(x, place.emb, feat)
-            std = torch.zeros_like(c.a) if std is None else std
-            return self._bounded(mean) if self.clip_x else mean, std
-        keep = c_next.b
-        if std is None:
-            ratio = c.a * c_next.b / (c_next.a * c.b).clamp(min=1e-12)
-            std = eta * c_next.b * (1 - ratio.square()).clamp(min=0).sqrt()
-            keep = (c_next.b.square() - std.square()).clamp(min=0).sqrt()
-        x = x * place.scale
-        out = self.net(x, place.emb, feat)
-        _, a, eps, _ = paths.convert(self.prediction, out, x, c, self.path.floor)
-        if self.clip_a:
-            a = self._bounded(a)
-            eps = (x - c.a * a) / c.b.clamp(min=self.path.floor)
-        mean = c_next.a * a + keep * eps
-        return self._bounded(mean) if self.clip_x else mean, std
-
-    def _bounded(self, x: Tensor) -> Tensor:
-        """Normalised points [..., T, Da], clipped to where actions lie."""
-        if self.action_norm.kind != "gaussian":
-            return x.clamp(-1, 1)
-        low, high = self.action_norm.walls()
-        return torch.minimum(torch.maximum(x, low), high)
-
-    # ---- units -----------------------------------------------------------------------------
-
-    def to_latent(self, action: Tensor) -> Tensor:
-        """The point at t = 1 of an action [..., T, Da] in environment units.
-
-        With squash "tanh" actions on the border, whose point would be infinite, are moved to
-        +-TANH_EDGE.
-        """
-        point = self.action_norm(action)
-        return point.clamp(-TANH_EDGE, TANH_EDGE).atanh() if self.squash == "tanh" else point
-
-    def to_action(self, x: Tensor, clip: bool = True) -> Tensor:
-        """The action in environment units of a point [..., T, Da] at t = 1."""
-        action = self.action_norm.inverse(x.tanh() if self.squash == "tanh" else x)
-        return action.clamp(-1, 1) if clip else action
 
     # ---- sampling --------------------------------------------------------------------------
 
@@ -292,16 +87,6 @@ class FlowPolicy(nn.Module):
             else:
                 x = self._step(x, place, after[k], feat, None, 0.0)[0]
         return x
-
-    @property
-    def is_flow(self) -> bool:
-        """Whether this is a rectified flow; else a diffusion policy, which converts to one."""
-        return isinstance(self.path, paths.Linear) and self.prediction == "v"
-
-    @property
-    def _straight(self) -> bool:
-        """Whether the universal transition is x + (s - t) v: no other form is needed then."""
-        return self.is_flow and not self.clip_a
 
     @property
     def plain(self) -> bool:
@@ -450,92 +235,9 @@ class FlowPolicy(nn.Module):
         if censored and self.squash != "clip":
             raise ValueError("a censored likelihood is of clipped actions; use policy.squash=clip")
 
-    # ---- losses ----------------------------------------------------------------------------
-
-    def match(
-        self,
-        obs: Tensor,
-        action: Tensor,
-        noise: Tensor,
-        t: Tensor,
-        space: Literal["v", "eps", "a"] = "v",
-        inside: Tensor | None = None,
-    ) -> Tensor:
-        """Matching loss of action chunks, per sample [...]: mean over T * Da, unreduced otherwise.
-
-        The mean of `match_errors`. Weights, signed ones too, are the caller's. inside [..., T] bool
-        leaves actions out of the mean, as those past an episode's end.
-        """
-        error = self.match_errors(obs, action, noise, t, space).mean(-1)
-        inside = None if inside is None else expand_lead(inside, noise.ndim - 2, 1)
-        return chunk_mean(error, inside)
-
-    def match_errors(
-        self,
-        obs: Tensor,
-        action: Tensor,
-        noise: Tensor,
-        t: Tensor,
-        space: Literal["v", "eps", "a"] = "v",
-    ) -> Tensor:
-        """(form(x_t) - target)^2 at x_t = A a + B noise, [..., T, Da].
-
-        In the form that `space` names (flow matching arXiv:2210.02747 for v). action [..., T, Da]
-        in environment units, noise of the same or more leading dimensions, t [...].
-        """
-        lead = noise.ndim - 2
-        t = expand_lead(t, lead, 0)
-        a = self.to_latent(expand_lead(action, lead, 2))
-        c = self.path.coefficients(t).over_chunk()
-        x = c.a * a + c.b * noise
-        feat = self.features(expand_lead(obs, lead, 1))
-        if space not in ("v", "eps", "a"):
-            raise ValueError(f"space={space!r}: choose v, eps or a")
-        if space == self.prediction:
-            value = self.net(x, self._embed(t), feat)  # no conversion, so no edge of time
-        elif space == "v":
-            value = self.velocity(x, t, feat)
-        else:
-            value = getattr(self.pred(x, t, feat), space)
-        target = {"v": c.da * a + c.db * noise, "eps": noise, "a": a}[space]
-        return (value - target).square()
-
-    def regress(self, obs: Tensor, x: Tensor, t: Tensor, target_v: Tensor) -> Tensor:
-        """Squared distance of v(x, t | obs) to given targets, per sample [...]: mean over T * Da.
-
-        x and target_v [..., T, Da] in normalised units, t [...].
-        """
-        feat = self.features(expand_lead(obs, x.ndim - 2, 1))
-        return (self.velocity(x, t, feat) - target_v).square().mean((-1, -2))
-
     def clone(self, frozen: bool = True) -> "FlowPolicy":
         """A copy to act as target, anchor or average; a frozen one takes no gradient."""
         return clone(self, frozen)
-
-
-def _refuse_capped(kind: str, clip_x: bool, clip_a: bool) -> None:
-    """Raises ValueError for settings under which a tanh would cap actions inside their box."""
-    if kind == "gaussian":
-        raise ValueError(
-            "policy.squash=tanh with policy.action_norm.kind=gaussian: no action could lie further "
-            "than one standard deviation from the data's mean; set policy.action_norm.kind=none "
-            "(or minmax, to stay in the data's range), or policy.squash=clip"
-        )
-    if clip_x or clip_a:
-        key = "clip_x" if clip_x else "clip_a"
-        raise ValueError(
-            f"policy.squash=tanh with policy.{key}=true: points before the tanh have no range, and "
-            f"clipped to [-1, 1] they cap actions at tanh(1) = 0.76; set policy.{key}=false, or "
-            "policy.squash=clip"
-        )
-
-
-def chunk_mean(error: Tensor, inside: Tensor | None) -> Tensor:
-    """Mean over the steps of a chunk, [..., T] -> [...]; inside [..., T] bool says which count."""
-    if inside is None:
-        return error.mean(-1)
-    inside = inside.to(error.dtype)
-    return (error * inside).sum(-1) / inside.sum(-1).clamp_min(1.0)
 
 
 def log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import draw
-from .flow import TANH_EDGE
+from .field import TANH_EDGE
 from .nets import Stack, expand_lead
 from .normalize import Normalizer
 
