@@ -25,7 +25,7 @@ from ..errors import EnvError, nearest
 from .dicts import leaves, value
 from .guard import told
 from .mujoco import dmc
-from .packages import home, pip_install
+from .packages import home, lacking
 from .parts import listed_parts, usual
 from .vector import gymnasium_make, unmade
 
@@ -59,7 +59,7 @@ def register(env_id: str) -> None:
         return
     module, package = home(env_id)
     if importlib.util.find_spec(module) is None:
-        raise EnvError(f"{env_id} needs a package that is missing: {pip_install(package)}")
+        raise EnvError(lacking(env_id, package))
     try:
         if module == "dm_control":
             dmc.register()  # on its models; the package is not imported

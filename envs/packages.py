@@ -1,4 +1,4 @@
-"""Packages of environments: which ids are theirs, and how they are installed. Imports none."""
+"""Packages that need not be there: what they are for, and how they are installed. Imports none."""
 
 import importlib.util
 
@@ -22,6 +22,12 @@ ELSEWHERE = {
     "puzzle-": ("ogbench", "ogbench"),
     "scene-": ("ogbench", "ogbench"),
 }
+# Packages that read recorded data: module -> pip name.
+READERS = {
+    "minari": "'rheo-rl[minari]'",
+    "pyarrow": "'rheo-rl[formats]'",
+    "zarr": "'rheo-rl[formats]'",
+}
 # Packages that run on older versions of MuJoCo only: those of constraints-manipulation.txt.
 BOUND = ("robosuite", "metaworld")
 
@@ -41,3 +47,8 @@ def pip_install(package: str) -> str:
     """The command that adds a package and leaves MuJoCo as it is where others depend on it."""
     held = "-c constraints-manipulation.txt " if bound_packages() else ""
     return f"pip install {held}{package}"
+
+
+def lacking(what: str, package: str) -> str:
+    """The message where a package is not installed."""
+    return f"{what} needs a package that is missing: {pip_install(package)}"

@@ -19,7 +19,8 @@ LIBRARY = {  # folder -> packages of others that it may import, and folders of o
     ),
     "envs/data": (
         {"numpy", "h5py", "gymnasium"},
-        {"envs.data", "envs.parts", "envs.paths", "envs.memory", "envs.dicts", "errors", "files"},
+        {"envs.data", "envs.parts", "envs.paths", "envs.memory", "envs.dicts", "envs.packages"}
+        | {"errors", "files"},
     ),
     "configs": (set(), set()),
 }

@@ -1,16 +1,17 @@
 """Files in pieces as the columns that `flat.Flat` reads, and which of their keys are observed."""
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..packages import READERS, lacking
 from ..parts import displaced, listed, listed_parts, names, usual
-from .recording import Column, Reading, Refused, refuse
+from .recording import Column, Reading, refuse
 
 Piece = TypeVar("Piece")
-EXTRA = "formats"  # the extra of pyproject.toml with the packages that foreign formats need
 
 
 def end_to_end(
@@ -136,6 +137,9 @@ def left_out(keys: Sequence[str], usable: Mapping[str, Any], others: Mapping[str
     return [*(key for key in usable if key not in keys), *(f"{k} ({w})" for k, w in others.items())]
 
 
-def missing(path: str, package: str, what: str) -> Refused:
-    """The refusal of a format whose package is not installed."""
-    return refuse(path, f"{what} needs the package {package}: pip install 'rheo-rl[{EXTRA}]'")
+def package(path: str, module: str, what: str) -> Any:
+    """A module that reads `what`. Raises Refused with the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise refuse(path, lacking(what, READERS[module.partition(".")[0]])) from error

@@ -5,7 +5,6 @@ with several episodes) as in huggingface/lerobot, docs/source/lerobot-dataset-v3
 a row is a frame and tells its episode_index and frame_index, which is what is read.
 """
 
-import importlib
 import json
 import logging
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import beside, chosen, end_to_end, held, left_out, missing, one_piece
+from .columns import beside, chosen, end_to_end, held, left_out, one_piece, package
 from .flat import Flat
 from .recording import Column, Fault, Reading, Recording, Refused, Sizes, refuse
 
@@ -83,11 +82,9 @@ class Frames:
         self, path: str, files: list[Path], info: dict[str, Any], reading: Reading
     ) -> None:
         self.path, self.files, self.info, self.reading = path, files, info, reading
-        try:
-            self.parquet = importlib.import_module("pyarrow.parquet")
-            self.errors = (importlib.import_module("pyarrow").ArrowException, OSError)
-        except ImportError as error:
-            raise missing(path, "pyarrow", "a LeRobot data set (parquet)") from error
+        what = "a LeRobot data set (parquet)"
+        self.parquet = package(path, "pyarrow.parquet", what)
+        self.errors = (package(path, "pyarrow", what).ArrowException, OSError)
         self.groups, self.types = [], {}
         for file in files:
             with self.opened(file) as content:

@@ -1,6 +1,5 @@
 """Minari data sets (`minari:mujoco/hopper/medium-v0`) from the package's local store."""
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from gymnasium.spaces.utils import flatdim
 
 from ..dicts import leaves, numbers, table, value
 from ..parts import listed
-from .columns import choose
+from .columns import choose, package
 from .containers import one_line
 from .episodes import LEAVE_OUT, fault, misfits, upright
 from .recording import Fault, Part, Reading, Recording, Sizes, refuse, stack
@@ -30,10 +29,7 @@ class Minari:
 
     def __init__(self, path: str, reading: Reading) -> None:
         self.path, self.id = path, path.partition(":")[2]
-        try:
-            minari = importlib.import_module("minari")
-        except ImportError as error:
-            raise refuse(path, "the minari package is missing; `pip install minari`") from error
+        minari = package(path, "minari", "a data set of Minari's store")
         try:
             self.data = minari.load_dataset(self.id, download=False)
         except FileNotFoundError as error:

@@ -4,7 +4,6 @@ Layout as in real-stanford/diffusion_policy, diffusion_policy/common/replay_buff
 a folder or a zip archive of zarr format 2; format 3 is read as well.
 """
 
-import importlib
 import json
 import logging
 import zipfile
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import beside, chosen, end_to_end, held, left_out, missing, numbers
+from .columns import beside, chosen, end_to_end, held, left_out, numbers, package
 from .flat import Flat
 from .foreign import ZARR, zarr_root, zip_names
 from .recording import Column, Reading, block_rows, refuse
@@ -55,10 +54,7 @@ class Store:
             there = ", ".join(sorted(self.arrays)) or "no array"
             text = f"a zarr store that is no replay buffer (data/*, {ENDS}): it holds {there}"
             raise refuse(path, f"{text}; give one that is, or write it as an .npz file", ENDS)
-        try:
-            self.zarr = importlib.import_module("zarr")
-        except ImportError as error:
-            raise missing(path, "zarr", "a zarr store") from error
+        self.zarr = package(path, "zarr", "a zarr store")
 
     def described(self, file: Path) -> dict[str, Array]:
         """Every array of the store, by its place below the root."""
