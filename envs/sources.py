@@ -62,167 +62,6 @@ def placed(obs: Tensor, device: torch.device) -> Tensor:
     return obs.to(device, copy=True)
 
 
-def restored(obs: Tensor | None, device: torch.device) -> Tensor | None:
-    """`placed` for saved observations; None before the first reset."""
-    return None if obs is None else placed(obs, device)
-
-
-def refuse_short_plan(env: ChunkEnv, horizon: int) -> None:
-    """Raises ValueError when more actions are executed than planned."""
-    if env.execute > horizon:
-        raise ValueError(
-            f"env.execute={env.execute} is above horizon={horizon}: no more actions can be "
-            "executed than are planned; lower env.execute or raise horizon"
-        )
-
-
-class Replay:
-    """Off-policy experience: acts in the environments and samples from everything seen.
-
-    batch_size: transitions a batch. capacity: transitions kept. warmup: environment frames of
-    uniform random actions before the first batch, or of the algorithm's own if warmup_policy.
-    update_ratio: batches per environment frame after the warm-up, exact at any time up to the
-    batches that one decision pays for. kept_rows: rows of what is kept of a chunk where the
-    algorithm keeps a code in its place (`Coded`); None: those of the chunk. n_step: decisions
-    whose rewards a transition sums before its bootstrap (`envs.nstep`); 1: none but its own.
-    """
-
-    def __init__(
-        self,
-        env: ChunkEnv,
-        generator: torch.Generator,
-        horizon: int,
-        *,
-        capacity: int,
-        batch_size: int,
-        warmup: int,
-        update_ratio: float,
-        warmup_policy: bool = False,
-        kept_rows: int | None = None,
-        n_step: int = 1,
-    ) -> None:
-        if update_ratio <= 0:
-            raise ValueError(f"source.update_ratio={update_ratio} must be positive")
-        if warmup < 0:
-            raise ValueError(f"source.warmup={warmup} must not be negative")
-        if capacity < env.num_envs:
-            raise ValueError(
-                f"source.capacity={capacity} cannot hold one step of {env.num_envs} environments; "
-                "raise it"
-            )
-        refuse_short_plan(env, horizon)
-        self.env, self.generator, self.horizon = env, generator, horizon
-        self.batch_size, self.warmup, self.update_ratio = batch_size, warmup, update_ratio
-        self.warmup_policy = warmup_policy
-        device, rows = str(generator.device), kept_rows or horizon
-        self.buffer = Buffer(capacity, env.obs_dim, rows, env.action_dim, device)
-        self.pending = Pending(n_step)
-        self.remember: Remember | None = None
-        self.frames = 0
-        self.warm_frames = 0  # frames when the warm-up ended
-        self.batches = 0
-        self.obs: Tensor | None = None
-        self.finished = EpisodeStats()
-
-    @property
-    def progress(self) -> int:
-        """Environment frames so far."""
-        return self.frames
-
-    def updates_in(self, steps: int) -> int:
-        """Batches of a run of so many frames, which ends with the first batch at its last frame.
-
-        Exact up to the batches that one decision pays for: an episode may end within a chunk.
-        """
-        decision = self.env.num_envs * self.env.execute
-        warm = max(math.ceil(self.warmup / decision), self.pending.size) * decision
-        later = max(steps - 1 - warm, 0) // decision * decision
-        return 1 + math.floor(later * self.update_ratio + 1e-9)
-
-    def next(self, act: Act) -> Batch:
-        """The next batch; steps the environments first when the update ratio asks for it."""
-        while self.frames < self.warmup or self.buffer.size == 0:
-            self.collect(act if self.warmup_policy else self.random_action)
-            self.warm_frames = self.frames
-        while self.batches >= self.owed():
-            self.collect(act)
-        self.batches += 1
-        return self.buffer.sample(self.batch_size, self.generator)
-
-    def owed(self) -> int:
-        """Batches that the frames since the warm-up pay for (counted anew: no rounding adds up)."""
-        return math.floor((self.frames - self.warm_frames) * self.update_ratio + 1e-9)
-
-    def collect(self, act: Act) -> None:
-        """One decision in every environment."""
-        if self.obs is None:
-            self.obs = placed(self.env.reset(), self.generator.device)
-        choice = act(self.obs)
-        action, kept = choice if isinstance(choice, Coded) else (choice, choice)
-        step = to_device(self.env.step(action), self.generator.device)
-        batch = Batch(self.obs, kept, step.reward, step.discount, step.next_obs)
-        joined = self.pending.add(batch, step.terminated | step.truncated, step.valid)
-        if joined is not None:
-            batch, valid = joined
-            if self.remember is not None:
-                batch = batch._replace(memo=self.remember(batch))
-            self.buffer.add(batch, valid)
-        self.obs = placed(step.obs, self.generator.device)
-        self.frames += int(step.frames.sum())
-        self.finished.add(step)
-
-    def memorise(self, rows: int, remember: Remember) -> None:
-        """From now on keeps beside each transition `rows` rows of actions: what `remember` returns.
-
-        Computed once, as the transition is stored. Raises ValueError when there are some already,
-        or not enough memory.
-        """
-        if self.buffer.size > 0:
-            raise ValueError("a replay that is not empty cannot begin to remember")
-        old = self.buffer
-        width, device = old.splits[0], str(old.rows.device)
-        self.buffer = Buffer(old.capacity, width, old.horizon, old.action_dim, device, rows)
-        self.remember = remember
-
-    def random_action(self, obs: Tensor) -> Tensor:
-        """Uniform actions in the box, [N, T, Da]."""
-        shape = (len(obs), self.horizon, self.env.action_dim)
-        uniform = torch.rand(shape, generator=self.generator, device=self.generator.device)
-        return 2.0 * uniform - 1.0
-
-    def metrics(self) -> dict[str, float]:
-        """Returns and lengths of the episodes finished since the last call, and fault counts."""
-        counters = {f"env/{name}": float(count) for name, count in self.env.env.counters.items()}
-        return self.finished.drain() | counters
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a bit-exact continuation needs, the environments included."""
-        return {
-            "buffer": self.buffer.state_dict(),
-            "pending": self.pending.state_dict(),
-            "env": self.env.state_dict(),
-            "generator": self.generator.get_state(),
-            "frames": self.frames,
-            "warm_frames": self.warm_frames,
-            "batches": self.batches,
-            "obs": self.obs,
-            "finished": self.finished.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        self.buffer.load_state_dict(state["buffer"])
-        self.pending.load_state_dict(state["pending"], self.generator.device)
-        begun = self.env.load_state_dict(state["env"])
-        self.generator.set_state(state["generator"])
-        self.frames, self.warm_frames = state["frames"], state["warm_frames"]
-        self.batches = state["batches"]
-        self.obs = restored(state["obs"] if begun is None else begun, self.generator.device)
-        if begun is not None:  # the decisions that waited belong to episodes that are lost
-            self.pending.window.clear()
-        self.finished.load_state_dict(state["finished"])
-
-
 class EpisodeStats:
     """Returns, lengths and successes of finished episodes, averaged when they are drained.
 
@@ -270,7 +109,190 @@ class EpisodeStats:
         self.solved = list(state["solved"])
 
 
-class Rollouts:
+class Acting:
+    """What a source does that acts: it steps the environments, counts frames and ended episodes.
+
+    Raises ValueError when more actions are executed than planned.
+    """
+
+    def __init__(self, env: ChunkEnv, generator: torch.Generator, horizon: int) -> None:
+        if env.execute > horizon:
+            raise ValueError(
+                f"env.execute={env.execute} is above horizon={horizon}: no more actions can be "
+                "executed than are planned; lower env.execute or raise horizon"
+            )
+        self.env, self.generator, self.horizon = env, generator, horizon
+        self.frames = 0
+        self.obs: Tensor | None = None
+        self.finished = EpisodeStats()
+
+    @property
+    def progress(self) -> int:
+        """Environment frames so far."""
+        return self.frames
+
+    def seen(self) -> Tensor:
+        """Where to act, [N, O]; the first call starts the episodes."""
+        if self.obs is None:
+            self.obs = placed(self.env.reset(), self.generator.device)
+        return self.obs
+
+    def step(self, action: Tensor) -> ChunkStep:
+        """One decision in every environment, told where the policy is."""
+        step = to_device(self.env.step(action), self.generator.device)
+        self.obs = placed(step.obs, self.generator.device)
+        self.frames += int(step.frames.sum())
+        self.finished.add(step)
+        return step
+
+    def metrics(self) -> dict[str, float]:
+        """Returns and lengths of the episodes finished since the last call, and fault counts."""
+        counters = {f"env/{name}": float(count) for name, count in self.env.env.counters.items()}
+        return self.finished.drain() | counters
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a bit-exact continuation needs, the environments included."""
+        return {
+            "env": self.env.state_dict(),
+            "generator": self.generator.get_state(),
+            "frames": self.frames,
+            "obs": self.obs,
+            "finished": self.finished.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Restores what `state_dict` returned; whether new episodes had to be begun."""
+        begun = self.env.load_state_dict(state["env"])
+        self.generator.set_state(state["generator"])
+        self.frames = state["frames"]
+        obs = state["obs"] if begun is None else begun
+        self.obs = None if obs is None else placed(obs, self.generator.device)
+        self.finished.load_state_dict(state["finished"])
+        return begun is not None
+
+
+class Replay(Acting):
+    """Off-policy experience: acts in the environments and samples from everything seen.
+
+    batch_size: transitions a batch. capacity: transitions kept. warmup: environment frames of
+    uniform random actions before the first batch, or of the algorithm's own if warmup_policy.
+    update_ratio: batches per environment frame after the warm-up, exact at any time up to the
+    batches that one decision pays for. kept_rows: rows of what is kept of a chunk where the
+    algorithm keeps a code in its place (`Coded`); None: those of the chunk. n_step: decisions
+    whose rewards a transition sums before its bootstrap (`envs.nstep`); 1: none but its own.
+    """
+
+    def __init__(
+        self,
+        env: ChunkEnv,
+        generator: torch.Generator,
+        horizon: int,
+        *,
+        capacity: int,
+        batch_size: int,
+        warmup: int,
+        update_ratio: float,
+        warmup_policy: bool = False,
+        kept_rows: int | None = None,
+        n_step: int = 1,
+    ) -> None:
+        if update_ratio <= 0:
+            raise ValueError(f"source.update_ratio={update_ratio} must be positive")
+        if warmup < 0:
+            raise ValueError(f"source.warmup={warmup} must not be negative")
+        if capacity < env.num_envs:
+            raise ValueError(
+                f"source.capacity={capacity} cannot hold one step of {env.num_envs} environments; "
+                "raise it"
+            )
+        super().__init__(env, generator, horizon)
+        self.batch_size, self.warmup, self.update_ratio = batch_size, warmup, update_ratio
+        self.warmup_policy = warmup_policy
+        device, rows = str(generator.device), kept_rows or horizon
+        self.buffer = Buffer(capacity, env.obs_dim, rows, env.action_dim, device)
+        self.pending = Pending(n_step)
+        self.remember: Remember | None = None
+        self.warm_frames = 0  # frames when the warm-up ended
+        self.batches = 0
+
+    def updates_in(self, steps: int) -> int:
+        """Batches of a run of so many frames, which ends with the first batch at its last frame.
+
+        Exact up to the batches that one decision pays for: an episode may end within a chunk.
+        """
+        decision = self.env.num_envs * self.env.execute
+        warm = max(math.ceil(self.warmup / decision), self.pending.size) * decision
+        later = max(steps - 1 - warm, 0) // decision * decision
+        return 1 + math.floor(later * self.update_ratio + 1e-9)
+
+    def next(self, act: Act) -> Batch:
+        """The next batch; steps the environments first when the update ratio asks for it."""
+        while self.frames < self.warmup or self.buffer.size == 0:
+            self.collect(act if self.warmup_policy else self.random_action)
+            self.warm_frames = self.frames
+        while self.batches >= self.owed():
+            self.collect(act)
+        self.batches += 1
+        return self.buffer.sample(self.batch_size, self.generator)
+
+    def owed(self) -> int:
+        """Batches that the frames since the warm-up pay for (counted anew: no rounding adds up)."""
+        return math.floor((self.frames - self.warm_frames) * self.update_ratio + 1e-9)
+
+    def collect(self, act: Act) -> None:
+        """One decision in every environment."""
+        obs = self.seen()
+        choice = act(obs)
+        action, kept = choice if isinstance(choice, Coded) else (choice, choice)
+        step = self.step(action)
+        batch = Batch(obs, kept, step.reward, step.discount, step.next_obs)
+        joined = self.pending.add(batch, step.terminated | step.truncated, step.valid)
+        if joined is not None:
+            batch, valid = joined
+            if self.remember is not None:
+                batch = batch._replace(memo=self.remember(batch))
+            self.buffer.add(batch, valid)
+
+    def memorise(self, rows: int, remember: Remember) -> None:
+        """From now on keeps beside each transition `rows` rows of actions: what `remember` returns.
+
+        Computed once, as the transition is stored. Raises ValueError when there are some already,
+        or not enough memory.
+        """
+        if self.buffer.size > 0:
+            raise ValueError("a replay that is not empty cannot begin to remember")
+        old = self.buffer
+        width, device = old.splits[0], str(old.rows.device)
+        self.buffer = Buffer(old.capacity, width, old.horizon, old.action_dim, device, rows)
+        self.remember = remember
+
+    def random_action(self, obs: Tensor) -> Tensor:
+        """Uniform actions in the box, [N, T, Da]."""
+        shape = (len(obs), self.horizon, self.env.action_dim)
+        uniform = torch.rand(shape, generator=self.generator, device=self.generator.device)
+        return 2.0 * uniform - 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The experience and the counters too."""
+        return super().state_dict() | {
+            "buffer": self.buffer.state_dict(),
+            "pending": self.pending.state_dict(),
+            "warm_frames": self.warm_frames,
+            "batches": self.batches,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Restores what `state_dict` returned."""
+        self.buffer.load_state_dict(state["buffer"])
+        self.pending.load_state_dict(state["pending"], self.generator.device)
+        self.warm_frames, self.batches = state["warm_frames"], state["batches"]
+        begun = super().load_state_dict(state)
+        if begun:  # the decisions that waited belong to episodes that are lost
+            self.pending.window.clear()
+        return begun
+
+
+class Rollouts(Acting):
     """On-policy experience: `decisions` chunks in every environment per call.
 
     decisions: chunks per environment and rollout (S). A rollout lives until the next call, which
@@ -282,29 +304,20 @@ class Rollouts:
     ) -> None:
         if decisions < 1:
             raise ValueError(f"source.decisions={decisions} must be at least 1")
-        refuse_short_plan(env, horizon)
-        self.env, self.generator, self.decisions = env, generator, decisions
-        self.frames = 0
-        self.obs: Tensor | None = None
+        super().__init__(env, generator, horizon)
+        self.decisions = decisions
         self.store: Rollout | None = None
-        self.finished = EpisodeStats()
-
-    @property
-    def progress(self) -> int:
-        """Environment frames so far."""
-        return self.frames
 
     def next(self, act: Choose) -> Rollout:
         """The next rollout, [S, N, ...]."""
-        if self.obs is None:
-            self.obs = placed(self.env.reset(), self.generator.device)
         for s in range(self.decisions):
-            choice = act(self.obs)
+            obs = self.seen()
+            choice = act(obs)
             if self.store is None:
                 self.store = self.reserve(choice)
-            step = to_device(self.env.step(choice.action.clamp(-1, 1)), self.generator.device)
+            step = self.step(choice.action.clamp(-1, 1))
             row = (
-                *(self.obs, choice.action, step.reward, step.discount, step.next_obs),
+                *(obs, choice.action, step.reward, step.discount, step.next_obs),
                 *(step.terminated | step.truncated, step.valid, step.frames),
             )
             columns: Any = self.store[:-1]  # all but `kept`
@@ -312,9 +325,6 @@ class Rollouts:
                 column[s] = value
             for name, value in choice.kept.items():
                 self.store.kept[name][s] = value
-            self.obs = placed(step.obs, self.generator.device)
-            self.frames += int(step.frames.sum())
-            self.finished.add(step)
         assert self.store is not None
         return self.store
 
@@ -342,26 +352,3 @@ class Rollouts:
             torch.zeros((*lead, *shape), dtype=kind, device=device) for shape, kind in shapes
         ]
         return Rollout._make([*columns[:8], dict(zip(choice.kept, columns[8:], strict=True))])
-
-    def metrics(self) -> dict[str, float]:
-        """Returns and lengths of the episodes finished since the last call, and fault counts."""
-        counters = {f"env/{name}": float(count) for name, count in self.env.env.counters.items()}
-        return self.finished.drain() | counters
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a bit-exact continuation needs, the environments included."""
-        return {
-            "env": self.env.state_dict(),
-            "generator": self.generator.get_state(),
-            "frames": self.frames,
-            "obs": self.obs,
-            "finished": self.finished.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        begun = self.env.load_state_dict(state["env"])
-        self.generator.set_state(state["generator"])
-        self.frames = state["frames"]
-        self.obs = restored(state["obs"] if begun is None else begun, self.generator.device)
-        self.finished.load_state_dict(state["finished"])
