@@ -1,6 +1,7 @@
 """Recorded episodes as batches: windows for cloning, transitions for learning from rewards."""
 
 import hashlib
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -11,7 +12,7 @@ from ..errors import EnvError
 from .batch import Batch, Windows
 from .chunk import ChunkEnv
 from .data.read import read
-from .data.recording import Recording, Stage
+from .data.recording import Reading, Recording, Stage
 
 HELD_WINDOWS = 8192  # at most so many validation windows: a validation is one batch
 RETURN_RANGE = 1000.0  # what reward_norm=return_range scales the spread of returns to
@@ -57,6 +58,7 @@ def stage_of(env: ChunkEnv | None) -> Stage | None:
     return None if env is None else Stage(env.env.id, env.env.action_low, env.env.action_high)
 
 
+@dataclass(eq=False)
 class Dataset:
     """Chunk windows of recorded episodes: one for every step, none lost at an episode's end.
 
@@ -76,47 +78,41 @@ class Dataset:
     after which an episode is cut where the file marks no end.
     """
 
-    def __init__(
-        self,
-        generator: torch.Generator,
-        horizon: int,
-        env: ChunkEnv | None = None,
-        *,
-        path: str | list[str],
-        batch_size: int,
-        holdout: float | str,
-        obs_steps: int,
-        on_bad: Literal["refuse", "drop", "clip"],
-        action_scale: Literal["auto", "unit", "physical", "extremes", "recorded"],
-        storage: Literal["ram", "mmap"],
-        obs_keys: list[str] | None,
-        filter: str | None,
-        time_limit: int | None,
-    ) -> None:
-        if not isinstance(holdout, str) and not 0.0 <= holdout < 1.0:
-            raise ValueError(f"data.holdout={holdout} must lie in [0, 1)")
-        self.generator, self.horizon, self.obs_steps = generator, horizon, obs_steps
-        self.batch_size, self.updates = batch_size, 0
+    generator: torch.Generator
+    horizon: int
+    env: InitVar[ChunkEnv | None] = None
+    _: KW_ONLY
+    path: str | list[str]
+    batch_size: int
+    holdout: float | str
+    obs_steps: int
+    on_bad: Literal["refuse", "drop", "clip"]
+    action_scale: Literal["auto", "unit", "physical", "extremes", "recorded"]
+    storage: Literal["ram", "mmap"]
+    obs_keys: list[str] | None
+    filter: str | None
+    time_limit: int | None
+
+    def __post_init__(self, env: ChunkEnv | None) -> None:
+        named = isinstance(self.holdout, str)
+        if not named and not 0.0 <= float(self.holdout) < 1.0:
+            raise ValueError(f"data.holdout={self.holdout} must lie in [0, 1)")
+        self.updates, device = 0, self.generator.device
+        how = {name: getattr(self, name) for name in Reading._fields if hasattr(self, name)}
         recording = read(
-            path,
-            on_bad=on_bad,
-            action_scale=action_scale,
-            storage=storage,
-            obs_keys=obs_keys,
-            filter=filter,
-            held=holdout if isinstance(holdout, str) else None,
-            time_limit=time_limit,
+            self.path,
+            **how,
+            held=self.holdout if named else None,
             stage=stage_of(env),
             env_parts=None if env is None else env.env.obs_parts,
         )
         self.about = recording.about
         self.digest = fingerprint(recording)
-        device = generator.device
         self.obs = torch.from_numpy(recording.obs).to(device)  # [S + F, Do]
         self.action = torch.from_numpy(recording.action).to(device)  # [S, Da]
         ends = torch.from_numpy(recording.ends)
         lengths = ends.diff(prepend=torch.zeros(1, dtype=ends.dtype))
-        held = held_out_episodes(recording, holdout).repeat_interleave(lengths)
+        held = held_out_episodes(recording, self.holdout).repeat_interleave(lengths)
         small = torch.int32 if len(self.obs) < 2**31 else torch.int64
         first = (ends - lengths).to(small).repeat_interleave(lengths)
         last = (ends - 1).to(small).repeat_interleave(lengths)
@@ -126,7 +122,7 @@ class Dataset:
         self.train_steps = steps[usable & ~held].to(device)
         self.held_steps = steps[usable & held].to(device)
         if not len(self.train_steps):
-            raise ValueError(f"data={path}: no step can be trained on; lower data.holdout")
+            raise ValueError(f"data={self.path}: no step can be trained on; lower data.holdout")
 
     def prepare(self, recording: Recording, first: Tensor, last: Tensor) -> Tensor:
         """What a subclass adds to the tables; which steps [S] bool it can use."""
@@ -213,6 +209,7 @@ class Dataset:
         self.updates = state["updates"]
 
 
+@dataclass(eq=False)
 class Transitions(Dataset):
     """Transitions between the decisions of a policy that executes Ta actions of every chunk.
 
@@ -227,47 +224,18 @@ class Transitions(Dataset):
     dense rewards and leaves sparse ones (a goal's 0 and 1), whose range is that of one step.
     """
 
-    def __init__(
-        self,
-        generator: torch.Generator,
-        horizon: int,
-        env: ChunkEnv | None = None,
-        *,
-        path: str | list[str],
-        batch_size: int,
-        holdout: float | str,
-        obs_steps: int,
-        on_bad: Literal["refuse", "drop", "clip"],
-        action_scale: Literal["auto", "unit", "physical", "extremes", "recorded"],
-        storage: Literal["ram", "mmap"],
-        obs_keys: list[str] | None,
-        filter: str | None,
-        time_limit: int | None,
-        execute: int,
-        n_step: int,
-        gamma: float,
-        reward_norm: Literal["auto", "none", "return_range"],
-    ) -> None:
-        if execute > horizon:
-            raise ValueError(f"env.execute={execute} is above horizon={horizon}; lower it")
-        self.span = execute * n_step
-        self.gamma, self.reward_norm = gamma, reward_norm
-        self.path = path
-        super().__init__(
-            generator,
-            horizon,
-            env,
-            path=path,
-            batch_size=batch_size,
-            holdout=holdout,
-            obs_steps=obs_steps,
-            on_bad=on_bad,
-            action_scale=action_scale,
-            storage=storage,
-            obs_keys=obs_keys,
-            filter=filter,
-            time_limit=time_limit,
-        )
+    _: KW_ONLY
+    execute: int
+    n_step: int
+    gamma: float
+    reward_norm: Literal["auto", "none", "return_range"]
+
+    def __post_init__(self, env: ChunkEnv | None) -> None:
+        if self.execute > self.horizon:
+            text = f"env.execute={self.execute} is above horizon={self.horizon}; lower it"
+            raise ValueError(text)
+        self.span = self.execute * self.n_step
+        super().__post_init__(env)
 
     def prepare(self, recording: Recording, first: Tensor, last: Tensor) -> Tensor:
         if recording.reward is None:
