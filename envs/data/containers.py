@@ -214,38 +214,27 @@ def reading_npz(path: Path) -> Iterator[None]:
 
 def npz_column(path: Path, archive: zipfile.ZipFile, name: str) -> Column:
     """An array of an npz file, which is read in pieces, without a copy of the whole."""
+    form: Any = np.lib.format
     with reading_npz(path), archive.open(name) as stream:
-        shape, fortran, dtype = npy_header(stream)
+        version = form.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"array format {version}")
+        shape, fortran, dtype = getattr(form, f"read_array_header_{version[0]}_0")(stream)
         start = stream.tell()
     key, size = name[:-4], archive.getinfo(name).file_size - start
+    width = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
     if dtype.hasobject:
         raise refuse(path, "holds Python objects, which are never read; store plain numbers", key)
-    if size != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+    if size != (shape[0] if shape else 1) * width:
         raise broken(path, f"not a readable .npz file ({key} {shape} has {size:,} bytes)")
 
     def blocks() -> Iterator[NDArray]:
-        whole = fortran or not shape
-        rows = max(shape[0], 1) if whole and shape else block_rows(shape, dtype)
         with reading_npz(path), archive.open(name) as stream:
+            if fortran or not shape:
+                yield form.read_array(stream)
+                return
             stream.read(start)
-            while piece := stream.read(rows * dtype.itemsize * int(np.prod(shape[1:]))):
-                flat = np.frombuffer(piece, dtype)
-                if whole:
-                    yield flat.reshape(shape, order="F" if fortran else "C")
-                else:
-                    yield flat.reshape(-1, *shape[1:])
+            while piece := stream.read(block_rows(shape, dtype) * width):
+                yield np.frombuffer(piece, dtype).reshape(-1, *shape[1:])
 
     return Column(shape, dtype, blocks)
-
-
-def npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether Fortran order, and type."""
-    version = np.lib.format.read_magic(stream)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
-        raise ValueError(f"array format {version}")
-    shape, fortran, dtype = readers[version](cast(Any, stream))
-    return shape, fortran, dtype
