@@ -10,7 +10,7 @@ from torch import Tensor
 from .batch import Step
 from .chunk import ChunkEnv
 from .data.recording import Recording
-from .rollout import Patience
+from .rollout import Patience, shares
 from .vector import VectorEnv
 
 
@@ -72,53 +72,36 @@ class Recorder:
         """Everything so far, environment after environment.
 
         steps: total number kept; running episodes are cut there, with the observation that follows.
-        episodes: number kept of each environment [N]; later steps are left out.
+        episodes: number kept of each environment [N]; later steps are left out. A step that broke
+        (flag 1 missing) is left out, and its episode ends before it.
         """
-        *columns, place = (np.concatenate(column) for column in self.columns)
-        parts, left = [], steps
-        for i in range(self.env.num_envs):
-            share = None
-            if left is not None:
-                share = -(-left // (self.env.num_envs - i))
-                left -= share
-            mine = [column[place == i] for column in columns]
-            parts.append(_episodes(mine, share, None if episodes is None else int(episodes[i])))
-        return _joined(parts, about)
+        columns = [np.concatenate(column) for column in self.columns]
+        order = np.argsort(columns[-1], kind="stable")
+        obs, action, reward, after, flags, place = (column[order] for column in columns)
+        good, terminated, last = ((flags & bit).astype(bool) for bit in (1, 2, 4))
+        kept = good.copy()
+        if episodes is not None:
+            before = np.cumsum(last) - last
+            kept &= before - before[first_of(place)] < episodes[place]
+        last[:-1] |= ~good[1:]  # the step before a broken one is the last of its episode
+        if steps is not None:
+            rows = np.flatnonzero(kept)
+            number = np.arange(len(rows)) - first_of(place[rows])
+            kept[rows] = number < shares(steps, self.env.num_envs)[place[rows]]
+        obs, action, reward, after, terminated, last, place = (
+            column[kept] for column in (obs, action, reward, after, terminated, last, place)
+        )
+        last[:-1] |= place[1:] != place[:-1]
+        last[-1:] = True
+        ends = np.flatnonzero(last) + 1
+        successor = len(obs) + np.arange(len(ends))
+        obs = np.concatenate([obs, after[last]])
+        return Recording(obs, action, reward, terminated, ends, successor, about)
 
 
-def _episodes(columns: list[NDArray], steps: int | None, episodes: int | None) -> tuple:
-    """(obs, action, reward, terminated, lengths, successors) of one environment's steps.
-
-    A step that broke (flag 1 missing) is left out, and the episode ends before it.
-    """
-    flags = columns[4]
-    if episodes is not None:
-        count = int(np.flatnonzero(flags & 4)[episodes - 1]) + 1 if episodes else 0
-        columns = [column[:count] for column in columns]
-    good = (columns[4] & 1).astype(bool)
-    boundary = (columns[4] & 4).astype(bool)
-    boundary[:-1] |= ~good[1:]  # the step before a broken one is the last of its episode
-    obs, action, reward, after, flags = (column[good] for column in columns)
-    boundary = boundary[good]
-    if steps is not None:
-        obs, action, reward, after = (x[:steps] for x in (obs, action, reward, after))
-        flags, boundary = flags[:steps], boundary[:steps]
-    boundary = boundary.copy()
-    boundary[-1:] = True
-    ends = np.flatnonzero(boundary) + 1
-    terminated = (flags & 2).astype(bool)
-    return obs, action, reward, terminated, np.diff(ends, prepend=0), after[ends - 1]
-
-
-def _joined(parts: list[tuple], about: dict[str, Any]) -> Recording:
-    obs, action, reward, terminated, lengths, after = (
-        np.concatenate(column) for column in zip(*parts, strict=True)
-    )
-    ends = np.cumsum(lengths).astype(np.int64)
-    successor = len(obs) + np.arange(len(ends), dtype=np.int64)
-    return Recording(
-        np.concatenate([obs, after]), action, reward, terminated, ends, successor, about
-    )
+def first_of(place: NDArray) -> NDArray:
+    """The first step of each step's environment, for steps that lie environment by environment."""
+    return np.searchsorted(place, place)
 
 
 def collect(
@@ -136,7 +119,7 @@ def collect(
     count = env.num_envs
     owed = None
     if episodes is not None:
-        owed = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
+        owed = shares(episodes, count)
     inner = env.env
     recorder, patience = Recorder(inner, owed), Patience(env)
     env.env = recorder  # type: ignore[assignment]  # it answers like the environment it holds

@@ -95,7 +95,7 @@ def evaluate(
     if episodes < 1:
         raise ValueError(f"episodes={episodes} must be at least 1")
     count = env.num_envs
-    owed = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
+    owed = shares(episodes, count)
     done_before = np.zeros(count, dtype=int)
     noise_seed = seed if noise_seed is None else noise_seed
     generator, where = EpisodeNoise(noise_seed, count, device), torch.device(device)
@@ -130,6 +130,11 @@ def evaluate(
         done_before += ended
         patience.wait(step.episode_length, done_before < owed)
     return sorted(rows, key=lambda row: (row.episode, row.env))
+
+
+def shares(total: int, count: int) -> NDArray:
+    """`total` shared out among `count`, as evenly as it goes."""
+    return np.full(count, total // count) + (np.arange(count) < total % count)
 
 
 def flag(value: Tensor | None, row: Any) -> bool | None:

@@ -87,4 +87,4 @@ def aloha(path: str, file: h5py.File, reading: Reading) -> Flat:
         "actions": one_piece(action.shape, lambda: action[()]),
         "episode_ends": held(np.array([steps], np.int64)),
     }
-    return Flat(path, "ALOHA", columns, attributes, reading._replace(obs_keys=None))
+    return Flat(path, "ALOHA", columns, attributes, reading)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .catalogue import file_remedy, known
 from .foreign import Kind, signed, texted, zip_names, zipped
-from .recording import Column, Refused, block_rows, refuse
+from .recording import Column, Refused, block_rows, one_line, refuse
 
 HDF5, ZIP, NUMPY = b"\x89HDF\r\n\x1a\n", (b"PK\x03\x04", b"PK\x05\x06"), b"\x93NUMPY"
 PARQUET = b"PAR1"
@@ -122,11 +122,6 @@ def from_h5py(error: Exception) -> bool:
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     return frame is not None and "h5py" in frame.tb_frame.f_code.co_filename
-
-
-def one_line(error: Exception) -> str:
-    """A library's message without line breaks."""
-    return " ".join(str(error).split())
 
 
 def hdf5_column(data: h5py.Dataset) -> Column:

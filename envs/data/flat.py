@@ -45,9 +45,6 @@ class Flat:
         self.columns, self.names, self.twins, unread = named(rest)
         self.unread = [*unread, *(f"{group}/" for group in groups)]
         self.reading = reading
-        if reading.obs_keys is not None:
-            text = f"obs_keys={reading.obs_keys} is for robomimic and Minari"
-            raise refuse(path, f"{text}; here it is `observations`")
         obs, action = (self.table(key) for key in ("observations", "actions"))
         self.steps, self.obs_dim, self.action_dim = len_(action), obs.shape[1], action.shape[1]
         if not len_(obs) and not len_(action):

@@ -90,6 +90,7 @@ def opened(path: str | Sequence[str], reading: Reading) -> Iterator[Layout]:
         yield replay_buffer(path, reading)
     elif kind == "npz":
         with npz(file) as (columns, attributes):
+            refuse_keys(path, reading)
             yield Flat(path, "npz", columns, attributes, reading)
     else:
         with hdf5(file) as content:
@@ -111,8 +112,16 @@ def from_hdf5(path: str, file: h5py.File, reading: Reading) -> Layout:
     if groups and "observations" not in named(columns).columns:
         text = f"HDF5 of a layout that is not read: it holds {tree(file)}"
         raise refuse(path, f"{text}; {WRITE}")
+    refuse_keys(path, reading)
     kind = OURS if attributes.get("format") == OURS else "d4rl"
     return Flat(path, kind, columns, attributes, reading, groups)
+
+
+def refuse_keys(path: str, reading: Reading) -> None:
+    """Raises Refused where keys are asked of a file that keeps observations in one table."""
+    if reading.obs_keys is not None:
+        text = f"obs_keys={reading.obs_keys} is for robomimic and Minari"
+        raise refuse(path, f"{text}; here it is `observations`")
 
 
 def kind_of_folder(folder: Path) -> str | list[str]:

@@ -5,7 +5,6 @@ with several episodes) as in huggingface/lerobot, docs/source/lerobot-dataset-v3
 a row is a frame and tells its episode_index and frame_index, which is what is read.
 """
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,17 @@ from numpy.typing import NDArray
 
 from .columns import beside, chosen, end_to_end, held, left_out, one_piece, package
 from .flat import Flat
-from .recording import Column, Fault, Reading, Recording, Refused, Sizes, refuse
+from .recording import (
+    Column,
+    Fault,
+    Reading,
+    Recording,
+    Refused,
+    Sizes,
+    from_json,
+    one_line,
+    refuse,
+)
 
 log = logging.getLogger("rheo")
 INFO = Path("meta", "info.json")
@@ -64,12 +73,7 @@ def folder_of(file: Path) -> Path | None:
 
 def information(root: Path) -> dict[str, Any]:
     """meta/info.json, {} where there is none. Raises Refused for one that is broken."""
-    if not (root / INFO).is_file():
-        return {}
-    try:
-        info = json.loads((root / INFO).read_text())
-    except (ValueError, OSError) as error:
-        raise refuse(root / INFO, f"not readable as JSON ({error}); download it again") from error
+    info = from_json(root / INFO, "download")
     if not isinstance(info, dict):
         raise refuse(root / INFO, "holds no JSON object; download it again")
     return info
@@ -116,7 +120,7 @@ class Frames:
             with file.open("rb") as content:
                 pointer = content.read(64).startswith(b"version https://git-lfs")
             text = "a Git LFS pointer, not the data; run `git lfs pull`"
-            other = f"not a readable parquet file ({' '.join(str(error).split())}); download it"
+            other = f"not a readable parquet file ({one_line(error)}); download it"
             raise refuse(file, text if pointer else f"{other} again") from error
 
     def refuse_parts(self) -> None:
@@ -134,7 +138,7 @@ class Frames:
             try:
                 table = content.read_row_group(group.number, columns=list(keys), use_threads=False)
             except self.errors as error:
-                text = f"damaged ({' '.join(str(error).split())}); download it again"
+                text = f"damaged ({one_line(error)}); download it again"
                 raise refuse(group.file, text) from error
         return [self.array(group, key, table.column(key).combine_chunks()) for key in keys]
 
@@ -200,8 +204,7 @@ class Frames:
         }
         if REWARD in series:
             columns["rewards"] = held(series[REWARD])
-        reading = self.reading._replace(obs_keys=None)
-        return Flat(self.path, "LeRobot", columns, self.about(), reading).read(storage)
+        return Flat(self.path, "LeRobot", columns, self.about(), self.reading).read(storage)
 
     def series(self) -> dict[str, NDArray]:
         """The columns of one number per frame, [S], as they lie."""

@@ -4,7 +4,6 @@ Layout as in haosulab/ManiSkill, docs/source/user_guide/datasets/demos.md. Traje
 hold L + 1 observations, so every successor is known.
 """
 
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from .aloha import numbers_only, tables
 from .columns import beside, chosen, end_to_end, held, left_out
 from .flat import Flat
-from .recording import Fault, Reading, Refused, refuse
+from .recording import Fault, Reading, Refused, from_json, refuse
 
 log = logging.getLogger("rheo")
 ARRAY = "obs"  # the key of observations that are one array
@@ -37,13 +36,7 @@ def is_maniskill(file: h5py.File) -> bool:
 
 def env_info(path: Path) -> dict[str, Any]:
     """The JSON file of the same name beside a file, {} where there is none. Raises Refused."""
-    twin = path.with_suffix(".json")
-    if not twin.is_file():
-        return {}
-    try:
-        told = json.loads(twin.read_text())
-    except (ValueError, OSError) as error:
-        raise refuse(twin, f"not readable as JSON ({error}); fetch it again") from error
+    told = from_json(path.with_suffix(".json"), "fetch")
     return told if isinstance(told, dict) else {}
 
 
@@ -115,8 +108,7 @@ class ManiSkill:
         if all("rewards" in one for one in self.trajectories):
             rewards = [one["rewards"][()] for one in self.trajectories]
             columns["rewards"] = held(np.concatenate(rewards))
-        reading = self.reading._replace(obs_keys=None)
-        return Flat(self.path, "ManiSkill", columns, self.told(), reading)
+        return Flat(self.path, "ManiSkill", columns, self.told(), self.reading)
 
     def table(self, width: int, read: Callable[[Any], NDArray]) -> Any:
         """A table [S, D] of all trajectories."""

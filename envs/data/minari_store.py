@@ -11,9 +11,8 @@ from gymnasium.spaces.utils import flatdim
 from ..dicts import leaves, numbers, table, value
 from ..parts import listed
 from .columns import choose, package
-from .containers import one_line
 from .episodes import LEAVE_OUT, fault, misfits, upright
-from .recording import Fault, Part, Reading, Recording, Sizes, refuse, stack
+from .recording import Fault, Part, Reading, Recording, Sizes, from_json, one_line, refuse, stack
 
 # What damaged or foreign stores make the package raise; its own errors have no common base.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AssertionError, ImportError)
@@ -75,7 +74,7 @@ class Minari:
         """
         held = dict(leaves(self.data.spec.observation_space))
         file = Path(self.data.storage.data_path) / "metadata.json"
-        told = json.loads(file.read_text()).get("observation_space") if file.is_file() else None
+        told = from_json(file, "download").get("observation_space")
         order = list(paths(json.loads(told))) if told else []
         return {name: held[name] for name in (*order, *held) if name in held}
 

@@ -1,9 +1,11 @@
 """What a reader of recorded data hands over: the record, its faults, and room for its arrays."""
 
+import json
 import os
 import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -125,6 +127,21 @@ def remark(about: dict[str, Any], key: str, text: str) -> None:
 def refuse(path: str | os.PathLike, text: str, key: str = "", value: Any = None) -> Refused:
     """One error about a file, or about one of its keys."""
     return Refused(path, [Fault("error", key, None, None, value, text)])
+
+
+def one_line(error: Exception) -> str:
+    """A library's message without line breaks."""
+    return " ".join(str(error).split())
+
+
+def from_json(path: Path, again: str) -> Any:
+    """What a JSON file holds, {} where there is none. Raises Refused."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise refuse(path, f"not readable as JSON ({error}); {again} it again") from error
 
 
 class Column(NamedTuple):

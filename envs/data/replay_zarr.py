@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .columns import beside, chosen, end_to_end, held, left_out, numbers, package
 from .flat import Flat
 from .foreign import ZARR, zarr_root, zip_names
-from .recording import Column, Reading, block_rows, refuse
+from .recording import Column, Reading, block_rows, one_line, refuse
 
 log = logging.getLogger("rheo")
 ENDS = "meta/episode_ends"
@@ -68,7 +68,7 @@ class Store:
                 texts = {one.relative_to(file).as_posix(): one.read_bytes() for one in found}
             return dict(filter(None, (self.array(*item) for item in sorted(texts.items()))))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            text = f"a damaged zarr store ({' '.join(str(error).split())}); fetch it again"
+            text = f"a damaged zarr store ({one_line(error)}); fetch it again"
             raise refuse(self.path, text) from error
 
     def array(self, name: str, text: bytes) -> tuple[str, Array] | None:
@@ -92,7 +92,7 @@ class Store:
 
     def broken(self, key: str, error: Exception) -> Exception:
         """The refusal of an array that the package cannot read."""
-        text = f"zarr cannot read it ({' '.join(str(error).split()) or type(error).__name__})"
+        text = f"zarr cannot read it ({one_line(error) or type(error).__name__})"
         return refuse(self.path, f"{text}; fetch it again", key)
 
     def rows(self, key: str, array: Any, start: int, stop: int) -> NDArray:
@@ -145,8 +145,7 @@ class Store:
             if f"data/{key}" in self.arrays:
                 columns["rewards"] = self.table([key], steps)
         attributes = {"obs_keys": keys, "left_out": left_out(keys, usable, others)}
-        reading = self.reading._replace(obs_keys=None)
-        return Flat(self.path, "zarr", columns, attributes, reading)
+        return Flat(self.path, "zarr", columns, attributes, self.reading)
 
     def table(self, keys: list[str], steps: int) -> Column:
         """Arrays side by side, [S, D]."""
