@@ -22,18 +22,7 @@ from .flat import Flat
 from .foreign import WRITE, ZARR
 from .lerobot import INFO, lerobot
 from .maniskill import ManiSkill, is_maniskill
-from .recording import (
-    Layout,
-    Reading,
-    Recording,
-    Refused,
-    Sizes,
-    episodes,
-    refuse,
-    spelled,
-    stack,
-    total,
-)
+from .recording import Layout, Reading, Recording, Refused, Sizes, refuse, spelled, stack, total
 from .replay_zarr import replay_buffer
 from .robomimic import Robomimic, is_robomimic, natural
 
@@ -218,7 +207,7 @@ class Several:
     def read(self, storage: str) -> Recording:
         """See Layout."""
         told: list[dict[str, Any]] = []
-        parts = (part for one in self.recordings(storage, told) for part in episodes(one))
+        parts = (part for one in self.recordings(storage, told) for part in one.parts())
         recording = stack(self.path, parts, self.sizes(), storage, {})
         return recording._replace(about=self.whole(told) | recording.about)
 

@@ -15,17 +15,7 @@ from numpy.typing import NDArray
 
 from .columns import beside, chosen, end_to_end, held, left_out, one_piece, package
 from .flat import Flat
-from .recording import (
-    Column,
-    Fault,
-    Reading,
-    Recording,
-    Refused,
-    Sizes,
-    from_json,
-    one_line,
-    refuse,
-)
+from .recording import Column, Fault, Reading, Recording, Refused, Sizes, json_of, one_line, refuse
 
 log = logging.getLogger("rheo")
 INFO = Path("meta", "info.json")
@@ -73,7 +63,7 @@ def folder_of(file: Path) -> Path | None:
 
 def information(root: Path) -> dict[str, Any]:
     """meta/info.json, {} where there is none. Raises Refused for one that is broken."""
-    info = from_json(root / INFO, "download")
+    info = json_of(root / INFO, "download")
     if not isinstance(info, dict):
         raise refuse(root / INFO, "holds no JSON object; download it again")
     return info

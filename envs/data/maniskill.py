@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .aloha import numbers_only, tables
 from .columns import beside, chosen, end_to_end, held, left_out
 from .flat import Flat
-from .recording import Fault, Reading, Refused, from_json, refuse
+from .recording import Fault, Reading, Refused, json_of, refuse
 
 log = logging.getLogger("rheo")
 ARRAY = "obs"  # the key of observations that are one array
@@ -36,7 +36,7 @@ def is_maniskill(file: h5py.File) -> bool:
 
 def env_info(path: Path) -> dict[str, Any]:
     """The JSON file of the same name beside a file, {} where there is none. Raises Refused."""
-    told = from_json(path.with_suffix(".json"), "fetch")
+    told = json_of(path.with_suffix(".json"), "fetch")
     return told if isinstance(told, dict) else {}
 
 

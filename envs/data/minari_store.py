@@ -12,7 +12,7 @@ from ..dicts import leaves, numbers, table, value
 from ..parts import listed
 from .columns import choose, package
 from .episodes import LEAVE_OUT, fault, misfits, upright
-from .recording import Fault, Part, Reading, Recording, Sizes, from_json, one_line, refuse, stack
+from .recording import Fault, Part, Reading, Recording, Sizes, json_of, one_line, refuse, stack
 
 # What damaged or foreign stores make the package raise; its own errors have no common base.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AssertionError, ImportError)
@@ -74,7 +74,7 @@ class Minari:
         """
         held = dict(leaves(self.data.spec.observation_space))
         file = Path(self.data.storage.data_path) / "metadata.json"
-        told = from_json(file, "download").get("observation_space")
+        told = json_of(file, "download").get("observation_space")
         order = list(paths(json.loads(told))) if told else []
         return {name: held[name] for name in (*order, *held) if name in held}
 

@@ -10,18 +10,9 @@ from numpy.typing import NDArray
 from ..memory import available, size_text
 from ..parts import read_parts
 from ..paths import exists
+from . import faults
 from .catalogue import env_by_name, find, fits
 from .columns import refuse_clash, refuse_filter
-from .faults import (
-    bad_rows,
-    errors,
-    excess,
-    not_finite,
-    outside,
-    remarks,
-    rows_outside,
-    told,
-)
 from .formats import head, opened
 from .recording import SHOWN, Reading, Recording, Refused, pieces, refuse, spelled
 from .units import in_unit
@@ -41,7 +32,7 @@ def read(path: str | Sequence[str], **how: Any) -> Recording:
     """
     reading = Reading(**how)
     recording = load(path, reading)
-    for fault in told(recording, "note", [remarks]):
+    for fault in faults.told(recording, "note", [faults.remarks]):
         log.info("data=%s: %s", spelled(path), fault.line())
     return mended(recording, reading.on_bad)
 
@@ -112,7 +103,7 @@ def mended(recording: Recording, on_bad: str) -> Recording:
         recording = dropped(recording)
     elif on_bad == "clip":
         clip(recording)
-    found = errors(recording)
+    found = faults.errors(recording)
     if found:
         raise Refused(path, found)
     return recording
@@ -124,14 +115,15 @@ def clip(recording: Recording) -> None:
     Raises Refused for NaN and Inf, which it would hide, and for actions in another unit, of which
     little would be left.
     """
-    path, beyond = recording.about["path"], excess(recording)
+    path, beyond = recording.about["path"], faults.excess(recording)
     strange = beyond is not None and beyond.strange
-    found = told(recording, "error", [not_finite, outside] if strange else [not_finite])
+    rules = [faults.not_finite, faults.outside] if strange else [faults.not_finite]
+    found = faults.told(recording, "error", rules)
     if found:
         raise Refused(path, found)
     if beyond is None:
         return
-    count = len(rows_outside(recording))
+    count = len(faults.rows_outside(recording))
     for _, piece in pieces(recording.action):
         np.clip(piece, -1, 1, out=piece)
     text = "data=%s: actions of %d steps were cut to [-1, 1] (largest %.3g)"
@@ -141,14 +133,16 @@ def clip(recording: Recording) -> None:
 def dropped(recording: Recording) -> Recording:
     """The recording without the episodes that hold errors; it reuses the arrays."""
     recording = without_broken(recording)
-    rows = [rows_outside(recording), *(rows for rows, _ in bad_rows(recording).values())]
-    rows.append(np.asarray(recording.about.get("jumps", ()), np.int64))
+    jumps = np.asarray(recording.about.get("jumps", ()), np.int64)
+    rows = [jumps, faults.rows_outside(recording)]
+    rows += [rows for rows, _ in faults.bad_rows(recording).values()]
     bad = np.unique(recording.episode_of(np.concatenate(rows)))
     if not len(bad):
         return recording
     path, count = recording.about["path"], len(recording.ends)
     if len(bad) == count:
-        raise Refused(path, [*errors(recording), *refuse(path, "no episode is without").faults])
+        none = refuse(path, "no episode is without").faults
+        raise Refused(path, [*faults.errors(recording), *none])
     log.warning("data=%s: %d of %d episodes are dropped for errors", path, len(bad), count)
     keep = np.ones(count, bool)
     keep[bad] = False

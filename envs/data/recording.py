@@ -80,6 +80,26 @@ class Recording(NamedTuple):
         """The episode of each step."""
         return np.searchsorted(self.ends, rows, side="right")
 
+    @property
+    def sizes(self) -> "Sizes":
+        """How large it is."""
+        known, reward = int((self.successor >= 0).sum()), self.reward is not None
+        dims = self.obs.shape[1], self.action.shape[1]
+        return Sizes(len(self.action), len(self.ends), known, *dims, reward)
+
+    def parts(self) -> "Iterator[Part]":
+        """Its episodes, one by one."""
+        jumps = np.asarray(self.about.get("jumps", ()), np.int64)
+        for start, end, after in zip(self.starts, self.ends, self.successor, strict=True):
+            yield Part(
+                self.obs[start:end],
+                self.action[start:end],
+                None if self.reward is None else self.reward[start:end],
+                bool(self.terminated[end - 1]),
+                self.obs[after] if after >= 0 else None,
+                jumps[(jumps >= start) & (jumps < end)] - start,
+            )
+
 
 class Fault(NamedTuple):
     """One thing that is wrong (error) or odd (note). step counts from its episode's start."""
@@ -134,7 +154,7 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def from_json(path: Path, again: str) -> Any:
+def json_of(path: Path, again: str) -> Any:
     """What a JSON file holds, {} where there is none. Raises Refused."""
     if not path.is_file():
         return {}
@@ -301,32 +321,8 @@ def stack(
 
 def joined(recordings: Sequence[Recording]) -> Recording:
     """Recordings of one kind, all in memory, end to end."""
-    parts = (part for recording in recordings for part in episodes(recording))
-    return stack("memory", parts, total([sizes_of(one) for one in recordings]), "ram", {})
-
-
-def sizes_of(recording: Recording) -> Sizes:
-    """The sizes of a recording."""
-    known, reward = int((recording.successor >= 0).sum()), recording.reward is not None
-    dims = recording.obs.shape[1], recording.action.shape[1]
-    return Sizes(len(recording.action), len(recording.ends), known, *dims, reward)
-
-
-def episodes(recording: Recording) -> Iterator[Part]:
-    """The episodes of a recording."""
-    jumps = np.asarray(recording.about.get("jumps", ()), np.int64)
-    start = 0
-    for end, successor in zip(recording.ends.tolist(), recording.successor.tolist(), strict=True):
-        rows = slice(start, end)
-        yield Part(
-            recording.obs[rows],
-            recording.action[rows],
-            None if recording.reward is None else recording.reward[rows],
-            bool(recording.terminated[end - 1]),
-            recording.obs[successor] if successor >= 0 else None,
-            jumps[(jumps >= start) & (jumps < end)] - start if len(jumps) else jumps,
-        )
-        start = end
+    parts = (part for recording in recordings for part in recording.parts())
+    return stack("memory", parts, total([one.sizes for one in recordings]), "ram", {})
 
 
 def total(sizes: Sequence[Sizes]) -> Sizes:
