@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from rheo.envs.data.catalogue import addresses, file_name, home, known
 from rheo.envs.data.containers import HDF5
-from rheo.envs.data.formats import opened
+from rheo.envs.data.formats import head
 from rheo.envs.data.recording import Reading, Refused
 from rheo.envs.memory import size_text
 from rheo.envs.paths import expanded
@@ -224,8 +224,7 @@ def copy(source: Path, part: Path) -> None:
 def inspect(file: Path, origin: str, keep: bool = False) -> None:
     """Raises RheoError, and removes the file, when it cannot be opened as recorded data."""
     try:
-        with opened(str(file), Reading()) as layout:
-            layout.sizes()
+        head(str(file), Reading())
     except Refused as refused:
         if not keep:
             file.unlink(missing_ok=True)

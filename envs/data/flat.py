@@ -1,6 +1,7 @@
 """Keys [S, ...] end to end: npz and D4RL's layout, and our own files."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,7 @@ class Flat:
             raise refuse(self.path, text, name, str(values[row]))
         return values != 0
 
+    @cached_property
     def sizes(self) -> Sizes:
         """See Layout."""
         held = next((self.columns[key] for key in ENDS if key in self.columns), None)
@@ -135,7 +137,7 @@ class Flat:
 
     def read(self, storage: str) -> Recording:
         """See Layout."""
-        about, stage = self.about(), self.reading.stage
+        about, stage = dict(self.about), self.reading.stage
         env_id = about["env_id"] or (stage and stage.env_id)
         limit = self.reading.time_limit or limit_of(env_id)
         about |= {"limit": (env_id, limit)} if limit else {}
@@ -219,6 +221,7 @@ class Flat:
             row = after
         return np.concatenate(jumps)
 
+    @cached_property
     def about(self) -> dict[str, Any]:
         """What the file says of itself, and what of it is not read."""
         told = {k: v for k, v in self.attributes.items() if k not in HELD}

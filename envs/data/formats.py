@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ def head(path: str | Sequence[str], reading: Reading) -> Head:
     key = f"{path} {stamp} {told}"
     if key not in known_heads:
         with opened(path, reading) as layout:
-            known_heads[key] = Head(layout.sizes(), layout.about())
+            known_heads[key] = Head(layout.sizes, layout.about)
     return known_heads[key]
 
 
@@ -200,6 +201,7 @@ class Several:
             parts = ", ".join(f"{dt:g} s in {file}" for dt, file in rates.items())
             log.warning("data=%s: time steps differ: %s", self.path, parts)
 
+    @cached_property
     def sizes(self) -> Sizes:
         """See Layout."""
         return total([one.sizes for one in self.heads])
@@ -208,7 +210,7 @@ class Several:
         """See Layout."""
         told: list[dict[str, Any]] = []
         parts = (part for one in self.recordings(storage, told) for part in one.parts())
-        recording = stack(self.path, parts, self.sizes(), storage, {})
+        recording = stack(self.path, parts, self.sizes, storage, {})
         return recording._replace(about=self.whole(told) | recording.about)
 
     def recordings(self, storage: str, told: list[dict[str, Any]]) -> Iterator[Recording]:
@@ -225,6 +227,7 @@ class Several:
             told.append(recording.about | {"demos": names, "broken": broken})
             yield recording
 
+    @cached_property
     def about(self) -> dict[str, Any]:
         """See Layout."""
         return self.whole([one.about for one in self.heads])

@@ -7,6 +7,7 @@ a row is a frame and tells its episode_index and frame_index, which is what is r
 
 import logging
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,11 +168,13 @@ class Frames:
                 others[key] = "no observation"
         return usable, others
 
+    @cached_property
     def sizes(self) -> Sizes:
         """See Layout. How many episodes there are, only the frames tell; the folder says it too."""
         count = self.info.get("total_episodes") or len(self.files)
         return Sizes(self.steps, int(count), 0, self.dims, self.action_dim, REWARD in self.types)
 
+    @cached_property
     def about(self) -> dict[str, Any]:
         """See Layout."""
         fps, robot = self.info.get("fps"), self.info.get("robot_type")
@@ -194,7 +197,7 @@ class Frames:
         }
         if REWARD in series:
             columns["rewards"] = held(series[REWARD])
-        return Flat(self.path, "LeRobot", columns, self.about(), self.reading).read(storage)
+        return Flat(self.path, "LeRobot", columns, self.about, self.reading).read(storage)
 
     def series(self) -> dict[str, NDArray]:
         """The columns of one number per frame, [S], as they lie."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ class Minari:
         order = list(paths(json.loads(told))) if told else []
         return {name: held[name] for name in (*order, *held) if name in held}
 
+    @cached_property
     def sizes(self) -> Sizes:
         """See Layout."""
         obs_dim = sum(map(width_of, self.spaces.values()))
@@ -88,7 +90,7 @@ class Minari:
     def read(self, storage: str) -> Recording:
         """See Layout. Episodes are kept apart, so time_limit has no part."""
         parts = (self.part(index, episode) for index, episode in self.episodes())
-        return stack(self.path, parts, self.sizes(), storage, self.about())
+        return stack(self.path, parts, self.sizes, storage, self.about)
 
     def episodes(self) -> Iterator[tuple[int, Any]]:
         """The episodes by number; of one that the package cannot read, its error."""
@@ -134,6 +136,7 @@ class Minari:
         """The environment that it was recorded in."""
         return getattr(getattr(self.data.spec, "env_spec", None), "id", None)
 
+    @cached_property
     def about(self) -> dict[str, Any]:
         """What the data set says of itself."""
         about = {"format": "minari", "path": self.path, "env_id": self.env_id()}

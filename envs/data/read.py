@@ -75,8 +75,8 @@ def load(path: str | Sequence[str], reading: Reading) -> Recording:
         raise refuse(name, text)
     file = where(path)
     with opened(file, reading) as layout:
-        refuse_filter(name, reading, layout.about())
-        recording = layout.read(check_memory(spelled(file), layout.sizes().nbytes, reading.storage))
+        refuse_filter(name, reading, layout.about)
+        recording = layout.read(check_memory(spelled(file), layout.sizes.nbytes, reading.storage))
     refuse_clash(name, read_parts(recording.about), reading.env_parts)
     return in_unit(recording, reading)
 

@@ -246,6 +246,7 @@ class Sizes(NamedTuple):
 class Layout(Protocol):
     """An opened file, of which only headers were read."""
 
+    @property
     def sizes(self) -> Sizes:
         """What its arrays need; successors are an upper bound."""
         ...
@@ -257,6 +258,7 @@ class Layout(Protocol):
         """
         ...
 
+    @property
     def about(self) -> dict[str, Any]:
         """Format, path, environment, and what else the file says of itself."""
         ...

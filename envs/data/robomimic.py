@@ -4,10 +4,10 @@ Layout as in ARISE-Initiative/robomimic, docs/datasets/overview.md. Files of ten
 demonstrations are common, so each array is opened once, and of headers only those of `actions`.
 """
 
-import functools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import h5py
@@ -108,11 +108,12 @@ class Robomimic:
         self.unread = [k for k in held if k not in used and not k.startswith(("obs/", "next_obs/"))]
         self.known = levels(obs)
 
-    @functools.cached_property
+    @cached_property
     def steps(self) -> int:
         """Actions of all demonstrations, as their headers say."""
         return sum(trees.count(self.data, f"{name}/actions") for name in self.demos)
 
+    @cached_property
     def sizes(self) -> Sizes:
         """See Layout."""
         known = len(self.demos) * (f"next_obs/{self.keys[0]}" in self.optional)
@@ -122,7 +123,7 @@ class Robomimic:
     def read(self, storage: str) -> Recording:
         """See Layout. A demonstration is an episode, so time_limit has no part."""
         parts = map(self.part, range(len(self.demos)))
-        recording = stack(self.path, parts, self.sizes(), storage, self.about())
+        recording = stack(self.path, parts, self.sizes, storage, self.about)
         about = recording.about | {"left_out": listed(self.left_out)}
         return believed(recording._replace(about=about), np.empty(0, np.int64), "next_obs")
 
@@ -172,6 +173,7 @@ class Robomimic:
         args = self.attributes.get("env_args")
         return args if isinstance(args, dict) else {}
 
+    @cached_property
     def about(self) -> dict[str, Any]:
         """What the file says of itself."""
         args = self.env_args()
