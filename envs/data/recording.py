@@ -5,6 +5,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -246,7 +247,7 @@ class Sizes(NamedTuple):
 class Layout(Protocol):
     """An opened file, of which only headers were read."""
 
-    @property
+    @cached_property
     def sizes(self) -> Sizes:
         """What its arrays need; successors are an upper bound."""
         ...
@@ -258,7 +259,7 @@ class Layout(Protocol):
         """
         ...
 
-    @property
+    @cached_property
     def about(self) -> dict[str, Any]:
         """Format, path, environment, and what else the file says of itself."""
         ...
