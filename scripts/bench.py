@@ -11,7 +11,7 @@ from typing import Any
 
 from rheo.errors import RheoError, nearest
 
-from .config.words import Option, divide, switch, values
+from .config.words import Option, switch, values
 from .store.provenance import version, versions
 
 GROUPS = {  # WHAT -> module and its function from a plan to rows
@@ -59,18 +59,16 @@ def asked(
     argv: list[str], groups: Mapping[str, tuple[str, str]] = GROUPS
 ) -> tuple[Places, dict[str, Any]]:
     """What to measure and the options. Raises RheoError."""
-    words = divide(argv, KEYS)
-    for word in words.runs:
+    tail = f"\n{USAGE['bench']}"
+    words = [word for word in argv if "=" not in word]
+    for word in words:
         if word not in groups:
-            raise RheoError(
-                f"unknown measurement {word!r}{nearest(word, groups)}\n{USAGE['bench']}"
-            )
-    options = values(words.options, KEYS, f"\n{USAGE['bench']}")
+            raise RheoError(f"unknown measurement {word!r}{nearest(word, groups)}{tail}")
+    options = values([word for word in argv if "=" in word], KEYS, tail)
     for name in ("csv", "json"):
         if options[name] is not None:
             claim(Path(options[name]))
-    runs = words.runs or groups
-    return [place for name, place in groups.items() if name in runs], options
+    return [place for name, place in groups.items() if name in words or not words], options
 
 
 def claim(file: Path) -> None:
