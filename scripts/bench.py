@@ -68,7 +68,7 @@ def asked(
     for name in ("csv", "json"):
         if options[name] is not None:
             claim(Path(options[name]))
-    return [place for name, place in groups.items() if name in words or not words], options
+    return [place for name, place in groups.items() if name in (words or groups)], options
 
 
 def claim(file: Path) -> None:

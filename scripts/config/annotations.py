@@ -1,56 +1,52 @@
-"""The types that a YAML value may have, as annotations write them.
+"""The types that a YAML value may have: int, float, bool, str, None, Literal[...], list[...], dict,
+unions of those, and Any.
 
-int, float, bool, str, None, Literal[...], list[...], dict, unions of those, and Any. An annotation
-is text here, because it comes from source as often as from an imported object.
+An annotation is text here, as it stands in a source file: `meaning` makes the type of it without
+running anything.
 """
 
 import ast
 from functools import lru_cache
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Optional, Union, get_args, get_origin
 
 UNKNOWN = "?"
-PLAIN = {"int": int, "float": float, "bool": bool, "str": str, "None": type(None)}
+NAMES: dict[str, Any] = {
+    **{"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict},
+    **{"Any": Any, "Literal": Literal, "Optional": Optional, "Union": Union},
+}
 
 
 @lru_cache
-def parsed(annotation: str) -> ast.expr | None:
-    """The annotation's syntax, or None when it is not an expression."""
+def meaning(annotation: str) -> Any:
+    """The type that an annotation names; None for one whose values YAML cannot carry."""
     try:
-        return ast.parse(annotation.strip(), mode="eval").body
-    except SyntaxError:
+        return made(ast.parse(annotation.strip(), mode="eval").body)
+    except (SyntaxError, KeyError, TypeError, ValueError):
         return None
+
+
+def made(node: ast.expr) -> Any:
+    """The type of an annotation's syntax. Raises KeyError and such for another than ours."""
+    match node:
+        case ast.Constant(value=None):
+            return NoneType
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return NAMES[name]
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return Union[made(left), made(right)]  # noqa: UP007 - `|` takes no special forms
+        case ast.Subscript(value=value, slice=inner):
+            items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            outer = made(value)
+            read = ast.literal_eval if outer is Literal else made
+            types = tuple(read(item) for item in items)
+            return outer[types if len(types) > 1 else types[0]]
+    raise ValueError(ast.unparse(node))
 
 
 def known(annotation: str) -> bool:
     """Whether YAML can carry a value of this annotation."""
-    node = parsed(annotation)
-    return node is not None and recognised(node)
-
-
-def recognised(node: ast.expr) -> bool:
-    """Whether every part of an annotation is one of ours."""
-    match node:
-        case ast.Constant(value=None):
-            return True
-        case ast.Name(id=name):
-            return name in PLAIN or name in ("dict", "list", "Any")
-        case ast.Attribute(attr=name):
-            return name == "Any"
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return recognised(left) and recognised(right)
-        case ast.Subscript():
-            name, items = subscript(node)
-            if name == "Literal":
-                return all(isinstance(item, (ast.Constant, ast.UnaryOp)) for item in items)
-            return name in ("list", "dict", "Optional", "Union") and all(map(recognised, items))
-    return False
-
-
-def subscript(node: ast.Subscript) -> tuple[str, list[ast.expr]]:
-    """Name and arguments of `name[...]`."""
-    name = ast.unparse(node.value).rsplit(".", 1)[-1]
-    items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-    return name, list(items)
+    return meaning(annotation) is not None
 
 
 def coerce(annotation: str, value: Any) -> tuple[Any, str]:
@@ -58,19 +54,12 @@ def coerce(annotation: str, value: Any) -> tuple[Any, str]:
 
     An int serves as a float, and a whole float as an int (`steps=1e6`); nothing else is converted.
     """
-    node = parsed(annotation)
-    if node is None:
-        return value, ""
     try:
-        return fit(node, value), ""
+        return fit(meaning(annotation), value), ""
     except TypeError:
-        hint = "; quote it twice, as in \"'1'\"" if wants_text(annotation, value) else ""
+        digits = annotation.startswith("str") and isinstance(value, (int, float))
+        hint = "; quote it twice, as in \"'1'\"" if digits else ""  # the line reads a number
         return value, f"must be {annotation}, got {describe(value)}{hint}"
-
-
-def wants_text(annotation: str, value: Any) -> bool:
-    """Whether a number stands where text is due: the command line reads digits as a number."""
-    return annotation.startswith("str") and isinstance(value, (int, float))
 
 
 def describe(value: Any) -> str:
@@ -78,68 +67,36 @@ def describe(value: Any) -> str:
     return "nothing (null)" if value is None else f"{value!r} ({type(value).__name__})"
 
 
-def fit(node: ast.expr, value: Any) -> Any:
-    """The value as `node` wants it. Raises TypeError when it is something else."""
-    match node:
-        case ast.Constant(value=None):
-            return plain("None", value)
-        case ast.Name(id="Any") | ast.Attribute(attr="Any"):
-            return value
-        case ast.Name(id="list" | "dict" as name):
-            return container(name, [], value)
-        case ast.Name(id=name) if name in PLAIN:
-            return plain(name, value)
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return first([left, right], value)
-        case ast.Subscript():
-            name, items = subscript(node)
-            if name == "Literal":
-                return literal(items, value)
-            if name == "Optional":
-                items = [*items, ast.Constant(value=None)]
-            if name in ("Optional", "Union"):
-                return first(items, value)
-            return container(name, items, value)
-    return value
-
-
-def plain(name: str, value: Any) -> Any:
-    """A scalar of the named type."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if name == "float" and number:
+def fit(kind: Any, value: Any) -> Any:
+    """The value as a type wants it. Raises TypeError when it is something else."""
+    outer, items = get_origin(kind), get_args(kind)
+    if kind is Any or kind is None:
+        return value
+    if outer in (Union, UnionType):
+        return first(items, value)
+    if outer is Literal and any(type(value) is type(x) and value == x for x in items):
+        return value
+    if outer is list and type(value) is list:
+        return [fit(items[0], member) for member in value]
+    if outer is dict and type(value) is dict:
+        return {key: fit(items[1], member) for key, member in value.items()}
+    if kind is float and type(value) is int:
         return float(value)
-    if name == "int" and type(value) is float and value.is_integer():
+    if kind is int and type(value) is float and value.is_integer():
         return int(value)
-    if type(value) is not PLAIN[name]:
+    if type(value) is not kind:
         raise TypeError
     return value
 
 
-def first(items: list[ast.expr], value: Any) -> Any:
+def first(kinds: tuple[Any, ...], value: Any) -> Any:
     """The value in the first type of a union that takes it, exact types before converted ones."""
     fitting = []
-    for item in items:
+    for kind in kinds:
         try:
-            fitting.append(fit(item, value))
+            fitting.append(fit(kind, value))
         except TypeError:
             continue
     if not fitting:
         raise TypeError
     return next((one for one in fitting if type(one) is type(value)), fitting[0])
-
-
-def literal(items: list[ast.expr], value: Any) -> Any:
-    """One of the listed constants, of the same type."""
-    options = [ast.literal_eval(item) for item in items]
-    if not any(type(value) is type(option) and value == option for option in options):
-        raise TypeError
-    return value
-
-
-def container(name: str, items: list[ast.expr], value: Any) -> Any:
-    """A list or dict whose members are of the given types."""
-    if name == "list" and isinstance(value, list):
-        return [fit(items[0], member) for member in value] if items else value
-    if name == "dict" and isinstance(value, dict):
-        return {k: fit(items[1], v) for k, v in value.items()} if len(items) == 2 else value
-    raise TypeError
