@@ -20,7 +20,7 @@ def build(node: Mapping[str, Any], /, *, key: str = "", **given: Any) -> Any:
     a target outside the allow-list.
     """
     target = target_of(node, key)
-    wanted = schema.from_object(target)
+    wanted = schema.from_source(node["_target_"])
     for name in [name for name in wanted.keys if name in given and name not in node]:
         del wanted.keys[name]
         wanted.required.discard(name)

@@ -1,4 +1,4 @@
-"""The schema of a `_target_`: its constructor's signature, read from source or from the object.
+"""The schema of a `_target_`: its constructor's signature, read from source.
 
 A target's keyword-only parameters with YAML types are the keys of its node. The others are given
 by the run (dimensions, modules, devices, generators); a node may fill such a slot with a nested
@@ -8,9 +8,8 @@ is ever imported or called.
 """
 
 import ast
-import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -205,20 +204,6 @@ def imported(node: ast.ImportFrom, file: Path) -> Path | None:
     if parts[0] == "rheo":
         return module_file(ROOT, parts[1:])
     return next(filter(None, (module_file(folder, parts) for folder in allowed)), None)
-
-
-def from_object(target: Callable[..., Any]) -> Schema:
-    """The schema of an imported class or function."""
-    schema = Schema()
-    for name, parameter in inspect.signature(target).parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            schema.open = True
-        elif parameter.kind is not parameter.VAR_POSITIONAL:
-            text: Any = parameter.annotation
-            text = text if isinstance(text, str) else inspect.formatannotation(text)
-            keyword = parameter.kind is parameter.KEYWORD_ONLY
-            schema.add(name, text, parameter.default is parameter.empty, keyword)
-    return schema
 
 
 def check(node: Mapping[str, Any], schema: Schema, where: str) -> tuple[dict[str, Any], list[str]]:
