@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 
 from rheo.stats import middle95
 
-from .store.run import Run
-
 SAMPLES = 1000  # of the bootstrap
 POINTS = 60  # of a curve
 
@@ -22,12 +20,11 @@ class Curve(NamedTuple):
     values: list[NDArray]  # E times [episodes]
 
 
-def plot(run: Run) -> Path | None:
-    """Writes curve.png: evaluation return with its 95 % interval over steps, else the loss.
+def plot(folder: Path, rows: list[dict[str, Any]]) -> Path | None:
+    """Writes a run's curve.png: evaluation return with its interval over steps, else the loss.
 
     None when the run has no evaluation to show.
     """
-    rows = run.rows()
     returns = [row for row in rows if "eval/return" in row]
     losses = [row for row in rows if "val/loss" in row]
     if not returns and not losses:
@@ -52,10 +49,10 @@ def plot(run: Run) -> Path | None:
             [row["step"] for row in losses], [row["val/loss"] for row in losses], label="held out"
         )
         axes.set(xlabel="updates", ylabel="matching loss", yscale="log")
-    axes.set_title(run.path.name)
+    axes.set_title(folder.name)
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
-    file = run.path / "curve.png"
+    file = folder / "curve.png"
     figure.savefig(file, dpi=150)
     plt.close(figure)
     return file

@@ -426,7 +426,7 @@ class Loop:
     def curve(self) -> Path | None:
         """The picture of the learning curve; a disk that refuses it does not undo the training."""
         try:
-            return plot(self.run)
+            return plot(self.run.path, self.run.rows())
         except OSError as error:
             log.warning("%s: no curve drawn: %s", self.run.path, error)
             return None
