@@ -14,12 +14,11 @@ from rheo.errors import RheoError, command
 from rheo.files import put_text
 from rheo.stats import iqm, of_runs
 
-from .config.overrides import run_path
 from .config.verbs import SUCCESS
 from .config.words import stem_of
 from .plot import Curve, plot_curves
 from .store.journal import Journal
-from .store.where import existing, stored
+from .store.where import existing, run_path, stored
 
 METRICS = {"return": "ret", **{name: name for name in SUCCESS}}
 OWN = ("seed", "name", "threads", "device", "log_every", "eval_every", "save_every", "episodes")

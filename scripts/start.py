@@ -17,8 +17,8 @@ from rheo.errors import RheoError
 from .assemble import twins
 from .config.build import target_of
 from .config.compose import HOME
-from .config.inherit import POLICY_KEYS, acting_policy, inside, word
-from .config.top import AT_WILL
+from .config.inherit import POLICY_KEYS, acting_policy, word
+from .config.top import AT_WILL, inside
 from .store.run import Run
 from .store.state import other_shape, put, upgraded
 from .store.where import named

@@ -12,7 +12,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from rheo.envs.paths import absolute, expanded
 from rheo.errors import RheoError
@@ -23,12 +30,9 @@ from .inherit import inherit
 from .intent import Typed
 from .mixing import keep_own
 from .overrides import RESOLVER, SCRATCH, choice, is_group, parse, put
-from .top import TOP
-from .wording import covered, value_at, worded
+from .top import TOP, inside
+from .wording import covered, worded
 from .words import flags
-
-if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
 
 log = logging.getLogger("rheo")
 HOME = Path(__file__).resolve().parents[2] / "configs"
@@ -108,12 +112,12 @@ def named_algo(chosen: list[str]) -> str:
 
 def inside_target(tree: Mapping[str, Any]) -> str:
     """The class of the policy."""
-    return str(rules.inside(dict(tree), "policy", "_target_"))
+    return str(inside(tree, "policy._target_"))
 
 
 def settings_of_data(
-    base: dict[str, Any], values: "list[Override]", typed: Typed, errors: list[str]
-) -> "list[Override]":
+    base: dict[str, Any], values: list[Override], typed: Typed, errors: list[str]
+) -> list[Override]:
     """The values, those of data.KEY given to the part that reads the data."""
     place, kept = rules.reader(base.get("source"), "${data}"), []
     for one in values:
@@ -129,7 +133,7 @@ def settings_of_data(
     return kept
 
 
-def demand_base(base: dict[str, Any], values: "list[Override]") -> None:
+def demand_base(base: dict[str, Any], values: list[Override]) -> None:
     """Settles whether a run needs init=RUN: where its algorithm's file says so.
 
     A policy that comes from elsewhere (an exported program, a class of the user's) is a base by
@@ -152,13 +156,13 @@ def allow_typed(words: Sequence[str]) -> None:
     trust(parse([word for word in words if word.startswith("env.id=")], []))
 
 
-def trust(overrides: "list[Override]") -> None:
+def trust(overrides: list[Override]) -> None:
     """A typed `env.id=MODULE:Id` is the user's own will to import that module."""
     ids = [str(one.value()) for one in overrides if one.key_or_group == "env.id"]
     schema.trusted.update(name.partition(":")[0] for name in ids if ":" in name)
 
 
-def recorded_in(overrides: "list[Override]") -> list[str]:
+def recorded_in(overrides: list[Override]) -> list[str]:
     """The choice of the environment that the data were recorded in, when there is a file for it.
 
     So a D4RL set is scored without being told where.
@@ -167,7 +171,7 @@ def recorded_in(overrides: "list[Override]") -> list[str]:
     named = [value for value in values if value]
     if not named:
         return []
-    from rheo.envs.data.read import played_in  # numpy and h5py, not torch
+    from rheo.envs.data.read import played_in  # h5py takes 0.1 s; not torch
 
     try:
         env_id, alike = played_in(named[-1])
@@ -253,12 +257,6 @@ def refuse_hidden(roots: list[Path]) -> None:
 
 def compose_groups(choices: list[str], folders: list[Path], errors: list[str]) -> dict[str, Any]:
     """The composed files as a plain tree, interpolations not yet resolved."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     paths = ",".join("'file://" + str(folder).replace("'", "\\'") + "'" for folder in folders)
     search = [f"hydra.searchpath=[{paths}]"] if folders else []
     try:
@@ -277,7 +275,7 @@ def compose_groups(choices: list[str], folders: list[Path], errors: list[str]) -
 
 def finish(
     tree: dict[str, Any],
-    overrides: "list[Override]",
+    overrides: list[Override],
     roots: list[Path],
     errors: list[str],
     inputs: Sequence[rules.Check],
@@ -313,9 +311,6 @@ def resolve(
     """The tree with interpolations replaced, which key each replaced place follows, and the places
     whose key is not there (said once, and left empty).
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
-
     links = [(place, ALIAS.fullmatch(leaf)) for place, leaf in walk(tree) if isinstance(leaf, str)]
     followed = {place: link[1] for place, link in links if link}
     broken: set[str] = set()
@@ -329,9 +324,9 @@ def resolve(
                 raise RheoError(report([*errors, f"{place}: {one_line(error)}"])) from error
             broken.add(place)
             *path, last = place.split(".")
-            value_at(tree, ".".join(path))[last] = None
+            inside(tree, ".".join(path))[last] = None
             origin = followed.get(place, "")
-            kind = value_at(tree, f"{origin.partition('.')[0]}._target_")
+            kind = inside(tree, f"{origin.partition('.')[0]}._target_")
             why = f", which {str(kind or 'this').rpartition('.')[2]} has not"
             remedy = f"{place}={'none' if last == 'kind' else '...'}"
             errors.append(f"{place}: follows {origin or one_line(error)}{why}; set {remedy}")

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.types import Override
 
 from rheo.errors import RheoError
 
 from ..store.where import existing, stored
 from .top import AT_WILL
-
-if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
 
 # settings of a base that are told at the start of a run: sampling, units, chunks
 POLICY_KEYS = (
@@ -21,7 +21,7 @@ POLICY_KEYS = (
 ONE_STEP = "rheo.algos.fql.FQL"  # deploys a copy of its policy that takes one step
 
 
-def inherit(base: dict[str, Any], overrides: "list[Override]", roots: list[Path]) -> None:
+def inherit(base: dict[str, Any], overrides: list[Override], roots: list[Path]) -> None:
     """Takes the policy and the chunking of init=RUN: what its weights mean and how it samples.
 
     So a base is the policy that was evaluated. What is set by hand stays, and of the sampling
@@ -84,8 +84,6 @@ def preset_keys(values: Mapping[str, Any], roots: list[Path]) -> set[str]:
 
 def read_preset(group: str, choice: Any, roots: list[Path]) -> tuple[set[str], list[str]]:
     """Keys under `policy:` of a file and of those that it builds on, and algorithms it names."""
-    import yaml
-
     files = [root / group / f"{choice}.yaml" for root in roots]
     file = next((each for each in files if each.is_file()), None)
     if choice is None or file is None:
@@ -98,14 +96,6 @@ def read_preset(group: str, choice: Any, roots: list[Path]) -> tuple[set[str], l
         elif entry != "_self_" and "/" not in entry:
             keys |= read_preset(group, entry, roots)[0]
     return keys, algos
-
-
-def inside(tree: Mapping[str, Any], place: str) -> Any:
-    """The value at a dotted key, None where there is none."""
-    node: Any = tree
-    for key in place.split("."):
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node
 
 
 def word(value: Any) -> str:

@@ -11,7 +11,8 @@ from rheo.errors import RheoError
 
 from .inherit import replays
 from .overrides import SCRATCH
-from .rules import inside, reader
+from .rules import reader
+from .top import inside
 from .words import is_there
 
 BARE = (
@@ -50,7 +51,7 @@ def unread(tree: dict[str, Any], algo: str) -> list[str]:
     data = tree.get("data")
     if data is None or reader(tree.get("source"), data) is not None:
         return []
-    kind = str(inside(tree, "source", "_target_")).rpartition(".")[2]
+    kind = str(inside(tree, "source._target_")).rpartition(".")[2]
     file = data if isinstance(data, str) else f"[{','.join(data)}]"
     clone = f"`rheo train algo=bc data={file} name=base`"
     if tree.get("init") not in (None, "???"):
@@ -84,7 +85,7 @@ def baseless(algo: str) -> str:
 
 def unfitted(tree: dict[str, Any]) -> list[str]:
     """Statistics that neither data nor another run can give: all of them at once."""
-    source = str(inside(tree, "source", "_target_"))
+    source = str(inside(tree, "source._target_"))
     reads = reader(tree.get("source"), tree.get("data")) is not None
     if tree.get("init") or reads or not source.startswith("rheo.envs.sources."):
         return []
@@ -116,7 +117,7 @@ def remarks(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
     firsts = {word.partition("=")[0] for word in words}
     told = [*unnamed(tree, firsts), *unused(tree, words), *short(tree), *warmed(tree)]
     told += flattened(tree, firsts)
-    rollouts = str(inside(tree, "source", "_target_")).endswith(".Rollouts")
+    rollouts = str(inside(tree, "source._target_")).endswith(".Rollouts")
     if rollouts and not tree.get("init") and f"init={SCRATCH}" not in words:
         told.append("init: not given, so the policy starts from random weights")
     if f"init={SCRATCH}" in words and is_there(SCRATCH):
@@ -130,17 +131,17 @@ def unnamed(tree: dict[str, Any], firsts: set[str]) -> list[str]:
         return []
     told = []
     if "algo" not in firsts:
-        name = str(inside(tree, "algo", "_target_")).rpartition(".")[2]
+        name = str(inside(tree, "algo._target_")).rpartition(".")[2]
         told.append(f"algo: not given, so {name} is trained")
     given = firsts & {"env", "env.id", "data"}
-    if not given and inside(tree, "env", "id") is not None:
+    if not given and inside(tree, "env.id") is not None:
         told.append(f"env: not given, so the run is in {tree['env']['id']}")
     return told
 
 
 def unused(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
     """Settings of an environment where there is none."""
-    if inside(tree, "env", "id") is not None:
+    if inside(tree, "env.id") is not None:
         return []
     known = [f"env.{key}" for key in ACTING]
     found = [word for word in words if ".".join(word.partition("=")[0].split(".")[:2]) in known]
@@ -149,11 +150,11 @@ def unused(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
 
 def flattened(tree: dict[str, Any], firsts: set[str]) -> list[str]:
     """That a temperature which begins hot undoes a policy that was trained before."""
-    spread = inside(tree, "algo", "temperature_rule") == "spread"
+    spread = inside(tree, "algo.temperature_rule") == "spread"
     if not (tree.get("init") and spread) or "algo.temperature" in firsts:
         return []
     return [
-        f"algo.temperature={inside(tree, 'algo', 'temperature'):g}: T begins far above what Q "
+        f"algo.temperature={inside(tree, 'algo.temperature'):g}: T begins far above what Q "
         "deviates by, which flattens the policy of init= before it learns (unless that run had "
         "learned a T, which goes on); algo.temperature=0.05 begins near it"
     ]

@@ -8,28 +8,26 @@ refused: a run is one configuration.
 import difflib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
+from hydra.errors import HydraException
 
 from rheo.envs.paths import absolute
-from rheo.errors import RheoError, nearest
+from rheo.errors import nearest
 
-from ..store.where import existing
+from ..store.where import run_path
 from . import annotations, rules, schema
 from .top import TOP
 from .words import is_literal, literal
-
-if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
 
 SCRATCH = "scratch"  # init=scratch: random weights for what is made to tune trained ones
 RESOLVER = re.compile(r"\$\{[^{}$]*:")  # ${name:...} calls a function; ${key} is only a link
 
 
-def parse(words: list[str], errors: list[str]) -> "list[Override]":
+def parse(words: list[str], errors: list[str]) -> list[Override]:
     """Hydra overrides of the words that are ones."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     parser, overrides = OverridesParser.create(), []
     for word in words:
         key, equals, text = word.partition("=")
@@ -56,13 +54,11 @@ def parse(words: list[str], errors: list[str]) -> "list[Override]":
     return overrides
 
 
-def as_it_stands(key: str, text: str, word: str, errors: list[str]) -> "list[Override]":
+def as_it_stands(key: str, text: str, word: str, errors: list[str]) -> list[Override]:
     """The override of a key whose value names something (words.literal).
 
     Data and runs are found from any working folder: paths of what is there are made absolute.
     """
-    from hydra.core.override_parser.types import Override, OverrideType, ValueType
-
     if not text:
         errors.append(f"{word}: nothing follows the sign; leave the word out, or {key}=null")
         return []
@@ -75,15 +71,7 @@ def as_it_stands(key: str, text: str, word: str, errors: list[str]) -> "list[Ove
     return [Override(OverrideType.CHANGE, key, ValueType.ELEMENT, value, input_line=word)]
 
 
-def run_path(name: str) -> str:
-    """A run's absolute path; the name itself where there is none (the checks say so)."""
-    try:
-        return str(existing(name).absolute())
-    except RheoError:
-        return name
-
-
-def is_group(one: "Override", roots: list[Path]) -> bool:
+def is_group(one: Override, roots: list[Path]) -> bool:
     """Whether an override chooses a file rather than a value."""
     key = one.key_or_group
     return "/" in key or "." not in key and any((root / key).is_dir() for root in roots)
@@ -94,7 +82,7 @@ def options(group: str, roots: list[Path]) -> list[str]:
     return sorted({file.stem for root in roots for file in (root / group).glob("*.yaml")})
 
 
-def choice(one: "Override", roots: list[Path], errors: list[str]) -> list[str]:
+def choice(one: Override, roots: list[Path], errors: list[str]) -> list[str]:
     """The choice as Hydra can compose it; adds an error when there is no such file.
 
     Then the nearest one stands in for it, so that the other words are judged too.
@@ -123,7 +111,7 @@ def groups_of(roots: list[Path]) -> set[str]:
 
 
 def put(
-    tree: dict[str, Any], one: "Override", roots: list[Path], errors: list[str], algo: str
+    tree: dict[str, Any], one: Override, roots: list[Path], errors: list[str], algo: str
 ) -> None:
     """Sets one value. New keys are taken inside nodes with a `_target_` only."""
     *path, last = one.key_or_group.split(".")

@@ -5,11 +5,12 @@ imports torch or a simulator.
 """
 
 import importlib.util
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from gymnasium import registry  # imports neither torch nor mujoco
 
 from rheo.envs.packages import ELSEWHERE, home, pip_install
 from rheo.envs.paths import exists
@@ -18,6 +19,7 @@ from rheo.errors import RheoError, command, nearest
 from ..health import SIGNS
 from ..store.where import existing, shown
 from . import schema
+from .top import inside
 
 COUNTS = {"steps", "log_every", "eval_every", "save_every", "episodes", "horizon", "execute"} | {
     *("obs_steps", "num_envs", "batch_size", "width", "depth", "heads", "members", "particles"),
@@ -26,7 +28,6 @@ COUNTS = {"steps", "log_every", "eval_every", "save_every", "episodes", "horizon
 EXPORTED = "rheo.policies.exported.Exported"
 MAY_REST = {"base_lr"}  # learning rates of 0 that leave a part as it is
 SHARES = {"target_rate", "ema_rate", "gamma"}
-heads_seen: dict[str, str] = {}  # faults of heads of files
 Check = Callable[[dict[str, Any]], list[str]]
 
 
@@ -84,7 +85,7 @@ def limits(tree: dict[str, Any]) -> list[str]:
 
 def chunk(tree: dict[str, Any]) -> list[str]:
     """An environment cannot execute more steps than the policy plans."""
-    execute, horizon = inside(tree, "env", "execute"), tree.get("horizon")
+    execute, horizon = inside(tree, "env.execute"), tree.get("horizon")
     if execute is None or horizon is None or execute <= horizon:
         return []
     return [
@@ -143,13 +144,11 @@ def device(tree: dict[str, Any]) -> list[str]:
 
 def environment(tree: dict[str, Any]) -> list[str]:
     """The environment's id is registered, or belongs to a package that is installed."""
-    name = inside(tree, "env", "id")
+    name = inside(tree, "env.id")
     if not isinstance(name, str):
         return []
     if ":" in name:
         return plugin(name)
-    from gymnasium import registry  # imports neither torch nor mujoco
-
     if name in registry:
         return []
     module, package = home(name)
@@ -209,7 +208,7 @@ def foreign(name: str) -> bool:
 def world(tree: dict[str, Any]) -> list[str]:
     """A source that collects experience needs an environment."""
     source = tree.get("source") or {}
-    if not source.get("_target_") or inside(tree, "env", "id") is not None:
+    if not source.get("_target_") or inside(tree, "env.id") is not None:
         return []
     needs = schema.from_source(source["_target_"]).slots.get("env", False)
     return ["env: has to be set (env=NAME); the source collects experience"] if needs else []
@@ -217,8 +216,8 @@ def world(tree: dict[str, Any]) -> list[str]:
 
 def program(tree: dict[str, Any]) -> list[str]:
     """A policy that another program exported is there."""
-    path = inside(tree, "policy", "path")
-    if inside(tree, "policy", "_target_") != EXPORTED or path is None:
+    path = inside(tree, "policy.path")
+    if inside(tree, "policy._target_") != EXPORTED or path is None:
         return []
     return [] if exists(path) else [f"policy.path={path}: there is no such file"]
 
@@ -252,43 +251,24 @@ def settings_of_reader(source: Any, data: Any) -> dict[str, Any]:
 
 def lacking(name: str, how: dict[str, Any], run: str | None) -> list[str]:
     """What is wrong with a data set before it is read."""
-    from rheo.envs.data.catalogue import file_remedy  # numpy and h5py, not torch
+    from rheo.envs.data.catalogue import file_remedy  # h5py takes 0.1 s; not torch
+    from rheo.envs.data.formats import opened
     from rheo.envs.data.read import is_there, where
     from rheo.envs.data.recording import Reading, Refused
 
     try:
         file = str(where(name))
+        if is_there(file):
+            with opened(file, Reading(**{k: how[k] for k in Reading._fields if k in how})):
+                return []
     except Refused as error:
         return [str(error)]
-    if is_there(file):
-        fault = head_fault(file, Reading(**{k: how[k] for k in Reading._fields if k in how}))
-        return [fault] if fault else []
     remedy = file_remedy(name)
     if "," in name:
         remedy += f"; several files are data=[{name}]"
     if run is not None:
         remedy += f"; if it lies elsewhere now: {command('resume', run, 'data=FILE')}"
     return [f"data={name!r}: no such file or data set; {remedy}"]
-
-
-def head_fault(file: str, reading: Any) -> str:
-    """Why a file cannot be opened as recorded data, read so; empty where it can.
-
-    Remembered: a command checks its configuration before and after torch is imported, and the head
-    of a file of many demonstrations takes a while.
-    """
-    from rheo.envs.data.formats import opened
-    from rheo.envs.data.recording import Refused
-
-    stamp = os.stat(file).st_mtime_ns if os.path.exists(file) else 0
-    key = f"{file} {stamp} {reading}"
-    if key not in heads_seen:
-        try:
-            with opened(file, reading):
-                heads_seen[key] = ""
-        except Refused as error:
-            heads_seen[key] = str(error)
-    return heads_seen[key]
 
 
 def base(tree: dict[str, Any]) -> list[str]:
@@ -304,9 +284,3 @@ def base(tree: dict[str, Any]) -> list[str]:
     if any((folder / "ckpt").glob("*/manifest.json")):
         return []
     return [f"init={shown(folder)}: that run has no checkpoint yet"]
-
-
-def inside(tree: dict[str, Any], group: str, key: str) -> Any:
-    """A value inside a group, None when either is absent."""
-    node = tree.get(group)
-    return node.get(key) if isinstance(node, dict) else None

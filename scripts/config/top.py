@@ -1,5 +1,8 @@
 """The top-level keys of a configuration with the types of their values, and what is fixed."""
 
+from collections.abc import Mapping
+from typing import Any
+
 NODE = "dict | None"
 TOP = {
     "algo": "dict",
@@ -33,3 +36,11 @@ AT_WILL = (
     *("policy.clip_a", "policy.deploy_scale"),
 )
 EVAL_SEED = 100_000  # environment i of an evaluation starts from seed EVAL_SEED + i
+
+
+def inside(tree: Mapping[str, Any], place: str) -> Any:
+    """The value at a dotted key, None where there is none."""
+    node: Any = tree
+    for key in place.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node

@@ -1,11 +1,10 @@
 """Errors of a configuration, led by what the user typed or has to type."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from .intent import Typed, normalizers
-from .rules import inside
+from .top import inside
 
 
 def covered(error: str, judged: set[str]) -> bool:
@@ -28,7 +27,7 @@ def worded(
         return error.replace(place, typed.keys[place], 1)
     if origin is None or unknown:
         return error
-    if value_at(tree, origin) is None:
+    if inside(tree, origin) is None:
         remedy = f"{origin}: has to be set ({origin}={'FILE' if origin == 'data' else '...'}): "
         return f"{remedy}{typed.algo} reads it as {place}" + on_line(origin, place, tree, typed)
     return f"{error.replace(place, origin, 1)}; {place} follows it"
@@ -44,18 +43,10 @@ def foreign(place: str, typed: Typed) -> str:
 
 def on_line(origin: str, place: str, tree: dict[str, Any], typed: Typed) -> str:
     """How an algorithm that learns from recorded rewards goes without them, where it can."""
-    target = str(inside(tree, "source", "_target_"))
+    target = str(inside(tree, "source._target_"))
     if origin != "data" or not target.endswith(".Transitions"):
         return ""
     parts = ("policy", "critic", "algo")
     places = [place for part in parts for place in normalizers(tree.get(part), part)]
     words = " ".join(["source=replay env=NAME", *(f"{place}.kind=none" for place in places)])
     return f"; without recorded data it learns on line: rheo train {typed.algo} {words}"
-
-
-def value_at(tree: Mapping[str, Any], place: str) -> Any:
-    """The value of a full key; None where there is none."""
-    node: Any = tree
-    for part in place.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node

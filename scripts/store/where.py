@@ -33,6 +33,14 @@ def existing(name: str) -> Path:
     raise RheoError(f"no run at {place_of(path)} (it has no config.yaml){nearest(name, known)}")
 
 
+def run_path(name: str) -> str:
+    """A run's absolute path; the name itself where there is none (the checks say so)."""
+    try:
+        return str(existing(name).absolute())
+    except RheoError:
+        return name
+
+
 def place_of(path: Path) -> Path:
     """Where a run of this name would be."""
     under = path.is_absolute() or path.parts[0] in ("runs", "..")
