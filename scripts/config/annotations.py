@@ -39,8 +39,8 @@ def made(node: ast.expr) -> Any:
             items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
             outer = made(value)
             read = ast.literal_eval if outer is Literal else made
-            types: tuple[Any, ...] = tuple(read(item) for item in items)
-            return outer[types if len(types) > 1 else types[0]]
+            types = [read(item) for item in items]
+            return outer[tuple(types)] if len(types) > 1 else outer[types[0]]
     raise ValueError(ast.unparse(node))
 
 
