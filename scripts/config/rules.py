@@ -10,8 +10,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from gymnasium import registry  # imports neither torch nor mujoco
-
 from rheo.envs.packages import ELSEWHERE, home, pip_install
 from rheo.envs.paths import exists
 from rheo.errors import RheoError, command, nearest
@@ -149,6 +147,8 @@ def environment(tree: dict[str, Any]) -> list[str]:
         return []
     if ":" in name:
         return plugin(name)
+    from gymnasium import registry  # takes 0.1 s; imports neither torch nor mujoco
+
     if name in registry:
         return []
     module, package = home(name)
