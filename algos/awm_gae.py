@@ -1,20 +1,22 @@
 """Advantage weighted matching on policy; FPO, FPO++ and DiffusionNFT are settings of it."""
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..envs.batch import Choice
-from ..policies.critics import Value
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from . import losses
-from .onpolicy import Learning, OnPolicy, Rows, ratio_metrics
+from .losses import Reduction, Surrogate, TimeWeight
+from .onpolicy import OnPolicy, Rows, ratio_metrics
 
 T_MIN, T_MAX = 0.02, 0.98
 
 
+@dataclass(eq=False)
 class AWMGAE(OnPolicy):
     """Weighted matching of own actions with generalised advantages (arXiv:2509.25050).
 
@@ -50,50 +52,35 @@ class AWMGAE(OnPolicy):
 
     anchors = ("base",)
     policy: FlowPolicy
+    executed: int | None = None
+    _: KW_ONLY
+    pairs: int
+    ratio: Literal["pair", "mean", "none"]
+    penalty: Literal["clip", "spo", "nft"]
+    nft_beta: float
+    advantage_clip: float
+    advantage_max: float
+    psi: Surrogate
+    weighting: TimeWeight
+    reduction: Reduction
+    error_max: float | None
+    trust_coef: float
+    trust_rate: float
+    anchor_coef: float
+    action_noise: float
 
-    def __init__(
-        self,
-        policy: FlowPolicy,
-        generator: torch.Generator,
-        run_updates: int,
-        value: Value,
-        learn: Learning,
-        executed: int | None = None,
-        *,
-        pairs: int,
-        ratio: Literal["pair", "mean", "none"],
-        penalty: Literal["clip", "spo", "nft"],
-        nft_beta: float,
-        advantage_clip: float,
-        advantage_max: float,
-        psi: Literal["square", "huber", "ghuber"],
-        weighting: Literal["uniform", "noise", "noise2", "data2", "likelihood"],
-        reduction: Literal["mean", "root"],
-        error_max: float | None,
-        trust_coef: float,
-        trust_rate: float,
-        anchor_coef: float,
-        action_noise: float,
-    ) -> None:
-        losses.refuse_jumps(policy)
-        if ratio == "none" and penalty != "nft":
+    def __post_init__(self) -> None:
+        losses.refuse_jumps(self.policy)
+        if self.ratio == "none" and self.penalty != "nft":
             losses.refuse_unbounded(
-                advantage_max,
-                trust_coef + anchor_coef,
-                f"algo.trust_coef={trust_coef} + algo.anchor_coef={anchor_coef} below "
+                self.advantage_max,
+                self.trust_coef + self.anchor_coef,
+                f"algo.trust_coef={self.trust_coef} + algo.anchor_coef={self.anchor_coef} below "
                 "algo.advantage_max with algo.ratio=none",
             )
-        self.fast = clone(policy) if trust_coef > 0 else None
-        self.base = clone(policy) if anchor_coef > 0 else None
-        super().__init__(policy, generator, run_updates, value, learn, executed)
-        self.pairs, self.ratio, self.penalty, self.nft_beta = pairs, ratio, penalty, nft_beta
-        self.advantage_clip, self.advantage_max = advantage_clip, advantage_max
-        self.psi: losses.Surrogate = psi
-        self.weighting: losses.TimeWeight = weighting
-        self.reduction: losses.Reduction = reduction
-        self.error_max = error_max
-        self.trust_coef, self.trust_rate, self.anchor_coef = trust_coef, trust_rate, anchor_coef
-        self.action_noise = action_noise
+        self.fast = clone(self.policy) if self.trust_coef > 0 else None
+        self.base = clone(self.policy) if self.anchor_coef > 0 else None
+        super().__post_init__()
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Choice:

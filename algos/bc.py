@@ -1,5 +1,6 @@
 """Behaviour cloning: the matching loss of a flow or diffusion field, or a Gaussian's density."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from ..policies.field import chunk_mean
 from ..policies.flow import FlowPolicy
 from ..policies.gaussian import Gaussian, log_density
 from .cloning import Cloning
-from .losses import refuse_jumps, row_times
+from .losses import matching_draws, refuse_jumps
 
 
+@dataclass(eq=False)
 class BC(Cloning):
     """Conditional flow matching on demonstrations (arXiv:2210.02747, eq. 23; arXiv:2303.04137).
 
@@ -24,27 +26,11 @@ class BC(Cloning):
 
     pure = ("loss",)
 
-    def __init__(
-        self,
-        policy: FlowPolicy,
-        critic: Any,
-        generator: torch.Generator,
-        run_updates: int,
-        *,
-        lr: float,
-        weight_decay: float,
-        lr_warmup: float,
-        lr_floor: float,
-        ema_rate: float,
-        learn_padding: bool,
-        max_norm: float,
-    ) -> None:
-        refuse_jumps(policy)
-        super().__init__(
-            policy, generator, run_updates, lr=lr, weight_decay=weight_decay,
-            lr_warmup=lr_warmup, lr_floor=lr_floor, ema_rate=ema_rate,
-            learn_padding=learn_padding, max_norm=max_norm,
-        )  # fmt: skip
+    policy: FlowPolicy
+
+    def __post_init__(self) -> None:
+        refuse_jumps(self.policy)
+        super().__post_init__()
 
     def update(self, batch: Batch | Windows) -> dict[str, Tensor]:
         """One step of matching; metrics are 0-d tensors."""
@@ -60,8 +46,7 @@ class BC(Cloning):
 
     def draw(self, batch: Batch | Windows, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Noise [B, T, Da] and times [B] of a matching step."""
-        rows = len(batch.obs)
-        return self.policy.noise(rows, generator), row_times(rows, generator)
+        return matching_draws(self.policy, len(batch.obs), generator)
 
     @staticmethod
     def loss(
@@ -72,6 +57,7 @@ class BC(Cloning):
         return policy.match(obs, action, noise, t, space=policy.prediction, inside=inside).mean()
 
 
+@dataclass(eq=False)
 class BCGaussian(BC):
     """Cloning by the likelihood of a Gaussian with a learned constant std, deployed by its mean.
 
@@ -79,29 +65,7 @@ class BCGaussian(BC):
     least-squares fit. Arguments as `BC`.
     """
 
-    average: Any  # a Gaussian, where `BC` has a flow
-
-    def __init__(
-        self,
-        policy: Gaussian,
-        critic: Any,
-        generator: torch.Generator,
-        run_updates: int,
-        *,
-        lr: float,
-        weight_decay: float,
-        lr_warmup: float,
-        lr_floor: float,
-        ema_rate: float,
-        learn_padding: bool,
-        max_norm: float,
-    ) -> None:
-        super().__init__(
-            policy,  # type: ignore[arg-type]
-            critic, generator, run_updates, lr=lr, weight_decay=weight_decay,
-            lr_warmup=lr_warmup, lr_floor=lr_floor, ema_rate=ema_rate,
-            learn_padding=learn_padding, max_norm=max_norm,
-        )  # fmt: skip
+    policy: Gaussian  # type: ignore[assignment]  # where `BC` has a flow
 
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:

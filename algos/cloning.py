@@ -3,19 +3,23 @@
 B batch, N environments, O observation history, T chunk, Da action dimension.
 """
 
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..envs.batch import Batch, Windows
 from ..policies.fewstep import FewStepPolicy
 from ..policies.field import chunk_mean
-from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
+from .contract import Algorithm
 from .losses import row_times
 from .optim import adam, cosine, step
 
 
-class Cloning:
+@dataclass(eq=False)
+class Cloning(Algorithm):
     """A policy, its optimiser and the averaged copy that is deployed.
 
     lr, weight_decay: AdamW; lr_warmup is a share of the run, lr_floor the last factor of a cosine.
@@ -24,29 +28,22 @@ class Cloning:
     max_norm: gradient-norm limit. run_updates: length of the run, for the schedule.
     """
 
-    def __init__(
-        self,
-        policy: FlowPolicy,
-        generator: torch.Generator,
-        run_updates: int,
-        *,
-        lr: float,
-        weight_decay: float,
-        lr_warmup: float,
-        lr_floor: float,
-        ema_rate: float,
-        learn_padding: bool,
-        max_norm: float,
-    ) -> None:
-        self.policy = policy
-        self.average = clone(policy)
-        self.generator = generator
-        self.optimizer = adam(policy.parameters(), lr, weight_decay)
+    policy: Any
+    generator: torch.Generator
+    run_updates: int
+    _: KW_ONLY
+    lr: float
+    weight_decay: float
+    lr_warmup: float
+    lr_floor: float
+    ema_rate: float
+    learn_padding: bool
+    max_norm: float
+
+    def __post_init__(self) -> None:
+        self.average = clone(self.policy)
+        self.optimizer = adam(self.policy.parameters(), self.lr, self.weight_decay)
         self.updates = 0
-        self.run_updates = run_updates
-        self.lr, self.lr_warmup, self.lr_floor = lr, lr_warmup, lr_floor
-        self.ema_rate, self.max_norm = ema_rate, max_norm
-        self.learn_padding = learn_padding
 
     def act(self, obs: Tensor) -> Tensor:
         """Action chunk [N, T, Da] for obs [N, O]."""
@@ -73,6 +70,7 @@ class Cloning:
         lerp_(self.average, self.policy, self.ema_rate)
 
 
+@dataclass(eq=False)
 class JumpCloning(Cloning):
     """Cloning with average velocities: one regression, two kinds of rows.
 
@@ -84,7 +82,12 @@ class JumpCloning(Cloning):
 
     pure = ("errors",)
     policy: FewStepPolicy
-    average: FewStepPolicy
+
+    def update(self, batch: Batch | Windows) -> dict[str, Tensor]:
+        """One step on velocities and jumps; metrics are 0-d tensors, all but `loss` unweighted."""
+        losses = self.losses(self.policy, batch, self.generator)
+        self.descend(losses["loss"])
+        return {f"policy/{name}": value.detach() for name, value in losses.items()}
 
     def jumps(self, rows: int) -> int:
         """How many of a batch's rows learn jumps."""

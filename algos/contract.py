@@ -12,8 +12,15 @@ Deploy = Callable[[Tensor, torch.Generator], Tensor]  # obs [N, O] -> actions [N
 class World(Protocol):
     """What a method may try out before it is trained."""
 
-    obs: Tensor  # [N, O] what is observed first
-    execute: int  # steps of a plan that are executed; 0: there is no environment
+    @property
+    def obs(self) -> Tensor:
+        """What is observed first, [N, O]."""
+        ...
+
+    @property
+    def execute(self) -> int:
+        """Steps of a plan that are executed; 0: there is no environment."""
+        ...
 
     def worths(self, act: Deploy, attempt: int = 0, execute: int | None = None) -> Tensor:
         """Return, or success, of each episode from fixed initial states, [episodes].
@@ -63,7 +70,7 @@ class Algorithm(Protocol):
         """The policy whose samples are deployed."""
         return vars(self).get("average", self.policy)
 
-    def judge(self) -> Any:
+    def action_critic(self) -> Any:
         """The critic of actions, None where there is none."""
         return vars(self).get("critic")
 

@@ -1,18 +1,18 @@
 """DPPO: policy gradients where every denoising step is a decision of its own."""
 
 import math
-from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..envs.batch import Choice
-from ..policies.critics import Value
 from ..policies.flow import Chain, FlowPolicy, log_normal
 from ..policies.nets import clone
-from .onpolicy import Learning, OnPolicy, Rows
+from .onpolicy import OnPolicy, Rows
 
 
+@dataclass(eq=False)
 class DPPO(OnPolicy):
     """Diffusion policy policy optimisation (arXiv:2409.00588).
 
@@ -32,34 +32,24 @@ class DPPO(OnPolicy):
     """
 
     policy: FlowPolicy
+    executed: int | None = None
+    _: KW_ONLY
+    tuned_steps: int
+    std_floor: float
+    denoising_discount: float
+    clip_first: float
+    clip_rate: float
+    deploy_floor: float
 
-    def __init__(
-        self,
-        policy: FlowPolicy,
-        generator: torch.Generator,
-        run_updates: int,
-        value: Value,
-        learn: Learning,
-        executed: int | None = None,
-        *,
-        tuned_steps: int,
-        std_floor: float,
-        denoising_discount: float,
-        clip_first: float,
-        clip_rate: float,
-        deploy_floor: float,
-    ) -> None:
-        if not 1 <= tuned_steps <= policy.steps:
+    def __post_init__(self) -> None:
+        if not 1 <= self.tuned_steps <= self.policy.steps:
             raise ValueError(
-                f"algo.tuned_steps={tuned_steps}: the policy has policy.steps={policy.steps} "
-                f"denoising steps; choose 1 to {policy.steps}"
+                f"algo.tuned_steps={self.tuned_steps}: the policy has policy.steps="
+                f"{self.policy.steps} denoising steps; choose 1 to {self.policy.steps}"
             )
-        self.base = clone(policy)
-        self.samples = tuned_steps
-        super().__init__(policy, generator, run_updates, value, learn, executed)
-        self.tuned_steps, self.std_floor = tuned_steps, std_floor
-        self.denoising_discount = denoising_discount
-        self.clip_first, self.clip_rate, self.deploy_floor = clip_first, clip_rate, deploy_floor
+        self.base = clone(self.policy)
+        self.samples = self.tuned_steps
+        super().__post_init__()
 
     def chain(self, obs: Tensor, generator: torch.Generator, floor: float) -> Chain:
         """The tuned part of chains that the base began."""
@@ -106,10 +96,6 @@ class DPPO(OnPolicy):
         if self.clip_rate > 0:
             part = torch.expm1(self.clip_rate * part) / math.expm1(self.clip_rate)
         return self.clip_first + (self.learn.clip - self.clip_first) * part
-
-    def tuned(self) -> Iterable[nn.Parameter]:
-        """The policy's parameters; the base is frozen."""
-        return self.policy.parameters()
 
     def policy_loss(
         self, rows: Rows, which: Tensor, *draws: Tensor

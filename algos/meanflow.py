@@ -1,16 +1,16 @@
 """Mean flow: average velocities from the derivative of their own definition."""
 
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..envs.batch import Batch, Windows
 from ..policies.fewstep import FewStepPolicy
 from .cloning import JumpCloning, refuse_share
 
 
+@dataclass(eq=False)
 class MeanFlow(JumpCloning):
     """Regression on the mean-flow identity (arXiv:2505.13447).
 
@@ -34,43 +34,19 @@ class MeanFlow(JumpCloning):
     outside these ranges, a negative power and a floor that is not positive.
     """
 
-    def __init__(
-        self,
-        policy: FewStepPolicy,
-        critic: Any,
-        generator: torch.Generator,
-        run_updates: int,
-        *,
-        flow_share: float,
-        weight_power: float,
-        weight_floor: float,
-        lr: float,
-        weight_decay: float,
-        lr_warmup: float,
-        lr_floor: float,
-        ema_rate: float,
-        learn_padding: bool,
-        max_norm: float,
-    ) -> None:
-        refuse_share("flow_share", flow_share, low=False, high=True)
-        if weight_power < 0 or weight_floor <= 0:
-            raise ValueError(
-                f"weight_power={weight_power}, weight_floor={weight_floor}: choose a power of at "
-                "least 0 and a floor above 0"
-            )
-        super().__init__(
-            policy, generator, run_updates, lr=lr, weight_decay=weight_decay,
-            lr_warmup=lr_warmup, lr_floor=lr_floor, ema_rate=ema_rate,
-            learn_padding=learn_padding, max_norm=max_norm,
-        )  # fmt: skip
-        self.flow_share = flow_share
-        self.weight_power, self.weight_floor = weight_power, weight_floor
+    _: KW_ONLY
+    flow_share: float
+    weight_power: float
+    weight_floor: float
 
-    def update(self, batch: Batch | Windows) -> dict[str, Tensor]:
-        """One step on velocities and jumps; metrics are 0-d tensors, all but `loss` unweighted."""
-        losses = self.losses(self.policy, batch, self.generator)
-        self.descend(losses["loss"])
-        return {f"policy/{name}": value.detach() for name, value in losses.items()}
+    def __post_init__(self) -> None:
+        refuse_share("flow_share", self.flow_share, low=False, high=True)
+        if self.weight_power < 0 or self.weight_floor <= 0:
+            raise ValueError(
+                f"weight_power={self.weight_power}, weight_floor={self.weight_floor}: choose a "
+                "power of at least 0 and a floor above 0"
+            )
+        super().__post_init__()
 
     def jumps(self, rows: int) -> int:
         """How many of a batch's rows learn jumps."""

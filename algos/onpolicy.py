@@ -3,14 +3,14 @@
 import logging
 import math
 from collections.abc import Iterable
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..envs.batch import Choice, Rollout
-from ..policies.critics import Value
-from ..policies.residual import HeadValue
+from .contract import Algorithm
 from .gae import RewardScale, gae, tells
 from .losses import clipped
 from .optim import adam, anneal, step
@@ -34,6 +34,7 @@ class Rows(NamedTuple):
         return Rows(obs, action, kept, self.advantage[index], self.goal[index])
 
 
+@dataclass(eq=False, kw_only=True)
 class Learning:
     """How a rollout is learned from; the same for every algorithm on policy.
 
@@ -47,31 +48,23 @@ class Learning:
     ratio_limit: bound of the log ratio before the exponential, against overflow only.
     """
 
-    def __init__(
-        self,
-        *,
-        epochs: int,
-        minibatch: int,
-        gae_lambda: float,
-        policy_lr: float,
-        value_lr: float,
-        lr_floor: float,
-        max_norm: float,
-        value_warmup: int,
-        kl_stop: float,
-        scale_rewards: bool,
-        reward_clip: float,
-        clip: float,
-        ratio_limit: float,
-    ) -> None:
-        self.epochs, self.minibatch, self.gae_lambda = epochs, minibatch, gae_lambda
-        self.policy_lr, self.value_lr, self.lr_floor = policy_lr, value_lr, lr_floor
-        self.max_norm, self.value_warmup, self.kl_stop = max_norm, value_warmup, kl_stop
-        self.scale_rewards, self.reward_clip = scale_rewards, reward_clip
-        self.clip, self.ratio_limit = clip, ratio_limit
+    epochs: int
+    minibatch: int
+    gae_lambda: float
+    policy_lr: float
+    value_lr: float
+    lr_floor: float
+    max_norm: float
+    value_warmup: int
+    kl_stop: float
+    scale_rewards: bool
+    reward_clip: float
+    clip: float
+    ratio_limit: float
 
 
-class OnPolicy:
+@dataclass(eq=False)
+class OnPolicy(Algorithm):
     """The loop that PPO, ReinFlow, DPPO and advantage weighted matching share.
 
     A subclass says how it acts (`act` returns a Choice with what a ratio needs), what the policy
@@ -90,21 +83,24 @@ class OnPolicy:
     """
 
     pure = ("policy_loss", "value_loss")
-    learned: ClassVar[dict[str, str | None]] = {"scale": None}
+    learned = {"scale": None}
     samples = 1  # policy samples per decision; more where every denoising step is one
 
-    def __init__(
-        self, policy: Any, generator: torch.Generator, run_updates: int,
-        value: Value | HeadValue, learn: Learning, executed: int | None = None,
-    ) -> None:  # fmt: skip
-        self.policy, self.value = policy, value.to(generator.device)
-        self.generator, self.learn, self.executed = generator, learn, executed
-        self.run_updates, self.frames = run_updates, 0
+    policy: Any
+    generator: torch.Generator
+    run_updates: int
+    value: Any  # a state value, obs [B, O] -> [B]
+    learn: Learning
+
+    def __post_init__(self) -> None:
+        device = self.generator.device
+        self.value.to(device)
+        self.frames = 0
         self.rollouts = 0  # of those that tell something
         self.said = False  # that there was one without
-        self.policy_opt = adam(self.tuned(), learn.policy_lr)
-        self.value_opt = adam(self.value.parameters(), learn.value_lr)
-        self.scale = RewardScale(learn.reward_clip, generator.device)
+        self.policy_opt = adam(self.tuned(), self.learn.policy_lr)
+        self.value_opt = adam(self.value.parameters(), self.learn.value_lr)
+        self.scale = RewardScale(self.learn.reward_clip, device)
 
     # ---- what an algorithm says ------------------------------------------------------------
 

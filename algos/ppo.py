@@ -1,14 +1,16 @@
 """Proximal policy optimisation with a Gaussian policy: the baseline of the baselines."""
 
+from dataclasses import KW_ONLY, dataclass
+
 import torch
 from torch import Tensor
 
 from ..envs.batch import Choice
-from ..policies.critics import Value
 from ..policies.gaussian import Gaussian
-from .onpolicy import Learning, OnPolicy, Rows
+from .onpolicy import OnPolicy, Rows
 
 
+@dataclass(eq=False)
 class PPO(OnPolicy):
     """PPO (arXiv:1707.06347), the Gaussian's ratio clipped and an entropy bonus.
 
@@ -16,20 +18,9 @@ class PPO(OnPolicy):
     """
 
     policy: Gaussian
-
-    def __init__(
-        self,
-        policy: Gaussian,
-        generator: torch.Generator,
-        run_updates: int,
-        value: Value,
-        learn: Learning,
-        executed: int | None = None,
-        *,
-        entropy_coef: float,
-    ) -> None:
-        super().__init__(policy, generator, run_updates, value, learn, executed)
-        self.entropy_coef = entropy_coef
+    executed: int | None = None
+    _: KW_ONLY
+    entropy_coef: float
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Choice:

@@ -1,20 +1,21 @@
 """ReinFlow: policy gradients through a flow made noisy, with the exact likelihood of its chain."""
 
 import logging
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..envs.batch import Choice
-from ..policies.critics import Value
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone
 from ..policies.noise import NoiseNet
-from .onpolicy import Learning, OnPolicy, Rows
+from .onpolicy import OnPolicy, Rows
 
 log = logging.getLogger("rheo")
 
 
+@dataclass(eq=False)
 class ReinFlow(OnPolicy):
     """PPO on the chain x_{k+1} ~ N(x_k + v dt, std(obs, t_k)^2) (arXiv:2505.22094).
 
@@ -33,26 +34,20 @@ class ReinFlow(OnPolicy):
 
     anchors = ("base",)
     policy: FlowPolicy
+    noise: NoiseNet
+    executed: int | None = None
+    _: KW_ONLY
+    entropy_coef: float
+    anchor_coef: float
+    normalise: bool
+    censored: bool
 
-    def __init__(
-        self,
-        policy: FlowPolicy,
-        generator: torch.Generator,
-        run_updates: int,
-        value: Value,
-        learn: Learning,
-        noise: NoiseNet,
-        executed: int | None = None,
-        *,
-        entropy_coef: float,
-        anchor_coef: float,
-        normalise: bool,
-        censored: bool,
-    ) -> None:
-        if noise.tuned_steps is not None and not 1 <= noise.tuned_steps <= policy.steps:
+    def __post_init__(self) -> None:
+        policy, tuned = self.policy, self.noise.tuned_steps
+        if tuned is not None and not 1 <= tuned <= policy.steps:
             raise ValueError(
-                f"algo.noise.tuned_steps={noise.tuned_steps}: the policy has policy.steps="
-                f"{policy.steps} transitions; choose 1 to {policy.steps}"
+                f"algo.noise.tuned_steps={tuned}: the policy has policy.steps={policy.steps} "
+                f"transitions; choose 1 to {policy.steps}"
             )
         if not policy.is_flow:
             log.info(
@@ -60,11 +55,9 @@ class ReinFlow(OnPolicy):
                 "A(s) a + B(s) eps of its prediction, with the learned noise on top",
                 policy.prediction,
             )
-        self.noise = noise.to(generator.device)
-        self.base = clone(policy) if anchor_coef > 0 else None
-        super().__init__(policy, generator, run_updates, value, learn, executed)
-        self.entropy_coef, self.anchor_coef = entropy_coef, anchor_coef
-        self.normalise, self.censored = normalise, censored
+        self.noise.to(self.generator.device)
+        self.base = clone(policy) if self.anchor_coef > 0 else None
+        super().__post_init__()
 
     def tuned(self) -> list[nn.Parameter]:
         """The policy and its noise."""

@@ -1,16 +1,20 @@
 """ResiP: PPO on corrections of a frozen, chunked base."""
 
 from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..envs.batch import Choice
+from ..envs.residual_env import Residual
 from ..policies.flow import FlowPolicy
 from ..policies.residual import Head, HeadValue
-from .onpolicy import Learning, OnPolicy, Rows
+from .onpolicy import OnPolicy, Rows
 
 
+@dataclass(eq=False)
 class ResiP(OnPolicy):
     """Residual policy on a behaviour-cloned base (arXiv:2407.16677).
 
@@ -25,29 +29,27 @@ class ResiP(OnPolicy):
 
     beyond = "its base with the corrections of its head"
     policy: FlowPolicy
+    value: HeadValue
+    head: Head
+    _: KW_ONLY
+    residual_scale: float
+    entropy_coef: float
 
-    def __init__(
-        self,
-        policy: FlowPolicy,
-        generator: torch.Generator,
-        run_updates: int,
-        value: HeadValue,
-        learn: Learning,
-        head: Head,
-        *,
-        residual_scale: float,
-        entropy_coef: float,
-    ) -> None:
-        if residual_scale <= 0:
-            raise ValueError(f"algo.residual_scale={residual_scale}: must be positive")
-        self.head = head.to(generator.device)
-        policy.requires_grad_(False)
-        super().__init__(policy, generator, run_updates, value, learn)
-        self.residual_scale, self.entropy_coef = residual_scale, entropy_coef
+    def __post_init__(self) -> None:
+        if self.residual_scale <= 0:
+            raise ValueError(f"algo.residual_scale={self.residual_scale}: must be positive")
+        self.head.to(self.generator.device)
+        self.policy.requires_grad_(False)
+        super().__post_init__()
 
     def tuned(self) -> Iterable[nn.Parameter]:
         """The head's parameters; the base is frozen."""
         return self.head.parameters()
+
+    def wrap(self, env: Any, seed: int) -> Residual:
+        """The environment with the base inside; `seed` is of its noise."""
+        generator = torch.Generator(self.generator.device).manual_seed(seed)
+        return Residual(env, self.plan, self.residual_scale, generator)
 
     @torch.no_grad()
     def plan(self, obs: Tensor, generator: torch.Generator) -> Tensor:

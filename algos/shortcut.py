@@ -1,15 +1,15 @@
 """Shortcut models: a flow that learns to jump by halving its own jumps."""
 
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
-from ..envs.batch import Batch, Windows
 from ..policies.fewstep import FewStepPolicy
 from .cloning import JumpCloning, refuse_share
 
 
+@dataclass(eq=False)
 class Shortcut(JumpCloning):
     """Flow matching with self-consistent jumps (arXiv:2410.12557).
 
@@ -29,44 +29,21 @@ class Shortcut(JumpCloning):
     Raises ValueError for values outside these ranges.
     """
 
-    def __init__(
-        self,
-        policy: FewStepPolicy,
-        critic: Any,
-        generator: torch.Generator,
-        run_updates: int,
-        *,
-        consistency_share: float,
-        max_steps: int,
-        lr: float,
-        weight_decay: float,
-        lr_warmup: float,
-        lr_floor: float,
-        ema_rate: float,
-        learn_padding: bool,
-        max_norm: float,
-    ) -> None:
-        refuse_share("consistency_share", consistency_share, low=True, high=False)
-        if max_steps < 1:
-            raise ValueError(f"max_steps={max_steps}: at least one step is needed")
-        if policy.grid != "uniform":
+    _: KW_ONLY
+    consistency_share: float
+    max_steps: int
+
+    def __post_init__(self) -> None:
+        refuse_share("consistency_share", self.consistency_share, low=True, high=False)
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps={self.max_steps}: at least one step is needed")
+        if self.policy.grid != "uniform":
             raise ValueError(
-                f"policy.grid={policy.grid}: shortcuts are learnt for steps of 1 / 2^j from "
+                f"policy.grid={self.policy.grid}: shortcuts are learnt for steps of 1 / 2^j from "
                 "multiples of their length; use policy.grid=uniform"
             )
-        super().__init__(
-            policy, generator, run_updates, lr=lr, weight_decay=weight_decay,
-            lr_warmup=lr_warmup, lr_floor=lr_floor, ema_rate=ema_rate,
-            learn_padding=learn_padding, max_norm=max_norm,
-        )  # fmt: skip
-        self.consistency_share = consistency_share
-        self.levels = max_steps.bit_length() + 1  # floor(log2) + 2, without rounding
-
-    def update(self, batch: Batch | Windows) -> dict[str, Tensor]:
-        """One step of matching and self-consistency; metrics are 0-d tensors."""
-        losses = self.losses(self.policy, batch, self.generator)
-        self.descend(losses["loss"])
-        return {f"policy/{name}": value.detach() for name, value in losses.items()}
+        super().__post_init__()
+        self.levels = self.max_steps.bit_length() + 1  # floor(log2) + 2, without rounding
 
     def jumps(self, rows: int) -> int:
         """How many of a batch's rows learn jumps."""

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from rheo.algos.contract import Algorithm, completed
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.parts import displaced, listed_parts, names, read_parts
-from rheo.envs.residual_env import Residual
 from rheo.errors import RheoError
 from rheo.policies.numpy_mlp import quicken
 
@@ -29,7 +29,7 @@ class Sizes(NamedTuple):
 class Experiment(NamedTuple):
     """Everything that a training loop drives."""
 
-    algo: Any
+    algo: Any  # an `Algorithm`, with attributes of its own
     source: Any
     sizes: Sizes
     device: torch.device
@@ -110,15 +110,6 @@ def refuse_other_order(env: ChunkEnv, run: Any) -> None:
         )
 
 
-def staged(env: ChunkEnv, algo: Any, seed: int) -> ChunkEnv:
-    """The environment as the algorithm meets it: with the base inside where it corrects one."""
-    scale = getattr(algo, "residual_scale", None)
-    if scale is None:
-        return env
-    generator = torch.Generator(algo.generator.device).manual_seed(seed)
-    return Residual(env, algo.plan, scale, generator)
-
-
 def make_algo(cfg: Mapping[str, Any], sizes: Sizes, run_updates: int) -> Any:
     """Policy, critic and algorithm, with weights and noise fixed by the seed."""
     device = device_of(cfg["device"])
@@ -132,7 +123,9 @@ def make_algo(cfg: Mapping[str, Any], sizes: Sizes, run_updates: int) -> Any:
     refuse_misfit(cfg["algo"], policy=policy, critic=critic)
     generator = torch.Generator(device).manual_seed(noise)
     given = {"generator": generator, "run_updates": run_updates, "executed": executed(cfg)}
-    return make_part(cfg["algo"], "algo", shape, policy=policy, critic=critic, **given)
+    algo: Any = make_part(cfg["algo"], "algo", shape, policy=policy, critic=critic, **given)
+    algo.__class__ = completed(type(algo))
+    return algo
 
 
 def executed(cfg: Mapping[str, Any]) -> int:
@@ -187,13 +180,13 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
     algo = make_algo(cfg, sizes, run_updates(source, cfg["steps"]))
     if hasattr(source, "statistics"):
         fit_statistics(algo, *source.statistics())
-    if getattr(algo, "memo_rows", 0) > 0 and hasattr(source, "memorise"):
+    if algo.memo_rows > 0 and hasattr(source, "memorise"):
         try:
             source.memorise(algo.memo_rows, algo.remember)
         except ValueError as error:
             raise RheoError(f"{error}, or keep fewer answers: algo.base_cache") from error
     if env is not None and hasattr(source, "env"):
-        source.env = staged(env, algo, episodes)
+        source.env = algo.wrap(env, episodes)
     return Experiment(algo, source, sizes, device)
 
 
@@ -206,7 +199,7 @@ def run_updates(source: Any, steps: int) -> int:
     return source.updates_in(steps) if hasattr(source, "updates_in") else steps
 
 
-def fit_statistics(algo: Any, obs: torch.Tensor, action: torch.Tensor) -> None:
+def fit_statistics(algo: Algorithm, obs: torch.Tensor, action: torch.Tensor) -> None:
     """Fits the normalisers of all networks of an algorithm; equal kinds share their numbers."""
     data = {"obs_norm": obs, "action_norm": action}
     fitted: dict[tuple[str, str], Any] = {}
@@ -219,7 +212,7 @@ def fit_statistics(algo: Any, obs: torch.Tensor, action: torch.Tensor) -> None:
             norm.load_state_dict(first.state_dict())
 
 
-def twins(algo: Any) -> list[Any]:
+def twins(algo: Algorithm) -> list[Any]:
     """The algorithm's copies of its policy: averages, targets, anchors."""
     parts = vars(algo).values()
     return [part for part in parts if type(part) is type(algo.policy) and part is not algo.policy]

@@ -24,7 +24,6 @@ from .assemble import (
     make_env,
     prepare,
     refuse_other_world,
-    staged,
 )
 from .config.compose import allow_typed, compose
 from .config.top import EVAL_SEED
@@ -118,7 +117,7 @@ class Maker:
         restore(algo, tree["algo"], generators=False)
         env = self.make(node, count)
         refuse_other_world(env, Sizes(**tree["sizes"]), run)
-        env = staged(env, algo, self.options.seed)
+        env = algo.wrap(env, self.options.seed)
         return env, lambda obs: algo.deploy(obs, generator)
 
     def plan(self, name: str) -> list[tuple[Source, int]]:

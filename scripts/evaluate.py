@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rheo.algos.contract import Algorithm
 from rheo.envs.noise import TILE
 from rheo.envs.rollout import Deploy, Episode, as_rows, evaluate, summary
 from rheo.envs.scores import REFERENCES, scaled
@@ -22,7 +23,6 @@ from .assemble import (
     make_env,
     prepare,
     refuse_other_world,
-    staged,
 )
 from .config.compose import allow_typed
 from .config.top import EVAL_SEED
@@ -97,7 +97,7 @@ def evaluate_folder(
     algo = make_algo(config, sizes, config["steps"])
     restore(algo, tree["algo"], generators=False)
     warn_of_tails(run, algo, env.execute)
-    env = staged(env, algo, seed)
+    env = algo.wrap(env, seed)
     if steer:
         algo = steered(algo, steer, env.execute)
         changed = [*changed, *(f"{key}={value}" for key, value in steer.items())]
@@ -106,8 +106,9 @@ def evaluate_folder(
     try:
         rows = episodes_of(env, algo, episodes, config["fast"], seed)
         figures |= score(rows, used) | {"decision_ms": decision_ms(env, algo)}
-        if getattr(algo, "deploy_candidates", 1) > 1:
-            figures["candidates"], algo.deploy_candidates = algo.deploy_candidates, 1
+        candidates = algo.deploy_one()
+        if candidates > 1:
+            figures["candidates"] = candidates
             single = score(episodes_of(env, algo, episodes, config["fast"], seed), used)
             figures |= {name.replace("eval/", "single/"): x for name, x in single.items()}
     except FloatingPointError as error:  # the guard before the physics
@@ -164,11 +165,10 @@ def episodes_of(
     Says so when the policy met observations far outside the data that it was fitted on.
     """
     deploy = fast_deploy(algo, mode, TILE)  # of no fewer rows does `evaluate` ask
-    ended = getattr(algo.deploy, "ended", None)  # of a behaviour that remembers its last plan
-    norm = getattr(getattr(algo, "policy", None), "obs_norm", None)
+    norm = getattr(algo.policy, "obs_norm", None)
     watched = None if norm is None or norm.kind == "none" else Watched(deploy, norm)
     where = str(algo.generator.device)
-    rows = evaluate(env, watched or deploy, episodes, seed, where, ended)
+    rows = evaluate(env, watched or deploy, episodes, seed, where, algo.ended)
     if watched is not None:
         watched.tell()
     return rows
@@ -220,10 +220,10 @@ def warn_of_versions(run: Run) -> None:
             log.warning(text, name, before.get(name), now[name])
 
 
-def warn_of_tails(run: Run, algo: Any, execute: int) -> None:
+def warn_of_tails(run: Run, algo: Algorithm, execute: int) -> None:
     """Says where steps of a plan are executed that were not when the run learned."""
     taught = executed(stored(run.path))
-    if getattr(algo, "executed", None) is not None and execute > taught:
+    if algo.executed is not None and execute > taught:
         text = "%s executed %d of the steps of a plan when it learned, which taught it nothing of "
         log.warning(text + "the others that env.execute=%d executes", run.path, taught, execute)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rheo.algos.contract import Algorithm, completed
 from rheo.errors import RheoError
 
 from .assemble import twins
@@ -20,7 +21,7 @@ from .config.compose import HOME
 from .config.inherit import POLICY_KEYS, acting_policy, word
 from .config.top import AT_WILL, inside
 from .store.run import Run
-from .store.state import other_shape, put, upgraded
+from .store.state import other_shape, put
 from .store.where import named
 
 log = logging.getLogger("rheo")
@@ -57,7 +58,7 @@ class Pair(NamedTuple):
     origin: str  # the donor's attribute
 
 
-def start_from(algo: Any, config: dict[str, Any]) -> Run:
+def start_from(algo: Algorithm, config: dict[str, Any]) -> Run:
     """Starts an algorithm from the run that `init` names, and says what that keeps and changes.
 
     Returns that run. Raises RheoError naming the tensor or the setting that makes weights mean
@@ -83,8 +84,8 @@ def donor_of(config: Mapping[str, Any]) -> Donor:
     tree = run.load()
     if tree is None:
         raise RheoError(f"{who}: that run has no checkpoint yet")
-    kind = target_of(run.config["algo"], "algo")
-    return Donor(who, run, run.config, kind, upgraded(kind, tree["algo"]))
+    kind = completed(target_of(run.config["algo"], "algo"))
+    return Donor(who, run, run.config, kind, kind.upgrade(tree["algo"]))
 
 
 def goes_on(config: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
@@ -93,7 +94,7 @@ def goes_on(config: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     return same and config.get("init_part", "auto") == "auto"
 
 
-def modules(algo: Any) -> dict[str, torch.nn.Module]:
+def modules(algo: Algorithm) -> dict[str, torch.nn.Module]:
     """The networks of an algorithm by attribute."""
     return {k: v for k, v in vars(algo).items() if isinstance(v, torch.nn.Module)}
 
@@ -101,7 +102,7 @@ def modules(algo: Any) -> dict[str, torch.nn.Module]:
 # ---- which weights go where --------------------------------------------------------------------
 
 
-def continued(algo: Any, donor: Donor) -> list[Pair]:
+def continued(algo: Algorithm, donor: Donor) -> list[Pair]:
     """The networks of the same algorithm: each its own, and copies that the donor had no use for.
 
     An anchor is the policy of this run's start (`anchors` of the algorithm), not the donor's. Of
@@ -111,7 +112,7 @@ def continued(algo: Any, donor: Donor) -> list[Pair]:
     own, saved, pairs = modules(algo), donor.saved, []
     for name, part in own.items():
         origin = name if name in saved else original(part, own, saved)
-        if name in getattr(algo, "anchors", ()):
+        if name in algo.anchors:
             origin = "policy"
         elif name not in saved and type(part) is type(algo.policy) and origin is not None:
             origin = deployed(donor)
@@ -135,11 +136,11 @@ def original(
     return None
 
 
-def handed_over(algo: Any, donor: Donor, config: Mapping[str, Any]) -> list[Pair]:
+def handed_over(algo: Algorithm, donor: Donor, config: Mapping[str, Any]) -> list[Pair]:
     """The policy and all its copies, from the donor's deployed policy or, if asked, its base."""
     base = config.get("init_part", "auto") == "base"
     origin = base_part(donor) if base else deployed(donor)
-    if not base and hasattr(donor.kind, "beyond"):
+    if not base and donor.kind.beyond:
         raise RheoError(beyond(donor))
     copies = (algo.policy, *twins(algo))
     named = [(name, part) for name, part in modules(algo).items() if part in copies]
@@ -154,12 +155,12 @@ def handed_over(algo: Any, donor: Donor, config: Mapping[str, Any]) -> list[Pair
 
 def deployed(donor: Donor) -> str:
     """The part that acts when the donor is deployed."""
-    return getattr(donor.kind, "deploys", "average" if "average" in donor.saved else "policy")
+    return donor.kind.deploys or ("average" if "average" in donor.saved else "policy")
 
 
 def base_part(donor: Donor) -> str:
     """The policy that the donor itself builds on. Raises RheoError where there is none."""
-    if hasattr(donor.kind, "beyond"):
+    if donor.kind.beyond:
         return deployed(donor)
     if "base" in donor.saved:
         return "base"
@@ -192,25 +193,25 @@ def weights(part: torch.nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
     return kept
 
 
-def carried(algo: Any, config: Mapping[str, Any], donor: Donor) -> list[str]:
+def carried(algo: Algorithm, config: Mapping[str, Any], donor: Donor) -> list[str]:
     """Takes over the duals and scales that belong to the networks (`learned` of the algorithm).
 
     Each with the setting that it starts from, if any: where that differs from the donor's, it was
     asked for and is used. Returns what was done, in words.
     """
     said = []
-    for name, key in getattr(algo, "learned", {}).items():
+    for name, key in algo.learned.items():
         mine, theirs = config["algo"].get(key), donor.config["algo"].get(key)
         if key is not None and mine != theirs:
             said.append(f"algo.{key}={word(mine)} as set (it began with {word(theirs)})")
         elif name in donor.saved:
-            part, state = getattr(algo, name), donor.saved[name]
+            part, state = vars(algo)[name], donor.saved[name]
             put(part, state) if isinstance(part, Tensor) else part.carry(state)
             said.append(name)
     return said
 
 
-def share_statistics(algo: Any) -> None:
+def share_statistics(algo: Algorithm) -> None:
     """Gives the policy's statistics of observations to networks that have none of their own."""
     given = getattr(algo.policy, "obs_norm", None)
     for part in vars(algo).values():
@@ -233,7 +234,7 @@ def meaning(node: Mapping[str, Any], place: str) -> dict[str, Any]:
     return settings
 
 
-def networks(algo: Any, config: Mapping[str, Any], same: bool) -> dict[str, Any]:
+def networks(algo: Algorithm, config: Mapping[str, Any], same: bool) -> dict[str, Any]:
     """`meaning` of all networks that are taken over."""
     found = meaning(config["policy"], "policy")
     parts = modules(algo) if same else {}
@@ -245,7 +246,7 @@ def networks(algo: Any, config: Mapping[str, Any], same: bool) -> dict[str, Any]
 
 
 def refuse_other_meaning(
-    algo: Any, pairs: list[Pair], config: Mapping[str, Any], donor: Donor, same: bool
+    algo: Algorithm, pairs: list[Pair], config: Mapping[str, Any], donor: Donor, same: bool
 ) -> None:
     """Raises RheoError where weights do not fit or would mean something else here."""
     here, there = (networks(algo, each, same) for each in (config, donor.config))
@@ -271,7 +272,7 @@ def refuse_other_meaning(
     raise RheoError(f"{donor.who}: {what}; set {remedy}{other_way(differ, donor, same)}")
 
 
-def policy_word(algo: Any, donor: Donor) -> str:
+def policy_word(algo: Algorithm, donor: Donor) -> str:
     """The word that chooses the donor's kind of policy. Raises RheoError where it cannot be one."""
     node = donor.config["policy"]
     theirs, mine = target_of(node, "policy"), type(algo.policy)
@@ -297,7 +298,7 @@ def other_way(differ: list[str], donor: Donor, same: bool) -> str:
     """What else could have been meant by a start that was refused."""
     if not same or any(key.startswith(("policy.", "horizon", "env.")) for key in differ):
         return ""
-    part = "base" if hasattr(donor.kind, "beyond") else "policy"
+    part = "base" if donor.kind.beyond else "policy"
     whose = "its base" if part == "base" else "its deployed policy"
     return f", or init_part={part} to start from {whose} alone, all else anew"
 
@@ -345,7 +346,7 @@ def loosely(donor: Donor) -> list[str]:
     if steer.get("n", 1) > 1 or set(steer.get("words", ())) - {"best", "soft"}:
         added.append(f"its chain algo.steer={','.join(steer['words'])} (n={steer['n']})")
     eta = donor.config["policy"].get("eta", 0.0)
-    if getattr(donor.kind, "noisy_steps", False) and eta > 0:
+    if donor.kind.noisy_steps and eta > 0:
         added.append(f"the noise of its steps (policy.eta={eta:g})")
     first = donor.config["policy"].get("steps", 0) - node.get("tuned_steps", 0)
     if "tuned_steps" in node and first > 0:

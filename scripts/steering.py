@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from rheo.algos.contract import Algorithm
 from rheo.errors import RheoError, nearest
 from rheo.policies.flow import FlowPolicy
 from rheo.policies.steer import Chain, Settings
@@ -41,9 +42,9 @@ def settings(words: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
-def steered(algo: Any, words: Mapping[str, str], execute: int) -> Any:
+def steered(algo: Algorithm, words: Mapping[str, str], execute: int) -> Any:
     """What is evaluated in place of an algorithm. Raises RheoError for what cannot be steered."""
-    policy, critic = getattr(algo, "average", algo.policy), action_critic(algo)
+    policy, critic = algo.deployed(), algo.action_critic()
     if not isinstance(policy, FlowPolicy):
         raise RheoError(f"steer={words['steer']}: of flow and diffusion policies; this run's is a "
                         f"{type(policy).__name__}")  # fmt: skip
@@ -55,17 +56,12 @@ def steered(algo: Any, words: Mapping[str, str], execute: int) -> Any:
     except ValueError as error:
         raise RheoError(str(error)) from error
     own = {"svdd", "doob"} & set(chain.words)  # whose steps have noise of their own
-    if getattr(algo, "noisy_steps", False) and policy.eta > 0 and not own:
+    if algo.noisy_steps and policy.eta > 0 and not own:
         text = "steer=%s: the run's own actions have the noise of its steps (policy.eta=%g), which "
         text += "this leaves out: actions are narrower. steer=svdd and steer=doob have such noise"
         log.warning(text, words["steer"], policy.eta)
-    return SimpleNamespace(deploy=chain, generator=algo.generator)
-
-
-def action_critic(algo: Any) -> Any:
-    """The algorithm's critic of actions; None where it has none, or one of codes."""
-    coded = hasattr(algo, "noise_critic") and algo.noise_critic is None
-    return None if coded else getattr(algo, "critic", None)
+    ends = {"ended": chain.ended, "deploy_one": lambda: 1}
+    return SimpleNamespace(deploy=chain, generator=algo.generator, policy=None, **ends)
 
 
 def reference(name: str, policy: FlowPolicy) -> FlowPolicy:
@@ -75,13 +71,13 @@ def reference(name: str, policy: FlowPolicy) -> FlowPolicy:
     if tree is None:
         raise RheoError(f"{REFERENCE}={name}: that run has no checkpoint yet")
     algo = make_algo(run.config, Sizes(**tree["sizes"]), run.config["steps"])
-    if hasattr(algo, "beyond"):
+    if algo.beyond:
         raise RheoError(
             f"{REFERENCE}={name}: what this {type(algo).__name__} run deploys is {algo.beyond}; "
             "name a run whose policy acts alone, as the base that it started from"
         )
     restore(algo, tree["algo"], generators=False)
-    other = getattr(algo, "average", algo.policy)
+    other = algo.deployed()
     mine, theirs = (each_shape(each) for each in (policy, other))
     if mine != theirs:
         raise RheoError(f"{REFERENCE}={name}: its policy is {theirs}, this run's is {mine}")

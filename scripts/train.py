@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
+from rheo.algos.contract import Algorithm
 from rheo.envs.batch import Choice
 from rheo.envs.rollout import as_rows
 from rheo.envs.sources import Rollouts, placed
 from rheo.errors import MACHINE, NUMERICS, REQUEUE, EnvError, RheoError, command
 
-from .assemble import Experiment, Sizes, assemble, make_env, refuse_other_order, staged
+from .assemble import Experiment, Sizes, assemble, make_env, refuse_other_order
 from .config.top import EVAL_SEED
 from .config.words import Words, stem_of
 from .display import Display, Timer
 from .evaluate import MAX_ENVS, episodes_of, known_references, score
 from .fast import fast, one_thread
-from .gate import gate
 from .health import diagnosis
 from .plot import plot
 from .signals import Stop, stop_signals
@@ -37,6 +37,7 @@ from .store.state import (
     with_generators,
 )
 from .store.where import locate, shown
+from .trial import Trial
 
 log = logging.getLogger("rheo")
 PROBED = 8  # recorded observations at which a frozen base is tried
@@ -62,7 +63,6 @@ def train(config: dict[str, Any], name: str) -> int:
                 tell_shift(loop.algo, loop.source)
             loop.try_out()
             rehearse(loop.algo, loop.source, loop.sizes)
-            loop.latest |= gate(loop.algo, loop.eval_env, config["episodes"])
         except BaseException:
             run.close()
             discard(path, made)
@@ -118,7 +118,7 @@ def nothing_to_do(run: Run, options: list[str]) -> int:
     return 0
 
 
-def fitted(tree: dict[str, Any], algo: Any, options: list[str]) -> dict[str, Any]:
+def fitted(tree: dict[str, Any], algo: Algorithm, options: list[str]) -> dict[str, Any]:
     """The checkpoint for this device. Raises RheoError when policy.path= is another program.
 
     A generator's state belongs to one kind of device: on another one its noise begins anew.
@@ -139,7 +139,7 @@ def default_name(config: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9_.-]+", "-", f"{algo}-{world}-s{config['seed']}".lower())
 
 
-def tell_shift(algo: Any, source: Any) -> None:
+def tell_shift(algo: Algorithm, source: Any) -> None:
     """Says how far the environment's first observations lie from the base's statistics."""
     norm, env = getattr(algo.policy, "obs_norm", None), getattr(source, "env", None)
     if norm is None or norm.kind == "none" or env is None:
@@ -153,7 +153,7 @@ def tell_shift(algo: Any, source: Any) -> None:
     (log.warning if worst > FAR else log.info)(text, float(worst), unit, int(dim))
 
 
-def rehearse(algo: Any, source: Any, sizes: Sizes) -> None:
+def rehearse(algo: Algorithm, source: Any, sizes: Sizes) -> None:
     """Whether algorithm and source fit, and memory for rollouts, before any work.
 
     Raises RheoError for a pair that does not fit and for whatever the algorithm refuses to act on,
@@ -178,19 +178,7 @@ def rehearse(algo: Any, source: Any, sizes: Sizes) -> None:
         source.store = source.reserve(choice)
 
 
-def probe(algo: Any, obs: torch.Tensor) -> None:
-    """Asks the algorithm whether its frozen base can be steered at these observations [N, O].
-
-    Raises RheoError where it cannot.
-    """
-    if hasattr(algo, "probe"):
-        try:
-            algo.probe(obs)
-        except ValueError as error:
-            raise RheoError(str(error)) from error
-
-
-def time_frozen_base(algo: Any, timer: Timer) -> None:
+def time_frozen_base(algo: Algorithm, timer: Timer) -> None:
     """Charges the time inside a policy that is not trained to "base", wherever it is called.
 
     On a GPU that is the time of the launches.
@@ -209,7 +197,7 @@ def time_frozen_base(algo: Any, timer: Timer) -> None:
     algo.policy.act = timed
 
 
-def refuse_unfitted(algo: Any) -> None:
+def refuse_unfitted(algo: Algorithm) -> None:
     """Raises RheoError for statistics that neither data nor another run have given."""
     for name, part in vars(algo).items():
         for norm in ("obs_norm", "action_norm"):
@@ -236,7 +224,7 @@ class Loop:
         if hasattr(recorded, "about"):
             run.note_data(recorded.about, recorded.digest)
         env = make_env(self.cfg, min(self.cfg["episodes"], MAX_ENVS))
-        self.eval_env = None if env is None else staged(env, self.algo, EVAL_SEED)
+        self.eval_env = None if env is None else self.algo.wrap(env, EVAL_SEED)
         self.update = fast(self.algo, self.cfg["fast"])
         self.acting = one_thread() if isinstance(self.source, Rollouts) else nullcontext()
         self.timer = Timer()
@@ -265,23 +253,25 @@ class Loop:
     def try_out(self) -> None:
         """One decision in the environments of the evaluation, which every evaluation resets.
 
-        So what does not keep gymnasium's contract, and a frozen base that cannot be steered at what
-        is observed there (or in the data), is refused before any work. Raises EnvError, RheoError.
+        Before it, what the algorithm tries out itself. So what does not keep gymnasium's contract,
+        and a frozen base that cannot be steered at what is observed there (or in the data), is
+        refused before any work. Raises EnvError, RheoError.
         """
-        if self.eval_env is None:
+        if self.eval_env is not None:
+            obs = self.eval_env.reset(EVAL_SEED)
+        elif hasattr(self.source, "statistics"):
+            obs = self.source.statistics()[0][:PROBED]
+        else:
             obs = torch.zeros((1, self.sizes.obs_dim))
-            if hasattr(self.source, "statistics"):
-                obs = self.source.statistics()[0][:PROBED]
-            probe(self.algo, placed(obs, self.device))
-            return
-        obs = placed(self.eval_env.reset(EVAL_SEED), self.device)
-        probe(self.algo, obs)
-        generator = torch.Generator(self.device).manual_seed(EVAL_SEED)
+        trial = Trial(placed(obs, self.device), self.eval_env, self.cfg["episodes"])
         try:
-            action = self.algo.deploy(obs, generator)
+            self.latest |= self.algo.before_training(trial)
+            generator = torch.Generator(self.device).manual_seed(EVAL_SEED)
+            action = self.algo.deploy(trial.obs, generator)
         except ValueError as error:
             raise RheoError(str(error)) from error
-        self.eval_env.step(action)
+        if self.eval_env is not None:
+            self.eval_env.step(action)
 
     def finish(self, stop: Stop) -> int:
         """Trains until the run's length or until asked to stop; returns the exit status."""
@@ -370,7 +360,7 @@ class Loop:
                     where["references"] = used._asdict()
                 self.run.record_eval(step, as_rows(rows), **where, **figures)
             held = self.source.held_out() if hasattr(self.source, "held_out") else None
-            if held is not None and hasattr(self.algo, "validate"):
+            if held is not None:
                 generator = torch.Generator(self.device).manual_seed(EVAL_SEED)
                 figures |= self.algo.validate(held, generator)
         self.fresh = False

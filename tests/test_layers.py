@@ -12,7 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("policies", "algos", "envs", "configs", "scripts")
 LIBRARY = {  # folder -> packages of others that it may import, and folders of ours
     "policies": ({"torch", "numpy"}, {"policies", "errors"}),
-    "algos": ({"torch", "numpy"}, {"algos", "policies", "envs.batch", "errors"}),
+    "algos": (
+        {"torch", "numpy"},
+        {"algos", "policies", "envs.batch", "envs.residual_env", "errors"},
+    ),
     "envs": (
         {"torch", "numpy", "gymnasium", "mujoco", "h5py"},
         {"envs", "errors", "files", "stats"},

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rheo.algos.contract import completed
 from rheo.errors import RheoError
 
 CONTAINERS = (list, dict, set)
@@ -42,12 +43,12 @@ def restore(algo: Any, state: Mapping[str, Any], *, generators: bool = True) -> 
 
     Without `generators` the noise is not restored: its state belongs to one kind of device.
     """
-    parts, state = capture(algo), upgraded(type(algo), state)
+    parts, state = capture(algo), completed(type(algo)).upgrade(state)
     for name in sorted(set(parts) ^ set(state)):
         where = "the checkpoint" if name in parts else type(algo).__name__
         raise RheoError(f"checkpoint part algo.{name} does not fit: {where} has none")
     for name in parts:
-        part, value = getattr(algo, name), state[name]
+        part, value = vars(algo)[name], state[name]
         try:
             if isinstance(part, torch.Generator):
                 if generators:
@@ -143,8 +144,3 @@ def other_shape(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str
         if here != there:
             return f"{name} is {there} there and {here} here"
     return None
-
-
-def upgraded(kind: Any, state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A saved state of an algorithm's class with the parts that older ones lack (its `upgrade`)."""
-    return kind.upgrade(state) if hasattr(kind, "upgrade") else state

@@ -20,7 +20,7 @@ def test_two_modes_are_cloned_with_their_shares(flow, settings, path):
     generator = torch.Generator().manual_seed(0)
     policy = flow(1, 1, path=path, steps=20)
     updates = 1200
-    algo = BC(policy, None, generator, updates, **settings("bc", lr=3e-3, ema_rate=0.01))
+    algo = BC(policy, generator, updates, **settings("bc", lr=3e-3, ema_rate=0.01))
     for _ in range(updates):
         side = (torch.rand((512, 1, 1), generator=generator) < 0.25).float()
         action = 0.6 - 1.2 * side + 0.05 * torch.randn((512, 1, 1), generator=generator)
@@ -39,7 +39,7 @@ def test_the_schedule_warms_up_and_falls_to_its_floor():
 
 
 def test_validation_uses_the_averaged_policy_and_no_global_randomness(flow, settings, generator):
-    algo = BC(flow(2, 1), None, generator, 10, **settings("bc"))
+    algo = BC(flow(2, 1), generator, 10, **settings("bc"))
     data = windows(torch.zeros(16, 2), torch.zeros(16, 1, 1))
     seeded = [algo.validate(data, torch.Generator().manual_seed(3))["val/loss"] for _ in range(2)]
     assert seeded[0] == seeded[1]
@@ -50,7 +50,7 @@ def test_validation_uses_the_averaged_policy_and_no_global_randomness(flow, sett
 
 @pytest.mark.parametrize("learn", [True, False])
 def test_actions_past_an_episodes_end_count_only_when_asked(flow, settings, generator, learn):
-    algo = BC(flow(2, 1, 4), None, generator, 10, **settings("bc", learn_padding=learn))
+    algo = BC(flow(2, 1, 4), generator, 10, **settings("bc", learn_padding=learn))
     obs, action = torch.randn(8, 2), torch.rand(8, 4, 1)
     inside = torch.arange(4) < torch.tensor([1, 2, 3, 4, 4, 1, 2, 3])[:, None]
     changed = torch.where(inside[..., None], action, -action)
@@ -77,7 +77,7 @@ def test_a_gaussian_clones_the_least_squares_line_and_its_spread(settings):
     spread = torch.tensor([0.05, 0.2])
     noise = spread * torch.randn((400, 1, 2), generator=generator)
     action = 0.3 * obs[:, None] * torch.tensor([1.0, -0.5]) + 0.1 + noise
-    algo = BCGaussian(policy, None, generator, 1500, **settings("bc_gaussian", lr=1e-2))
+    algo = BCGaussian(policy, generator, 1500, **settings("bc_gaussian", lr=1e-2))
     for _ in range(1500):
         algo.update(windows(obs, action))
     design = torch.cat([obs, torch.ones_like(obs)], 1)
@@ -95,9 +95,7 @@ def test_the_gaussian_leaves_out_what_lies_past_an_episodes_end(settings, genera
     inside = torch.arange(4) < torch.tensor([1, 2, 3, 4, 4, 1, 2, 3])[:, None]
     changed = torch.where(inside[..., None], action, -action)
     for learn in (True, False):
-        algo = BCGaussian(
-            policy, None, generator, 10, **settings("bc_gaussian", learn_padding=learn)
-        )
+        algo = BCGaussian(policy, generator, 10, **settings("bc_gaussian", learn_padding=learn))
         losses = [
             algo.validate(Windows(obs, a, inside), generator)["val/loss"] for a in (action, changed)
         ]

@@ -14,9 +14,8 @@ from torch import nn
 from rheo.algos.dsrl import DSRL
 from rheo.envs.batch import Batch
 from rheo.envs.suites import chunked
-from rheo.errors import RheoError
 from rheo.policies.coded import NoiseMap, coded_critic, coded_gaussian
-from rheo.scripts.gate import gate
+from rheo.scripts.trial import Trial
 
 GOAL = 0.9
 
@@ -77,7 +76,7 @@ def digest(module):
 def test_a_code_of_one_is_the_bound_for_both_forms(coded, bound):
     """4.T1."""
     algo = make(Base(spread=0.2), coded=coded, bound=bound, horizon=2)
-    action = algo.decode(torch.zeros(3, 2), torch.ones(3, 2, 1))
+    action = algo.base.act(torch.zeros(3, 2), torch.ones(3, 2, 1))
     torch.testing.assert_close(action, torch.full((3, 2, 1), 0.4 + 0.2 * bound))
 
 
@@ -92,7 +91,7 @@ def test_one_decoding_is_executed_and_what_is_kept_belongs_to_it(coded):
         assert algo.policy.calls == 1
         if coded:
             assert choice.kept.abs().max() <= 1
-            torch.testing.assert_close(algo.decode(obs, choice.kept), choice.action)
+            torch.testing.assert_close(algo.base.act(obs, choice.kept), choice.action)
         else:
             assert choice.kept is choice.action
 
@@ -109,10 +108,10 @@ def test_an_averaged_actor_is_deployed_and_the_latest_explores(mean):
     obs, seeded = torch.randn(50, 2), torch.Generator().manual_seed(1)
     noise = algo.slow.noise(50, torch.Generator().manual_seed(1))
     code = algo.slow.mean(obs) if mean else algo.slow.sample(obs, noise)[0]
-    torch.testing.assert_close(algo.deploy(obs, seeded), algo.decode(obs, code))
+    torch.testing.assert_close(algo.deploy(obs, seeded), algo.base.act(obs, code))
     code = algo.sampled(obs, torch.Generator().manual_seed(1))[0]
     algo.generator.manual_seed(1)
-    torch.testing.assert_close(algo.act(obs).action, algo.decode(obs, code))
+    torch.testing.assert_close(algo.act(obs).action, algo.base.act(obs, code))
     assert make(ema_rate=1.0).slow is None
 
 
@@ -138,8 +137,8 @@ def taught(base, best, noises, steps=600):
     algo.target = Known()
     obs, left = torch.zeros(256, 2), 1.0
     for _ in range(steps):
-        code = algo.prior(len(obs), algo.generator).unflatten(0, (-1, noises))
-        loss, metrics = algo.distill_loss(obs, code, algo.decode(obs, code))
+        code = algo.base.prior(len(obs), algo.generator).unflatten(0, (-1, noises))
+        loss, metrics = algo.distill_loss(obs, code, algo.base.act(obs, code))
         algo.distill_opt.zero_grad()
         loss.backward()
         algo.distill_opt.step()
@@ -284,8 +283,8 @@ def test_differences_among_noises_do_not_see_the_level_of_a_state():
             [(action - 0.2).sum((-1, -2)) + level * obs[..., 0]] * 2
         )
         obs = torch.randn((32, 2), generator=torch.Generator().manual_seed(3))
-        code = algo.prior(128, torch.Generator().manual_seed(4)).unflatten(0, (32, 4))
-        loss, _ = algo.distill_loss(obs, code, algo.decode(obs, code))
+        code = algo.base.prior(128, torch.Generator().manual_seed(4)).unflatten(0, (32, 4))
+        loss, _ = algo.distill_loss(obs, code, algo.base.act(obs, code))
         loss.backward()
         grads.append(torch.cat([p.grad.flatten() for p in algo.noise_critic.parameters()]))
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-4)
@@ -421,8 +420,8 @@ def test_the_gradient_through_a_base_is_that_of_its_map(flow):
 )
 def test_a_base_that_cannot_be_steered_is_refused(form, message):
     with pytest.raises(ValueError, match=message):
-        make(Base(form=form)).probe(torch.zeros(4, 2))
-    make().probe(torch.zeros(4, 2))
+        make(Base(form=form)).base.probe(torch.zeros(4, 2))
+    make().base.probe(torch.zeros(4, 2))
 
 
 def test_gradients_through_a_black_box_are_refused():
@@ -492,17 +491,18 @@ def test_the_gate_tells_what_a_base_is_worth_and_refuses_a_map_that_spoils_it(ca
     """Closed forms: 1.5 lost by two blind chunks, 0.4 by each unlucky one, of which half are."""
     gymnasium.register("Clock-v0", lambda **_: Clock(), max_episode_steps=20)
     settings: dict[str, Any] = {"backend": "gymnasium", "threads": 1, "obs_steps": 1, "gamma": 1.0}
-    env = chunked(id="Clock-v0", num_envs=50, execute=4, options={}, **settings)
+    env: Any = chunked(id="Clock-v0", num_envs=50, execute=4, options={}, **settings)
     monkeypatch.setattr(logging.getLogger("rheo"), "propagate", True)
     with caplog.at_level("INFO", "rheo"):
-        told = gate(make(Blind(), horizon=4, rows=1), env, 400)
+        told = make(Blind(), horizon=4, rows=1).before_training(Trial(env.reset(0), env, 400))
     said = f"{told['base/stepwise_worth']:.4g} with a new plan after every action (env.execute=1)"
     assert f"{said} (400 episodes each)" in caplog.text
     fewest = 0.75**4 + 0.25**4  # unlucky chunks of the best of four episodes
     expected = {"": -1.9, "mapped_": -5.9, "best_": -1.5 - 0.4 * fewest, "stepwise_": -0.4}
     for name, value in expected.items():
         assert told[f"base/{name}worth"] == pytest.approx(value, abs=0.05)
-    with pytest.raises(RheoError, match=r"keeps -5\.\d+ of -1\.\d+ .* raise algo.noise_map.rows"):
-        gate(make(Blind(), horizon=4, rows=1, gate=0.5), env, 400)
+    with pytest.raises(ValueError, match=r"keeps -5\.\d+ of -1\.\d+ .* raise algo.noise_map.rows"):
+        make(Blind(), horizon=4, rows=1, gate=0.5).before_training(Trial(env.reset(0), env, 400))
     env = chunked(id="Clock-v0", num_envs=50, execute=1, options={}, **settings)
-    assert "base/stepwise_worth" not in gate(make(Blind(), horizon=4, gate=0.5), env, 50)
+    told = make(Blind(), horizon=4, gate=0.5).before_training(Trial(env.reset(0), env, 50))
+    assert "base/mapped_worth" in told and "base/stepwise_worth" not in told

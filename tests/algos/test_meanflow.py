@@ -16,7 +16,7 @@ def meanflow(settings):
 
     def make(policy, run_updates=100, **changes):
         generator = torch.Generator().manual_seed(0)
-        return MeanFlow(policy, None, generator, run_updates, **settings("meanflow", **changes))
+        return MeanFlow(policy, generator, run_updates, **settings("meanflow", **changes))
 
     return make
 

@@ -16,7 +16,7 @@ def shortcut(settings):
 
     def make(policy, run_updates=100, **changes):
         generator = torch.Generator().manual_seed(0)
-        return Shortcut(policy, None, generator, run_updates, **settings("shortcut", **changes))
+        return Shortcut(policy, generator, run_updates, **settings("shortcut", **changes))
 
     return make
 
