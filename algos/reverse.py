@@ -1,205 +1,341 @@
-"""Reverse flow matching estimators: E[eps | x_t = x] under a target known only by its energy.
+"""One regression step of a policy's velocity field towards the density exp(Q / T)."""
 
-On a path x = A(t) a + B(t) eps with eps ~ N(0, I) and target p(a) ~ exp(E(a)), fixing x and
-inferring the noise gives log p(eps | x) = -|eps|^2/2 + E((x - B eps)/A) + const (arXiv:2601.08136).
-Its mean m fixes the marginal velocity, v = A' (x - B m)/A + B' m. Every function here works on
-
-    N particles, R rows (one x, one t, one state each), D flattened action dimensions:
-    eps, a, grad [N, R, D];  energy, log weights [N, R];  x, low, high, mean [R, D];  A, B [R, 1].
-
-The box of actions is [-1, 1]^D. Where theirs is another, a = c + h u with u in [-1, 1], the same
-functions work on u: x - A c = (A h) u + B eps, so A h [R, D] stands for A and h grad for grad.
-"""
-
-import math
-from typing import NamedTuple
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.special import erfc, log_ndtr, ndtri
 
-CONTROL_POWERS = (2, 8, 32)  # psi(a) = 1 - a^p: zero at the walls of the box, so no boundary flux
+from ..policies import draw, steer
+from . import reverse
+from .losses import row_times
+
+log = logging.getLogger("rheo")
+TIME_BINS = (0.0, 0.3, 0.7, 1.0)
+T_MIN, T_MAX = 0.015, 0.985  # the target velocity divides by A and B: never at the ends
+SPREAD_SHARE = 4  # every fourth row tells the policy's width
+PUBLISHED = 1e-4, 2.0  # ridge and largest coefficient of the authors' control variate
 
 
-class Proposal(NamedTuple):
-    """Noises drawn for importance sampling and the log density they were drawn from, [N, R]."""
+class Draws(NamedTuple):
+    """All randomness of one policy step, drawn ahead so that the loss is a pure function."""
 
-    eps: Tensor
-    log_density: Tensor
+    start: Tensor  # [R, M, Tp, Da] noises of the policy's samples that x may start from
+    waiting: Tensor | None  # [R, M] exponential numbers that draw one; None: the best is taken
+    second: Tensor  # [S, Tp, Da] noises of another sample in the last S states
+    noise: Tensor  # [R, Tp, Da] noise that makes x
+    t: Tensor  # [R]
+    uniform: Tensor  # [N, R, D] quantiles of the proposals
 
 
-def truncated_normal(uniform: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Standard normal restricted to [low, high] by its inverse distribution function.
+class Measured(NamedTuple):
+    """What the scales and duals of an algorithm follow."""
 
-    `uniform` in (0, 1) broadcasts with the bounds, which may be infinite. Works in float64 and in
-    the left tail (an interval right of zero is reflected), and falls back to a uniform draw where
-    the interval holds no representable mass, so it never returns a value outside the interval.
+    q_std: Tensor  # [] within-state standard deviation of Q over near-uniform actions
+    spread: Tensor  # [D] the policy's standard deviation per dimension, from two samples a state
+
+
+def deviation(one: Tensor, other: Tensor) -> Tensor:
+    """Standard deviation [Tp, Da] within states, from two samples [S, Tp, Da] of each of S."""
+    return (0.5 * (one - other).square()).mean(0).sqrt()
+
+
+@dataclass(eq=False, kw_only=True)
+class Estimation:
+    """How a velocity towards exp(Q / T) is estimated; see `Reverse`. M start candidates.
+
+    particles: N. estimator: "noise" needs Q, "combined" adds Stein controls from dQ/da that vanish
+    on the box's walls, "gradient" (dQ/da alone) is only right without a box and refuses one.
+    control: of "combined"; "ridge" regresses the controls out with the weights, "published" is the
+    one coefficient per dimension of the authors' code (`reverse.published_mean`), without a box.
+    support: "box" ends the density at `walls` times [-1, 1], whatever the normalisation of actions;
+    "tanh" learns the flow before a tanh (the policy's `squash`), which has no walls.
+    walls: 1 are the actions' own. Further out (actions are still clipped at 1, and so is what Q is
+    asked for), the mass of what lies beyond an action's limit is at the limit: a regression comes
+    to a corner only slowly from inside.
+    proposal: "truncated" draws from the prior inside the box; "self" adds `self_share` draws around
+    the policy's own posterior mean, `self_scale` times its standard deviation wide, with
+    `spread_floor` the least policy width (normalised units) assumed there.
+    ridge: of the control regression. replay_share: rows whose x starts from a given action, the
+    others start from the policy's: one of M = start_candidates, the best by min Q or, with a
+    choice_temperature above 0, drawn from softmax(min Q / (choice_temperature T)).
+    weighting: of the squared velocity error over time; "uniform" is 1, "ramp" min(1, (t / 0.2)^2),
+    "data" and "noise" make it the squared error of the predicted action, (B / (A B' - A' B))^2, and
+    of the predicted noise, (A / (A B' - A' B))^2.
     """
-    low, high = low.double(), high.double()
-    flip = low > 0
-    left, right = torch.where(flip, -high, low), torch.where(flip, -low, high)
-    below, above = left_tail(left), left_tail(right)
-    mass = above - below
-    z = ndtri(below + uniform.double() * mass)
-    flat = (mass < 1e-290) | ~torch.isfinite(z)
-    z = torch.where(flat, left + (right - left) * uniform, z)
-    z = torch.minimum(torch.maximum(z, left), right)
-    return torch.where(flip, -z, z).to(uniform.dtype)
+
+    particles: int
+    estimator: Literal["noise", "gradient", "combined"]
+    support: Literal["box", "tanh"]
+    proposal: Literal["truncated", "self"]
+    self_share: float
+    self_scale: float
+    spread_floor: float
+    ridge: float
+    replay_share: float
+    weighting: Literal["ramp", "data", "noise", "uniform"]
+    control: Literal["ridge", "published"]
+    walls: float
+    start_candidates: int
+    choice_temperature: float
 
 
-def left_tail(z: Tensor) -> Tensor:
-    """Phi(z), accurate down to z = -37; torch's ndtr goes through erf and is 0 below -8.3."""
-    return 0.5 * erfc(-z * math.sqrt(0.5))
+class Reverse(Estimation):
+    """The velocity towards p(a|s) ~ exp(Q(s, a) / T), estimated (arXiv:2601.08136).
 
-
-def log_mass(low: Tensor, high: Tensor) -> Tensor:
-    """log(Phi(high) - Phi(low)) without cancellation in either tail, float64."""
-    low, high = low.double(), high.double()
-    flip = low > 0
-    left, right = torch.where(flip, -high, low), torch.where(flip, -low, high)
-    top, bottom = log_ndtr(right), log_ndtr(left)
-    return top + torch.log1p(-(bottom - top).clamp(max=-1e-16).exp())
-
-
-def log_normal(z: Tensor) -> Tensor:
-    """log N(z; 0, 1), elementwise."""
-    return -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
-
-
-def box_noise(x: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """Interval of noises that x could hide when the action lies in [-1, 1]: [R, D] each."""
-    return (x - A) / B, (x + A) / B
-
-
-def propose_free(
-    uniform: Tensor, mean: Tensor | None = None, std: Tensor | None = None, share: float = 0.0
-) -> Proposal:
-    """`propose_self` without a box, and with no mean `propose_prior`: nothing is restricted."""
-    z = ndtri(uniform)
-    if mean is None or std is None:
-        return Proposal(z, log_normal(z).sum(-1))
-    count = uniform.shape[0]
-    own = min(max(round(share * count), 1), count - 1)
-    eps = torch.cat([mean + std * z[:own], z[own:]])
-    own_density = (log_normal((eps - mean) / std) - std.log()).sum(-1)
-    return Proposal(eps, mixed(own_density, log_normal(eps).sum(-1), own / count))
-
-
-def mixed(own: Tensor, prior: Tensor, share: float) -> Tensor:
-    """Log density of a mixture of two with the share of the first."""
-    return torch.logaddexp(own + math.log(share), prior + math.log1p(-share))
-
-
-def propose_prior(uniform: Tensor, low: Tensor, high: Tensor) -> Proposal:
-    """The prior N(0, I) restricted to the box; with it the weights are softmax(E) alone."""
-    eps = truncated_normal(uniform, low, high)
-    density = log_normal(eps).sum(-1) - log_mass(low, high).sum(-1).to(eps.dtype)
-    return Proposal(eps, density)
-
-
-def propose_self(
-    uniform: Tensor, low: Tensor, high: Tensor, mean: Tensor, std: Tensor, share: float
-) -> Proposal:
-    """The policy's own posterior guess, defended by a share of the prior.
-
-    Draws round(share N) noises from N(mean, std^2) and the rest from N(0, I), both restricted to
-    the box, and returns the density of the whole mixture for every draw (the balance heuristic),
-    which keeps every weight below exp(E) / (1 - share).
+    For x = A a + B eps the marginal velocity is v = A' E[a|x] + B' E[eps|x]; the posterior mean is
+    estimated by self-normalised importance sampling over N noises (`algos.reverse`).
+    R policy rows, N particles, D = Tp * Da, M start candidates. Arguments as `Estimation`.
     """
-    count = uniform.shape[0]
-    own = min(max(round(share * count), 1), count - 1)
-    mean = torch.minimum(torch.maximum(mean, low), high)
-    inner_low, inner_high = (low - mean) / std, (high - mean) / std
-    eps_own = mean + std * truncated_normal(uniform[:own], inner_low, inner_high)
-    eps_prior = truncated_normal(uniform[own:], low, high)
-    eps = torch.minimum(torch.maximum(torch.cat([eps_own, eps_prior]), low), high)
-    own_density = (log_normal((eps - mean) / std) - std.log()).sum(-1)
-    own_density = own_density - log_mass(inner_low, inner_high).sum(-1).to(eps.dtype)
-    prior_density = log_normal(eps).sum(-1) - log_mass(low, high).sum(-1).to(eps.dtype)
-    return Proposal(eps, mixed(own_density, prior_density, own / count))
 
+    @property
+    def box(self) -> bool:
+        """Whether actions end at the walls of [-1, 1]^D."""
+        return self.support == "box"
 
-def weights(proposal: Proposal, energy: Tensor) -> Tensor:
-    """Self-normalised importance weights of p(eps | x) over N, [N, R]."""
-    log_prior = log_normal(proposal.eps).sum(-1)
-    return torch.softmax(energy + log_prior - proposal.log_density, dim=0)
+    def refuse(self, policy: Any, key: str) -> None:
+        """Raises ValueError for values that do not fit each other or the policy, says unused ones.
 
+        `key` is where these values stand in the configuration.
+        """
+        squash, kind = policy.squash, policy.action_norm.kind
+        if self.estimator == "gradient" and self.box:
+            raise ValueError(
+                f"{key}.estimator=gradient is biased on a box: the walls carry a flux that it "
+                "ignores; use estimator=combined (safe controls), noise, or support=tanh"
+            )
+        if (self.support == "tanh") != (squash == "tanh"):
+            raise ValueError(
+                f"{key}.support={self.support} does not fit policy.squash={squash}: "
+                "set policy.squash=tanh for support=tanh, or policy.squash=clip for support=box "
+                "(algo=rfm_box)"
+            )
+        if squash == "tanh" and kind != "none":
+            raise ValueError(
+                f"policy.action_norm.kind={kind} with {key}.support=tanh: the tanh ends at the "
+                "range of the data, and no better action beyond it could be found; set "
+                f"policy.action_norm.kind=none, or {key}.support=box policy.squash=clip"
+            )
+        if self.particles < 2:
+            raise ValueError(
+                f"{key}.particles={self.particles}: importance sampling needs at least 2"
+            )
+        if self.walls < 1:
+            raise ValueError(f"{key}.walls={self.walls}: below 1 no action could reach its limits")
+        if not self.box and self.walls != 1:
+            log.warning("%s.walls=%g: not used, %s.support=tanh has none", key, self.walls, key)
+        if self.control == "published" and self.estimator != "combined":
+            raise ValueError(
+                f"{key}.control=published with {key}.estimator={self.estimator}: only "
+                f"estimator=combined has controls; set it, or {key}.control=ridge"
+            )
+        if self.control == "published" and self.box:
+            raise ValueError(
+                f"{key}.control=published with {key}.support=box: its control is not zero-mean "
+                f"between walls; use {key}.control=ridge or {key}.support=tanh"
+            )
 
-def effective_share(weight: Tensor) -> Tensor:
-    """Effective sample size over N, 1 / (N sum w^2), in (0, 1], [R]."""
-    return 1.0 / (weight.shape[0] * weight.square().sum(0))
+    def draw(self, policy: Any, rows: int, generator: torch.Generator) -> Draws:
+        """Randomness of a policy step; times in [T_MIN, T_MAX]."""
+        device = generator.device
+        size = policy.horizon * policy.action_dim
+        many = self.start_candidates
+        start = policy.noise(rows * many, generator).unflatten(0, (rows, many))
+        race = many > 1 and self.choice_temperature > 0
+        waiting = draw.exponential(start[..., 0, 0], generator) if race else None
+        second = policy.noise(-(-rows // SPREAD_SHARE), generator)
+        noise = policy.noise(rows, generator)
+        t = row_times(rows, generator, T_MIN, T_MAX)
+        half = torch.rand((-(-self.particles // 2), rows, size), generator=generator, device=device)
+        half = half.clamp(1e-6, 1 - 1e-6)
+        # mirrored pairs: near the data end all weights are alike and the pairs' errors cancel
+        uniform = torch.stack([half, 1 - half], 1).flatten(0, 1)[: self.particles]
+        return Draws(start, waiting, second, noise, t, uniform)
 
+    def loss(
+        self,
+        policy: Any,
+        critic: Any,
+        obs: Tensor,
+        action: Tensor,
+        draws: Draws,
+        temperature: Tensor,
+        spread: Tensor,
+        executed: int | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor], Measured]:
+        """Regression onto the estimated velocity, weighted over time, []; metrics; measurements.
 
-def noise_mean(weight: Tensor, eps: Tensor) -> Tensor:
-    """Noise expectation sum_i w_i eps_i; needs the energy alone. [R, D]"""
-    return (weight[..., None] * eps).sum(0)
+        obs [R, O]; action [R, Tp, Da] given actions; spread [D] the policy's width so far.
+        executed: how many of the Tp steps, from the first, error and metric of the width count; the
+        metric is of actions, which saturate where the flow's own units go on.
+        """
+        t, feat = draws.t, policy.features(obs)
+        with torch.no_grad():
+            rows, some = len(obs), len(draws.second)
+            given = int(self.replay_share * rows)
+            first = min(given, rows - some)  # the rows before start elsewhere and measure nothing
+            pair = self.samples(policy, feat[first:], draws.start[first:], draws.second)
+            own, other = (self.inside(policy, latent) for latent in pair)
+            width = deviation(own[-some:, 0], other).flatten()
+            acted = deviation(policy.to_action(own[-some:, 0]), policy.to_action(other))
+            own, waiting = own[given - first :], draws.waiting
+            waiting = None if waiting is None else waiting[given:]
+            mine = self.chosen(policy, critic, obs[given:], own, waiting, temperature)
+            start = torch.cat([policy.to_latent(action[:given]), mine])
+            A, B, _, _ = policy.path.coefficients(t[:, None, None])
+            x = A * start + B * draws.noise
+        velocity = policy.velocity(x, t, feat)
+        target, metrics, q_std = self.target(
+            policy, critic, obs, x, t, velocity.detach(), draws.uniform, temperature, spread
+        )
+        weight = self.time_weight(policy.path, t)
+        error = (velocity - target)[:, :executed].square()
+        loss = (weight * error.mean((-2, -1))).mean()
+        metrics |= {"policy/loss": loss.detach(), "policy/spread": acted[:executed].mean()}
+        return loss, metrics, Measured(q_std, width)
 
+    @staticmethod
+    def samples(policy: Any, feat: Tensor, start: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents of the noises start [R, M, Tp, Da], and of second [S, Tp, Da] in the last S
+        states; of single ones in one pass.
+        """
+        some = len(second)
+        if start.shape[1] > 1:
+            return policy.integrate(feat, start), policy.integrate(feat[-some:], second)
+        noise = torch.cat([start[:, 0], second])
+        latent = policy.integrate(torch.cat([feat, feat[-some:]]), noise)
+        return latent[:-some, None], latent[-some:]
 
-def gradient_mean(weight: Tensor, grad: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """Gradient expectation -(B/A) sum_i w_i grad E(a_i). [R, D]
+    def inside(self, policy: Any, latent: Tensor) -> Tensor:
+        """Points [..., Tp, Da] that the flow led beyond the walls, brought back to them."""
+        if not self.box:
+            return latent
+        centre, half = (side.unflatten(0, latent.shape[-2:]) for side in self.units(policy))
+        return torch.minimum(torch.maximum(latent, centre - half), centre + half)
 
-    Right only where the target has no boundary: with a box the constant Stein field has a flux
-    through the walls and this mean is wrong by several units.
-    """
-    return -(B / A) * (weight[..., None] * grad).sum(0)
+    def chosen(
+        self, policy: Any, critic: Any, obs: Tensor, own: Tensor, waiting: Any, T: Tensor
+    ) -> Tensor:
+        """The one of own [R, M, Tp, Da] that x starts from, [R, Tp, Da]."""
+        if own.shape[1] == 1:
+            return own[:, 0]
+        heat = 0.0 if waiting is None else self.choice_temperature * T
+        which = steer.selected(critic, obs, policy.to_action(own), heat, waiting=waiting)
+        return own[torch.arange(len(own), device=own.device), which]
 
+    def time_weight(self, path: Any, t: Tensor) -> Tensor:
+        """Weight of the squared velocity error at the times t, [R]."""
+        if self.weighting == "uniform":
+            return torch.ones_like(t)
+        if self.weighting == "ramp":
+            return (t / 0.2).square().clamp(max=1.0)
+        A, B, dA, dB = path.coefficients(t)
+        return ((B if self.weighting == "data" else A) / (A * dB - dA * B)).square()
 
-def controls(eps: Tensor, a: Tensor, grad: Tensor, A: Tensor, B: Tensor, box: bool) -> Tensor:
-    """Zero-mean Stein controls psi_j(a) (-eps - (B/A) grad E) - (B/A) psi_j'(a), [N, R, D, J].
+    @torch.no_grad()
+    def target(
+        self,
+        policy: Any,
+        critic: Any,
+        obs: Tensor,
+        x: Tensor,
+        t: Tensor,
+        velocity: Tensor,
+        uniform: Tensor,
+        T: Tensor,
+        spread: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """v = A' E[a|x] + B' E[eps|x] [R, Tp, Da], metrics, and Q's within-state deviation []."""
+        A, B, dA, dB = (c.view(-1, 1) for c in policy.path.coefficients(t))
+        rows = x.flatten(1)
+        centre, half = self.units(policy)
+        a_unit = A * half
+        guess = None
+        if self.proposal == "self":
+            mean = (A * velocity.flatten(1) - dA * rows) / (A * dB - dA * B)
+            ratio = B / (A * spread.clamp_min(self.spread_floor))
+            guess = mean, self.self_scale / (1.0 + ratio.square()).sqrt(), self.self_share
+        bounds = reverse.box_noise(rows - A * centre, a_unit, B) if self.box else None
+        drawn = self.proposed(uniform, bounds, guess)
+        u = (rows - A * centre - B * drawn.eps) / a_unit
+        u = u.clamp(-1.0, 1.0) if self.box else u
+        a = (centre + half * u).unflatten(-1, x.shape[1:])
+        energy, grad, q = self.energy(policy, critic, obs, a, T)
+        weight = reverse.weights(drawn, energy)
+        grad = None if grad is None else half * grad
+        mean, ratio = self.posterior_mean(weight, drawn.eps, u, grad, a_unit, B)
+        if bounds is not None:  # in which a posterior mean lies
+            mean = torch.minimum(torch.maximum(mean, bounds[0]), bounds[1])
+        target = dA * (rows - B * mean) / A + dB * mean
+        metrics = self.diagnose(t, reverse.effective_share(weight), ratio)
+        early = (t < TIME_BINS[1]).float()
+        prior = q[-max(self.particles - self.own_draws(), 2) :]  # draws from the prior alone
+        q_std = (prior.std(0) * early).sum() / early.sum().clamp_min(1.0)
+        return target.unflatten(1, x.shape[1:]), metrics, q_std.clamp_min(1e-6)
 
-    psi_j = 1 - a^p for p in `CONTROL_POWERS` on a box, the single constant psi = 1 without one.
-    """
-    slope = B / A
-    stein = -eps - slope * grad
-    if not box:
-        return stein[..., None]
-    rows = []
-    for power in CONTROL_POWERS:
-        edge = a.pow(power - 1)
-        rows.append((1.0 - edge * a) * stein + slope * power * edge)
-    return torch.stack(rows, -1)
+    @staticmethod
+    def proposed(uniform: Tensor, bounds: Any, guess: Any) -> reverse.Proposal:
+        """Noises from quantiles [N, R, D]; `bounds` of a box or None, `guess` of the policy or None
+        for the prior alone.
+        """
+        if bounds is None:
+            return reverse.propose_free(uniform, *(guess or ()))
+        if guess is None:
+            return reverse.propose_prior(uniform, *bounds)
+        return reverse.propose_self(uniform, *bounds, *guess)
 
+    def units(self, policy: Any) -> tuple[Tensor, Tensor]:
+        """Centre and half width of the density's box in the policy's normalised units, [D] each.
 
-def combined_mean(
-    weight: Tensor, eps: Tensor, control: Tensor, ridge: float
-) -> tuple[Tensor, Tensor]:
-    """Noise expectation with its Stein controls regressed out per row and dimension.
+        Before a tanh there is no box: its units are those of the policy, 0 and 1.
+        """
+        low, high = policy.action_norm.walls()
+        centre, half = (high + low) / 2, (high - low) / 2
+        half = half * self.walls if self.box else half
+        return centre.repeat(policy.horizon), half.repeat(policy.horizon)
 
-    c = -(H + ridge I)^-1 E[h (eps - m)], H the weighted second moments of the controls scaled to
-    unit diagonal; returns the mean [R, D] and Var(eps + c h) / Var(eps) averaged over D, [R].
-    """
-    w = weight[..., None]
-    plain = (w * eps).sum(0)
-    centred = eps - plain
-    scale = (w[..., None] * control.square()).sum(0).clamp_min(1e-12).rsqrt()  # [R, D, J]
-    unit = control * scale
-    gram = torch.einsum("nr,nrdi,nrdj->rdij", weight, unit, unit)
-    moment = torch.einsum("nr,nrdj,nrd->rdj", weight, unit, centred)
-    eye = torch.eye(control.shape[-1], dtype=gram.dtype, device=gram.device)
-    coef = -torch.linalg.solve(gram + ridge * eye, moment)
-    shift = torch.einsum("nr,nrdj,rdj->rd", weight, unit, coef)
-    residual = centred + torch.einsum("nrdj,rdj->nrd", unit, coef) - shift
-    before = (w * centred.square()).sum(0).clamp_min(1e-12)
-    ratio = (w * residual.square()).sum(0) / before
-    return plain + shift, ratio.mean(-1)
+    def own_draws(self) -> int:
+        """Number of particles that the self-proposal draws, leading in N."""
+        if self.proposal == "truncated":
+            return 0
+        return min(max(round(self.self_share * self.particles), 1), self.particles - 1)
 
+    def energy(
+        self, policy: Any, critic: Any, obs: Tensor, a: Tensor, T: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """E(a) = min Q / T (+ the tanh Jacobian) [N, R], dE/da [N, R, D] if used, and Q [N, R]."""
+        with_grad = self.estimator != "noise"
+        with torch.set_grad_enabled(with_grad):
+            a = a.detach().requires_grad_(with_grad)
+            q = critic(obs[None], policy.to_action(a)).amin(0)
+            energy = q / T
+            if not self.box:
+                energy = energy + (1.0 - a.tanh().square()).clamp_min(1e-12).log().sum((-2, -1))
+            grad = torch.autograd.grad(energy.sum(), a)[0].flatten(2) if with_grad else None
+        return energy.detach(), grad, q.detach()
 
-def published_mean(
-    weight: Tensor, eps: Tensor, stein: Tensor, A: Tensor, B: Tensor, ridge: float, limit: float
-) -> tuple[Tensor, Tensor]:
-    """The control variate of the authors' code: one coefficient per dimension, moments by w^2.
+    def posterior_mean(
+        self, weight: Tensor, eps: Tensor, a: Tensor, grad: Tensor | None, A: Tensor, B: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """E[eps|x] [R, D] by the chosen estimator; variance ratio to the noise form [R] if any."""
+        if grad is None:
+            return reverse.noise_mean(weight, eps), None
+        if self.estimator == "gradient":
+            return reverse.gradient_mean(weight, grad, A, B), None
+        control = reverse.controls(eps, a, grad, A, B, self.box)
+        if self.control == "published":
+            return reverse.published_mean(weight, eps, control[..., 0], A, B, *PUBLISHED)
+        return reverse.combined_mean(weight, eps, control, self.ridge)
 
-    There the mean of the action is corrected, a + c s with s = -(A / B) stein the score of its
-    posterior and c = -sum w^2 (a - abar) (s - sbar) / (sum w^2 (s - sbar)^2 + ridge), held within
-    `limit`; here the same correction is written for the noise, eps = (x - A a) / B. For a target
-    without walls. stein [N, R, D] as `controls` gives it; returns as `combined_mean`.
-    """
-    w = weight[..., None]
-    plain, level = (w * eps).sum(0), (w * stein).sum(0)
-    slope, moved, pull = (A / B), eps - plain, stein - level
-    squared = w.square()
-    bottom = slope.square() * (squared * pull.square()).sum(0) + ridge
-    coef = (-(squared * moved * pull).sum(0) / bottom).clamp(-limit, limit) * slope.square()
-    before = (w * moved.square()).sum(0).clamp_min(1e-12)
-    ratio = (w * (moved + coef * pull).square()).sum(0) / before
-    return plain + coef * level, ratio.mean(-1)
+    @staticmethod
+    def diagnose(t: Tensor, ess: Tensor, ratio: Tensor | None) -> dict[str, Tensor]:
+        """ESS share and variance ratio averaged in each time bin."""
+        metrics = {}
+        for i, (low, high) in enumerate(zip(TIME_BINS, TIME_BINS[1:], strict=False)):
+            inside = ((t >= low) & (t < high)).float()
+            count = inside.sum().clamp_min(1.0)
+            metrics[f"rfm/ess_{i}"] = (ess * inside).sum() / count
+            if ratio is not None:
+                metrics[f"rfm/variance_ratio_{i}"] = (ratio * inside).sum() / count
+        return metrics

@@ -48,7 +48,7 @@ class Source(NamedTuple):
 
 
 class Maker:
-    """Behaviours in one environment, whose id and time limit are known once one was staged."""
+    """Behaviours in one environment, whose id and time limit are known once one was made."""
 
     def __init__(self, options: Collecting) -> None:
         self.options, self.flagged = options, options.flagged
