@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..policies import draw, steer
-from . import reverse
+from . import estimators
 from .losses import row_times
 
 log = logging.getLogger("rheo")
@@ -48,7 +48,7 @@ class Estimation:
     particles: N. estimator: "noise" needs Q, "combined" adds Stein controls from dQ/da that vanish
     on the box's walls, "gradient" (dQ/da alone) is only right without a box and refuses one.
     control: of "combined"; "ridge" regresses the controls out with the weights, "published" is the
-    one coefficient per dimension of the authors' code (`reverse.published_mean`), without a box.
+    one coefficient per dimension of the authors' code (`estimators.published_mean`), without a box.
     support: "box" ends the density at `walls` times [-1, 1], whatever the normalisation of actions;
     "tanh" learns the flow before a tanh (the policy's `squash`), which has no walls.
     walls: 1 are the actions' own. Further out (actions are still clipped at 1, and so is what Q is
@@ -85,7 +85,7 @@ class Reverse(Estimation):
     """The velocity towards p(a|s) ~ exp(Q(s, a) / T), estimated (arXiv:2601.08136).
 
     For x = A a + B eps the marginal velocity is v = A' E[a|x] + B' E[eps|x]; the posterior mean is
-    estimated by self-normalised importance sampling over N noises (`algos.reverse`).
+    estimated by self-normalised importance sampling over N noises (`algos.estimators`).
     R policy rows, N particles, D = Tp * Da, M start candidates. Arguments as `Estimation`.
     """
 
@@ -256,34 +256,34 @@ class Reverse(Estimation):
             mean = (A * velocity.flatten(1) - dA * rows) / (A * dB - dA * B)
             ratio = B / (A * spread.clamp_min(self.spread_floor))
             guess = mean, self.self_scale / (1.0 + ratio.square()).sqrt(), self.self_share
-        bounds = reverse.box_noise(rows - A * centre, a_unit, B) if self.box else None
+        bounds = estimators.box_noise(rows - A * centre, a_unit, B) if self.box else None
         drawn = self.proposed(uniform, bounds, guess)
         u = (rows - A * centre - B * drawn.eps) / a_unit
         u = u.clamp(-1.0, 1.0) if self.box else u
         a = (centre + half * u).unflatten(-1, x.shape[1:])
         energy, grad, q = self.energy(policy, critic, obs, a, T)
-        weight = reverse.weights(drawn, energy)
+        weight = estimators.weights(drawn, energy)
         grad = None if grad is None else half * grad
         mean, ratio = self.posterior_mean(weight, drawn.eps, u, grad, a_unit, B)
         if bounds is not None:  # in which a posterior mean lies
             mean = torch.minimum(torch.maximum(mean, bounds[0]), bounds[1])
         target = dA * (rows - B * mean) / A + dB * mean
-        metrics = self.diagnose(t, reverse.effective_share(weight), ratio)
+        metrics = self.diagnose(t, estimators.effective_share(weight), ratio)
         early = (t < TIME_BINS[1]).float()
         prior = q[-max(self.particles - self.own_draws(), 2) :]  # draws from the prior alone
         q_std = (prior.std(0) * early).sum() / early.sum().clamp_min(1.0)
         return target.unflatten(1, x.shape[1:]), metrics, q_std.clamp_min(1e-6)
 
     @staticmethod
-    def proposed(uniform: Tensor, bounds: Any, guess: Any) -> reverse.Proposal:
+    def proposed(uniform: Tensor, bounds: Any, guess: Any) -> estimators.Proposal:
         """Noises from quantiles [N, R, D]; `bounds` of a box or None, `guess` of the policy or None
         for the prior alone.
         """
         if bounds is None:
-            return reverse.propose_free(uniform, *(guess or ()))
+            return estimators.propose_free(uniform, *(guess or ()))
         if guess is None:
-            return reverse.propose_prior(uniform, *bounds)
-        return reverse.propose_self(uniform, *bounds, *guess)
+            return estimators.propose_prior(uniform, *bounds)
+        return estimators.propose_self(uniform, *bounds, *guess)
 
     def units(self, policy: Any) -> tuple[Tensor, Tensor]:
         """Centre and half width of the density's box in the policy's normalised units, [D] each.
@@ -320,13 +320,13 @@ class Reverse(Estimation):
     ) -> tuple[Tensor, Tensor | None]:
         """E[eps|x] [R, D] by the chosen estimator; variance ratio to the noise form [R] if any."""
         if grad is None:
-            return reverse.noise_mean(weight, eps), None
+            return estimators.noise_mean(weight, eps), None
         if self.estimator == "gradient":
-            return reverse.gradient_mean(weight, grad, A, B), None
-        control = reverse.controls(eps, a, grad, A, B, self.box)
+            return estimators.gradient_mean(weight, grad, A, B), None
+        control = estimators.controls(eps, a, grad, A, B, self.box)
         if self.control == "published":
-            return reverse.published_mean(weight, eps, control[..., 0], A, B, *PUBLISHED)
-        return reverse.combined_mean(weight, eps, control, self.ridge)
+            return estimators.published_mean(weight, eps, control[..., 0], A, B, *PUBLISHED)
+        return estimators.combined_mean(weight, eps, control, self.ridge)
 
     @staticmethod
     def diagnose(t: Tensor, ess: Tensor, ratio: Tensor | None) -> dict[str, Tensor]:

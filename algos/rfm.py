@@ -10,7 +10,7 @@ from ..envs.batch import Batch
 from ..policies import draw, steer
 from .offpolicy import Averaged, BestOf
 from .returns import dual_step
-from .velocity import Draws, Estimation, Measured, Reverse
+from .reverse import Draws, Estimation, Measured, Reverse
 
 
 @dataclass(eq=False)
@@ -18,7 +18,7 @@ class RFM(Estimation, BestOf, Averaged):
     """Reverse flow matching with a Q-critic (arXiv:2601.08136).
 
     The policy's target is p(a|s) ~ exp(Q(s, a) / T) on the box [-1, 1]^D; the velocity towards it
-    is estimated and regressed on by `algos.velocity.Reverse`, whose keys (`Estimation`) are keys
+    is estimated and regressed on by `algos.reverse.Reverse`, whose keys (`Estimation`) are keys
     here, with x starting from replayed actions in `replay_share` of the rows.
     B batch, R policy rows, N particles, D = Tp * Da, M candidates.
 

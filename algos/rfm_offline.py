@@ -12,14 +12,14 @@ from ..policies import draw, steer
 from .expectile import Implicit
 from .losses import matching_draws
 from .offpolicy import Matching
-from .velocity import Draws, Measured, Reverse
+from .reverse import Draws, Measured, Reverse
 
 
 @dataclass(eq=False)
 class RFMOffline(Implicit, Matching):
     """Reverse flow matching (arXiv:2601.08136) against an expectile critic, anchored to the data.
 
-    The velocity is regressed on that of exp(Q / T) (`algos.velocity.Reverse`, the node `reverse`)
+    The velocity is regressed on that of exp(Q / T) (`algos.reverse.Reverse`, the node `reverse`)
     plus anchor_coef times the matching of recorded actions. At a point x the optimum is
     (w v_rfm + c v_data) / (w + c) with the time weight w and c = anchor_coef: the anchor decides
     how far the policy leaves the data, T how sharply it climbs. The critic is implicit

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+# where classes are today that older runs name elsewhere
+MOVED = {"rheo.algos.velocity.Reverse": "rheo.algos.reverse.Reverse"}
 # keys without which older runs were made, with the values that do what those runs did
 ADDED = {
     "rheo.algos.awm_gae.AWMGAE": {"reduction": "mean", "error_max": None},
@@ -17,7 +19,7 @@ ADDED = {
     "rheo.algos.rfm_offline.RFMOffline": {
         **{"act_candidates": 1, "explore_noise": 0.0, "temperature_rule": "fixed"},
     },
-    "rheo.algos.velocity.Reverse": {
+    "rheo.algos.reverse.Reverse": {
         **{"control": "ridge", "walls": 1.0, "start_candidates": 1, "choice_temperature": 0.0},
     },
     "rheo.envs.datasets.Dataset": {"action_scale": "recorded", "filter": None},
@@ -31,9 +33,11 @@ ADDED = {
 
 
 def complete(node: Any) -> None:
-    """Writes into a run's configuration what it did before the keys of ADDED existed."""
+    """Writes into a run's configuration today's names of classes, and what it did without keys."""
     for value in node.values():
         if isinstance(value, dict):
             complete(value)
+    if node.get("_target_") in MOVED:
+        node["_target_"] = MOVED[node["_target_"]]
     for key, before in ADDED.get(str(node.get("_target_")), {}).items():
         node.setdefault(key, before)

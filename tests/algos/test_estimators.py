@@ -9,7 +9,7 @@ import torch
 from scipy.special import logsumexp
 from scipy.stats import norm, truncnorm
 
-from rheo.algos import reverse
+from rheo.algos import estimators
 from rheo.algos.returns import dual_step
 from rheo.policies import paths
 
@@ -48,10 +48,10 @@ def gaussian_case(path, t, count=400_000, seed=0):
 def test_a_gaussian_target_gives_the_closed_form_mean_variance_and_coefficient(path, t, m, share):
     eps, a, grad, A, B, weight, mean, r = gaussian_case(path, t)
     assert mean == pytest.approx(m, abs=1e-5)
-    noise = reverse.noise_mean(weight, eps).item()
-    gradient = reverse.gradient_mean(weight, grad, A, B).item()
-    control = reverse.controls(eps, a, grad, A, B, box=False)
-    combined, ratio = reverse.combined_mean(weight, eps, control, ridge=0.0)
+    noise = estimators.noise_mean(weight, eps).item()
+    gradient = estimators.gradient_mean(weight, grad, A, B).item()
+    control = estimators.controls(eps, a, grad, A, B, box=False)
+    combined, ratio = estimators.combined_mean(weight, eps, control, ridge=0.0)
     error = 3 / math.sqrt(len(eps))
     assert noise == pytest.approx(mean, abs=error / math.sqrt(1 + r))
     assert gradient == pytest.approx(mean, abs=error * r / math.sqrt(1 + r))
@@ -94,10 +94,10 @@ def test_the_combination_never_has_more_variance_than_either_estimator(t):
             for centre, width in zip(CENTRE, WIDTH, strict=True):
                 x = A * (centre + width * z) + B * y
                 eps, a, grad, *ab, weight = quadrature(x, A, B)
-                control = reverse.controls(eps, a, grad, *ab, box=False)
-                mean, ratio = reverse.combined_mean(weight, eps, control, ridge=0.0)
-                exact = reverse.noise_mean(weight, eps)
-                assert reverse.gradient_mean(weight, grad, *ab).item() == pytest.approx(
+                control = estimators.controls(eps, a, grad, *ab, box=False)
+                mean, ratio = estimators.combined_mean(weight, eps, control, ridge=0.0)
+                exact = estimators.noise_mean(weight, eps)
+                assert estimators.gradient_mean(weight, grad, *ab).item() == pytest.approx(
                     exact.item(), abs=1e-5 * max(1, abs(exact.item()))
                 )
                 assert mean.item() == pytest.approx(exact.item(), abs=1e-5)
@@ -122,11 +122,11 @@ def box_case(t):
 )
 def test_safe_controls_have_mean_zero_on_a_box_and_reduce_the_variance_as_derived(t, share):
     eps, a, grad, A, B, weight = box_case(t)
-    control = reverse.controls(eps, a, grad, A, B, box=True)
+    control = estimators.controls(eps, a, grad, A, B, box=True)
     mean = (weight[..., None, None] * control).sum(0)
     assert mean.abs().max().item() < 1e-6 * max(1.0, (B / A).item() * 100)
-    combined, ratio = reverse.combined_mean(weight, eps, control, ridge=0.0)
-    assert combined.item() == pytest.approx(reverse.noise_mean(weight, eps).item(), abs=1e-6)
+    combined, ratio = estimators.combined_mean(weight, eps, control, ridge=0.0)
+    assert combined.item() == pytest.approx(estimators.noise_mean(weight, eps).item(), abs=1e-6)
     assert ratio.item() == pytest.approx(share, rel=0.15, abs=1e-4)
 
 
@@ -136,8 +136,8 @@ def test_safe_controls_have_mean_zero_on_a_box_and_reduce_the_variance_as_derive
 )
 def test_the_plain_gradient_is_biased_on_a_box(t, true, naive):
     eps, _, grad, A, B, weight = box_case(t)
-    assert reverse.noise_mean(weight, eps).item() == pytest.approx(true, abs=1e-3)
-    assert reverse.gradient_mean(weight, grad, A, B).item() == pytest.approx(naive, abs=1e-3)
+    assert estimators.noise_mean(weight, eps).item() == pytest.approx(true, abs=1e-3)
+    assert estimators.gradient_mean(weight, grad, A, B).item() == pytest.approx(naive, abs=1e-3)
 
 
 def test_the_truncated_proposal_is_right_at_the_noise_end():
@@ -145,17 +145,17 @@ def test_the_truncated_proposal_is_right_at_the_noise_end():
     rows = 20_000
     x = torch.full((rows, 1), 0.8 * A + 0.3 * B, dtype=torch.float64)
     shape = torch.tensor([[A]], dtype=torch.float64), torch.tensor([[B]], dtype=torch.float64)
-    low, high = reverse.box_noise(x, *shape)
+    low, high = estimators.box_noise(x, *shape)
     uniform = torch.rand(
         (64, rows, 1), generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    draw = reverse.propose_prior(uniform, low, high)
+    draw = estimators.propose_prior(uniform, low, high)
     a = (x - B * draw.eps) / A
     assert a.abs().max() <= 1 + 1e-9
     energy = torch.as_tensor(box_energy(a.numpy())[0]).sum(-1)
-    weight = reverse.weights(draw, energy)
+    weight = estimators.weights(draw, energy)
     assert torch.allclose(weight, torch.softmax(energy, 0), atol=1e-12)
-    assert reverse.noise_mean(weight, draw.eps).mean().item() == pytest.approx(0.3264, abs=5e-3)
+    assert estimators.noise_mean(weight, draw.eps).mean().item() == pytest.approx(0.3264, abs=5e-3)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
@@ -164,23 +164,23 @@ def test_the_self_proposal_estimates_the_same_mean_from_a_wrong_guess(share):
     rows = 4000
     x = torch.full((rows, 1), 0.8 * A + 0.3 * B, dtype=torch.float64)
     shape = torch.tensor([[A]], dtype=torch.float64), torch.tensor([[B]], dtype=torch.float64)
-    low, high = reverse.box_noise(x, *shape)
+    low, high = estimators.box_noise(x, *shape)
     uniform = torch.rand(
         (256, rows, 1), generator=torch.Generator().manual_seed(1), dtype=torch.float64
     )
     guess, std = torch.full_like(x, 1.2), torch.full_like(x, 0.3)
-    draw = reverse.propose_self(uniform, low, high, guess, std, share)
+    draw = estimators.propose_self(uniform, low, high, guess, std, share)
     energy = torch.as_tensor(box_energy(((x - B * draw.eps) / A).numpy())[0]).sum(-1)
     # all rows are one problem: pooled, the O(1 / N) bias of a single row's estimate vanishes
-    pooled = reverse.Proposal(draw.eps.reshape(-1, 1, 1), draw.log_density.reshape(-1, 1))
-    weight = reverse.weights(pooled, energy.reshape(-1, 1))
-    assert reverse.noise_mean(weight, pooled.eps).item() == pytest.approx(0.5817, abs=5e-3)
+    pooled = estimators.Proposal(draw.eps.reshape(-1, 1, 1), draw.log_density.reshape(-1, 1))
+    weight = estimators.weights(pooled, energy.reshape(-1, 1))
+    assert estimators.noise_mean(weight, pooled.eps).item() == pytest.approx(0.5817, abs=5e-3)
 
 
 def test_the_mixture_density_integrates_to_one_over_the_box():
     low, high = torch.tensor([[-0.7]]), torch.tensor([[1.9]])
     uniform = torch.rand((4000, 1, 1), generator=torch.Generator().manual_seed(2))
-    draw = reverse.propose_self(
+    draw = estimators.propose_self(
         uniform, low, high, torch.tensor([[3.0]]), torch.tensor([[0.4]]), 0.7
     )
     assert (draw.eps >= low).all() and (draw.eps <= high).all()
@@ -195,9 +195,9 @@ def test_the_mixture_density_integrates_to_one_over_the_box():
 def test_the_truncated_normal_matches_an_independent_one_even_far_in_the_tails(low, high):
     uniform = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     bounds = torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)
-    mine = reverse.truncated_normal(uniform, *bounds)
+    mine = estimators.truncated_normal(uniform, *bounds)
     assert (mine >= low).all() and (mine <= high).all()
-    mass = reverse.log_mass(*bounds).item()
+    mass = estimators.log_mass(*bounds).item()
     assert mass == pytest.approx(truncnorm_log_mass(low, high), rel=1e-6)
     if abs(low) < 20 or math.isinf(low):
         flip = low > 0
@@ -247,7 +247,7 @@ def test_the_effective_share_on_own_samples_does_not_depend_on_the_temperature(d
     generator = torch.Generator().manual_seed(0)
     sample = math.sqrt(T) * torch.randn((400_000, dim), generator=generator)
     weight = torch.softmax(-0.5 * sample.square().sum(-1) / T, 0)[:, None]
-    assert reverse.effective_share(weight).item() == pytest.approx(share, rel=0.03)
+    assert estimators.effective_share(weight).item() == pytest.approx(share, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_the_effective_share_of_the_prior_meets_its_closed_form(t, share):
     eps = torch.randn(400_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     energy = -((x - B * eps) / A - MEAN).square() / (2 * STD**2)
     weight = torch.softmax(energy, 0)[:, None]
-    assert reverse.effective_share(weight).item() == pytest.approx(share, rel=0.05)
+    assert estimators.effective_share(weight).item() == pytest.approx(share, rel=0.05)
 
 
 def test_the_published_control_variate_corrects_the_action_as_the_authors_write_it():
@@ -280,9 +280,9 @@ def test_the_published_control_variate_corrects_the_action_as_the_authors_write_
     shape = torch.full((rows, 1), A), torch.full((rows, 1), B)
     parts = (torch.as_tensor(part) for part in (eps, np.zeros_like(eps), gradient))
     eps_, a, grad = parts
-    stein = reverse.controls(eps_, a, grad, *shape, box=False)[..., 0]
+    stein = estimators.controls(eps_, a, grad, *shape, box=False)[..., 0]
     weight = torch.as_tensor(w[..., 0])
-    got, _ = reverse.published_mean(weight, eps_, stein, *shape, ridge, limit)
+    got, _ = estimators.published_mean(weight, eps_, stein, *shape, ridge, limit)
     torch.testing.assert_close(got, torch.as_tensor((x - A * action) / B), rtol=1e-6, atol=1e-6)
 
 
@@ -319,10 +319,10 @@ def test_the_published_estimator_wins_where_the_action_is_nearly_told_and_only_t
         y = ((x - B * eps) / A).requires_grad_()
         value = energy(y)
         grad = torch.autograd.grad(value.sum(), y)[0]
-        stein = reverse.controls(eps, y.detach(), grad, A, B, box=False)[..., 0]
+        stein = estimators.controls(eps, y.detach(), grad, A, B, box=False)[..., 0]
         weight = torch.softmax(value.detach(), 0)
-        mean, _ = reverse.published_mean(weight, eps, stein, A, B, 1e-4, 2.0)
-        return reverse.noise_mean(weight, eps), mean
+        mean, _ = estimators.published_mean(weight, eps, stein, A, B, 1e-4, 2.0)
+        return estimators.noise_mean(weight, eps), mean
 
     plain, better = posterior_errors(t, energy, lambda z: (0.3 + 0.1 * z).atanh(), estimate)
     assert plain == pytest.approx(noise, rel=0.25)
@@ -341,9 +341,9 @@ def test_noises_inside_the_box_err_little_at_every_time(t, expected):
         return (inside - (a - 0.3).square() / (2 * 0.1**2)).sum(-1)
 
     def estimate(x, A, B, uniform):
-        draws = reverse.propose_prior(uniform(), *reverse.box_noise(x, A, B))
-        weight = reverse.weights(draws, energy(((x - B * draws.eps) / A).clamp(-1, 1)))
-        return (reverse.noise_mean(weight, draws.eps),)
+        draws = estimators.propose_prior(uniform(), *estimators.box_noise(x, A, B))
+        weight = estimators.weights(draws, energy(((x - B * draws.eps) / A).clamp(-1, 1)))
+        return (estimators.noise_mean(weight, draws.eps),)
 
     (error,) = posterior_errors(t, energy, lambda z: 0.3 + 0.1 * z, estimate)
     assert error == pytest.approx(expected, rel=0.35)
@@ -358,8 +358,8 @@ def test_proposals_without_a_box_are_those_between_infinite_walls(guessed):
     if guessed:
         mean = torch.randn((5, 2), generator=generator, dtype=torch.float64)
         guess = mean, torch.full_like(mean, 0.3), 0.75
-    free = reverse.propose_free(uniform, *guess)
-    propose = reverse.propose_self if guessed else reverse.propose_prior
+    free = estimators.propose_free(uniform, *guess)
+    propose = estimators.propose_self if guessed else estimators.propose_prior
     boxed = propose(uniform, -wall, wall, *guess)
     torch.testing.assert_close(free.eps, boxed.eps)
     torch.testing.assert_close(free.log_density, boxed.log_density)

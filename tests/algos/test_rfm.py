@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rheo.algos import reverse
+from rheo.algos import estimators
 from rheo.algos.rfm import RFM
 from rheo.envs.batch import Batch
 
@@ -243,7 +243,7 @@ def test_the_self_proposal_counts_its_prior_draws(flow, critic, settings, genera
     assert algo.own_draws() == 11
     low, high = torch.full((1, 2), -1.0), torch.full((1, 2), 1.0)
     uniform = torch.full((16, 1, 2), 0.5)
-    draw = reverse.propose_self(
+    draw = estimators.propose_self(
         uniform, low, high, torch.full((1, 2), 0.9), torch.full((1, 2), 1e-3), 0.7
     )
     assert ((draw.eps - 0.9).abs() < 1e-2).all(-1).sum() == 11

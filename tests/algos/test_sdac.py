@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rheo.algos.velocity import SPREAD_SHARE
+from rheo.algos.reverse import SPREAD_SHARE
 
 T = 0.5
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from rheo.algos.reverse import Reverse
 from rheo.algos.rfm import RFM
-from rheo.algos.velocity import Reverse
 from rheo.policies.normalize import Normalizer
 
 SHIFT, STD, T = 0.1, 0.25, 1.0

@@ -16,7 +16,7 @@ from rheo.scripts.config import schema
 from rheo.scripts.config.annotations import known
 from rheo.scripts.config.build import target_of
 from rheo.scripts.config.compose import HOME, compose, load, validate, walk
-from rheo.scripts.store.versions import ADDED
+from rheo.scripts.store.versions import ADDED, MOVED, complete
 
 GOOD = ["algo=rfm", "env=hopper"]
 MODULE = """
@@ -240,6 +240,17 @@ def test_a_run_of_before_a_key_does_what_it_did(tmp_path: Path, words: str, plac
         del node[key]
     OmegaConf.save(OmegaConf.create(tree), tmp_path / "config.yaml")
     assert load(tmp_path)[place] == node | added
+
+
+@pytest.mark.parametrize("before", sorted(MOVED))
+def test_a_class_that_older_runs_name_elsewhere_is_found_today(before: str) -> None:
+    tree = {"algo": {"part": {"_target_": before}}}
+    complete(tree)
+    part = tree["algo"]["part"]
+    assert part["_target_"] == MOVED[before] and callable(target_of(part, ""))
+    assert part.keys() >= ADDED.get(MOVED[before], {}).keys()
+    with pytest.raises(RheoError, match="no such module"):
+        target_of({"_target_": before}, "")
 
 
 @pytest.mark.parametrize("target", sorted(ADDED))
