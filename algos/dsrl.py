@@ -114,7 +114,7 @@ class DSRL(OffPolicy):
         parts = self.alpha, self.target_per_dim * size, self.alpha_lr
         self.temperature = Temperature(*parts, device)
         self.distils = judge is not None and not self.latent_gradient  # else nothing asks for it
-        self.cache = self.base_cache if self.distils else 0
+        self.base_cache = self.base_cache if self.distils else 0
         # what may be compiled; nothing that calls a base of which nothing is known
         self.pure = ("critic_loss", "policy_loss", "distill_loss")
         if judge is None or isinstance(self.policy, FlowPolicy):
@@ -323,23 +323,23 @@ class DSRL(OffPolicy):
     @property
     def memo_rows(self) -> int:
         """Rows of actions that the replay keeps for `remember`: codes, answers and centres."""
-        chunks = 2 if self.cache > 0 and isinstance(self.critic, Relative) else 0
-        return self.cache * self.pair_rows + chunks * self.base.horizon
+        chunks = 2 if self.base_cache > 0 and isinstance(self.critic, Relative) else 0
+        return self.base_cache * self.pair_rows + chunks * self.base.horizon
 
     @torch.no_grad()
     def remember(self, batch: Batch) -> Tensor:
-        """`cache` of the base's own codes with its answers at next_obs, [N, memo_rows, Da].
+        """`base_cache` of the base's own codes with its answers at next_obs, [N, memo_rows, Da].
 
         Behind them the centres of a relative critic at obs and next_obs.
         """
-        pairs = self.base.ask(batch.next_obs, self.cache, self.generator).flatten(1, 2)
+        pairs = self.base.ask(batch.next_obs, self.base_cache, self.generator).flatten(1, 2)
         return torch.cat([pairs, *centres(self.critic, batch, 0)], 1)
 
     @torch.no_grad()
     def told(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """What the critic of actions is told beside obs and beside next_obs (`recall.told`)."""
         return told(
-            *(self.critic, self.target, batch, self.cache * self.pair_rows),
+            *(self.critic, self.target, batch, self.base_cache * self.pair_rows),
             lambda: self.base.mapped(batch.next_obs, self.generator)[:, None],
         )
 
@@ -355,8 +355,8 @@ class DSRL(OffPolicy):
         if batch.memo is None:
             pairs = self.base.ask(batch.next_obs[:some], self.base_noises, self.generator)
         else:
-            kept = batch.memo[:some, : self.cache * self.pair_rows]
-            kept = kept.unflatten(1, (self.cache, self.pair_rows))
+            kept = batch.memo[:some, : self.base_cache * self.pair_rows]
+            kept = kept.unflatten(1, (self.base_cache, self.pair_rows))
             pairs = pick(kept, self.base_noises, self.generator)
         code, answer = pairs[:states].split([self.actor.horizon, self.base.horizon], 2)
         return code, answer
