@@ -29,9 +29,9 @@ golden: $(STAMP)
 house: $(STAMP)
 	$(BIN)/python tests/house.py
 
-# Speed beside other libraries and between our methods; WHAT="env update quick=true" for a part of it.
+# Speed beside other libraries and between our methods; WHAT="env update quick=true" for a part.
 bench: $(STAMP)
-	$(BIN)/python tests/bench/run.py $(WHAT)
+	$(BIN)/rheo bench $(WHAT)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

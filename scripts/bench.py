@@ -1,10 +1,15 @@
-"""`rheo bench [WHAT ...]`: the speed table, every figure beside its goal and its limit."""
+"""`rheo bench [WHAT ...]`: the speed table, every figure beside its goal and its limit.
+
+Comparisons with other libraries and between our methods lie in tests/bench: they serve who works on
+the library, and are no part of it when it is installed.
+"""
 
 import csv
 import importlib
 import json
 import os
 import platform
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +24,18 @@ GROUPS = {  # WHAT -> module and its function from a plan to rows
     "act": ("rheo.scripts.limits", "actions"),
     "update": ("rheo.scripts.limits", "updates"),
 }
+CLONE = Path(__file__).resolve().parents[1] / "tests" / "bench"
+COMPARED = {  # in a clone: beside other libraries and our other methods, in place of the above
+    name: (f"bench_{name}", "measure")
+    for name in (
+        *("env", "update", "actor", "data", "estimator", "finetune", "steer", "variance"),
+        "startup",
+    )
+}
 Places = list[tuple[str, str]]
+Groups = Mapping[str, tuple[str, str]]
 KEYS = {"quick": Option(False, switch), **dict.fromkeys(("fast", "csv", "json"), Option(None))}
-WHAT = " ".join(GROUPS)
+WHAT = " ".join({**GROUPS, **COMPARED})
 USAGE = {
     "bench": f"usage: rheo bench [{WHAT}] [quick=true] [fast=MODE] [csv=FILE] [json=FILE]",
 }
@@ -55,13 +69,13 @@ def main(asked: tuple[Places, dict[str, Any]]) -> int:
     return 0
 
 
-def asked(
-    argv: list[str], groups: Mapping[str, tuple[str, str]] = GROUPS
-) -> tuple[Places, dict[str, Any]]:
+def asked(argv: list[str], groups: Groups | None = None) -> tuple[Places, dict[str, Any]]:
     """What to measure and the options. Raises RheoError."""
-    tail = f"\n{USAGE['bench']}"
+    tail, groups = f"\n{USAGE['bench']}", groups or offered()
     words = [word for word in argv if "=" not in word]
     for word in words:
+        if word in COMPARED and word not in groups:
+            raise RheoError(f"bench {word}: comparisons run in a clone of the repository alone")
         if word not in groups:
             raise RheoError(f"unknown measurement {word!r}{nearest(word, groups)}{tail}")
     options = values([word for word in argv if "=" in word], KEYS, tail)
@@ -69,6 +83,14 @@ def asked(
         if options[name] is not None:
             claim(Path(options[name]))
     return [place for name, place in groups.items() if name in (words or groups)], options
+
+
+def offered() -> Groups:
+    """What can be measured here: an installed library has no comparisons."""
+    if not CLONE.is_dir():
+        return GROUPS
+    sys.path.append(str(CLONE))
+    return {**GROUPS, **COMPARED}
 
 
 def claim(file: Path) -> None:

@@ -14,8 +14,8 @@ from rheo.errors import EnvError
 from .store.provenance import versions
 
 OPTIONAL = {
-    "envpool": "pip install 'rheo-rl[envpool]' to compare speeds with it in make bench",
-    "stable_baselines3": "pip install 'rheo-rl[sb3]' to compare speeds with it in make bench",
+    "envpool": "pip install 'rheo-rl[envpool]' to compare speeds with it in rheo bench",
+    "stable_baselines3": "pip install 'rheo-rl[sb3]' to compare speeds with it in rheo bench",
     "minari": "pip install 'rheo-rl[minari]' to read Minari data sets",
 }
 

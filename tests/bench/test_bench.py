@@ -1,4 +1,4 @@
-"""The tables of `make bench`: their rows, and that both sides of a row do the same work."""
+"""The comparisons of `rheo bench`: their rows, and that both sides of a row do the same work."""
 
 import json
 import math
@@ -9,7 +9,6 @@ import bench_data
 import bench_estimator
 import numpy as np
 import pytest
-import run
 import torch
 from bench_actor import ACTORS, GAUSSIAN, PLACES, STEPS, Known, learned
 from bench_variance import (
@@ -29,7 +28,7 @@ from rheo.scripts.config.compose import compose
 def measured(words: list[str], file: Path) -> dict[str, dict[str, Any]]:
     """Rows of a short pass by their names; of rows of one name, the first."""
     words = [*words, "quick=true", f"json={file}"]
-    assert bench.main(bench.asked(words, run.GROUPS)) == 0
+    assert bench.main(bench.asked(words)) == 0
     return {row["name"]: row for row in reversed(json.loads(file.read_text())["rows"])}
 
 

@@ -12,7 +12,6 @@ import torch
 
 from rheo.errors import RheoError
 from rheo.scripts import bench, limits
-from rheo.scripts.cli import main
 from rheo.scripts.config.compose import compose
 from rheo.scripts.paired import Goal, Plan, Row, alternate, faster, gigaflop, shorter
 
@@ -27,7 +26,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]
     """Rows of a short pass, and the folder with its files."""
     folder = tmp_path_factory.mktemp("bench")
     words = ["quick=true", f"json={folder / 'b.json'}", f"csv={folder / 'b.csv'}"]
-    assert main(["bench", *words]) == 0
+    assert bench.main(bench.asked(words, bench.GROUPS)) == 0
     return json.loads((folder / "b.json").read_text())["rows"], folder
 
 
@@ -130,3 +129,9 @@ def test_useful_work_counts_matrix_products() -> None:
 def test_mistakes_are_refused_before_measuring(words: list[str], message: str) -> None:
     with pytest.raises(RheoError, match=message):
         bench.main(bench.asked(words))
+
+
+def test_an_installed_library_says_that_comparisons_are_of_a_clone() -> None:
+    assert "actor" in bench.offered()
+    with pytest.raises(RheoError, match="bench actor: comparisons run in a clone"):
+        bench.asked(["actor"], bench.GROUPS)
