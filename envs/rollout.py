@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import EnvError
 from ..stats import of_mean, wilson
-from .chunk import ChunkEnv
+from .chunk import ChunkEnv, ChunkStep
 from .noise import TILE, EpisodeNoise, filled
 
 log = logging.getLogger("rheo")
@@ -114,22 +114,25 @@ def evaluate(
         ended = over.numpy()
         generator.begin(ended)
         for i in np.flatnonzero(ended & (done_before < owed)):
-            rows.append(
-                Episode(
-                    env=int(i),
-                    seed=seed + int(i),
-                    episode=int(done_before[i]),
-                    ret=float(step.episode_return[i]),
-                    length=int(step.episode_length[i]),
-                    truncated=bool(step.truncated[i]),
-                    broken=not bool(step.valid[i]),
-                    success_once=flag(step.success_once, i),
-                    success_at_end=flag(step.success_at_end, i),
-                )
-            )
+            rows.append(finished(step, int(i), seed + int(i), int(done_before[i])))
         done_before += ended
         patience.wait(step.episode_length, done_before < owed)
     return sorted(rows, key=lambda row: (row.episode, row.env))
+
+
+def finished(step: ChunkStep, row: int, seed: int, episode: int) -> Episode:
+    """The episode that ended in one row of a step."""
+    return Episode(
+        env=row,
+        seed=seed,
+        episode=episode,
+        ret=float(step.episode_return[row]),
+        length=int(step.episode_length[row]),
+        truncated=bool(step.truncated[row]),
+        broken=not bool(step.valid[row]),
+        success_once=flag(step.success_once, row),
+        success_at_end=flag(step.success_at_end, row),
+    )
 
 
 def shares(total: int, count: int) -> NDArray:

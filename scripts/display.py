@@ -1,5 +1,6 @@
 """What a person sees while a run goes on, and where its time goes. Monotonic clocks only."""
 
+import functools
 import math
 import sys
 from collections import deque
@@ -7,6 +8,10 @@ from collections.abc import Mapping
 from time import perf_counter
 from types import TracebackType
 from typing import IO, Any
+
+import torch
+
+from rheo.algos.contract import Algorithm
 
 
 class Timer:
@@ -177,3 +182,22 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes:02}m"
     return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+
+
+def time_frozen_base(algo: Algorithm, timer: Timer) -> None:
+    """Charges the time inside a policy that is not trained to "base", wherever it is called.
+
+    On a GPU that is the time of the launches.
+    """
+    if any(each.requires_grad for each in algo.policy.parameters()):
+        return
+    act = algo.policy.act
+
+    @functools.wraps(act)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return act(*args, **kwargs)
+        with timer("base"):
+            return act(*args, **kwargs)
+
+    algo.policy.act = timed

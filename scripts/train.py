@@ -1,6 +1,5 @@
 """`rheo train` and `rheo resume`: the one loop for every stage."""
 
-import functools
 import logging
 import math
 import re
@@ -12,15 +11,14 @@ from typing import Any
 import torch
 
 from rheo.algos.contract import Algorithm
-from rheo.envs.batch import Choice
 from rheo.envs.rollout import as_rows
 from rheo.envs.sources import Rollouts, placed
 from rheo.errors import MACHINE, NUMERICS, REQUEUE, EnvError, RheoError, command
 
-from .assemble import Experiment, Sizes, assemble, make_env, refuse_other_order
+from .assemble import Experiment, assemble, make_env, refuse_other_order
 from .config.top import EVAL_SEED
 from .config.words import Words, stem_of
-from .display import Display, Timer
+from .display import Display, Timer, time_frozen_base
 from .evaluate import MAX_ENVS, episodes_of, known_references, score
 from .fast import fast, one_thread
 from .health import diagnosis
@@ -37,11 +35,10 @@ from .store.state import (
     with_generators,
 )
 from .store.where import locate, shown
-from .trial import Trial
+from .trial import Trial, refuse_unfitted, rehearse, tell_shift
 
 log = logging.getLogger("rheo")
 PROBED = 8  # recorded observations at which a frozen base is tried
-FAR = 5.0  # scales that an observation may lie from the statistics before it is suspicious
 
 
 def main(config: dict[str, Any]) -> int:
@@ -137,76 +134,6 @@ def default_name(config: dict[str, Any]) -> str:
     algo = config["algo"]["_target_"].rsplit(".", 1)[-1]
     world = (config["env"] or {}).get("id") or stem_of(config["data"])
     return re.sub(r"[^a-z0-9_.-]+", "-", f"{algo}-{world}-s{config['seed']}".lower())
-
-
-def tell_shift(algo: Algorithm, source: Any) -> None:
-    """Says how far the environment's first observations lie from the base's statistics."""
-    norm, env = getattr(algo.policy, "obs_norm", None), getattr(source, "env", None)
-    if norm is None or norm.kind == "none" or env is None:
-        return
-    obs = env.reset().to(norm.shift.device)[:, : norm.shift.numel()]
-    worst, dim = norm(obs).abs().mean(0).max(0)
-    unit = "standard deviations" if norm.kind == "gaussian" else "half ranges"
-    text = "first observations lie up to %.1f %s from the base's data (dimension %d)"
-    if worst > FAR:
-        text += "; is this the same environment and the same order of observations?"
-    (log.warning if worst > FAR else log.info)(text, float(worst), unit, int(dim))
-
-
-def rehearse(algo: Algorithm, source: Any, sizes: Sizes) -> None:
-    """Whether algorithm and source fit, and memory for rollouts, before any work.
-
-    Raises RheoError for a pair that does not fit and for whatever the algorithm refuses to act on,
-    exploring or deployed; EnvError for a rollout larger than memory.
-    """
-    rows = source.env.num_envs if isinstance(source, Rollouts) else 1
-    state = algo.generator.get_state()
-    size = source.env.obs_dim if isinstance(source, Rollouts) else sizes.obs_dim
-    obs = torch.zeros((rows, size), device=algo.generator.device)
-    try:
-        choice = algo.act(obs)
-        algo.deploy(obs, torch.Generator(algo.generator.device).manual_seed(EVAL_SEED))
-    except ValueError as error:
-        raise RheoError(str(error)) from error
-    algo.generator.set_state(state)
-    if isinstance(choice, Choice) != isinstance(source, Rollouts):
-        name = type(algo).__name__
-        if isinstance(choice, Choice):
-            raise RheoError(f"source: {name} learns from its own rollouts; set source=rollouts")
-        raise RheoError(f"source=rollouts: {name} does not learn on policy; leave its own source")
-    if isinstance(source, Rollouts):
-        source.store = source.reserve(choice)
-
-
-def time_frozen_base(algo: Algorithm, timer: Timer) -> None:
-    """Charges the time inside a policy that is not trained to "base", wherever it is called.
-
-    On a GPU that is the time of the launches.
-    """
-    if any(each.requires_grad for each in algo.policy.parameters()):
-        return
-    act = algo.policy.act
-
-    @functools.wraps(act)
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return act(*args, **kwargs)
-        with timer("base"):
-            return act(*args, **kwargs)
-
-    algo.policy.act = timed
-
-
-def refuse_unfitted(algo: Algorithm) -> None:
-    """Raises RheoError for statistics that neither data nor another run have given."""
-    for name, part in vars(algo).items():
-        for norm in ("obs_norm", "action_norm"):
-            if not getattr(getattr(part, norm, None), "ready", True):
-                group = {"policy": "policy", "critic": "critic"}.get(name, f"algo.{name}")
-                raise RheoError(
-                    f"{group}.{norm}: there are no recorded data to take statistics from; set "
-                    f"{group}.{norm}.kind=none, or data=FILE with source=mixed, or init=RUN"
-                )
 
 
 class Loop:
