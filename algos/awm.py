@@ -12,7 +12,7 @@ from ..policies.nets import clone
 from . import losses
 from .expectile import Implicit
 from .losses import Surrogate, TimeWeight
-from .offpolicy import Matching
+from .matching import Matching
 from .optim import adam, step
 
 T_MIN, T_MAX = 0.02, 0.98

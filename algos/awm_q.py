@@ -13,7 +13,7 @@ from ..policies.nets import clone, lerp_
 from ..policies.steer import Chain, Settings
 from . import losses
 from .losses import Deviation, Surrogate, TimeWeight
-from .offpolicy import Averaged
+from .matching import Averaged
 from .optim import step
 from .recall import looking_from, told
 

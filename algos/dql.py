@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
-from ..policies import steer
+from ..policies.candidates import candidate_noise
 from .losses import matching_draws
-from .offpolicy import Matching
+from .matching import Matching
 from .optim import anneal, frozen
 
 
@@ -50,7 +50,7 @@ class DQL(Matching):
         """One critic step and one policy step; metrics are 0-d."""
         anneal(self.critic_opt, self.critic_lr, self.begin(), self.lr_floor)
         parts = self.average, batch.next_obs, self.target_candidates, self.generator
-        loss, metrics = self.critic_loss(batch, steer.candidate_noise(*parts))
+        loss, metrics = self.critic_loss(batch, candidate_noise(*parts))
         self.learn_critic(loss, self.max_norm)
         with frozen(self.critic):
             loss, more = self.policy_loss(batch.obs, batch.action, self.draw(len(batch.obs)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..envs.batch import Batch
-from ..policies import steer
+from ..policies.candidates import choose
 from ..policies.editor import Editor
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
@@ -154,7 +154,7 @@ class EXPO(OffPolicy):
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """The best of the union, [N, T, Da]."""
         many = self.union(obs, self.sampled(obs, self.candidates, generator), generator)
-        return steer.choose(self.critic, obs, many)
+        return choose(self.critic, obs, many)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of the critic, of the editor with its temperature, and of the base."""

@@ -11,7 +11,7 @@ from ..envs.batch import Batch
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone
 from .losses import matching_draws, refuse_jumps
-from .offpolicy import BestOf
+from .matching import BestOf
 from .optim import frozen, step
 from .returns import pessimistic
 

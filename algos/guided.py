@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
-from ..policies import draw, steer
+from ..policies import draw
+from ..policies.candidates import candidate_noise
 from ..policies.flow import FlowPolicy
 from ..policies.nets import lerp_
 from .losses import Draws, matching_times
-from .offpolicy import Matching
+from .matching import Matching
 from .optim import anneal, step
 from .returns import Join, pessimistic
 
@@ -96,7 +97,7 @@ class Guided(Matching):
         """One critic step and one policy step; metrics are 0-d."""
         anneal(self.critic_opt, self.critic_lr, self.begin(), self.lr_floor)
         parts = self.average, batch.next_obs, self.target_candidates, self.generator
-        next_action = self.sampled(self.average, batch.next_obs, steer.candidate_noise(*parts))
+        next_action = self.sampled(self.average, batch.next_obs, candidate_noise(*parts))
         loss, metrics = self.critic_loss(batch, next_action)
         step(self.critic_opt, loss)
         metrics |= self.update_policy(batch.obs, batch.action)

@@ -9,7 +9,7 @@ from ..envs.batch import Batch
 from ..policies.gaussian import Gaussian
 from .expectile import Implicit
 from .losses import Draws, exp_weight, matching_draws
-from .offpolicy import Matching
+from .matching import Matching
 from .optim import step
 
 

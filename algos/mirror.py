@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
-from ..policies import draw, steer
+from ..policies import draw
+from ..policies.candidates import candidate_noise, choose
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from .losses import matching_times
-from .offpolicy import Averaged, BestOf
+from .matching import Averaged, BestOf
 from .returns import dual_step, pessimistic
 
 Weights = Literal["softmax", "linear", "square", "positive"]
@@ -101,14 +102,12 @@ class Mirror(BestOf, Averaged):
     def act(self, obs: Tensor) -> Tensor:
         """The chosen one of act_candidates samples, with exploration noise, [N, T, Da]."""
         action = self.sampled(self.policy, obs, self.act_candidates)
-        return draw.jittered(
-            steer.choose(self.critic, obs, action), self.explore_noise, self.generator
-        )
+        return draw.jittered(choose(self.critic, obs, action), self.explore_noise, self.generator)
 
     @torch.no_grad()
     def sampled(self, policy: FlowPolicy, obs: Tensor, count: int) -> Tensor:
         """Actions of the noisy chain, [N, count, T, Da]."""
-        noise = steer.candidate_noise(policy, obs, count, self.generator)
+        noise = candidate_noise(policy, obs, count, self.generator)
         return policy.drawn(obs, noise, self.generator, policy.eta)
 
     # ---------------------------------------------------------------- learning
@@ -116,7 +115,7 @@ class Mirror(BestOf, Averaged):
         """One critic step and, every `policy_every`, one policy step; metrics are 0-d."""
         self.updates += 1
         next_action = self.sampled(self.average, batch.next_obs, self.target_candidates)
-        next_action = steer.choose(self.critic, batch.next_obs, next_action)
+        next_action = choose(self.critic, batch.next_obs, next_action)
         loss, metrics = self.critic_loss(batch, next_action)
         self.learn_critic(loss)
         if self.updates % self.policy_every == 0:

@@ -12,12 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..envs.batch import Batch
-from ..policies import steer
 from ..policies.critics import QEnsemble
-from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from .contract import Algorithm
-from .losses import matching_draws, refuse_jumps
 from .optim import adam, anneal, step
 from .returns import td_loss, td_target
 
@@ -69,63 +66,6 @@ class OffPolicy(Algorithm):
 
 
 @dataclass(eq=False)
-class Averaged(OffPolicy):
-    """A flow or diffusion policy that learns by matching, with an averaged copy.
-
-    ema_rate: of the average, per step of the policy; 1 = the policy itself. max_norm: gradient-norm
-    limit of the policy. Raises ValueError for a policy that acts by jumps.
-    """
-
-    policy: FlowPolicy
-    _: KW_ONLY
-    ema_rate: float
-    max_norm: float
-
-    def __post_init__(self) -> None:
-        refuse_jumps(self.policy)
-        super().__post_init__()
-        self.average = clone(self.policy)
-
-    @torch.no_grad()
-    def act(self, obs: Tensor) -> Tensor:
-        """A sample of the policy, [N, T, Da]."""
-        return self.policy.act(obs, self.policy.noise(len(obs), self.generator))
-
-    def learn_policy(self, loss: Tensor) -> Tensor | None:
-        """One step on the policy's loss []; the average follows. Returns the gradient's norm []."""
-        norm = step(self.policy_opt, loss, self.max_norm)
-        lerp_(self.average, self.policy, self.ema_rate)
-        return norm
-
-
-@dataclass(eq=False)
-class BestOf(OffPolicy):
-    """Deployment of one of several samples.
-
-    deploy_candidates: M samples of the deployed policy, of which the best by min Q acts, or with
-    deploy_temperature above 0 one drawn from softmax(min Q / deploy_temperature).
-    """
-
-    _: KW_ONLY
-    deploy_candidates: int
-    deploy_temperature: float
-
-    def heat(self) -> float:
-        """The temperature of the choice in units of Q; 0 takes the best."""
-        return self.deploy_temperature
-
-    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """A chosen sample of the deployed policy, [N, T, Da]."""
-        policy, chosen = self.deployed(), (self.deploy_candidates, self.heat())
-        eta = policy.eta if self.noisy_steps else 0.0
-        return steer.sample(policy, self.critic, obs, generator, *chosen, eta=eta)
-
-    def deploy_one(self) -> int:
-        candidates, self.deploy_candidates = self.deploy_candidates, 1
-        return candidates
-
-
-@dataclass(eq=False)
 class Scheduled(OffPolicy):
     """The policy's learning rate falls by a cosine to lr_floor of itself over run_updates."""
 
@@ -139,15 +79,3 @@ class Scheduled(OffPolicy):
         share = self.updates / max(self.run_updates, 1)
         anneal(self.policy_opt, self.policy_lr, share, self.lr_floor)
         return share
-
-
-@dataclass(eq=False)
-class Matching(Scheduled, BestOf, Averaged):
-    """What matches recorded actions, among others, on a schedule."""
-
-    @torch.no_grad()
-    def validate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Unweighted matching loss of the averaged policy on held-out data."""
-        draws = matching_draws(self.average, len(batch.obs), generator)
-        error = self.average.match(batch.obs, batch.action, *draws, space=self.average.prediction)
-        return {"val/loss": error.mean()}

@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..policies import draw, steer
+from ..policies import draw
+from ..policies.candidates import selected
 from . import estimators
 from .losses import row_times
 
@@ -221,7 +222,7 @@ class Reverse(Estimation):
         if own.shape[1] == 1:
             return own[:, 0]
         heat = 0.0 if waiting is None else self.choice_temperature * T
-        which = steer.selected(critic, obs, policy.to_action(own), heat, waiting=waiting)
+        which = selected(critic, obs, policy.to_action(own), heat, waiting=waiting)
         return own[torch.arange(len(own), device=own.device), which]
 
     def time_weight(self, path: Any, t: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
-from ..policies import draw, steer
-from .offpolicy import Averaged, BestOf
+from ..policies import draw
+from ..policies.candidates import choose
+from .matching import Averaged, BestOf
 from .returns import dual_step
 from .reverse import Draws, Estimation, Measured, Reverse
 
@@ -110,7 +111,7 @@ class RFM(Estimation, BestOf, Averaged):
     def choose(self, obs: Tensor, action: Tensor, waiting: Tensor | None) -> Tensor:
         """The chosen one of the candidates action [N, M, Tp, Da]: [N, Tp, Da]."""
         T = 0.0 if waiting is None else self.choice_temperature * self.T()
-        return steer.choose(self.critic, obs, action, T, waiting=waiting)
+        return choose(self.critic, obs, action, T, waiting=waiting)
 
     # ---------------------------------------------------------------- learning
     def update(self, batch: Batch) -> dict[str, Tensor]:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
-from ..policies import draw, steer
+from ..policies import draw
+from ..policies.candidates import candidate_noise, choose
 from .expectile import Implicit
 from .losses import matching_draws
-from .offpolicy import Matching
+from .matching import Matching
 from .reverse import Draws, Measured, Reverse
 
 
@@ -58,11 +59,11 @@ class RFMOffline(Implicit, Matching):
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """One chosen of M samples of the policy, then Gaussian noise, [N, T, Da]."""
-        noise = steer.candidate_noise(self.policy, obs, self.act_candidates, self.generator)
+        noise = candidate_noise(self.policy, obs, self.act_candidates, self.generator)
         race = self.act_candidates > 1 and self.reverse.choice_temperature > 0
         T = self.reverse.choice_temperature * float(self.T()) if race else 0.0
         action = self.policy.act(obs, noise)
-        action = steer.choose(self.critic, obs, action, T, self.generator)
+        action = choose(self.critic, obs, action, T, self.generator)
         return draw.jittered(action, self.explore_noise, self.generator)
 
     def T(self) -> Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 from rheo.algos.expo import EXPO
 from rheo.algos.recall import pick, told
 from rheo.envs.batch import Batch
-from rheo.policies import steer
+from rheo.policies.candidates import sample
 from rheo.policies.editor import Editor
 from rheo.policies.nets import lerp_
 
@@ -49,9 +49,7 @@ def test_without_room_to_edit_it_is_the_best_of_n_of_the_base(flow, critic, sett
     algo = make(flow, critic, settings, scale=0.0)
     obs = torch.randn(50, 2)
     action = algo.deploy(obs, torch.Generator().manual_seed(3))
-    best = steer.sample(
-        algo.average, algo.critic, obs, torch.Generator().manual_seed(3), algo.candidates
-    )
+    best = sample(algo.average, algo.critic, obs, torch.Generator().manual_seed(3), algo.candidates)
     torch.testing.assert_close(action, best)
 
 

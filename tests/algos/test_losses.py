@@ -7,7 +7,7 @@ import torch
 
 from rheo.algos import losses
 from rheo.algos.expectile import expectile_loss
-from rheo.policies.steer import choose
+from rheo.policies.candidates import choose
 
 
 def test_the_positive_weight_is_an_exponential_with_a_lid():

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from rheo.policies.steer import sample
+from rheo.policies.candidates import sample
 from rheo.scripts.assemble import Sizes, make_algo
 from rheo.scripts.config.compose import compose
 from rheo.scripts.fast import fast

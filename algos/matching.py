@@ -1,0 +1,87 @@
+"""Flow and diffusion policies that learn off policy by matching: averages, the best of several.
+
+The fields are keys of every algorithm that inherits them. B batch, N environments, T chunk, Da
+action dimension.
+"""
+
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from ..envs.batch import Batch
+from ..policies.candidates import sample
+from ..policies.flow import FlowPolicy
+from ..policies.nets import clone, lerp_
+from .losses import matching_draws, refuse_jumps
+from .offpolicy import OffPolicy, Scheduled
+from .optim import step
+
+
+@dataclass(eq=False)
+class Averaged(OffPolicy):
+    """A flow or diffusion policy that learns by matching, with an averaged copy.
+
+    ema_rate: of the average, per step of the policy; 1 = the policy itself. max_norm: gradient-norm
+    limit of the policy. Raises ValueError for a policy that acts by jumps.
+    """
+
+    policy: FlowPolicy
+    _: KW_ONLY
+    ema_rate: float
+    max_norm: float
+
+    def __post_init__(self) -> None:
+        refuse_jumps(self.policy)
+        super().__post_init__()
+        self.average = clone(self.policy)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Tensor:
+        """A sample of the policy, [N, T, Da]."""
+        return self.policy.act(obs, self.policy.noise(len(obs), self.generator))
+
+    def learn_policy(self, loss: Tensor) -> Tensor | None:
+        """One step on the policy's loss []; the average follows. Returns the gradient's norm []."""
+        norm = step(self.policy_opt, loss, self.max_norm)
+        lerp_(self.average, self.policy, self.ema_rate)
+        return norm
+
+
+@dataclass(eq=False)
+class BestOf(OffPolicy):
+    """Deployment of one of several samples.
+
+    deploy_candidates: M samples of the deployed policy, of which the best by min Q acts, or with
+    deploy_temperature above 0 one drawn from softmax(min Q / deploy_temperature).
+    """
+
+    _: KW_ONLY
+    deploy_candidates: int
+    deploy_temperature: float
+
+    def heat(self) -> float:
+        """The temperature of the choice in units of Q; 0 takes the best."""
+        return self.deploy_temperature
+
+    def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """A chosen sample of the deployed policy, [N, T, Da]."""
+        policy, chosen = self.deployed(), (self.deploy_candidates, self.heat())
+        eta = policy.eta if self.noisy_steps else 0.0
+        return sample(policy, self.critic, obs, generator, *chosen, eta=eta)
+
+    def deploy_one(self) -> int:
+        candidates, self.deploy_candidates = self.deploy_candidates, 1
+        return candidates
+
+
+@dataclass(eq=False)
+class Matching(Scheduled, BestOf, Averaged):
+    """What matches recorded actions, among others, on a schedule."""
+
+    @torch.no_grad()
+    def validate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Unweighted matching loss of the averaged policy on held-out data."""
+        draws = matching_draws(self.average, len(batch.obs), generator)
+        error = self.average.match(batch.obs, batch.action, *draws, space=self.average.prediction)
+        return {"val/loss": error.mean()}
