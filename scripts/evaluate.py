@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rheo.algos.contract import Algorithm
+from rheo.envs.chunk import ChunkEnv
 from rheo.envs.noise import TILE
 from rheo.envs.rollout import Deploy, Episode, as_rows, evaluate, summary
 from rheo.envs.scores import REFERENCES, scaled
@@ -81,22 +82,7 @@ def evaluate_folder(
     sample too ("single/...").
     """
     config = run.config
-    prepare(config)
-    env = make_env(config, min(episodes, MAX_ENVS))
-    if env is None:
-        raise RheoError(
-            f"{run.path} was trained on data without an environment (env.id is null), so there is "
-            "nothing to evaluate it in; train with env=NAME to evaluate"
-        )
-    tree = run.load()
-    if tree is None:
-        raise RheoError(f"{run.path} has no checkpoint yet; train it first")
-    warn_of_versions(run)
-    sizes = Sizes(**tree["sizes"])
-    refuse_other_world(env, sizes, run)
-    algo = make_algo(config, sizes, config["steps"])
-    restore(algo, tree["algo"], generators=False)
-    warn_of_tails(run, algo, env.execute)
+    algo, env = made(run, episodes)
     env = algo.wrap(env, seed)
     if steer:
         algo = steered(algo, steer, env.execute)
@@ -119,6 +105,28 @@ def evaluate_folder(
     file = run.record_eval(run.step, as_rows(rows), label=label, **figures)
     env.close()
     return figures | {"step": run.step, "file": str(file)}
+
+
+def made(run: Run, episodes: int) -> tuple[Any, ChunkEnv]:
+    """The algorithm of a run's last checkpoint, and environments for it. Raises RheoError."""
+    config = run.config
+    prepare(config)
+    env = make_env(config, min(episodes, MAX_ENVS))
+    if env is None:
+        raise RheoError(
+            f"{run.path} was trained on data without an environment (env.id is null), so there is "
+            "nothing to evaluate it in; train with env=NAME to evaluate"
+        )
+    tree = run.load()
+    if tree is None:
+        raise RheoError(f"{run.path} has no checkpoint yet; train it first")
+    warn_of_versions(run)
+    sizes = Sizes(**tree["sizes"])
+    refuse_other_world(env, sizes, run)
+    algo = make_algo(config, sizes, config["steps"])
+    restore(algo, tree["algo"], generators=False)
+    warn_of_tails(run, algo, env.execute)
+    return algo, env
 
 
 def decision_ms(env: Any, algo: Any) -> float:

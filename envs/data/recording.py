@@ -283,9 +283,8 @@ def stack(
     action = allocate(path, (steps, sizes.action_dim), storage)
     reward = np.empty(steps, np.float32) if sizes.reward else None
     terminated = np.zeros(steps, bool)
-    ends, successor, jumps, row, known = [], [], [], 0, 0
+    ends, successor, jumps, read, row, known = [], [], [], [], 0, 0
     broken: list[Fault] = []
-    read: list[int] = []
     for index, part in enumerate(parts):
         if isinstance(part, list):
             broken += part
@@ -308,18 +307,20 @@ def stack(
         row = after
     if not read:
         raise Refused(path, broken)
-    if broken:
-        about = about | {"broken": broken, "episodes": read}
-        about |= {"demos": [about["demos"][i] for i in read]} if "demos" in about else {}
+    about = about | (without(about, broken, read) if broken else {})
     if row < steps:
         obs[row : row + known] = obs[steps : steps + known]
-    rows = np.concatenate(jumps).astype(np.int64)
-    about = about | ({"jumps": rows} if len(rows) else {})
-    reward = None if reward is None else reward[:row]
-    obs, action, terminated = obs[: row + known], action[:row], terminated[:row]
-    places = np.array(successor, np.int64)
-    places[places >= 0] += row
-    return Recording(obs, action, reward, terminated, np.array(ends, np.int64), places, about)
+    if len(rows := np.concatenate(jumps).astype(np.int64)):
+        about = about | {"jumps": rows}
+    places = np.array([one if one < 0 else one + row for one in successor], np.int64)
+    kept = obs[: row + known], action[:row], None if reward is None else reward[:row]
+    return Recording(*kept, terminated[:row], np.array(ends, np.int64), places, about)
+
+
+def without(about: dict[str, Any], broken: list[Fault], read: list[int]) -> dict[str, Any]:
+    """What is known of a recording whose episodes, but for those `read`, are broken."""
+    demos = {"demos": [about["demos"][i] for i in read]} if "demos" in about else {}
+    return {"broken": broken, "episodes": read, **demos}
 
 
 def joined(recordings: Sequence[Recording]) -> Recording:
