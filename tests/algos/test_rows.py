@@ -97,7 +97,7 @@ def test_a_validation_does_not_depend_on_which_episode_comes_first(
         algo = learner(name, 1, 1)
     else:
         kind = {"shortcut": Shortcut, "meanflow": MeanFlow}[name]
-        algo = kind(few_step(1, 1), None, generator, 100, **settings(name))
+        algo = kind(few_step(1, 1), generator, 100, **settings(name))
     torch.nn.init.normal_(algo.average.net.outlet.weight, std=0.3)  # an untrained field is 0
     for loss, (one, other) in both_orders(algo).items():
         # noise of 10,000 rows, a quarter of which learn jumps, the longest of them few; paired with

@@ -71,7 +71,7 @@ from rheo.algos.bc import BC
 class Shy(BC):
     def __init__(self, policy, critic, generator, run_updates: int, *, lr: float):
         super().__init__(
-            policy, critic, generator, run_updates,
+            policy, generator, run_updates,
             lr=lr, weight_decay=0.0, lr_warmup=0.0, lr_floor=1.0, ema_rate=1.0,
             learn_padding=True, max_norm=1.0,
         )

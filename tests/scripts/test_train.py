@@ -281,7 +281,7 @@ def test_a_full_disk_does_not_stop_a_run_but_its_end_must_be_saved(tiny, monkeyp
 
 
 def test_a_curve_that_cannot_be_drawn_does_not_undo_the_training(tiny, monkeypatch, capsys):
-    def full(run):
+    def full(folder, rows):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(training, "plot", full)
