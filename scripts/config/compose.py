@@ -30,12 +30,11 @@ from .inherit import inherit
 from .intent import Typed
 from .mixing import keep_own
 from .overrides import RESOLVER, SCRATCH, choice, is_group, parse, put
-from .top import TOP, inside
+from .top import HOME, TOP, files_of, inside
 from .wording import covered, worded
 from .words import flags
 
 log = logging.getLogger("rheo")
-HOME = Path(__file__).resolve().parents[2] / "configs"
 SHARED = ("seed", "device", "threads", "fast")  # of both acts of the demo
 USAGE = {
     "demo": f"""\
@@ -177,11 +176,7 @@ def recorded_in(overrides: list[Override]) -> list[str]:
         env_id, alike = played_in(named[-1])
     except ValueError:  # the checks say what is wrong with the file
         return []
-    found = [
-        file.stem
-        for file in sorted((HOME / "env").glob("*.yaml"))
-        if env_id is not None and f"id: {env_id}" in file.read_text().splitlines()
-    ]
+    found = [] if env_id is None else files_of(env_id)
     if found and not alike:
         text = "data=%s tells %s, which has other sizes here: the run is not evaluated there"
         log.warning(text, named[-1], env_id)

@@ -17,7 +17,7 @@ from rheo.errors import RheoError, command, nearest
 from ..health import SIGNS
 from ..store.where import existing, shown
 from . import schema
-from .top import inside
+from .top import files_of, inside
 
 COUNTS = {"steps", "log_every", "eval_every", "save_every", "episodes", "horizon", "execute"} | {
     *("obs_steps", "num_envs", "batch_size", "width", "depth", "heads", "members", "particles"),
@@ -147,14 +147,16 @@ def environment(tree: dict[str, Any]) -> list[str]:
         return []
     if ":" in name:
         return plugin(name)
-    from gymnasium import registry  # takes 0.1 s; imports neither torch nor mujoco
-
-    if name in registry:
-        return []
     module, package = home(name)
     if module != "gymnasium":
         found = importlib.util.find_spec(module) is not None
         return [] if found else [f"env.id={name!r}: needs a package: {pip_install(package)}"]
+    if files_of(name):
+        return []
+    from gymnasium import registry  # takes 0.1 s; imports neither torch nor mujoco
+
+    if name in registry:
+        return []
     return [f"env.id={name!r}: no such environment{suggest(name, list(registry))}"]
 
 

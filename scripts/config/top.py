@@ -1,8 +1,10 @@
 """The top-level keys of a configuration with the types of their values, and what is fixed."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+HOME = Path(__file__).resolve().parents[2] / "configs"
 NODE = "dict | None"
 TOP = {
     "algo": "dict",
@@ -44,3 +46,9 @@ def inside(tree: Mapping[str, Any], place: str) -> Any:
     for key in place.split("."):
         node = node.get(key) if isinstance(node, Mapping) else None
     return node
+
+
+def files_of(env_id: str) -> list[str]:
+    """The names of the files of configs/env that have this environment."""
+    files = sorted((HOME / "env").glob("*.yaml"))
+    return [file.stem for file in files if f"id: {env_id}" in file.read_text().splitlines()]
