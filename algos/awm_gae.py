@@ -1,5 +1,6 @@
 """Advantage weighted matching on policy; FPO, FPO++ and DiffusionNFT are settings of it."""
 
+import logging
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
@@ -13,7 +14,13 @@ from . import losses
 from .losses import Reduction, Surrogate, TimeWeight
 from .onpolicy import OnPolicy, Rows, ratio_metrics
 
+log = logging.getLogger("rheo")
 T_MIN, T_MAX = 0.02, 0.98
+NOISY = (
+    "algo.weighting=%s: this policy predicts the noise, and as an error of velocity or action its "
+    "error is divided by the little of the action that x holds at early times: gradients grow by "
+    "orders of magnitude and may end the run; algo.weighting=data2 weighs the error of the noise"
+)
 
 
 @dataclass(eq=False)
@@ -78,6 +85,8 @@ class AWMGAE(OnPolicy):
                 f"algo.trust_coef={self.trust_coef} + algo.anchor_coef={self.anchor_coef} below "
                 "algo.advantage_max with algo.ratio=none",
             )
+        if self.policy.prediction == "eps" and self.weighting != "data2":
+            log.warning(NOISY, self.weighting)
         self.fast = clone(self.policy) if self.trust_coef > 0 else None
         self.base = clone(self.policy) if self.anchor_coef > 0 else None
         super().__post_init__()

@@ -484,3 +484,22 @@ def test_an_error_above_its_limit_says_no_more(flow, learner):
     algo.surrogates(met._replace(velocity=velocity), t).sum().backward()
     assert velocity.grad is not None
     assert torch.equal(velocity.grad.flatten(2).any(-1), ~beyond)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "weighting", "told"),
+    [
+        ("eps", "noise2", True),
+        ("eps", "uniform", True),
+        ("eps", "data2", False),
+        ("v", "noise2", 0),
+    ],
+)
+def test_weights_under_which_a_noise_prediction_explodes_are_told(
+    flow, learner, caplog, prediction, weighting, told
+):
+    torch.manual_seed(0)
+    policy = flow(2, 2, 1, steps=4, path="cosine", prediction=prediction)
+    with caplog.at_level("WARNING", logger="rheo"):
+        learner("awm_gae", 2, 2, policy=policy, weighting=weighting)
+    assert ("algo.weighting=data2 weighs" in caplog.text) is bool(told)
