@@ -178,15 +178,3 @@ class RFM(Estimation, BestOf, Averaged):
             self.policy, self.critic, obs, replay_action, draws, temperature, self.spread,
             self.executed,
         )  # fmt: skip
-
-    def velocity_target(
-        self, obs: Tensor, x: Tensor, t: Tensor, velocity: Tensor, uniform: Tensor, T: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """v = A' E[a|x] + B' E[eps|x] [R, Tp, Da], metrics, and Q's within-state deviation []."""
-        return self.reverse.target(
-            self.policy, self.critic, obs, x, t, velocity, uniform, T, self.spread
-        )
-
-    def own_draws(self) -> int:
-        """Number of particles that the self-proposal draws, leading in N."""
-        return self.reverse.own_draws()

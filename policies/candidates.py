@@ -53,11 +53,6 @@ def selected(
     return drawn(score, float(temperature), generator)
 
 
-def best(policy: Any, critic: Any, obs: Tensor, noise: Tensor) -> Tensor:
-    """The policy's action with the largest minimum Q among noise [N, M, Tp, Da]: [N, Tp, Da]."""
-    return choose(critic, obs, policy.act(obs, noise))
-
-
 @torch.no_grad()
 def sample(
     policy: Any,

@@ -22,7 +22,7 @@ class FewStepPolicy(FlowPolicy):
     x, so that x_s = x_t + (s - t) u(x_t, t, s) is exact for steps of any length (shortcut models
     arXiv:2410.12557, mean flows arXiv:2505.13447); u(x, t, t) is the velocity. A transition of a
     grid is one such step, in `act`, `step`, `rollout` and `chain_logp` alike, and nothing else
-    differs from `FlowPolicy`: `velocity`, `pred`, `match` and `regress` ask at s = t.
+    differs from `FlowPolicy`: `velocity`, `pred` and `match` ask at s = t.
 
     The network's own embedding of t is summed with a second one of the length s - t, whose last
     layer starts at zero: a fresh policy is the plain flow of its network. Both embeddings should be

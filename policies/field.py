@@ -297,14 +297,6 @@ class Field(nn.Module):
         target = {"v": c.da * a + c.db * noise, "eps": noise, "a": a}[space]
         return (value - target).square()
 
-    def regress(self, obs: Tensor, x: Tensor, t: Tensor, target_v: Tensor) -> Tensor:
-        """Squared distance of v(x, t | obs) to given targets, per sample [...]: mean over T * Da.
-
-        x and target_v [..., T, Da] in normalised units, t [...].
-        """
-        feat = self.features(expand_lead(obs, x.ndim - 2, 1))
-        return (self.velocity(x, t, feat) - target_v).square().mean((-1, -2))
-
 
 def _refuse_capped(kind: str, clip_x: bool, clip_a: bool) -> None:
     """Raises ValueError for settings under which a tanh would cap actions inside their box."""

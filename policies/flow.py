@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import draw, paths
 from .field import Field, Place
-from .nets import clone, expand_lead
+from .nets import expand_lead
 from .paths import Coefficients
 
 StdFn = Callable[[Tensor, Tensor], Tensor]  # (obs [..., O], t [K]) -> std, to [..., K, T, Da]
@@ -234,10 +234,6 @@ class FlowPolicy(Field):
             raise ValueError(f"std floor {std_fn}: a transition without noise has no density")
         if censored and self.squash != "clip":
             raise ValueError("a censored likelihood is of clipped actions; use policy.squash=clip")
-
-    def clone(self, frozen: bool = True) -> "FlowPolicy":
-        """A copy to act as target, anchor or average; a frozen one takes no gradient."""
-        return clone(self, frozen)
 
 
 def log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -61,10 +61,6 @@ class Path(Protocol):
 
     def coefficients(self, t: Tensor) -> Coefficients: ...
 
-    def time_at(self, ratio: Tensor) -> Tensor:
-        """The time where `A / B` equals `ratio` (the root of the signal-to-noise ratio)."""
-        ...
-
     def times(
         self, steps: int, device: torch.device | None = None, grid: Grid = "uniform"
     ) -> Tensor: ...
@@ -79,9 +75,6 @@ class Linear(nn.Module):
     def coefficients(self, t: Tensor) -> Coefficients:
         one = torch.ones_like(t)
         return Coefficients(t, 1 - t, one, -one)
-
-    def time_at(self, ratio: Tensor) -> Tensor:
-        return ratio / (1 + ratio)
 
     def times(
         self, steps: int, device: torch.device | None = None, grid: Grid = "uniform"
@@ -99,9 +92,6 @@ class Cosine(nn.Module):
         angle = t * (math.pi / 2)
         a, b = angle.sin(), angle.cos()
         return Coefficients(a, b, b * (math.pi / 2), a * (-math.pi / 2))
-
-    def time_at(self, ratio: Tensor) -> Tensor:
-        return ratio.atan() * (2 / math.pi)
 
     def times(
         self, steps: int, device: torch.device | None = None, grid: Grid = "uniform"
@@ -145,13 +135,6 @@ class Betas(nn.Module):
         angle = table[left] + (place - left) * step
         a, b, slope = angle.sin(), angle.cos(), step * self.levels
         return Coefficients(*(value.to(t.dtype) for value in (a, b, b * slope, -a * slope)))
-
-    def time_at(self, ratio: Tensor) -> Tensor:
-        table = self.angle.double()
-        angle = ratio.double().atan().clamp(float(table[0]), float(table[-1]))
-        left = (torch.searchsorted(table, angle) - 1).clamp(0, self.levels - 1)
-        place = left + (angle - table[left]) / (table[left + 1] - table[left])
-        return (place / self.levels).to(ratio.dtype)
 
     def times(
         self, steps: int, device: torch.device | None = None, grid: Grid = "uniform"
@@ -258,20 +241,6 @@ def velocity(kind: Prediction, value: Tensor, x: Tensor, c: Coefficients, floor:
     if kind == "eps":
         return (c.da * x + c.det * value) / c.a.clamp(min=floor)
     return (c.db * x - c.det * value) / c.b.clamp(min=floor)
-
-
-def change_path(x: Tensor, t: Tensor, source: Path, target: Path) -> tuple[Tensor, Tensor]:
-    """The point (x', t') of `target` where E[a | x'] equals E[a | x] at (x, t) of `source`.
-
-    E[a | x] depends on (x / A, A / B) only, so t' has the same A / B and x' is x rescaled. The
-    factor is written with sqrt(A^2 + B^2), which is never zero, instead of A. x [..., T, Da], t
-    of x's leading shape.
-    """
-    c = source.coefficients(t)
-    t_new = target.time_at(c.a / c.b)
-    c_new = target.coefficients(t_new)
-    factor = torch.hypot(c_new.a, c_new.b) / torch.hypot(c.a, c.b)
-    return x * factor[..., None, None], t_new
 
 
 def _spaced(steps: int, device: torch.device | None, grid: Grid) -> Tensor:

@@ -175,9 +175,8 @@ def test_the_target_velocity_meets_the_closed_form_of_a_gaussian(flow, settings)
     t = torch.linspace(0.3, 0.95, rows)
     x = (0.3 * t)[:, None, None] + 0.1
     uniform = torch.rand((4096, rows, 1), generator=generator)
-    got, _, _ = algo.velocity_target(
-        torch.zeros(rows, 1), x, t, torch.zeros_like(x), uniform, torch.tensor(1.0)
-    )
+    parts = torch.zeros(rows, 1), x, t, torch.zeros_like(x), uniform, torch.tensor(1.0)
+    got, _, _ = algo.reverse.target(policy, algo.critic, *parts, algo.spread)
     spread = t**2 * 0.09 + (1 - t) ** 2
     exact = 0.3 + (t * 0.09 - (1 - t)) / spread * (x[:, 0, 0] - 0.3 * t)
     error = (got[:, 0, 0] - exact).abs()
@@ -240,7 +239,7 @@ def test_the_td_target_uses_discount_and_the_pessimistic_target_critic(flow, set
 def test_the_self_proposal_counts_its_prior_draws(flow, critic, settings, generator):
     values = settings("rfm_box", particles=16, self_share=0.7)
     algo = RFM(flow(1, 2), critic(1, 2), generator, **values)
-    assert algo.own_draws() == 11
+    assert algo.reverse.own_draws() == 11
     low, high = torch.full((1, 2), -1.0), torch.full((1, 2), 1.0)
     uniform = torch.full((16, 1, 2), 0.5)
     draw = estimators.propose_self(

@@ -49,9 +49,8 @@ def test_the_target_is_the_posterior_mean_of_the_noise_on_the_box(agent, generat
     t = torch.tensor([0.1, 0.4, 0.7, 0.9])
     x = torch.tensor([-0.9, 0.2, 0.8, 0.5])[:, None, None]
     uniform = algo.reverse.draw(algo.policy, 4, generator).uniform
-    velocity, *_ = algo.velocity_target(
-        torch.zeros(4, 1), x, t, torch.zeros_like(x), uniform, torch.tensor(T)
-    )
+    parts = torch.zeros(4, 1), x, t, torch.zeros_like(x), uniform, torch.tensor(T)
+    velocity, *_ = algo.reverse.target(algo.policy, algo.critic, *parts, algo.spread)
     for row in range(4):
         A, B, dA, dB = (float(c[row]) for c in algo.policy.path.coefficients(t))
         point = x[row].item()
@@ -72,7 +71,8 @@ def test_the_loss_is_the_squared_error_of_the_predicted_noise_from_replayed_acti
     loss, *_ = algo.policy_loss(obs, action, draws, heat)
     c = algo.policy.path.coefficients(draws.t).over_chunk()
     x = c.a * action + c.b * draws.noise
-    target, *_ = algo.velocity_target(obs, x, draws.t, torch.zeros_like(x), draws.uniform, heat)
+    parts = obs, x, draws.t, torch.zeros_like(x), draws.uniform, heat
+    target, *_ = algo.reverse.target(algo.policy, algo.critic, *parts, algo.spread)
     aim = (c.a * target - c.da * x) / c.det
     guess = algo.policy.net(x, algo.policy.net.embed(draws.t), algo.policy.features(obs))
     assert loss.item() == pytest.approx((guess - aim).square().mean().item(), rel=1e-3)

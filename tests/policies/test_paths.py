@@ -65,32 +65,6 @@ def test_conversions_stay_finite_at_both_ends(kind, name, levels):
         assert form.isfinite().all()
 
 
-def test_a_cosine_model_is_driven_as_a_rectified_flow():
-    """0.T3: the Gaussian denoiser gives the same data prediction at the moved point."""
-    mu, spread, x = 0.4, 0.5, torch.tensor([0.3, -0.8, 0.9], dtype=F64)[:, None, None]
-    t = torch.tensor([0.1, 0.5, 0.9], dtype=F64)
-    cosine, linear = paths.Cosine(), paths.Linear()
-    x_new, t_new = paths.change_path(x, t, cosine, linear)
-    expected = torch.tensor([0.1367, 0.5000, 0.8633], dtype=F64)
-    torch.testing.assert_close(t_new, expected, rtol=0, atol=5e-5)
-
-    def data(x, c):
-        return mu + c.a * spread**2 / (c.a**2 * spread**2 + c.b**2) * (x - c.a * mu)
-
-    before = data(x, cosine.coefficients(t).over_chunk())
-    after = data(x_new, linear.coefficients(t_new).over_chunk())
-    torch.testing.assert_close(after, before, rtol=0, atol=1e-10)
-    back, t_back = paths.change_path(x_new, t_new, linear, cosine)
-    torch.testing.assert_close(back, x, rtol=0, atol=1e-10)
-    torch.testing.assert_close(t_back, t, rtol=0, atol=1e-10)
-
-
-def test_time_at_inverts_the_table_of_betas():
-    path, t = paths.make_path("betas", 40), torch.tensor([0.01, 0.325, 0.99], dtype=F64)
-    c = path.coefficients(t)
-    torch.testing.assert_close(path.time_at(c.a / c.b), t, rtol=0, atol=1e-9)
-
-
 def test_beta_levels_equal_the_cumulative_product_even_where_betas_were_clipped():
     betas = paths.cosine_betas(20)
     assert betas.max() == 0.999
