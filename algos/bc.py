@@ -9,7 +9,7 @@ from torch import Tensor
 from ..envs.batch import Batch, Windows
 from ..policies.field import chunk_mean
 from ..policies.flow import FlowPolicy
-from ..policies.gaussian import Gaussian, log_density
+from ..policies.heads import Gaussian, log_density
 from .cloning import Cloning
 from .losses import matching_draws, refuse_jumps
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..envs.batch import Batch
 from ..policies import draw
-from ..policies.deterministic import Deterministic
+from ..policies.heads import Deterministic
 from ..policies.nets import clone, lerp_
 from .offpolicy import OffPolicy
 from .optim import frozen, step

@@ -12,7 +12,7 @@ from ..envs.batch import Batch, Coded
 from ..policies.coded import NoiseMap
 from ..policies.critics import QEnsemble
 from ..policies.flow import FlowPolicy
-from ..policies.gaussian import TanhGaussian
+from ..policies.heads import TanhGaussian
 from ..policies.nets import clone, lerp_
 from ..policies.relative import Relative
 from .contract import World

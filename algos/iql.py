@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
-from ..policies.gaussian import Gaussian
+from ..policies.heads import Gaussian
 from .expectile import Implicit
 from .losses import Draws, exp_weight, matching_draws
 from .matching import Matching

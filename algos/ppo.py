@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Choice
-from ..policies.gaussian import Gaussian
+from ..policies.heads import Gaussian
 from .onpolicy import OnPolicy, Rows
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
-from ..policies.gaussian import TanhGaussian
+from ..policies.heads import TanhGaussian
 from .offpolicy import OffPolicy
 from .optim import frozen, step
 from .temperature import Temperature

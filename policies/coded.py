@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from . import draw
 from .critics import QEnsemble
-from .gaussian import TanhGaussian
+from .heads import TanhGaussian
 from .normalize import Normalizer
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .nets import Stack, activation_fn, expand_lead
-from .normalize import Normalizer
+from .normalize import Normalizer, statistics
 
 BLOCK_ROWS = 2048  # of a hidden layer at a time: 2 MiB at width 256
 
@@ -36,7 +36,7 @@ class QEnsemble(nn.Module):
         activation: str,
     ):
         super().__init__()
-        self.obs_norm = Normalizer(obs_dim, kind="none") if obs_norm is None else obs_norm
+        self.obs_norm = statistics(obs_dim, obs_norm)
         if members < 1 or depth < 1:
             raise ValueError(f"members={members}, depth={depth}: both must be at least 1")
         self.members, self.width = members, width
@@ -106,7 +106,7 @@ class Value(nn.Module):
         activation: str,
     ):
         super().__init__()
-        self.obs_norm = Normalizer(obs_dim, kind="none") if obs_norm is None else obs_norm
+        self.obs_norm = statistics(obs_dim, obs_norm)
         self.net = Stack([obs_dim] + [width] * depth + [1], activation, layer_norm)
 
     def forward(self, obs: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Random numbers from a generator, or from one that gives every row its own."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,13 @@ def normal(
     if own is not None:
         return own(tuple(shape)).to(device=device, dtype=dtype or torch.get_default_dtype())
     return torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+
+def chunks(policy: Any, lead: int | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise [*lead, T, Da] on a policy's device and in its precision."""
+    shape = (lead,) if isinstance(lead, int) else tuple(lead)
+    where, size = next(policy.parameters()), (policy.horizon, policy.action_dim)
+    return normal((*shape, *size), generator, device=where.device, dtype=where.dtype)
 
 
 def exponential(like: Tensor, generator: torch.Generator | None) -> Tensor:

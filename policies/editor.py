@@ -1,20 +1,19 @@
 """A Gaussian that edits actions of another policy."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .gaussian import TanhGaussian
+from .heads import OnePass, TanhGaussian
 from .nets import expand_lead
 from .normalize import Normalizer
 
 
-class Editor(nn.Module):
+class Editor(OnePass):
     """a -> clip(a + scale delta), delta ~ tanh-Gaussian of (obs, a) (EXPO, arXiv:2507.07986).
 
     obs [..., O], actions and noise [..., T, Da], log densities [...] of delta, summed over T * Da,
     or over the first `executed` steps of T alone. The last layer starts near zero, so the first
     edits are small and centred. scale 0 never edits. Raises ValueError for a negative scale.
-    obs_norm: statistics of the observations.
     """
 
     def __init__(
@@ -31,20 +30,15 @@ class Editor(nn.Module):
         log_std_min: float,
         log_std_max: float,
     ):
-        super().__init__()
+        super().__init__(obs_dim, action_dim, horizon, obs_norm)
         if scale < 0:
             raise ValueError(f"scale={scale}: the largest edit in action units, at least 0")
-        self.obs_norm = Normalizer(obs_dim, kind="none") if obs_norm is None else obs_norm
         self.scale = scale
         self.delta = TanhGaussian(
             obs_dim + horizon * action_dim, action_dim, horizon, width=width, depth=depth,
             activation=activation, log_std_min=log_std_min, log_std_max=log_std_max,
         )  # fmt: skip
         self.delta.begin(log_std=-1.0)
-
-    def noise(self, lead: int | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        """Standard normal noise [*lead, T, Da] for `edit`."""
-        return self.delta.noise(lead, generator)
 
     def edit(
         self, obs: Tensor, action: Tensor, noise: Tensor, executed: int | None = None

@@ -112,10 +112,7 @@ class Field(nn.Module):
 
     def noise(self, lead: int | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         """Standard normal points at t = 0, [*lead, T, Da]."""
-        shape = (lead,) if isinstance(lead, int) else tuple(lead)
-        where = next(self.net.parameters())
-        size = (*shape, self.horizon, self.action_dim)
-        return draw.normal(size, generator, device=where.device, dtype=where.dtype)
+        return draw.chunks(self, lead, generator)
 
     def start(self, lead: int | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         """Points at t = 0 for deployed actions: noise times `deploy_scale`, [*lead, T, Da]."""

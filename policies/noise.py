@@ -4,15 +4,16 @@ import math
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .heads import OnePass
 from .nets import Stack, TimeEmbedding, zero_
 from .normalize import Normalizer
 
 HELD, KEPT = 0.35, 0.3  # learn_decay: share of the run at full width, and how much of min stays
 
 
-class NoiseNet(nn.Module):
+class NoiseNet(OnePass):
     """std(obs, t) within bounds, for the transitions of `FlowPolicy.rollout` (arXiv:2505.22094).
 
     log var = lv_min + (lv_max - lv_min) (tanh z + 1) / 2 with z from a tanh network on the
@@ -39,13 +40,11 @@ class NoiseNet(nn.Module):
         schedule: Literal["const", "learn", "learn_decay"],
         tuned_steps: int | None,
     ):
-        super().__init__()
+        super().__init__(obs_dim, action_dim, horizon, obs_norm)
         if not 0 < std_min <= std_max:
             raise ValueError(f"std_min={std_min} must be positive and at most std_max={std_max}")
         if schedule not in ("const", "learn", "learn_decay"):
             raise ValueError(f"schedule={schedule!r}: choose const, learn or learn_decay")
-        self.obs_norm = Normalizer(obs_dim, kind="none") if obs_norm is None else obs_norm
-        self.horizon, self.action_dim = horizon, action_dim
         self.std_min, self.std_max = std_min, std_max
         self.schedule, self.tuned_steps = schedule, tuned_steps
         self.times = TimeEmbedding(width)

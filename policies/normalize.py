@@ -118,6 +118,11 @@ class Normalizer(nn.Module):
         return f"{self.dim}, kind={self.kind}, feature={self.feature}"
 
 
+def statistics(dim: int, given: Normalizer | None) -> Normalizer:
+    """The given statistics, or the identity where there are none."""
+    return Normalizer(dim, kind="none") if given is None else given
+
+
 def _read_ready(module: nn.Module, _keys: Any) -> None:
     assert isinstance(module, Normalizer)
     module.ready = bool(module.fitted)

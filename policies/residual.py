@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from .critics import Value
-from .gaussian import Gaussian
+from .heads import Gaussian, OnePass
 from .nets import zero_
-from .normalize import Normalizer
+from .normalize import Normalizer, statistics
 
 
-class Head(nn.Module):
+class Head(OnePass):
     """delta ~ N(mean(obs, a_b, phase), std^2), one step at a time (ResiP, arXiv:2407.16677).
 
     seen [..., O + Da + 1] as `envs.residual.Residual` gives it; obs_norm acts on its first O
@@ -28,8 +28,7 @@ class Head(nn.Module):
         activation: str,
         std: float,
     ):
-        super().__init__()
-        self.obs_norm = Normalizer(obs_dim, kind="none") if obs_norm is None else obs_norm
+        super().__init__(obs_dim, action_dim, 1, obs_norm)
         self.gaussian = Gaussian(
             obs_dim + action_dim + 1, action_dim, 1, width=width, depth=depth,
             activation=activation, std=std,
@@ -38,8 +37,7 @@ class Head(nn.Module):
 
     def sample(self, seen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A correction of N observations and its log density."""
-        noise = self.gaussian.noise(len(seen), generator)
-        return self.gaussian.sample(normal(self.obs_norm, seen), noise)
+        return self.gaussian.sample(normal(self.obs_norm, seen), self.noise(len(seen), generator))
 
     def log_prob(self, seen: Tensor, delta: Tensor) -> Tensor:
         """Log density [...] of corrections, differentiable in the network."""
@@ -65,7 +63,7 @@ class HeadValue(nn.Module):
         activation: str,
     ):
         super().__init__()
-        self.obs_norm = Normalizer(obs_dim, kind="none") if obs_norm is None else obs_norm
+        self.obs_norm = statistics(obs_dim, obs_norm)
         self.value = Value(
             obs_dim + action_dim + 1, width=width, depth=depth, layer_norm=layer_norm,
             activation=activation,

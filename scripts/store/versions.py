@@ -3,7 +3,12 @@
 from typing import Any
 
 # where classes are today that older runs name elsewhere
-MOVED = {"rheo.algos.velocity.Reverse": "rheo.algos.reverse.Reverse"}
+MOVED = {
+    "rheo.algos.velocity.Reverse": "rheo.algos.reverse.Reverse",
+    "rheo.policies.deterministic.Deterministic": "rheo.policies.heads.Deterministic",
+    "rheo.policies.gaussian.Gaussian": "rheo.policies.heads.Gaussian",
+    "rheo.policies.gaussian.TanhGaussian": "rheo.policies.heads.TanhGaussian",
+}
 # keys without which older runs were made, with the values that do what those runs did
 ADDED = {
     "rheo.algos.awm_gae.AWMGAE": {"reduction": "mean", "error_max": None},

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from rheo.policies.critics import QEnsemble
-from rheo.policies.deterministic import Deterministic
 from rheo.policies.fewstep import FewStepPolicy
 from rheo.policies.flow import FlowPolicy
-from rheo.policies.gaussian import Gaussian
+from rheo.policies.heads import Deterministic, Gaussian
 from rheo.policies.nets import MLP
 from rheo.policies.normalize import Normalizer
 from rheo.scripts.assemble import make_part

@@ -6,7 +6,7 @@ import torch
 from rheo.algos.bc import BC, BCGaussian
 from rheo.algos.optim import cosine
 from rheo.envs.batch import Windows
-from rheo.policies.gaussian import Gaussian
+from rheo.policies.heads import Gaussian
 
 
 def windows(obs, action):

@@ -14,7 +14,7 @@ from rheo.envs.batch import Batch, Rollout
 from rheo.policies.coded import NoiseMap, coded_gaussian
 from rheo.policies.critics import QEnsemble
 from rheo.policies.editor import Editor
-from rheo.policies.gaussian import Gaussian, TanhGaussian
+from rheo.policies.heads import Gaussian, TanhGaussian
 from rheo.scripts.assemble import Sizes, make_algo
 from rheo.scripts.config.compose import compose
 

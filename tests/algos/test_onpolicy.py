@@ -10,7 +10,7 @@ from rheo.algos import losses
 from rheo.algos.onpolicy import ratio_metrics
 from rheo.envs.batch import Rollout
 from rheo.errors import RheoError
-from rheo.policies.gaussian import Gaussian
+from rheo.policies.heads import Gaussian
 from rheo.policies.noise import NoiseNet
 
 NAMES = ["ppo", "reinflow", "dppo", "awm_gae"]

@@ -9,7 +9,7 @@ from torch import nn
 
 from rheo.algos.sac import SAC
 from rheo.envs.batch import Batch
-from rheo.policies.gaussian import TanhGaussian
+from rheo.policies.heads import TanhGaussian
 
 
 def gaussian(obs_dim=1, action_dim=1, width=32):

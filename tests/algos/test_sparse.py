@@ -7,7 +7,7 @@ import torch
 
 from rheo.algos.gae import tells
 from rheo.envs.batch import Rollout
-from rheo.policies.gaussian import Gaussian
+from rheo.policies.heads import Gaussian
 
 NAMES = ["ppo", "reinflow", "dppo", "awm_gae", "fpo", "fpo_pp", "resip"]
 LEARN = {"epochs": 2, "minibatch": 100, "policy_lr": 1e-3, "value_lr": 1e-3, "lr_floor": 1.0}

@@ -2,7 +2,7 @@
 
 import torch
 
-from rheo.policies.deterministic import Deterministic
+from rheo.policies.heads import Deterministic
 from rheo.policies.normalize import Normalizer
 
 

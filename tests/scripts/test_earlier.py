@@ -8,6 +8,8 @@ import pytest
 
 from rheo.scripts.cli import main
 from rheo.scripts.config.compose import load
+from rheo.scripts.config.schema import from_source
+from rheo.scripts.store.versions import MOVED, complete
 from rheo.scripts.store.where import stored
 
 EARLIER = Path(__file__).parent / "earlier"
@@ -48,3 +50,11 @@ def test_it_resumes_to_what_that_version_resumed_to(run):
         assert {key: row[key] for key in learned} == pytest.approx(
             {key: before[key] for key in learned}, rel=2e-2, abs=2e-2
         )
+
+
+@pytest.mark.parametrize("before", MOVED)
+def test_a_class_that_moved_is_found_by_its_old_name(before):
+    node = {"algo": {"policy": {"_target_": before}}}
+    complete(node)
+    target = node["algo"]["policy"]["_target_"]
+    assert target.split(".")[-1] == before.split(".")[-1] and from_source(target).keys

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rheo.policies.gaussian import Gaussian, TanhGaussian, log_tanh_slope
+from rheo.policies.heads import Gaussian, TanhGaussian, log_tanh_slope
 from rheo.policies.normalize import Normalizer
 
 

@@ -1,4 +1,4 @@
-"""Gaussian policies over action chunks: SAC's, squashed by a tanh, and the plain one of PPO."""
+"""Policies of one pass: SAC's Gaussian, squashed by a tanh, the plain one of PPO, TD3's actor."""
 
 import math
 
@@ -9,16 +9,33 @@ from torch import Tensor, nn
 from . import draw
 from .field import TANH_EDGE
 from .nets import Stack, expand_lead
-from .normalize import Normalizer
+from .normalize import Normalizer, statistics
 
 
-class TanhGaussian(nn.Module):
+class OnePass(nn.Module):
+    """What answers with chunks [..., T, Da] in one pass from an observation [..., O].
+
+    obs_norm: statistics of the observations, the identity when there are none.
+    """
+
+    def __init__(
+        self, obs_dim: int, action_dim: int, horizon: int, obs_norm: Normalizer | None
+    ) -> None:
+        super().__init__()
+        self.obs_norm = statistics(obs_dim, obs_norm)
+        self.action_dim, self.horizon = action_dim, horizon
+
+    def noise(self, lead: int | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        """Standard normal noise [*lead, T, Da]."""
+        return draw.chunks(self, lead, generator)
+
+
+class TanhGaussian(OnePass):
     """a = tanh(mean(obs) + std(obs) noise) in [-1, 1] (SAC, arXiv:1812.05905).
 
     The log standard deviation is squashed smoothly into [log_std_min, log_std_max]. obs [..., O],
     noise and actions [..., T, Da], log densities [...] summed over T * Da, or over the first
-    `executed` steps of T alone. obs_norm: statistics of the observations, the identity when there
-    are none.
+    `executed` steps of T alone.
     """
 
     def __init__(
@@ -34,17 +51,11 @@ class TanhGaussian(nn.Module):
         log_std_min: float,
         log_std_max: float,
     ):
-        super().__init__()
+        super().__init__(obs_dim, action_dim, horizon, obs_norm)
         if log_std_min >= log_std_max:
             raise ValueError(f"log_std_min={log_std_min} must be below log_std_max={log_std_max}")
-        self.obs_norm = Normalizer(obs_dim, kind="none") if obs_norm is None else obs_norm
-        self.obs_dim, self.action_dim, self.horizon = obs_dim, action_dim, horizon
         self.log_std_min, self.log_std_max = log_std_min, log_std_max
         self.net = Stack([obs_dim] + [width] * depth + [2 * horizon * action_dim], activation)
-
-    def noise(self, lead: int | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        """Standard normal noise [*lead, T, Da] for `sample`."""
-        return normal_noise(self, lead, generator)
 
     @torch.no_grad()
     def begin(self, log_std: float) -> None:
@@ -93,14 +104,13 @@ class TanhGaussian(nn.Module):
         return self(obs)[0].tanh()
 
 
-class Gaussian(nn.Module):
+class Gaussian(OnePass):
     """a ~ N(mean(obs), std^2) with one learned std per action dimension (PPO, arXiv:1707.06347).
 
     The density is that of the raw action; whoever acts clips it to [-1, 1], so recorded actions on
     the border have a density like all others. obs [..., O], noise and actions [..., T, Da], log
     densities [...] summed over T * Da, or over the first `executed` steps of T alone. std: at the
-    start. obs_norm: statistics of the observations,
-    the identity when there are none.
+    start.
     """
 
     def __init__(
@@ -115,18 +125,12 @@ class Gaussian(nn.Module):
         activation: str,
         std: float,
     ):
-        super().__init__()
+        super().__init__(obs_dim, action_dim, horizon, obs_norm)
         if std <= 0:
             raise ValueError(f"std={std} must be positive")
-        self.obs_norm = Normalizer(obs_dim, kind="none") if obs_norm is None else obs_norm
-        self.obs_dim, self.action_dim, self.horizon = obs_dim, action_dim, horizon
         self.net = Stack([obs_dim] + [width] * depth + [horizon * action_dim], activation)
         self.net.scale_outlet(0.01)  # starts near the middle of the box
         self.log_std = nn.Parameter(torch.full((horizon, action_dim), math.log(std)))
-
-    def noise(self, lead: int | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        """Standard normal noise [*lead, T, Da] for `sample`."""
-        return normal_noise(self, lead, generator)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of the raw action, each [..., T, Da]."""
@@ -153,14 +157,29 @@ class Gaussian(nn.Module):
         return self(obs)[0].clamp(-1, 1)
 
 
-def normal_noise(
-    policy: TanhGaussian | Gaussian, lead: int | tuple[int, ...], generator: torch.Generator | None
-) -> Tensor:
-    """Standard normal noise [*lead, T, Da] on the policy's device and in its precision."""
-    shape = (lead,) if isinstance(lead, int) else tuple(lead)
-    where = next(policy.parameters())
-    size = (*shape, policy.horizon, policy.action_dim)
-    return draw.normal(size, generator, device=where.device, dtype=where.dtype)
+class Deterministic(OnePass):
+    """a = tanh(net(obs)) in [-1, 1] (arXiv:1802.09477): forward(obs [..., O]) -> [..., T, Da].
+
+    depth hidden layers of `width`.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        horizon: int,
+        obs_norm: Normalizer | None = None,
+        *,
+        width: int,
+        depth: int,
+        activation: str,
+    ):
+        super().__init__(obs_dim, action_dim, horizon, obs_norm)
+        self.net = Stack([obs_dim] + [width] * depth + [horizon * action_dim], activation)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        raw = self.net(self.obs_norm(obs))
+        return raw.unflatten(-1, (self.horizon, self.action_dim)).tanh()
 
 
 def log_density(noise: Tensor, log_std: Tensor) -> Tensor:
