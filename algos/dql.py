@@ -49,7 +49,7 @@ class DQL(Matching):
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and one policy step; metrics are 0-d."""
         anneal(self.critic_opt, self.critic_lr, self.begin(), self.lr_floor)
-        parts = self.average, batch.next_obs, self.target_candidates, self.generator
+        parts = self.average, len(batch.obs), self.target_candidates, self.generator
         loss, metrics = self.critic_loss(batch, candidate_noise(*parts))
         self.learn_critic(loss, self.max_norm)
         with frozen(self.critic):

@@ -96,7 +96,7 @@ class Guided(Matching):
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and one policy step; metrics are 0-d."""
         anneal(self.critic_opt, self.critic_lr, self.begin(), self.lr_floor)
-        parts = self.average, batch.next_obs, self.target_candidates, self.generator
+        parts = self.average, len(batch.obs), self.target_candidates, self.generator
         next_action = self.sampled(self.average, batch.next_obs, candidate_noise(*parts))
         loss, metrics = self.critic_loss(batch, next_action)
         step(self.critic_opt, loss)

@@ -60,15 +60,17 @@ class BestOf(OffPolicy):
     deploy_candidates: int
     deploy_temperature: float
 
-    def heat(self) -> float:
-        """The temperature of the choice in units of Q; 0 takes the best."""
-        return self.deploy_temperature
+    def unit(self) -> float:
+        """What deploy_temperature is in units of."""
+        return 1.0
 
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """A chosen sample of the deployed policy, [N, T, Da]."""
-        policy, chosen = self.deployed(), (self.deploy_candidates, self.heat())
+        policy, count, heat = self.deployed(), self.deploy_candidates, self.deploy_temperature
+        if count > 1 and heat > 0:
+            heat *= self.unit()
         eta = policy.eta if self.noisy_steps else 0.0
-        return sample(policy, self.critic, obs, generator, *chosen, eta=eta)
+        return sample(policy, self.critic, obs, generator, count, heat, eta)
 
     def deploy_one(self) -> int:
         candidates, self.deploy_candidates = self.deploy_candidates, 1

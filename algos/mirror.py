@@ -107,7 +107,7 @@ class Mirror(BestOf, Averaged):
     @torch.no_grad()
     def sampled(self, policy: FlowPolicy, obs: Tensor, count: int) -> Tensor:
         """Actions of the noisy chain, [N, count, T, Da]."""
-        noise = candidate_noise(policy, obs, count, self.generator)
+        noise = candidate_noise(policy, len(obs), count, self.generator)
         return policy.drawn(obs, noise, self.generator, policy.eta)
 
     # ---------------------------------------------------------------- learning

@@ -7,8 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..policies import draw
-from ..policies.candidates import selected
+from ..policies.candidates import candidate_noise, choose, race
 from . import estimators
 from .losses import row_times
 
@@ -141,10 +140,8 @@ class Reverse(Estimation):
         """Randomness of a policy step; times in [T_MIN, T_MAX]."""
         device = generator.device
         size = policy.horizon * policy.action_dim
-        many = self.start_candidates
-        start = policy.noise(rows * many, generator).unflatten(0, (rows, many))
-        race = many > 1 and self.choice_temperature > 0
-        waiting = draw.exponential(start[..., 0, 0], generator) if race else None
+        start = candidate_noise(policy, rows, self.start_candidates, generator)
+        waiting = race(start[..., 0, 0], self.choice_temperature, generator)
         second = policy.noise(-(-rows // SPREAD_SHARE), generator)
         noise = policy.noise(rows, generator)
         t = row_times(rows, generator, T_MIN, T_MAX)
@@ -221,9 +218,8 @@ class Reverse(Estimation):
         """The one of own [R, M, Tp, Da] that x starts from, [R, Tp, Da]."""
         if own.shape[1] == 1:
             return own[:, 0]
-        heat = 0.0 if waiting is None else self.choice_temperature * T
-        which = selected(critic, obs, policy.to_action(own), heat, waiting=waiting)
-        return own[torch.arange(len(own), device=own.device), which]
+        heat = 1.0 if waiting is None else self.choice_temperature * T
+        return choose(critic, obs, policy.to_action(own), heat, waiting, of=own)
 
     def time_weight(self, path: Any, t: Tensor) -> Tensor:
         """Weight of the squared velocity error at the times t, [R]."""

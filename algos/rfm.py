@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..envs.batch import Batch
 from ..policies import draw
-from ..policies.candidates import choose
+from ..policies.candidates import candidate_noise, choose, race
 from .matching import Averaged, BestOf
 from .returns import dual_step
 from .reverse import Draws, Estimation, Measured, Reverse
@@ -95,23 +95,21 @@ class RFM(Estimation, BestOf, Averaged):
         action = self.choose(obs, self.policy.act(obs, noise), waiting)
         return draw.jittered(action, self.explore_noise, self.generator)
 
-    def heat(self) -> float:
-        """The temperature of the choice when deployed: deploy_temperature in units of T."""
-        drawing = self.deploy_candidates > 1 and self.deploy_temperature > 0
-        return self.deploy_temperature * float(self.T()) if drawing else 0.0
+    def unit(self) -> float:
+        """deploy_temperature is in units of T."""
+        return float(self.T())
 
     def options(self, rows: int, count: int) -> tuple[Tensor, Tensor | None]:
         """What `count` candidates per row are made and chosen with: noise [N, M, Tp, Da], and
         exponential numbers [N, M] where one is drawn.
         """
-        noise = self.policy.noise(rows * count, self.generator).unflatten(0, (rows, count))
-        race = count > 1 and self.choice_temperature > 0
-        return noise, draw.exponential(noise[..., 0, 0], self.generator) if race else None
+        noise = candidate_noise(self.policy, rows, count, self.generator)
+        return noise, race(noise[..., 0, 0], self.choice_temperature, self.generator)
 
     def choose(self, obs: Tensor, action: Tensor, waiting: Tensor | None) -> Tensor:
         """The chosen one of the candidates action [N, M, Tp, Da]: [N, Tp, Da]."""
-        T = 0.0 if waiting is None else self.choice_temperature * self.T()
-        return choose(self.critic, obs, action, T, waiting=waiting)
+        heat = 1.0 if waiting is None else self.choice_temperature * self.T()
+        return choose(self.critic, obs, action, heat, waiting)
 
     # ---------------------------------------------------------------- learning
     def update(self, batch: Batch) -> dict[str, Tensor]:

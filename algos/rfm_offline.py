@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..envs.batch import Batch
 from ..policies import draw
-from ..policies.candidates import candidate_noise, choose
+from ..policies.candidates import candidate_noise, choose, race
 from .expectile import Implicit
 from .losses import matching_draws
 from .matching import Matching
@@ -59,11 +59,11 @@ class RFMOffline(Implicit, Matching):
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """One chosen of M samples of the policy, then Gaussian noise, [N, T, Da]."""
-        noise = candidate_noise(self.policy, obs, self.act_candidates, self.generator)
-        race = self.act_candidates > 1 and self.reverse.choice_temperature > 0
-        T = self.reverse.choice_temperature * float(self.T()) if race else 0.0
-        action = self.policy.act(obs, noise)
-        action = choose(self.critic, obs, action, T, self.generator)
+        rule = self.reverse.choice_temperature
+        noise = candidate_noise(self.policy, len(obs), self.act_candidates, self.generator)
+        waiting = race(noise[..., 0, 0], rule, self.generator)
+        heat = 1.0 if waiting is None else rule * self.T()
+        action = choose(self.critic, obs, self.policy.act(obs, noise), heat, waiting)
         return draw.jittered(action, self.explore_noise, self.generator)
 
     def T(self) -> Tensor:

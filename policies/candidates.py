@@ -1,7 +1,9 @@
-"""One of several samples of a policy, by what a critic says of them.
+"""One of several samples of a policy by what a critic says: acting, TD targets, deployment.
 
 N observations, M candidates, T chunk, Da action dimension. A critic is
-Q(obs [..., O], action [..., T, Da]) -> [members, ...], of which the smallest counts.
+Q(obs [..., O], action [..., T, Da]) -> [members, ...], of which the smallest counts. The best is
+taken, or one is drawn from softmax(Q / heat) (arXiv:2208.06193): the first of M that wait, each an
+exponential time divided by its weight. Who wants a temperature relative to something multiplies.
 """
 
 from typing import Any
@@ -12,45 +14,47 @@ from torch import Tensor
 from . import draw
 
 
-def candidate_noise(policy: Any, obs: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Noises [N, M, Tp, Da] for M candidate actions per observation."""
-    return policy.noise(len(obs) * count, generator).unflatten(0, (len(obs), count))
+def candidate_noise(policy: Any, rows: int, count: int, generator: torch.Generator) -> Tensor:
+    """Noises [N, M, T, Da] for M candidate actions per observation."""
+    return policy.noise(rows * count, generator).unflatten(0, (rows, count))
+
+
+def race(like: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor | None:
+    """Exponential times of `like` [..., M] that draw one; None: the best is taken, or the only one.
+
+    They may be drawn ahead of the values, so that a loss is a pure function.
+    """
+    several = temperature > 0 and like.shape[-1] > 1
+    return draw.exponential(like, generator) if several else None
 
 
 def choose(
     critic: Any,
     obs: Tensor,
     action: Tensor,
-    temperature: float | Tensor = 0.0,
-    generator: torch.Generator | None = None,
+    heat: float | Tensor = 1.0,
     waiting: Tensor | None = None,
+    of: Tensor | None = None,
 ) -> Tensor:
-    """One of the M candidates action [N, M, Tp, Da] per observation, by its minimum Q over members.
+    """One of the M candidates action [N, M, T, Da] per observation, by its minimum Q over members.
 
-    temperature 0 takes the largest (best-of-M); above 0 draws one from softmax(Q / temperature),
-    as arXiv:2208.06193 does, by adding Gumbel noise to Q / temperature. [N, Tp, Da]
-    waiting [N, M]: exponential numbers that decide the draw, where they were drawn ahead; with
-    them the temperature, then above 0, may be a tensor [].
+    waiting [N, M]: what `race` gave; heat: above 0, in units of Q, a tensor [] perhaps. of: what is
+    handed back in place of the action, in its order. [N, T, Da]
     """
+    of = action if of is None else of
     if action.shape[1] == 1:
-        return action[:, 0]
-    choice = selected(critic, obs, action, temperature, generator, waiting)
-    return action.gather(1, choice[:, None, None, None].expand(-1, 1, *action.shape[2:]))[:, 0]
+        return of[:, 0]
+    return chosen(critic(obs[:, None], action).amin(0), of, heat, waiting)
 
 
-def selected(
-    critic: Any,
-    obs: Tensor,
-    action: Tensor,
-    temperature: float | Tensor = 0.0,
-    generator: torch.Generator | None = None,
-    waiting: Tensor | None = None,
+def chosen(
+    value: Tensor, action: Tensor, heat: float | Tensor = 1.0, waiting: Tensor | None = None
 ) -> Tensor:
-    """Which of the M candidates `choose` takes, [N]."""
-    score = critic(obs[:, None], action).amin(0)
+    """The one of action [..., M, T, Da] that its value [..., M] chooses, as in `choose`."""
     if waiting is not None:
-        return raced(score, temperature, waiting)
-    return drawn(score, float(temperature), generator)
+        value = value / heat - waiting.clamp_min(1e-30).log()
+    index = value.argmax(-1)[..., None, None, None]
+    return action.gather(-3, index.expand(*index.shape[:-3], 1, *action.shape[-2:])).squeeze(-3)
 
 
 @torch.no_grad()
@@ -60,29 +64,18 @@ def sample(
     obs: Tensor,
     generator: torch.Generator,
     candidates: int = 1,
-    temperature: float = 0.0,
+    heat: float = 0.0,
     eta: float = 0.0,
 ) -> Tensor:
-    """An action per observation, chosen from `candidates` samples of the policy: [N, Tp, Da].
+    """An action per observation, chosen from `candidates` samples of the policy: [N, T, Da].
 
-    eta: share of DDPM's noise in their transitions, for a policy that acts by `FlowPolicy.drawn`.
+    heat 0 takes the best. eta: share of DDPM's noise in their transitions, for a policy that acts
+    by `FlowPolicy.drawn`.
     """
     start = policy.start(len(obs) * candidates, generator)
     start = start if candidates == 1 else start.unflatten(0, (len(obs), candidates))
     noisy = eta > 0
     action = policy.drawn(obs, start, generator, eta) if noisy else policy.act(obs, start)
-    return action if candidates == 1 else choose(critic, obs, action, temperature, generator)
-
-
-def drawn(score: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """Index [...] of a draw from softmax(score [..., P] / temperature); 0: of the largest."""
-    if temperature > 0:
-        return raced(score, temperature, draw.exponential(score, generator))
-    return score.argmax(-1)
-
-
-def raced(score: Tensor, temperature: float | Tensor, waiting: Tensor) -> Tensor:
-    """Index [...] of a draw from softmax(score / temperature): the first of P that wait, each
-    waiting [..., P], exponential with mean 1, divided by its weight.
-    """
-    return (score / temperature - waiting.clamp_min(1e-30).log()).argmax(-1)
+    if candidates == 1:
+        return action
+    return choose(critic, obs, action, heat, race(action[..., 0, 0], heat, generator))

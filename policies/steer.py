@@ -6,18 +6,16 @@ A critic is Q(obs [..., O], action [..., T, Da]) -> [members, ...], of which the
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import draw
-from .candidates import choose, drawn
+from .candidates import choose, chosen, race
 from .flow import FlowPolicy
 from .nets import expand_lead
-
-Sampler = Callable[[Tensor, Tensor, torch.Generator], Tensor]
-
 
 # ---- guided sampling ---------------------------------------------------------------------------
 
@@ -66,10 +64,8 @@ def value_guided(
         shape = (*mean.shape[:-2], particles, *mean.shape[-2:])
         kick = draw.normal(shape, generator, device=mean.device, dtype=mean.dtype)
         x = mean[..., None, :, :] + std[..., None, :, :] * kick
-        choice = drawn(worth(x), temperature, generator)
-        return x.gather(-3, choice[..., None, None, None].expand(*choice.shape, 1, *x.shape[-2:]))[
-            ..., 0, :, :
-        ]
+        value = worth(x)
+        return chosen(value, x, temperature, race(value, temperature, generator))
 
     return walked(policy, critic, obs, noise, move)
 
@@ -170,6 +166,7 @@ def climbed(critic: Any, obs: Tensor, action: Tensor, rounds: int, rate: float) 
     return best
 
 
+@dataclass(kw_only=True)
 class Settings:
     """A chain's words and their numbers.
 
@@ -178,22 +175,18 @@ class Settings:
     rounds: of "climb", rate: its actions' units per unit of the gradient.
     """
 
-    def __init__(
-        self,
-        *,
-        words: list[str],
-        n: int,
-        temperature: float,
-        weight: float,
-        particles: int,
-        tilt: float,
-        rounds: int,
-        rate: float,
-    ) -> None:
-        if n < 1 or particles < 1 or rounds < 0:
+    words: list[str]
+    n: int
+    temperature: float
+    weight: float
+    particles: int
+    tilt: float
+    rounds: int
+    rate: float
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.particles < 1 or self.rounds < 0:
             raise ValueError("steer: n and particles are at least 1, rounds at least 0")
-        self.words, self.n, self.temperature, self.weight = words, n, temperature, weight
-        self.particles, self.tilt, self.rounds, self.rate = particles, tilt, rounds, rate
 
 
 NEEDS = {  # word: what it cannot do without
@@ -258,7 +251,8 @@ class Chain:
         if "climb" in words:
             action = climbed(self.critic, obs[:, None], action, settings.rounds, settings.rate)
         temperature = settings.temperature if "soft" in words else 0.0
-        action = choose(self.critic, obs, action, temperature, generator)
+        waiting = race(action[..., 0, 0], temperature, generator)
+        action = choose(self.critic, obs, action, temperature, waiting)
         if "inpaint" in words:
             self.plan, self.running = action, torch.ones(len(obs), dtype=torch.bool)
         return action

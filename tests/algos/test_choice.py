@@ -1,5 +1,6 @@
 """One rule chooses among a policy's actions: acting, TD target, start of x and deployment."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from rheo.algos.rfm import RFM
 from rheo.algos.rfm_offline import RFMOffline
 from rheo.envs.batch import Batch
-from rheo.policies.candidates import choose
+from rheo.policies.candidates import choose, sample
 
 VALUES = torch.tensor([0.3, 1.0, -0.5, 0.7])
 ROWS = 20_000
@@ -77,9 +78,12 @@ def test_without_a_choice_temperature_the_best_is_taken_and_nothing_drawn(
 
 def test_numbers_drawn_ahead_decide_as_those_drawn_on_the_way():
     obs, action = torch.zeros(64, 1), torch.rand(64, 5, 1, 1)
-    one = choose(line(), obs, action, 0.3, torch.Generator().manual_seed(5))
+    policy = SimpleNamespace(start=lambda count, generator: action.flatten(0, 1))
+    policy.act = lambda obs, noise: noise
+    generator = torch.Generator().manual_seed(5)
+    one = sample(policy, line(), obs, generator, candidates=5, heat=0.3)
     waiting = torch.empty(64, 5).exponential_(generator=torch.Generator().manual_seed(5))
-    torch.testing.assert_close(one, choose(line(), obs, action, 0.3, waiting=waiting))
+    torch.testing.assert_close(one, choose(line(), obs, action, 0.3, waiting))
 
 
 def transitions(rows):
