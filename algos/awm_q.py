@@ -1,6 +1,6 @@
 """Advantage weighted matching against a Q-critic, off policy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -61,7 +61,7 @@ class AWMQ(Averaged):
     policy_every: critic updates per policy step.
     """
 
-    pure = ("critic_loss", "policy_loss")
+    pure = ("backup", "policy_loss")
     anchors = ("base",)
 
     steer: Settings
@@ -93,10 +93,9 @@ class AWMQ(Averaged):
         # apart from the anchor, which moves on where a run goes on from another: the critic was
         # learned from here
         self.origin = clone(policy) if self.relative else None
-        super().__post_init__()
         if self.origin is not None:
             self.critic = looking_from(self.origin, self.critic, policy.horizon, policy.action_dim)
-            self.target = clone(self.critic)
+        super().__post_init__()
         self.chain(self.critic)  # raises for words that do not go together
 
     def refuse(self) -> None:
@@ -146,9 +145,9 @@ class AWMQ(Averaged):
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and, every policy_every, one policy step; metrics are 0-d."""
         self.updates += 1
-        here, ahead = self.told(batch)
+        told = self.told(batch)
         next_action = self.chain(self.target)(batch.next_obs, self.generator)
-        loss, metrics = self.critic_loss(batch, next_action, here, ahead)
+        loss, metrics = self.backup(batch, next_action, *told)
         self.learn_critic(loss)
         if self.updates % self.policy_every == 0:
             metrics |= self.update_policy(batch.obs[: self.policy_batch])
@@ -164,21 +163,6 @@ class AWMQ(Averaged):
             return self.origin.act(batch.next_obs, noise)
 
         return told(self.critic, self.target, batch, 0, own)
-
-    def critic_loss(
-        self,
-        batch: Batch,
-        next_action: Tensor,
-        here: Sequence[Tensor] = (),
-        ahead: Sequence[Tensor] = (),
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """TD loss [] of the ensemble towards r + discount min Q'(s', a').
-
-        here, ahead: what `told` gives.
-        """
-        with torch.no_grad():
-            value = self.target(batch.next_obs, next_action, *ahead).amin(0)
-        return self.td(batch, value, here)
 
     def update_policy(self, obs: Tensor) -> dict[str, Tensor]:
         """Inner steps on one set of own samples at states [R, O]."""

@@ -102,11 +102,10 @@ class DSRL(OffPolicy):
         self.policy.requires_grad_(False)
         self.base = Frozen(self.policy, self.noise_map.to(device), actor.action_dim)
         actor.begin(log_std=0.0)
-        super().__post_init__()
         if self.relative:
             shape = self.base.horizon, actor.action_dim
             self.critic = looking_from(self.policy, self.critic, *shape)
-            self.target = clone(self.critic)
+        super().__post_init__()
         self.slow = clone(actor) if self.ema_rate < 1 else None
         if judge is not None:
             self.distill_opt = adam(judge.to(device).parameters(), self.critic_lr)

@@ -64,10 +64,9 @@ class EXPO(OffPolicy):
         self.refuse()
         policy, device = self.policy, self.generator.device
         self.editor.to(device)
-        super().__post_init__()
         if self.relative:
             self.critic = looking_from(policy, self.critic, policy.horizon, policy.action_dim)
-            self.target = clone(self.critic)
+        super().__post_init__()
         self.average, self.base_opt = clone(policy), adam(policy.parameters(), self.base_lr)
         entropy = self.entropy_per_dim * (self.executed or policy.horizon) * policy.action_dim
         self.temperature = Temperature(self.alpha, entropy, self.alpha_lr, device)

@@ -60,7 +60,7 @@ class Mirror(BestOf, Averaged):
     dimension. policy_every: critic updates per policy step.
     """
 
-    pure = ("critic_loss", "policy_loss")
+    pure = ("backup", "policy_loss")
     noisy_steps = True  # what is deployed has noise in its transitions, where policy.eta > 0
 
     executed: int | None = None
@@ -116,19 +116,13 @@ class Mirror(BestOf, Averaged):
         self.updates += 1
         next_action = self.sampled(self.average, batch.next_obs, self.target_candidates)
         next_action = choose(self.critic, batch.next_obs, next_action)
-        loss, metrics = self.critic_loss(batch, next_action)
+        loss, metrics = self.backup(batch, next_action)
         self.learn_critic(loss)
         if self.updates % self.policy_every == 0:
             metrics |= self.update_policy(batch.obs[: self.policy_batch])
         if self.old is not None and self.updates % self.old_every == 0:
             lerp_(self.old, self.policy, 1.0)
         return metrics
-
-    def critic_loss(self, batch: Batch, next_action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """TD loss of the ensemble; next_action [B, T, Da]."""
-        with torch.no_grad():
-            value = self.target(batch.next_obs, next_action).amin(0)
-        return self.td(batch, value)
 
     def update_policy(self, obs: Tensor) -> dict[str, Tensor]:
         """One step of the policy at states [R, O], and one of the temperature."""

@@ -53,6 +53,21 @@ class OffPolicy(Algorithm):
         step(self.critic_opt, loss, max_norm)
         lerp_(self.target, self.critic, self.target_rate)
 
+    def backup(
+        self,
+        batch: Batch,
+        next_action: Tensor,
+        here: Sequence[Tensor] = (),
+        ahead: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """TD loss [] of every critic towards r + discount min Q'(s', a'), and metrics.
+
+        here, ahead: what critics are told beside obs and beside next_obs (`recall.told`).
+        """
+        with torch.no_grad():
+            value = self.target(batch.next_obs, next_action, *ahead).amin(0)
+        return self.td(batch, value, here)
+
     def td(
         self, batch: Batch, value: Tensor, beside: Sequence[Tensor] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -165,8 +165,7 @@ class RFM(Estimation, BestOf, Averaged):
         with torch.no_grad():
             action = self.policy.act(batch.next_obs, self.target_noise * noise)
             action = self.choose(batch.next_obs, action, waiting)
-            value = self.target(batch.next_obs, action).amin(0)
-        return self.td(batch, value)
+        return self.backup(batch, action)
 
     def policy_loss(
         self, obs: Tensor, replay_action: Tensor, draws: Draws, temperature: Tensor

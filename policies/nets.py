@@ -125,7 +125,31 @@ class TimeEmbedding(nn.Module):
         return self.net(self.waves(t))
 
 
-class MLP(nn.Module):
+class Conditioned(nn.Module):
+    """What every network over chunks begins with: `encode` and `embed`, to [..., width]."""
+
+    def __init__(
+        self,
+        sizes: tuple[int, int, int],
+        width: int,
+        encoder_depth: int,
+        activation: str,
+        time_periods: float,
+    ) -> None:
+        super().__init__()
+        self.obs_dim, self.action_dim, self.horizon = sizes
+        self.activation_name, self.activation = activation, activation_fn(activation)
+        self.encoder = Stack([self.obs_dim] + [width] * encoder_depth, activation)
+        self.time = TimeEmbedding(width, time_periods)
+
+    def encode(self, obs: Tensor) -> Tensor:
+        return self.encoder(obs)
+
+    def embed(self, t: Tensor) -> Tensor:
+        return self.time(t)
+
+
+class MLP(Conditioned):
     """Residual network on the flattened chunk, conditioned by addition at its input.
 
         h = Wx x + feat + emb;   h <- h + W_i act(h), i = 1..depth;   out = Wo act(h)
@@ -147,20 +171,11 @@ class MLP(nn.Module):
         activation: str,
         time_periods: float = 16.0,
     ):
-        super().__init__()
-        self.obs_dim, self.action_dim, self.horizon = obs_dim, action_dim, horizon
-        self.activation_name, self.activation = activation, activation_fn(activation)
-        self.encoder = Stack([obs_dim] + [width] * encoder_depth, activation)
-        self.time = TimeEmbedding(width, time_periods)
+        sizes = obs_dim, action_dim, horizon
+        super().__init__(sizes, width, encoder_depth, activation, time_periods)
         self.inlet = nn.Linear(horizon * action_dim, width, bias=False)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.outlet = zero_(nn.Linear(width, horizon * action_dim))
-
-    def encode(self, obs: Tensor) -> Tensor:
-        return self.encoder(obs)
-
-    def embed(self, t: Tensor) -> Tensor:
-        return self.time(t)
 
     def forward(self, x: Tensor, emb: Tensor, feat: Tensor) -> Tensor:
         h = self.inlet(x.flatten(-2)) + (feat + emb)
@@ -171,7 +186,7 @@ class MLP(nn.Module):
         return self.outlet(self.activation(h)).unflatten(-1, (self.horizon, self.action_dim))
 
 
-class UNet1d(nn.Module):
+class UNet1d(Conditioned):
     """Convolutions along the chunk with skips between resolutions, FiLM-conditioned.
 
     The layout of diffusion policies (arXiv:2303.04137): one level per entry of `widths`, each
@@ -194,33 +209,23 @@ class UNet1d(nn.Module):
         activation: str,
         time_periods: float = 16.0,
     ):
-        super().__init__()
+        sizes = obs_dim, action_dim, horizon
+        super().__init__(sizes, width, encoder_depth, activation, time_periods)
         if kernel % 2 == 0 or not widths or any(size % groups for size in widths):
             raise ValueError(
                 f"kernel={kernel} must be odd, widths={widths} multiples of groups={groups}"
             )
-        self.obs_dim, self.action_dim, self.horizon = obs_dim, action_dim, horizon
-        self.encoder = Stack([obs_dim] + [width] * encoder_depth, activation)
-        self.time = TimeEmbedding(width, time_periods)
-        self.activation = activation_fn(activation)
 
         def block(i: int, o: int) -> _FilmBlock:
             return _FilmBlock(i, o, width, kernel, groups, activation)
 
-        sizes = [action_dim, *widths]
         self.down = nn.ModuleList(
-            nn.ModuleList([block(i, o), block(o, o)]) for i, o in pairwise(sizes)
+            nn.ModuleList([block(i, o), block(o, o)]) for i, o in pairwise([action_dim, *widths])
         )
         self.shrink = nn.ModuleList(nn.Conv1d(o, o, 3, 2, 1) for o in widths[:-1])
         self.middle = block(widths[-1], widths[-1])
         self.up = nn.ModuleList(block(big + o, o) for o, big in pairwise(widths))
         self.outlet = zero_(nn.Conv1d(widths[0], action_dim, 1))
-
-    def encode(self, obs: Tensor) -> Tensor:
-        return self.encoder(obs)
-
-    def embed(self, t: Tensor) -> Tensor:
-        return self.time(t)
 
     def forward(self, x: Tensor, emb: Tensor, feat: Tensor) -> Tensor:
         shape, condition = x.shape, self.activation(emb + feat)
@@ -259,7 +264,7 @@ class _FilmBlock(nn.Module):
         return self.activation(self.norms[1](self.second(y))) + self.skip(h)
 
 
-class Transformer(nn.Module):
+class Transformer(Conditioned):
     """Self-attention over the steps of the chunk and one condition token feat + emb.
 
     Pre-norm blocks (arXiv:2002.04745) with learned positions; width W, depth blocks, heads.
@@ -278,23 +283,15 @@ class Transformer(nn.Module):
         activation: str,
         time_periods: float = 16.0,
     ):
-        super().__init__()
+        sizes = obs_dim, action_dim, horizon
+        super().__init__(sizes, width, encoder_depth, activation, time_periods)
         if width % heads:
             raise ValueError(f"width={width} must be a multiple of heads={heads}")
-        self.obs_dim, self.action_dim, self.horizon = obs_dim, action_dim, horizon
-        self.encoder = Stack([obs_dim] + [width] * encoder_depth, activation)
-        self.time = TimeEmbedding(width, time_periods)
         self.inlet = nn.Linear(action_dim, width)
         self.position = nn.Parameter(0.02 * torch.randn(horizon, width))
         self.blocks = nn.ModuleList(_Attention(width, heads, activation) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.outlet = zero_(nn.Linear(width, action_dim))
-
-    def encode(self, obs: Tensor) -> Tensor:
-        return self.encoder(obs)
-
-    def embed(self, t: Tensor) -> Tensor:
-        return self.time(t)
 
     def forward(self, x: Tensor, emb: Tensor, feat: Tensor) -> Tensor:
         tokens = self.inlet(x) + self.position
