@@ -141,7 +141,7 @@ class Reverse(Estimation):
         device = generator.device
         size = policy.horizon * policy.action_dim
         start = candidate_noise(policy, rows, self.start_candidates, generator)
-        waiting = race(start[..., 0, 0], self.choice_temperature, generator)
+        waiting = race(start, self.choice_temperature, generator)
         second = policy.noise(-(-rows // SPREAD_SHARE), generator)
         noise = policy.noise(rows, generator)
         t = row_times(rows, generator, T_MIN, T_MAX)

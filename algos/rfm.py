@@ -104,7 +104,7 @@ class RFM(Estimation, BestOf, Averaged):
         exponential numbers [N, M] where one is drawn.
         """
         noise = candidate_noise(self.policy, rows, count, self.generator)
-        return noise, race(noise[..., 0, 0], self.choice_temperature, self.generator)
+        return noise, race(noise, self.choice_temperature, self.generator)
 
     def choose(self, obs: Tensor, action: Tensor, waiting: Tensor | None) -> Tensor:
         """The chosen one of the candidates action [N, M, Tp, Da]: [N, Tp, Da]."""

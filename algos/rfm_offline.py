@@ -61,7 +61,7 @@ class RFMOffline(Implicit, Matching):
         """One chosen of M samples of the policy, then Gaussian noise, [N, T, Da]."""
         rule = self.reverse.choice_temperature
         noise = candidate_noise(self.policy, len(obs), self.act_candidates, self.generator)
-        waiting = race(noise[..., 0, 0], rule, self.generator)
+        waiting = race(noise, rule, self.generator)
         heat = 1.0 if waiting is None else rule * self.T()
         action = choose(self.critic, obs, self.policy.act(obs, noise), heat, waiting)
         return draw.jittered(action, self.explore_noise, self.generator)

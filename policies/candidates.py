@@ -19,13 +19,14 @@ def candidate_noise(policy: Any, rows: int, count: int, generator: torch.Generat
     return policy.noise(rows * count, generator).unflatten(0, (rows, count))
 
 
-def race(like: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor | None:
-    """Exponential times of `like` [..., M] that draw one; None: the best is taken, or the only one.
+def race(chunks: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor | None:
+    """Exponential times [..., M] that draw one of M chunks [..., M, T, Da].
 
-    They may be drawn ahead of the values, so that a loss is a pure function.
+    None: the best is taken, or the only one. They may be drawn ahead of the values, so that a loss
+    is a pure function.
     """
-    several = temperature > 0 and like.shape[-1] > 1
-    return draw.exponential(like, generator) if several else None
+    several = temperature > 0 and chunks.shape[-3] > 1
+    return draw.exponential(chunks[..., 0, 0], generator) if several else None
 
 
 def choose(
@@ -78,4 +79,4 @@ def sample(
     action = policy.drawn(obs, start, generator, eta) if noisy else policy.act(obs, start)
     if candidates == 1:
         return action
-    return choose(critic, obs, action, heat, race(action[..., 0, 0], heat, generator))
+    return choose(critic, obs, action, heat, race(action, heat, generator))

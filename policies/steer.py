@@ -64,8 +64,7 @@ def value_guided(
         shape = (*mean.shape[:-2], particles, *mean.shape[-2:])
         kick = draw.normal(shape, generator, device=mean.device, dtype=mean.dtype)
         x = mean[..., None, :, :] + std[..., None, :, :] * kick
-        value = worth(x)
-        return chosen(value, x, temperature, race(value, temperature, generator))
+        return chosen(worth(x), x, temperature, race(x, temperature, generator))
 
     return walked(policy, critic, obs, noise, move)
 
@@ -251,7 +250,7 @@ class Chain:
         if "climb" in words:
             action = climbed(self.critic, obs[:, None], action, settings.rounds, settings.rate)
         temperature = settings.temperature if "soft" in words else 0.0
-        waiting = race(action[..., 0, 0], temperature, generator)
+        waiting = race(action, temperature, generator)
         action = choose(self.critic, obs, action, temperature, waiting)
         if "inpaint" in words:
             self.plan, self.running = action, torch.ones(len(obs), dtype=torch.bool)

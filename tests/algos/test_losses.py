@@ -136,7 +136,7 @@ def test_the_best_candidate_is_taken_at_temperature_zero():
 
 def test_soft_choice_draws_from_the_softmax_of_q(generator):
     action = torch.tensor([0.0, 0.5, 1.0]).expand(20_000, 3)[..., None, None]
-    waiting = race(action[..., 0, 0], 0.5, generator)
+    waiting = race(action, 0.5, generator)
     chosen = choose(total, torch.zeros(20_000, 1), action, 0.5, waiting).flatten()
     share = torch.stack([(chosen == level).float().mean() for level in (0.0, 0.5, 1.0)])
     expected = torch.softmax(torch.tensor([0.0, 1.0, 2.0]), 0)
