@@ -95,7 +95,7 @@ def from_hdf5(path: str, file: h5py.File, reading: Reading) -> Layout:
         text = "a file of Minari's store; give minari:DATASET_ID instead of the path"
         raise refuse(path, text)
     if is_maniskill(file):
-        return ManiSkill(path, file, reading).flat()
+        return ManiSkill(path, file, reading)
     if is_aloha(file):
         return aloha(path, file, reading)
     columns, attributes, groups = hdf5_columns(file), hdf5_attributes(file), hdf5_groups(file)

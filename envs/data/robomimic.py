@@ -55,7 +55,7 @@ class Robomimic:
         data = file["data"]
         assert isinstance(data, h5py.Group)
         self.path, self.reading, self.attributes = path, reading, hdf5_attributes(data)
-        self.data = trees.low_level(data)
+        self.data = data.id
         members = ((name, trees.member(self.data, name)) for name in trees.names(self.data))
         every = sorted((name for name, item in members if trees.is_group(item)), key=natural)
         if not every:

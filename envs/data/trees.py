@@ -1,12 +1,12 @@
 """Groups of many small HDF5 arrays, by h5py's low-level calls: half the time of its high level.
 
-A path is names joined by "/"; groups and arrays are h5py's GroupID and DatasetID.
+A path is names joined by "/"; groups and arrays are h5py's GroupID and DatasetID, the `id` of its
+high-level ones.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
-import h5py
 import numpy as np
 from h5py import h5d, h5g, h5o, h5s  # pyright: ignore[reportAttributeAccessIssue]
 from numpy.typing import NDArray
@@ -64,8 +64,3 @@ def count(group: Any, path: str) -> int:
     data = member(group, path)
     shape = data.shape if isinstance(data, h5d.DatasetID) else None
     return shape[0] if shape else 0
-
-
-def low_level(group: h5py.Group) -> Any:
-    """The group for these functions."""
-    return group.id

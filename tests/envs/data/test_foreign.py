@@ -163,8 +163,13 @@ def test_what_is_wrong_with_a_maniskill_file_is_named(tmp_path: Path, foreign: A
     with h5py.File(path, "a") as file:
         del file["traj_1/obs"]
         file["traj_1/obs"] = np.zeros((8, 6))
-    with pytest.raises(EnvError, match="obs/obs, episode 1: traj_1 has 8 observations and 8"):
+    with pytest.raises(EnvError, match="obs, episode 1: traj_1 has 8 rows and 8 actions"):
         read(str(path))
+    kept = read(str(path), on_bad="drop")
+    assert kept.about["dropped"] == [1] and kept.about["demos"] == ["traj_0", "traj_2"]
+    np.testing.assert_allclose(
+        kept.obs[kept.successor[1]], foreign.states(2, LENGTHS[2] + 1, 6)[-1]
+    )
     with h5py.File(path, "a") as file:
         for name in ("traj_0", "traj_1", "traj_2"):
             del file[f"{name}/obs"]
