@@ -249,7 +249,7 @@ class Layout(Protocol):
 
     @cached_property
     def sizes(self) -> Sizes:
-        """What its arrays need; successors are an upper bound."""
+        """What its arrays need, as far as headers tell it; steps are never more."""
         ...
 
     def read(self, storage: str) -> Recording:
@@ -283,7 +283,7 @@ def stack(
     action = allocate(path, (steps, sizes.action_dim), storage)
     reward = np.empty(steps, np.float32) if sizes.reward else None
     terminated = np.zeros(steps, bool)
-    ends, successor, jumps, read, row, known = [], [], [], [], 0, 0
+    ends, successor, tail, jumps, read, row = [], [], [], [], [], 0
     broken: list[Fault] = []
     for index, part in enumerate(parts):
         if isinstance(part, list):
@@ -297,9 +297,8 @@ def stack(
             if reward is not None and part.reward is not None:
                 reward[row:after] = part.reward
             if part.successor is not None:
-                obs[steps + known] = part.successor
-        successor.append(-1 if part.successor is None else known)
-        known += part.successor is not None
+                tail.append(part.successor.astype(np.float32))
+        successor.append(-1 if part.successor is None else len(tail) - 1)
         terminated[after - 1] = part.terminated
         jumps.append(part.jumps + row)
         ends.append(after)
@@ -308,13 +307,26 @@ def stack(
     if not read:
         raise Refused(path, broken)
     about = about | (without(about, broken, read) if broken else {})
-    if row < steps:
-        obs[row : row + known] = obs[steps : steps + known]
     if len(rows := np.concatenate(jumps).astype(np.int64)):
         about = about | {"jumps": rows}
     places = np.array([one if one < 0 else one + row for one in successor], np.int64)
-    kept = obs[: row + known], action[:row], None if reward is None else reward[:row]
+    kept = followed(path, obs, row, tail), action[:row], None if reward is None else reward[:row]
     return Recording(*kept, terminated[:row], np.array(ends, np.int64), places, about)
+
+
+def followed(path: str, obs: NDArray, steps: int, tail: Sequence[NDArray]) -> NDArray:
+    """The first `steps` observations with the successors behind them, in place if there is room.
+
+    Headers do not always tell how many successors there are.
+    """
+    whole = steps + len(tail)
+    if whole > len(obs):
+        storage = "mmap" if isinstance(obs, np.memmap) else "ram"
+        roomy = allocate(path, (whole, obs.shape[1]), storage)
+        roomy[:steps] = obs[:steps]
+        obs = roomy
+    obs[steps:whole] = tail or obs[:0]
+    return obs[:whole]
 
 
 def without(about: dict[str, Any], broken: list[Fault], read: list[int]) -> dict[str, Any]:

@@ -50,6 +50,21 @@ def test_files_are_joined_in_the_order_that_is_given(tmp_path: Path) -> None:
     assert head([b, a], Reading()).sizes.nbytes == sum(array.nbytes for array in arrays)
 
 
+@pytest.mark.parametrize("storage", ["ram", "mmap"])
+def test_successors_that_no_header_counts_are_joined(tmp_path: Path, storage: str) -> None:
+    marks = {"episode_ends": None, "timeouts": np.isin(np.arange(5), (2, 4))}  # as D4RL has them
+    files = [npz(tmp_path / f"{i}.npz", [3, 2], i, **marks) for i in range(2)]
+    both, two = read(files, storage=storage), read(files[1])
+    assert both.successor.tolist() == [10, 11, 12, 13]
+    np.testing.assert_array_equal(both.obs[5:10], two.obs[:5])
+    np.testing.assert_array_equal(both.obs[10:, 0], [100, 101, 100, 101])
+    steady = np.arange(12, dtype=np.float32).reshape(4, 3)
+    change = {"observations": steady, "next_observations": None}
+    cut = read([npz(tmp_path / "c.npz", [4], **change)] * 2, time_limit=2, storage=storage)
+    assert cut.ends.tolist() == [2, 4, 6, 8] and cut.successor.tolist() == [8, -1, 9, -1]
+    np.testing.assert_array_equal(cut.obs[8:], cut.obs[[2, 6]])
+
+
 def test_a_folder_of_episodes_is_the_same_as_its_files(tmp_path: Path) -> None:
     (tmp_path / "demos").mkdir()
     files = [npz(tmp_path / "demos" / f"episode_{i}.npz", [2 + i % 3], i) for i in range(12)]
