@@ -110,8 +110,7 @@ class Dataset:
         self.digest = fingerprint(recording)
         self.obs = torch.from_numpy(recording.obs).to(device)  # [S + F, Do]
         self.action = torch.from_numpy(recording.action).to(device)  # [S, Da]
-        ends = torch.from_numpy(recording.ends)
-        lengths = ends.diff(prepend=torch.zeros(1, dtype=ends.dtype))
+        ends, lengths = map(torch.from_numpy, (recording.ends, recording.lengths))
         held = held_out_episodes(recording, self.holdout).repeat_interleave(lengths)
         small = torch.int32 if len(self.obs) < 2**31 else torch.int64
         first = (ends - lengths).to(small).repeat_interleave(lengths)
@@ -257,8 +256,7 @@ class Transitions(Dataset):
             total[inside] += self.gamma**k * reward[step[inside] + k]
         at_end = frames == left
         terminated = at_end & torch.from_numpy(recording.terminated)[last]
-        ends = torch.from_numpy(recording.ends)
-        lengths = ends.diff(prepend=torch.zeros(1, dtype=ends.dtype))
+        lengths = torch.from_numpy(recording.lengths)
         successor = torch.from_numpy(recording.successor).to(last.dtype).repeat_interleave(lengths)
         after = torch.where(at_end, successor, step + frames)
         usable = (after >= 0) | terminated

@@ -90,7 +90,7 @@ def choose(
     """The parts of a dictionary that are read, in order: the user's, the environment's, the usual.
 
     widths: the parts that can be read, with their columns. other: those that cannot, and what they
-    are. Raises Refused for a part that is not there, and where the environment's order differs.
+    are. Raises Refused for a part that is not there.
     """
     keys, env = reading.obs_keys, reading.env_parts
     if keys is not None:
@@ -109,7 +109,6 @@ def choose(
                 "for them, in that order"
             )
             raise refuse(path, text, "obs_keys")
-    refuse_clash(path, {key: widths[key] for key in keys}, env)
     return keys
 
 
@@ -118,8 +117,7 @@ def refuse_clash(path: str, parts: Mapping[str, int], env: Mapping[str, int] | N
 
     Parts of other names are the user's word for it; their sizes are compared later, in all.
     """
-    clash = displaced(parts, env or {})
-    if env and clash:
+    if env and (clash := displaced(parts, env)):
         text = f"the data are read as {clash}; data.obs_keys={names(env)} is its order"
         raise refuse(path, text, "obs_keys")
 

@@ -10,7 +10,18 @@ from numpy.typing import NDArray
 from .catalogue import env_by_name, fits, limit_of
 from .containers import decoded
 from .ends import PER_STEP, Marks, every_nth, exclusive, is_list, named, settled
-from .recording import Column, Reading, Recording, Sizes, allocate, differing, fill, refuse, remark
+from .recording import (
+    Column,
+    Reading,
+    Recording,
+    Sizes,
+    allocate,
+    behind,
+    differing,
+    fill,
+    refuse,
+    remark,
+)
 from .successors import believed
 
 ENDS = ("episode_ends", "episode_lengths", "episode_starts")
@@ -145,7 +156,6 @@ class Flat:
         cuts = self.cuts(last)
         known = self.known(last, cuts)
         ends = np.flatnonzero(last) + 1
-        successor = np.where(known, self.steps + np.cumsum(known) - 1, -1)
         obs = allocate(self.path, (self.steps + int(known.sum()), self.obs_dim), storage)
         fill(obs[: self.steps], self.columns["observations"])
         jumps = self.successors(obs, ends, known)
@@ -156,6 +166,7 @@ class Flat:
         if "rewards" in self.columns:
             reward = np.empty(self.steps, np.float32)
             fill(reward, self.series(self.columns["rewards"], self.names["rewards"]))
+        successor = behind(known, self.steps)
         recording = Recording(obs, action, reward, terminated, ends, successor, about)
         if "successor_known" in self.columns and not len(cuts):
             return recording

@@ -14,7 +14,7 @@ from . import faults
 from .catalogue import env_by_name, find, fits
 from .columns import refuse_clash, refuse_filter
 from .formats import head, opened
-from .recording import SHOWN, Reading, Recording, Refused, pieces, refuse, spelled
+from .recording import SHOWN, Reading, Recording, Refused, behind, pieces, refuse, spelled
 from .units import in_unit
 
 ON_BAD, STORAGE = ("refuse", "drop", "clip"), ("ram", "mmap")
@@ -76,8 +76,8 @@ def load(path: str | Sequence[str], reading: Reading) -> Recording:
     file = where(path)
     with opened(file, reading) as layout:
         refuse_filter(name, reading, layout.about)
+        refuse_clash(name, read_parts(layout.about), reading.env_parts)
         recording = layout.read(check_memory(spelled(file), layout.sizes.nbytes, reading.storage))
-    refuse_clash(name, read_parts(recording.about), reading.env_parts)
     return in_unit(recording, reading)
 
 
@@ -165,8 +165,8 @@ def without_broken(recording: Recording) -> Recording:
 
 def kept(recording: Recording, keep: NDArray) -> Recording:
     """The episodes with keep [E] set, moved together inside the arrays."""
-    known = recording.successor[keep]
-    after = recording.obs[known[known >= 0]]
+    known = recording.successor[keep] >= 0
+    after = recording.obs[recording.successor[keep][known]]
     lengths = recording.lengths[keep]
     steps = int(lengths.sum())
     obs, action, reward, terminated = (
@@ -175,7 +175,6 @@ def kept(recording: Recording, keep: NDArray) -> Recording:
     )
     assert obs is not None and action is not None and terminated is not None
     obs[steps : steps + len(after)] = after
-    successor = np.where(known >= 0, steps + np.cumsum(known >= 0) - 1, -1)
     about: dict[str, Any] = {k: v for k, v in recording.about.items() if k != "jumps"}
     places = about.get("episodes", range(len(keep)))
     lost = [places[episode] for episode in np.flatnonzero(~keep)]
@@ -186,7 +185,7 @@ def kept(recording: Recording, keep: NDArray) -> Recording:
     reward = None if reward is None else reward[:steps]
     ends = np.cumsum(lengths)
     obs, action, terminated = obs[: steps + len(after)], action[:steps], terminated[:steps]
-    return Recording(obs, action, reward, terminated, ends, successor, about)
+    return Recording(obs, action, reward, terminated, ends, behind(known, steps), about)
 
 
 def moved(array: NDArray, recording: Recording, keep: NDArray) -> NDArray:

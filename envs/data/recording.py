@@ -283,7 +283,7 @@ def stack(
     action = allocate(path, (steps, sizes.action_dim), storage)
     reward = np.empty(steps, np.float32) if sizes.reward else None
     terminated = np.zeros(steps, bool)
-    ends, successor, tail, jumps, read, row = [], [], [], [], [], 0
+    ends, known, tail, jumps, read, row = [], [], [], [], [], 0
     broken: list[Fault] = []
     for index, part in enumerate(parts):
         if isinstance(part, list):
@@ -298,7 +298,7 @@ def stack(
                 reward[row:after] = part.reward
             if part.successor is not None:
                 tail.append(part.successor.astype(np.float32))
-        successor.append(-1 if part.successor is None else len(tail) - 1)
+        known.append(part.successor is not None)
         terminated[after - 1] = part.terminated
         jumps.append(part.jumps + row)
         ends.append(after)
@@ -309,9 +309,14 @@ def stack(
     about = about | (without(about, broken, read) if broken else {})
     if len(rows := np.concatenate(jumps).astype(np.int64)):
         about = about | {"jumps": rows}
-    places = np.array([one if one < 0 else one + row for one in successor], np.int64)
     kept = followed(path, obs, row, tail), action[:row], None if reward is None else reward[:row]
-    return Recording(*kept, terminated[:row], np.array(ends, np.int64), places, about)
+    after = behind(np.array(known), row)
+    return Recording(*kept, terminated[:row], np.array(ends, np.int64), after, about)
+
+
+def behind(known: NDArray, steps: int) -> NDArray:
+    """Rows [E] of the successors that are `known` [E], in order behind the steps; -1: not known."""
+    return np.where(known, steps + np.cumsum(known) - 1, -1)
 
 
 def followed(path: str, obs: NDArray, steps: int, tail: Sequence[NDArray]) -> NDArray:

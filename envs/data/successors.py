@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .recording import Recording, remark
+from .recording import Recording, behind, remark
 
 NEARLY = 0.9  # share of the ends that speak for a column made by shifting
 USUAL = 0.95  # quantile of the steps inside episodes that a usual step across an end keeps to
@@ -97,5 +97,5 @@ def without(recording: Recording, forgotten: NDArray) -> Recording:
     after = recording.obs[recording.successor[keep]]
     steps, count = len(recording.action), int(keep.sum())
     recording.obs[steps : steps + count] = after
-    successor = np.where(keep, steps + np.cumsum(keep) - 1, -1)
-    return recording._replace(obs=recording.obs[: steps + count], successor=successor)
+    obs = recording.obs[: steps + count]
+    return recording._replace(obs=obs, successor=behind(keep, steps))
