@@ -67,9 +67,6 @@ class GymnasiumVector(VectorEnv):
         self._started = True
         return self._tensor(self._obs)
 
-    def _tensor(self, value: NDArray) -> Tensor:
-        return torch.from_numpy(value.astype(self._numpy_dtype))
-
     def _restart(self, i: int, seed: int | None = None) -> None:
         """A new episode of one environment. Raises EnvError for whatever is wrong with it."""
         if seed is not None:

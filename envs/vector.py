@@ -119,6 +119,10 @@ class VectorEnv(ABC):
             return value
         return value * self._half + self._centre
 
+    def _tensor(self, value: NDArray) -> Tensor:
+        """A copy of an array in the type that the outside sees."""
+        return torch.from_numpy(value.astype(self._numpy_dtype))
+
     def _common_state(self) -> dict[str, Any]:
         return {
             "id": self.id,

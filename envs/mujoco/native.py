@@ -151,9 +151,6 @@ class NativeVector(VectorEnv):
         self._started = True
         return self._tensor(self._obs)
 
-    def _tensor(self, value: NDArray) -> Tensor:
-        return torch.from_numpy(value.astype(self._numpy_dtype))
-
     def _restart(self, ids: NDArray) -> None:
         """New episodes in the simulations ids; only drawing the noise is a loop."""
         task = self._task

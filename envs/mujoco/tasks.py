@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Options = dict[str, Any]
+Score = tuple[NDArray, NDArray | None]  # reward [N], terminated [N] or None: the task never ends
 
 
 class Task:
@@ -65,10 +66,8 @@ class Task:
         """Write the observations into out [N, Do]."""
         raise NotImplementedError
 
-    def score(
-        self, action: NDArray, speed: NDArray, obs: NDArray
-    ) -> tuple[NDArray, NDArray | None]:
-        """(reward [N], terminated [N] or None when the task never ends) after a step.
+    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
+        """Reward and termination after a step.
 
         action [N, Da] physical; speed [N]: change of `position` per second; obs [N, Do].
         """
@@ -100,7 +99,7 @@ class Pendulum(Task):
         out[:, :2] = self.qpos
         out[:, 2:] = self.qvel
 
-    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> tuple[NDArray, NDArray]:
+    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
         terminated = ~(np.abs(obs[:, 1]) <= 0.2)
         return (~terminated).astype(np.float64), terminated
 
@@ -118,7 +117,7 @@ class DoublePendulum(Task):
         np.clip(self.qvel, -10, 10, out=out[:, 5:8])
         np.clip(self.views["qfrc_constraint"][:, :1], -10, 10, out=out[:, 8:])
 
-    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> tuple[NDArray, NDArray]:
+    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
         tip = self.views["site_xpos"][:, 0]
         terminated = tip[:, 2] <= 1
         far = 0.01 * tip[:, 0] ** 2 + (tip[:, 2] - 2) ** 2
@@ -156,9 +155,7 @@ class Reacher(Task):
         out[:, 6:8] = self.qvel[:, :2]
         out[:, 8:] = self.gap()[:, :2]
 
-    def score(
-        self, action: NDArray, speed: NDArray, obs: NDArray
-    ) -> tuple[NDArray, NDArray | None]:
+    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
         distance = np.linalg.norm(self.gap(), axis=1)
         near, control = self.options["reward_dist_weight"], self.options["reward_control_weight"]
         return -distance * near - squared(action) * control, None
@@ -189,9 +186,7 @@ class Pusher(Task):
         out[:, 14:17], out[:, 17:20] = xpos[:, self.tip], xpos[:, self.thing]
         out[:, 20:23] = xpos[:, self.goal]
 
-    def score(
-        self, action: NDArray, speed: NDArray, obs: NDArray
-    ) -> tuple[NDArray, NDArray | None]:
+    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
         tip, thing, goal = obs[:, 14:17], obs[:, 17:20], obs[:, 20:23]
         near = np.linalg.norm(thing - tip, axis=1) * self.options["reward_near_weight"]
         far = np.linalg.norm(thing - goal, axis=1) * self.options["reward_dist_weight"]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .tasks import Options, Task, between, squared
+from .tasks import Options, Score, Task, between, squared
 
 
 class Crawler(Task):
@@ -26,9 +26,7 @@ class Crawler(Task):
         out[:, :kept] = self.qpos[:, self.skip :]
         out[:, kept:] = self.qvel
 
-    def score(
-        self, action: NDArray, speed: NDArray, obs: NDArray
-    ) -> tuple[NDArray, NDArray | None]:
+    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
         return self.forward * speed - self.control * squared(action), None
 
 
@@ -61,9 +59,7 @@ class Walker(Crawler):
             self.qpos[:, 2], self.options["healthy_angle_range"]
         )
 
-    def score(
-        self, action: NDArray, speed: NDArray, obs: NDArray
-    ) -> tuple[NDArray, NDArray | None]:
+    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
         healthy = self.healthy()
         paid = True if self.bonus_at_end and self.ends else healthy
         reward = self.forward * speed + self.bonus * paid - self.control * squared(action)
@@ -91,6 +87,8 @@ class Ant(Task):
 
     fields = ("xpos", "cfrc_ext")
     normal_velocity_noise = True
+    bonus_at_end = False  # as `Walker`
+    always_costly = True  # contacts cost although they are not observed
 
     def bind(self, model: Any) -> None:
         options = self.options
@@ -126,19 +124,22 @@ class Ant(Task):
         finite = np.isfinite(self.qpos).all(1) & np.isfinite(self.qvel).all(1)
         return finite & (z >= low) & (z <= high)
 
-    def score(
-        self, action: NDArray, speed: NDArray, obs: NDArray
-    ) -> tuple[NDArray, NDArray | None]:
+    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
         healthy = self.healthy()
-        reward = self.forward * speed + self.options["healthy_reward"] * healthy
+        paid = True if self.bonus_at_end and self.ends else healthy
+        reward = self.forward * speed + self.options["healthy_reward"] * paid
         reward -= self.options["ctrl_cost_weight"] * squared(action)
-        contacts = self.clipped if self.shown else self.contacts()  # observe came just before
-        reward -= self.options["contact_cost_weight"] * squared(contacts)
+        if self.shown or self.always_costly:
+            contacts = self.clipped if self.shown else self.contacts()  # observe came just before
+            reward -= self.options["contact_cost_weight"] * squared(contacts)
         return reward, ~healthy if self.ends else None
 
 
 class AntV4(Ant):
     """v4: forces only when asked for (then with the world's row), bonus paid at the end too."""
+
+    bonus_at_end = True
+    always_costly = False
 
     def bind(self, model: Any) -> None:
         shown = self.options["use_contact_forces"]
@@ -154,17 +155,6 @@ class AntV4(Ant):
     @classmethod
     def derived(cls, options: Options) -> tuple[str, ...]:
         return cls.fields if options["use_contact_forces"] else ("xpos",)
-
-    def score(
-        self, action: NDArray, speed: NDArray, obs: NDArray
-    ) -> tuple[NDArray, NDArray | None]:
-        healthy = self.healthy()
-        paid = True if self.ends else healthy
-        reward = speed + self.options["healthy_reward"] * paid
-        reward -= self.options["ctrl_cost_weight"] * squared(action)
-        if self.shown:
-            reward -= self.options["contact_cost_weight"] * squared(self.clipped)
-        return reward, ~healthy if self.ends else None
 
 
 class Humanoid(Task):
@@ -202,9 +192,7 @@ class Humanoid(Task):
         forces = self.views["cfrc_ext"].reshape(len(self.qpos), -1)
         return np.clip(weight * squared(forces), *bounds)
 
-    def score(
-        self, action: NDArray, speed: NDArray, obs: NDArray
-    ) -> tuple[NDArray, NDArray | None]:
+    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
         options = self.options
         healthy = between(self.qpos[:, 2], options["healthy_z_range"])
         reward = options["forward_reward_weight"] * speed + options["healthy_reward"] * healthy
@@ -225,9 +213,7 @@ class Standup(Humanoid):
     def position(self) -> None:
         return None
 
-    def score(
-        self, action: NDArray, speed: NDArray, obs: NDArray
-    ) -> tuple[NDArray, NDArray | None]:
+    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
         options = self.options
         cost = options["ctrl_cost_weight"] * squared(action)
         cost += self.impact(options["impact_cost_weight"], options["impact_cost_range"])
