@@ -46,6 +46,9 @@ class Minari:
             raise refuse(path, f"a Box of actions [Da] is needed, it has {box}", "actions")
         self.low, self.high = box.low.astype(np.float64), box.high.astype(np.float64)
         self.spaces, self.left_out = self.choose(reading)
+        self.seen = {key: f"observations/{key}".rstrip("/") for key in self.spaces}
+        self.widths = {"actions": len(self.low), "rewards": 1, "terminations": 1}
+        self.widths |= {self.seen[key]: numbers(part) or 0 for key, part in self.spaces.items()}
 
     def choose(self, reading: Reading) -> tuple[dict[str, Any], list[str]]:
         """The spaces of what is read, in order, and what is left out.
@@ -63,7 +66,7 @@ class Minari:
             raise refuse(self.path, f"{space}, expected a Box or a Dict", "observations")
         held = self.recorded()
         other = {name: str(part) for name, part in held.items() if not numbers(part)}
-        widths = {name: width_of(part) for name, part in held.items() if name not in other}
+        widths = {name: flatdim(part) for name, part in held.items() if name not in other}
         keys = choose(self.path, widths, other, reading, self.env_id())
         unread = {name: "" for name in widths if name not in keys}
         return {key: held[key] for key in keys}, listed(unread | other)
@@ -82,7 +85,7 @@ class Minari:
     @cached_property
     def sizes(self) -> Sizes:
         """See Layout."""
-        obs_dim = sum(map(width_of, self.spaces.values()))
+        obs_dim = sum(map(flatdim, self.spaces.values()))
         return Sizes(
             int(self.data.total_steps), self.total, self.total, obs_dim, len(self.low), True
         )
@@ -112,18 +115,12 @@ class Minari:
             return [fault("observations", index, text)]
         held = {"actions": episode.actions, "rewards": episode.rewards}
         held |= {"terminations": episode.terminations}
-        seen = {key: value(episode.observations, key) for key in self.spaces}
-        held |= {f"observations/{key}".rstrip("/"): item for key, item in seen.items()}
-        widths = {"actions": len(self.low), "rewards": 1, "terminations": 1}
-        widths |= {
-            f"observations/{key}".rstrip("/"): numbers(part) or 0
-            for key, part in self.spaces.items()
-        }
-        found = list(misfits(index, name, held, widths, more="observations"))
+        held |= {place: value(episode.observations, key) for key, place in self.seen.items()}
+        found = list(misfits(index, name, held, self.widths, more="observations"))
         if found:
             return found
         try:
-            tables = [table(part, seen[key]) for key, part in self.spaces.items()]
+            tables = [table(part, held[self.seen[key]]) for key, part in self.spaces.items()]
         except ValueError as error:
             return [fault("observations", index, f"{one_line(error)}; {LEAVE_OUT}")]
         obs = np.concatenate(tables, axis=1)
@@ -145,12 +142,7 @@ class Minari:
         if "" in self.spaces:
             return about
         about |= {"obs_keys": list(self.spaces), "left_out": self.left_out}
-        return about | {"obs_widths": [width_of(part) for part in self.spaces.values()]}
-
-
-def width_of(space: Any) -> int:
-    """Columns of a part."""
-    return flatdim(space)
+        return about | {"obs_widths": [flatdim(part) for part in self.spaces.values()]}
 
 
 def paths(node: Mapping[str, Any], under: str = "") -> Iterator[str]:
