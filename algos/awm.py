@@ -9,6 +9,7 @@ from torch import Tensor
 from ..envs.batch import Batch
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone
+from ..ranges import Count, NonNegative, Positive
 from . import losses
 from .expectile import Implicit
 from .losses import Surrogate, TimeWeight
@@ -55,19 +56,19 @@ class AWM(Implicit, Matching):
 
     executed: int | None = None
     _: KW_ONLY
-    beta: float
-    weight_max: float
-    bc_coef: float
-    signed_coef: float
-    anchor_coef: float
-    signed_batch: int
-    particles: int
-    pairs: int
-    advantage_clip: float
-    advantage_max: float
+    beta: NonNegative
+    weight_max: Positive
+    bc_coef: NonNegative
+    signed_coef: NonNegative
+    anchor_coef: NonNegative
+    signed_batch: Count
+    particles: Count
+    pairs: Count
+    advantage_clip: Positive
+    advantage_max: Positive
     psi: Surrogate
     weighting: TimeWeight
-    behaviour_lr: float
+    behaviour_lr: Positive
 
     def __post_init__(self) -> None:
         super().__post_init__()

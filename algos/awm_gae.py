@@ -10,6 +10,7 @@ from torch import Tensor
 from ..envs.batch import Choice
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
+from ..ranges import Count, NonNegative, Positive, Share
 from . import losses
 from .losses import Reduction, Surrogate, TimeWeight
 from .onpolicy import OnPolicy, Rows, ratio_metrics
@@ -61,20 +62,20 @@ class AWMGAE(OnPolicy):
     policy: FlowPolicy
     executed: int | None = None
     _: KW_ONLY
-    pairs: int
+    pairs: Count
     ratio: Literal["pair", "mean", "none"]
     penalty: Literal["clip", "spo", "nft"]
-    nft_beta: float
-    advantage_clip: float
-    advantage_max: float
+    nft_beta: Positive
+    advantage_clip: Positive
+    advantage_max: Positive
     psi: Surrogate
     weighting: TimeWeight
     reduction: Reduction
-    error_max: float | None
-    trust_coef: float
-    trust_rate: float
-    anchor_coef: float
-    action_noise: float
+    error_max: Positive | None
+    trust_coef: NonNegative
+    trust_rate: Share
+    anchor_coef: NonNegative
+    action_noise: NonNegative
 
     def __post_init__(self) -> None:
         losses.refuse_jumps(self.policy)

@@ -11,6 +11,7 @@ from ..envs.batch import Batch
 from ..policies import draw
 from ..policies.nets import clone, lerp_
 from ..policies.steer import Chain, Settings
+from ..ranges import Count, NonNegative, Positive, Share
 from . import losses
 from .losses import Deviation, Surrogate, TimeWeight
 from .matching import Averaged
@@ -67,23 +68,23 @@ class AWMQ(Averaged):
     steer: Settings
     executed: int | None = None
     _: KW_ONLY
-    particles: int
-    pairs: int
-    policy_batch: int
+    particles: Count
+    pairs: Count
+    policy_batch: Count
     ratio: Literal["none", "pair"]
-    clip: float
-    inner_steps: int
-    advantage_clip: float
-    advantage_max: float
+    clip: NonNegative
+    inner_steps: Count
+    advantage_clip: Positive
+    advantage_max: Positive
     deviation: Deviation
     psi: Surrogate
     weighting: TimeWeight
-    trust_coef: float
-    trust_rate: float
-    anchor_coef: float
+    trust_coef: NonNegative
+    trust_rate: Share
+    anchor_coef: NonNegative
     relative: bool
-    explore_noise: float
-    policy_every: int
+    explore_noise: NonNegative
+    policy_every: Count
 
     def __post_init__(self) -> None:
         self.refuse()

@@ -13,6 +13,7 @@ from ..envs.batch import Batch, Windows
 from ..policies.fewstep import FewStepPolicy
 from ..policies.field import chunk_mean
 from ..policies.nets import clone, lerp_
+from ..ranges import NonNegative, Positive, Rate, Share
 from .contract import Algorithm
 from .losses import row_times
 from .optim import adam, cosine, step
@@ -32,13 +33,13 @@ class Cloning(Algorithm):
     generator: torch.Generator
     run_updates: int
     _: KW_ONLY
-    lr: float
-    weight_decay: float
-    lr_warmup: float
-    lr_floor: float
-    ema_rate: float
+    lr: Positive
+    weight_decay: NonNegative
+    lr_warmup: Share
+    lr_floor: Share
+    ema_rate: Rate
     learn_padding: bool
-    max_norm: float
+    max_norm: Positive
 
     def __post_init__(self) -> None:
         self.average = clone(self.policy)

@@ -9,6 +9,7 @@ from ..envs.batch import Batch
 from ..policies import draw
 from ..policies.heads import Deterministic
 from ..policies.nets import clone, lerp_
+from ..ranges import Count, NonNegative
 from .offpolicy import OffPolicy
 from .optim import frozen, step
 from .returns import smoothed
@@ -32,10 +33,10 @@ class Delayed(OffPolicy):
 
     policy: Deterministic
     _: KW_ONLY
-    target_noise: float
-    noise_clip: float
-    policy_every: int
-    explore_noise: float
+    target_noise: NonNegative
+    noise_clip: NonNegative
+    policy_every: Count
+    explore_noise: NonNegative
 
     def __post_init__(self) -> None:
         super().__post_init__()

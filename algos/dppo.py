@@ -9,6 +9,7 @@ from torch import Tensor
 from ..envs.batch import Choice
 from ..policies.flow import Chain, FlowPolicy, log_normal
 from ..policies.nets import clone
+from ..ranges import Count, NonNegative, Positive, Share
 from .onpolicy import OnPolicy, Rows
 
 
@@ -34,12 +35,12 @@ class DPPO(OnPolicy):
     policy: FlowPolicy
     executed: int | None = None
     _: KW_ONLY
-    tuned_steps: int
-    std_floor: float
-    denoising_discount: float
-    clip_first: float
-    clip_rate: float
-    deploy_floor: float
+    tuned_steps: Count
+    std_floor: Positive
+    denoising_discount: Share
+    clip_first: NonNegative
+    clip_rate: NonNegative
+    deploy_floor: NonNegative
 
     def __post_init__(self) -> None:
         if not 1 <= self.tuned_steps <= self.policy.steps:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..envs.batch import Batch
 from ..policies.candidates import candidate_noise
+from ..ranges import Count, NonNegative
 from .losses import matching_draws
 from .matching import Matching
 from .optim import anneal, frozen
@@ -43,8 +44,8 @@ class DQL(Matching):
     pure = ("critic_loss", "policy_loss")
 
     _: KW_ONLY
-    eta: float
-    target_candidates: int
+    eta: NonNegative
+    target_candidates: Count
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and one policy step; metrics are 0-d."""

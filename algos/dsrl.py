@@ -15,6 +15,7 @@ from ..policies.flow import FlowPolicy
 from ..policies.heads import TanhGaussian
 from ..policies.nets import clone, lerp_
 from ..policies.relative import Relative
+from ..ranges import Count, Natural, NonNegative, Positive, Rate
 from .contract import World
 from .frozen import Frozen
 from .offpolicy import OffPolicy
@@ -83,17 +84,17 @@ class DSRL(OffPolicy):
     _: KW_ONLY
     latent_gradient: bool
     relative: bool
-    prior_share: float
-    distill_every: int
-    distill_noises: int
-    base_cache: int
+    prior_share: NonNegative
+    distill_every: Count
+    distill_noises: Count
+    base_cache: Natural
     spread: Literal["entropy", "prior"]
     target_per_dim: float
-    alpha_lr: float
-    alpha: float
-    ema_rate: float
+    alpha_lr: Positive
+    alpha: Positive
+    ema_rate: Rate
     deploy_mean: bool
-    gate: float
+    gate: NonNegative
 
     def __post_init__(self) -> None:
         self.refuse()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..envs.batch import Batch
 from ..policies.critics import Value
+from ..ranges import Quantile
 from .offpolicy import Scheduled
 
 
@@ -29,7 +30,7 @@ class Implicit(Scheduled):
 
     value: Value
     _: KW_ONLY
-    expectile: float
+    expectile: Quantile
 
     def __post_init__(self) -> None:
         self.value.to(self.generator.device)

@@ -13,6 +13,7 @@ from ..policies.editor import Editor
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from ..policies.relative import Relative
+from ..ranges import Count, Natural, NonNegative, Positive, Rate
 from .losses import matching_draws, refuse_jumps
 from .offpolicy import OffPolicy
 from .optim import adam, frozen, step
@@ -50,15 +51,15 @@ class EXPO(OffPolicy):
     editor: Editor
     executed: int | None = None
     _: KW_ONLY
-    candidates: int
-    base_lr: float
-    base_cache: int
+    candidates: Count
+    base_lr: NonNegative
+    base_cache: Natural
     relative: bool
-    alpha_lr: float
-    alpha: float
+    alpha_lr: Positive
+    alpha: Positive
     entropy_per_dim: float
-    ema_rate: float
-    max_norm: float
+    ema_rate: Rate
+    max_norm: Positive
 
     def __post_init__(self) -> None:
         self.refuse()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..envs.batch import Batch
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone
+from ..ranges import NonNegative
 from .losses import matching_draws, refuse_jumps
 from .matching import BestOf
 from .optim import frozen, step
@@ -45,7 +46,7 @@ class FQL(BestOf):
 
     policy: FlowPolicy
     _: KW_ONLY
-    alpha: float
+    alpha: NonNegative
     target_join: Literal["mean", "min"]
 
     def __post_init__(self) -> None:

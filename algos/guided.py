@@ -11,6 +11,7 @@ from ..policies import draw
 from ..policies.candidates import candidate_noise
 from ..policies.flow import FlowPolicy
 from ..policies.nets import lerp_
+from ..ranges import Count, NonNegative, Positive
 from .losses import Draws, matching_times
 from .matching import Matching
 from .optim import anneal, step
@@ -61,14 +62,14 @@ class Guided(Matching):
     _: KW_ONLY
     rule: Literal["score", "shift"]
     gradient: Literal["point", "mean"]
-    temperature: float | None
-    eta: float | None
-    eta_rate: float
-    threshold: float | None
+    temperature: Positive | None
+    eta: Positive | None
+    eta_rate: NonNegative
+    threshold: NonNegative | None
     join: Join
-    rho: float
-    target_candidates: int
-    explore_noise: float
+    rho: NonNegative
+    target_candidates: Count
+    explore_noise: NonNegative
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..envs.batch import Batch
 from ..policies.heads import Gaussian
+from ..ranges import NonNegative, Positive
 from .expectile import Implicit
 from .losses import Draws, exp_weight, matching_draws
 from .matching import Matching
@@ -27,8 +28,8 @@ class IQL(Implicit, Matching):
     pure = ("critic_loss", "policy_loss")
 
     _: KW_ONLY
-    beta: float
-    weight_max: float
+    beta: NonNegative
+    weight_max: Positive
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of V and Q and one of the policy; metrics are 0-d."""
@@ -65,8 +66,8 @@ class IQLGaussian(Implicit):
 
     policy: Gaussian
     _: KW_ONLY
-    beta: float
-    weight_max: float
+    beta: NonNegative
+    weight_max: Positive
     deploy_mean: bool
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from ..envs.batch import Batch
 from ..policies.candidates import sample
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
+from ..ranges import Count, NonNegative, Positive, Rate
 from .losses import matching_draws, refuse_jumps
 from .offpolicy import OffPolicy, Scheduled
 from .optim import step
@@ -28,8 +29,8 @@ class Averaged(OffPolicy):
 
     policy: FlowPolicy
     _: KW_ONLY
-    ema_rate: float
-    max_norm: float
+    ema_rate: Rate
+    max_norm: Positive
 
     def __post_init__(self) -> None:
         refuse_jumps(self.policy)
@@ -57,8 +58,8 @@ class BestOf(OffPolicy):
     """
 
     _: KW_ONLY
-    deploy_candidates: int
-    deploy_temperature: float
+    deploy_candidates: Count
+    deploy_temperature: NonNegative
 
     def unit(self) -> float:
         """What deploy_temperature is in units of."""

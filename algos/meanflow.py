@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..policies.fewstep import FewStepPolicy
+from ..ranges import NonNegative, Positive, Rate
 from .cloning import JumpCloning, refuse_share
 
 
@@ -35,9 +36,9 @@ class MeanFlow(JumpCloning):
     """
 
     _: KW_ONLY
-    flow_share: float
-    weight_power: float
-    weight_floor: float
+    flow_share: Rate
+    weight_power: NonNegative
+    weight_floor: Positive
 
     def __post_init__(self) -> None:
         refuse_share("flow_share", self.flow_share, low=False, high=True)

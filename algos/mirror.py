@@ -12,6 +12,7 @@ from ..policies import draw
 from ..policies.candidates import candidate_noise, choose
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
+from ..ranges import Count, Natural, NonNegative, Positive
 from .losses import matching_times
 from .matching import Averaged, BestOf
 from .returns import dual_step, pessimistic
@@ -65,24 +66,24 @@ class Mirror(BestOf, Averaged):
 
     executed: int | None = None
     _: KW_ONLY
-    particles: int
+    particles: Count
     weights: Weights
-    temperature: float | None
-    target_kl: float | None
-    dual_rate: float
+    temperature: Positive | None
+    target_kl: Positive | None
+    dual_rate: NonNegative
     join: Literal["min", "mean"]
-    old_every: int
-    sample_noise: float
-    kept: int | None
-    uniform: int
-    uniform_coef: float
-    cap: float | None
-    policy_batch: int
-    policy_every: int
-    act_candidates: int
-    target_candidates: int
+    old_every: Count
+    sample_noise: NonNegative
+    kept: Count | None
+    uniform: Natural
+    uniform_coef: NonNegative
+    cap: Positive | None
+    policy_batch: Count
+    policy_every: Count
+    act_candidates: Count
+    target_candidates: Count
     deploy_temperature: float = field(default=0.0, init=False)
-    explore_noise: float
+    explore_noise: NonNegative
 
     def __post_init__(self) -> None:
         super().__post_init__()

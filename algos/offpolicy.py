@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..envs.batch import Batch
 from ..policies.critics import QEnsemble
 from ..policies.nets import clone, lerp_
+from ..ranges import Positive, Rate, Share
 from .contract import Algorithm
 from .optim import adam, anneal, step
 from .returns import td_loss, td_target
@@ -30,9 +31,9 @@ class OffPolicy(Algorithm):
     critic: QEnsemble
     generator: torch.Generator
     _: KW_ONLY
-    policy_lr: float
-    critic_lr: float
-    target_rate: float
+    policy_lr: Positive
+    critic_lr: Positive
+    target_rate: Rate
 
     def __post_init__(self) -> None:
         self.target = clone(self.critic)
@@ -86,7 +87,7 @@ class Scheduled(OffPolicy):
 
     run_updates: int
     _: KW_ONLY
-    lr_floor: float
+    lr_floor: Share
 
     def begin(self) -> float:
         """Counts an update and sets the policy's rate. Returns how much of the run is over."""

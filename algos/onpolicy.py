@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..envs.batch import Choice, Rollout
+from ..ranges import Count, Natural, NonNegative, Positive, Share
 from .contract import Algorithm
 from .gae import RewardScale, gae, tells
 from .losses import clipped
@@ -48,19 +49,19 @@ class Learning:
     ratio_limit: bound of the log ratio before the exponential, against overflow only.
     """
 
-    epochs: int
-    minibatch: int
-    gae_lambda: float
-    policy_lr: float
-    value_lr: float
-    lr_floor: float
-    max_norm: float
-    value_warmup: int
-    kl_stop: float
+    epochs: Count
+    minibatch: Count
+    gae_lambda: Share
+    policy_lr: Positive
+    value_lr: Positive
+    lr_floor: Share
+    max_norm: Positive
+    value_warmup: Natural
+    kl_stop: NonNegative
     scale_rewards: bool
-    reward_clip: float
-    clip: float
-    ratio_limit: float
+    reward_clip: Positive
+    clip: Positive
+    ratio_limit: Positive
 
 
 @dataclass(eq=False)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..envs.batch import Choice
 from ..policies.heads import Gaussian
+from ..ranges import NonNegative
 from .onpolicy import OnPolicy, Rows
 
 
@@ -20,7 +21,7 @@ class PPO(OnPolicy):
     policy: Gaussian
     executed: int | None = None
     _: KW_ONLY
-    entropy_coef: float
+    entropy_coef: NonNegative
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Choice:

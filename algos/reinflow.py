@@ -10,6 +10,7 @@ from ..envs.batch import Choice
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone
 from ..policies.noise import NoiseNet
+from ..ranges import NonNegative
 from .onpolicy import OnPolicy, Rows
 
 log = logging.getLogger("rheo")
@@ -37,8 +38,8 @@ class ReinFlow(OnPolicy):
     noise: NoiseNet
     executed: int | None = None
     _: KW_ONLY
-    entropy_coef: float
-    anchor_coef: float
+    entropy_coef: NonNegative
+    anchor_coef: NonNegative
     normalise: bool
     censored: bool
 

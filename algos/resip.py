@@ -11,6 +11,7 @@ from ..envs.batch import Choice
 from ..envs.residual_env import Residual
 from ..policies.flow import FlowPolicy
 from ..policies.residual import Head, HeadValue
+from ..ranges import NonNegative, Positive
 from .onpolicy import OnPolicy, Rows
 
 
@@ -32,8 +33,8 @@ class ResiP(OnPolicy):
     value: HeadValue
     head: Head
     _: KW_ONLY
-    residual_scale: float
-    entropy_coef: float
+    residual_scale: Positive
+    entropy_coef: NonNegative
 
     def __post_init__(self) -> None:
         if self.residual_scale <= 0:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..policies.candidates import candidate_noise, choose, race
+from ..ranges import Count, NonNegative, Positive, Share
 from . import estimators
 from .losses import row_times
 
@@ -65,20 +66,20 @@ class Estimation:
     of the predicted noise, (A / (A B' - A' B))^2.
     """
 
-    particles: int
+    particles: Count
     estimator: Literal["noise", "gradient", "combined"]
     support: Literal["box", "tanh"]
     proposal: Literal["truncated", "self"]
-    self_share: float
-    self_scale: float
-    spread_floor: float
-    ridge: float
-    replay_share: float
+    self_share: Share
+    self_scale: Positive
+    spread_floor: Positive
+    ridge: NonNegative
+    replay_share: Share
     weighting: Literal["ramp", "data", "noise", "uniform"]
     control: Literal["ridge", "published"]
-    walls: float
-    start_candidates: int
-    choice_temperature: float
+    walls: Positive
+    start_candidates: Count
+    choice_temperature: NonNegative
 
 
 class Reverse(Estimation):

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..envs.batch import Batch
 from ..policies import draw
 from ..policies.candidates import candidate_noise, choose, race
+from ..ranges import Count, NonNegative, Positive, Share
 from .matching import Averaged, BestOf
 from .returns import dual_step
 from .reverse import Draws, Estimation, Measured, Reverse
@@ -48,17 +49,17 @@ class RFM(Estimation, BestOf, Averaged):
 
     executed: int | None = None
     _: KW_ONLY
-    temperature: float
+    temperature: Positive
     temperature_rule: Literal["fixed", "spread", "absolute"]
-    spread_target: float
-    spread_rate: float
-    scale_rate: float
-    policy_batch: int
-    policy_every: int
-    act_candidates: int
-    target_candidates: int
-    target_noise: float
-    explore_noise: float
+    spread_target: Positive
+    spread_rate: NonNegative
+    scale_rate: Share
+    policy_batch: Count
+    policy_every: Count
+    act_candidates: Count
+    target_candidates: Count
+    target_noise: NonNegative
+    explore_noise: NonNegative
 
     def __post_init__(self) -> None:
         super().__post_init__()

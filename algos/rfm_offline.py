@@ -10,6 +10,7 @@ from torch import Tensor
 from ..envs.batch import Batch
 from ..policies import draw
 from ..policies.candidates import candidate_noise, choose, race
+from ..ranges import Count, NonNegative, Positive, Share
 from .expectile import Implicit
 from .losses import matching_draws
 from .matching import Matching
@@ -36,13 +37,13 @@ class RFMOffline(Implicit, Matching):
 
     reverse: Reverse
     _: KW_ONLY
-    temperature: float
+    temperature: Positive
     temperature_rule: Literal["fixed", "absolute"]
-    scale_rate: float
-    anchor_coef: float
-    policy_batch: int
-    act_candidates: int
-    explore_noise: float
+    scale_rate: Share
+    anchor_coef: NonNegative
+    policy_batch: Count
+    act_candidates: Count
+    explore_noise: NonNegative
 
     def __post_init__(self) -> None:
         super().__post_init__()

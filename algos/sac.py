@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..envs.batch import Batch
 from ..policies.heads import TanhGaussian
+from ..ranges import Count, Positive
 from .offpolicy import OffPolicy
 from .optim import frozen, step
 from .temperature import Temperature
@@ -37,10 +38,10 @@ class SAC(OffPolicy):
     policy: TanhGaussian
     executed: int | None = None
     _: KW_ONLY
-    alpha_lr: float
-    alpha: float
+    alpha_lr: Positive
+    alpha: Positive
     entropy_per_dim: float
-    policy_every: int
+    policy_every: Count
     deploy_mean: bool
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..policies.fewstep import FewStepPolicy
+from ..ranges import Count, Share
 from .cloning import JumpCloning, refuse_share
 
 
@@ -30,8 +31,8 @@ class Shortcut(JumpCloning):
     """
 
     _: KW_ONLY
-    consistency_share: float
-    max_steps: int
+    consistency_share: Share
+    max_steps: Count
 
     def __post_init__(self) -> None:
         refuse_share("consistency_share", self.consistency_share, low=True, high=False)

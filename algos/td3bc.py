@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
+from ..ranges import NonNegative
 from .delayed import Delayed
 
 
@@ -18,7 +19,7 @@ class TD3BC(Delayed):
     """
 
     _: KW_ONLY
-    alpha: float
+    alpha: NonNegative
 
     @torch.no_grad()
     def validate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

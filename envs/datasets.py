@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EnvError
+from ..ranges import Count, Rate, Share
 from .batch import Batch, Windows
 from .chunk import ChunkEnv
 from .data.read import read
@@ -83,15 +84,15 @@ class Dataset:
     env: InitVar[ChunkEnv | None] = None
     _: KW_ONLY
     path: str | list[str]
-    batch_size: int
+    batch_size: Count
     holdout: float | str
-    obs_steps: int
+    obs_steps: Count
     on_bad: Literal["refuse", "drop", "clip"]
     action_scale: Literal["auto", "unit", "physical", "extremes", "recorded"]
     storage: Literal["ram", "mmap"]
     obs_keys: list[str] | None
     filter: str | None
-    time_limit: int | None
+    time_limit: Count | None
 
     def __post_init__(self, env: ChunkEnv | None) -> None:
         named = isinstance(self.holdout, str)
@@ -224,9 +225,9 @@ class Transitions(Dataset):
     """
 
     _: KW_ONLY
-    execute: int
-    n_step: int
-    gamma: float
+    execute: Count
+    n_step: Count
+    gamma: Rate
     reward_norm: Literal["auto", "none", "return_range"]
 
     def __post_init__(self, env: ChunkEnv | None) -> None:
@@ -324,7 +325,7 @@ class Mixed:
     """
 
     def __init__(
-        self, replay: Any, dataset: Transitions, *, batch_size: int, offline_share: float
+        self, replay: Any, dataset: Transitions, *, batch_size: Count, offline_share: Share
     ) -> None:
         offline = round(offline_share * batch_size)
         if not 0 < offline < batch_size:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EnvError
+from ..ranges import Count, Natural, Positive
 from .batch import Batch, Choice, Coded, Rollout
 from .buffer import Buffer
 from .chunk import ChunkEnv, ChunkStep
@@ -188,13 +189,13 @@ class Replay(Acting):
         generator: torch.Generator,
         horizon: int,
         *,
-        capacity: int,
-        batch_size: int,
-        warmup: int,
-        update_ratio: float,
+        capacity: Count,
+        batch_size: Count,
+        warmup: Natural,
+        update_ratio: Positive,
         warmup_policy: bool = False,
-        kept_rows: int | None = None,
-        n_step: int = 1,
+        kept_rows: Count | None = None,
+        n_step: Count = 1,
     ) -> None:
         if update_ratio <= 0:
             raise ValueError(f"source.update_ratio={update_ratio} must be positive")
@@ -300,7 +301,7 @@ class Rollouts(Acting):
     """
 
     def __init__(
-        self, env: ChunkEnv, generator: torch.Generator, horizon: int, *, decisions: int
+        self, env: ChunkEnv, generator: torch.Generator, horizon: int, *, decisions: Count
     ) -> None:
         if decisions < 1:
             raise ValueError(f"source.decisions={decisions} must be at least 1")

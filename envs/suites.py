@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import EnvError
+from ..ranges import Count, Natural, Rate
 from .adapter import GymnasiumVector
 from .chunk import ChunkEnv
 from .families import register
@@ -70,12 +71,12 @@ def make(
 def chunked(
     *,
     id: str | None,
-    num_envs: int,
+    num_envs: Count,
     backend: Literal["auto", "native", "gymnasium"],
-    threads: int,
-    execute: int,
-    obs_steps: int,
-    gamma: float,
+    threads: Natural,
+    execute: Count,
+    obs_steps: Count,
+    gamma: Rate,
     options: dict[str, Any],
 ) -> ChunkEnv | None:
     """Environments acted on in chunks, as a configuration names them; None for id=null.

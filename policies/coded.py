@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..ranges import Count, Positive
 from . import draw
 from .critics import QEnsemble
 from .heads import TanhGaussian
@@ -28,7 +29,12 @@ class NoiseMap(nn.Module):
     settings = ("matrix",)  # of the buffers: what the configuration says, not what was learned
 
     def __init__(
-        self, horizon: int, *, kind: Literal["interpolated", "lowrank"], rows: int, bound: float
+        self,
+        horizon: int,
+        *,
+        kind: Literal["interpolated", "lowrank"],
+        rows: Count,
+        bound: Positive,
     ) -> None:
         super().__init__()
         if not 1 <= rows <= horizon:
@@ -82,9 +88,9 @@ def coded_gaussian(
     action_dim: int,
     obs_norm: Normalizer | None = None,
     *,
-    rows: int,
-    width: int,
-    depth: int,
+    rows: Count,
+    width: Count,
+    depth: Count,
     activation: str,
     log_std_min: float,
     log_std_max: float,
@@ -101,10 +107,10 @@ def coded_critic(
     action_dim: int,
     obs_norm: Normalizer | None = None,
     *,
-    rows: int,
-    members: int,
-    width: int,
-    depth: int,
+    rows: Count,
+    members: Count,
+    width: Count,
+    depth: Count,
     layer_norm: bool,
     activation: str,
 ) -> QEnsemble:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ranges import Count
 from .nets import Stack, activation_fn, expand_lead
 from .normalize import Normalizer, statistics
 
@@ -29,9 +30,9 @@ class QEnsemble(nn.Module):
         horizon: int,
         obs_norm: Normalizer | None = None,
         *,
-        members: int,
-        width: int,
-        depth: int,
+        members: Count,
+        width: Count,
+        depth: Count,
         layer_norm: bool,
         activation: str,
     ):
@@ -100,8 +101,8 @@ class Value(nn.Module):
         obs_dim: int,
         obs_norm: Normalizer | None = None,
         *,
-        width: int,
-        depth: int,
+        width: Count,
+        depth: Count,
         layer_norm: bool,
         activation: str,
     ):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..ranges import Count, NonNegative
 from .heads import OnePass, TanhGaussian
 from .nets import expand_lead
 from .normalize import Normalizer
@@ -23,9 +24,9 @@ class Editor(OnePass):
         horizon: int,
         obs_norm: Normalizer | None = None,
         *,
-        scale: float,
-        width: int,
-        depth: int,
+        scale: NonNegative,
+        width: Count,
+        depth: Count,
         activation: str,
         log_std_min: float,
         log_std_max: float,

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..ranges import Count, NonNegative, Share
 from . import draw, paths
 from .nets import Net, expand_lead
 from .normalize import Normalizer
@@ -64,15 +65,15 @@ class Field(nn.Module):
         net: Net,
         *,
         path: Literal["linear", "cosine", "betas"],
-        levels: int | None,
+        levels: Count | None,
         prediction: Literal["v", "eps", "a"],
-        steps: int,
+        steps: Count,
         sampler: Literal["euler", "heun"],
-        eta: float,
+        eta: Share,
         clip_x: bool,
         clip_a: bool,
         squash: Literal["clip", "tanh"],
-        deploy_scale: float = 1.0,
+        deploy_scale: NonNegative = 1.0,
         grid: Literal["uniform", "late"] = "uniform",
         betas: Literal["cosine", "vp"] = "cosine",
         obs_norm: Normalizer,

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ranges import Count, Positive
 from . import draw
 from .field import TANH_EDGE
 from .nets import Stack, expand_lead
@@ -45,8 +46,8 @@ class TanhGaussian(OnePass):
         horizon: int,
         obs_norm: Normalizer | None = None,
         *,
-        width: int,
-        depth: int,
+        width: Count,
+        depth: Count,
         activation: str,
         log_std_min: float,
         log_std_max: float,
@@ -120,10 +121,10 @@ class Gaussian(OnePass):
         horizon: int,
         obs_norm: Normalizer | None = None,
         *,
-        width: int,
-        depth: int,
+        width: Count,
+        depth: Count,
         activation: str,
-        std: float,
+        std: Positive,
     ):
         super().__init__(obs_dim, action_dim, horizon, obs_norm)
         if std <= 0:
@@ -170,8 +171,8 @@ class Deterministic(OnePass):
         horizon: int,
         obs_norm: Normalizer | None = None,
         *,
-        width: int,
-        depth: int,
+        width: Count,
+        depth: Count,
         activation: str,
     ):
         super().__init__(obs_dim, action_dim, horizon, obs_norm)

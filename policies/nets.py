@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ranges import Count, Positive
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -165,11 +167,11 @@ class MLP(Conditioned):
         action_dim: int,
         horizon: int,
         *,
-        width: int,
-        depth: int,
-        encoder_depth: int,
+        width: Count,
+        depth: Count,
+        encoder_depth: Count,
         activation: str,
-        time_periods: float = 16.0,
+        time_periods: Positive = 16.0,
     ):
         sizes = obs_dim, action_dim, horizon
         super().__init__(sizes, width, encoder_depth, activation, time_periods)
@@ -201,13 +203,13 @@ class UNet1d(Conditioned):
         action_dim: int,
         horizon: int,
         *,
-        width: int,
-        widths: list[int],
-        kernel: int,
-        groups: int,
-        encoder_depth: int,
+        width: Count,
+        widths: list[Count],
+        kernel: Count,
+        groups: Count,
+        encoder_depth: Count,
         activation: str,
-        time_periods: float = 16.0,
+        time_periods: Positive = 16.0,
     ):
         sizes = obs_dim, action_dim, horizon
         super().__init__(sizes, width, encoder_depth, activation, time_periods)
@@ -276,12 +278,12 @@ class Transformer(Conditioned):
         action_dim: int,
         horizon: int,
         *,
-        width: int,
-        depth: int,
-        heads: int,
-        encoder_depth: int,
+        width: Count,
+        depth: Count,
+        heads: Count,
+        encoder_depth: Count,
         activation: str,
-        time_periods: float = 16.0,
+        time_periods: Positive = 16.0,
     ):
         sizes = obs_dim, action_dim, horizon
         super().__init__(sizes, width, encoder_depth, activation, time_periods)

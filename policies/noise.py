@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..ranges import Count, Positive
 from .heads import OnePass
 from .nets import Stack, TimeEmbedding, zero_
 from .normalize import Normalizer
@@ -33,12 +34,12 @@ class NoiseNet(OnePass):
         horizon: int,
         obs_norm: Normalizer | None = None,
         *,
-        width: int,
-        depth: int,
-        std_min: float,
-        std_max: float,
+        width: Count,
+        depth: Count,
+        std_min: Positive,
+        std_max: Positive,
         schedule: Literal["const", "learn", "learn_decay"],
-        tuned_steps: int | None,
+        tuned_steps: Count | None,
     ):
         super().__init__(obs_dim, action_dim, horizon, obs_norm)
         if not 0 < std_min <= std_max:

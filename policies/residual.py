@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..ranges import Count, Positive
 from .critics import Value
 from .heads import Gaussian, OnePass
 from .nets import zero_
@@ -23,10 +24,10 @@ class Head(OnePass):
         action_dim: int,
         obs_norm: Normalizer | None = None,
         *,
-        width: int,
-        depth: int,
+        width: Count,
+        depth: Count,
         activation: str,
-        std: float,
+        std: Positive,
     ):
         super().__init__(obs_dim, action_dim, 1, obs_norm)
         self.gaussian = Gaussian(
@@ -57,8 +58,8 @@ class HeadValue(nn.Module):
         action_dim: int,
         obs_norm: Normalizer | None = None,
         *,
-        width: int,
-        depth: int,
+        width: Count,
+        depth: Count,
         layer_norm: bool,
         activation: str,
     ):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ranges import Count, Natural, NonNegative
 from . import draw
 from .candidates import choose, chosen, race
 from .flow import FlowPolicy
@@ -175,13 +176,13 @@ class Settings:
     """
 
     words: list[str]
-    n: int
-    temperature: float
+    n: Count
+    temperature: NonNegative
     weight: float
-    particles: int
-    tilt: float
-    rounds: int
-    rate: float
+    particles: Count
+    tilt: NonNegative
+    rounds: Natural
+    rate: NonNegative
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.particles < 1 or self.rounds < 0:

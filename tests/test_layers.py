@@ -11,14 +11,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("policies", "algos", "envs", "configs", "scripts")
 LIBRARY = {  # folder -> packages of others that it may import, and folders of ours
-    "policies": ({"torch", "numpy"}, {"policies", "errors"}),
+    "policies": ({"torch", "numpy"}, {"policies", "errors", "ranges"}),
     "algos": (
         {"torch", "numpy"},
-        {"algos", "policies", "envs.batch", "envs.residual_env", "errors"},
+        {"algos", "policies", "envs.batch", "envs.residual_env", "errors", "ranges"},
     ),
     "envs": (
         {"torch", "numpy", "gymnasium", "mujoco", "h5py"},
-        {"envs", "errors", "files", "stats"},
+        {"envs", "errors", "files", "ranges", "stats"},
     ),
     "envs/data": (
         {"numpy", "h5py", "gymnasium"},

@@ -1,20 +1,29 @@
 """The types that a YAML value may have: int, float, bool, str, None, Literal[...], list[...], dict,
-unions of those, and Any.
+unions of those, numbers with a range (Annotated[int, Range(ge=1)]), and Any.
 
 An annotation is text here, as it stands in a source file: `meaning` makes the type of it without
 running anything.
 """
 
 import ast
+import re
 from functools import lru_cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Optional, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
+
+from rheo.ranges import Range
 
 UNKNOWN = "?"
 NAMES: dict[str, Any] = {
     **{"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict},
     **{"Any": Any, "Literal": Literal, "Optional": Optional, "Union": Union},
+    "Annotated": Annotated,
 }
+RANGED = re.compile(r"Annotated\[(\w+), [^]]*\]")
+
+
+class OutOfRange(ValueError):
+    """What a number must be that lies outside its range."""
 
 
 @lru_cache
@@ -41,6 +50,8 @@ def made(node: ast.expr) -> Any:
             read = ast.literal_eval if outer is Literal else made
             types = [read(item) for item in items]
             return outer[tuple(types)] if len(types) > 1 else outer[types[0]]
+        case ast.Call(func=ast.Name(id="Range"), args=[], keywords=bounds):
+            return Range(**{str(one.arg): ast.literal_eval(one.value) for one in bounds})
     raise ValueError(ast.unparse(node))
 
 
@@ -49,17 +60,26 @@ def known(annotation: str) -> bool:
     return meaning(annotation) is not None
 
 
+def plain(annotation: str) -> str:
+    """An annotation as it is shown: without ranges."""
+    return RANGED.sub(r"\1", annotation)
+
+
 def coerce(annotation: str, value: Any) -> tuple[Any, str]:
-    """The value in the annotated type, and what is wrong with it (empty when nothing is).
+    """The value in the annotated type, and what is wrong with it (empty when nothing is), as it
+    follows the key: "=0: must be at least 1" or ": must be int, got 'x' (str)".
 
     An int serves as a float, and a whole float as an int (`steps=1e6`); nothing else is converted.
     """
     try:
         return fit(meaning(annotation), value), ""
+    except OutOfRange as error:
+        shown = f"{value:g}" if isinstance(value, (int, float)) else value
+        return value, f"={shown}: must be {error}"
     except TypeError:
         digits = annotation.startswith("str") and isinstance(value, (int, float))
         hint = "; quote it twice, as in \"'1'\"" if digits else ""  # the line reads a number
-        return value, f"must be {annotation}, got {describe(value)}{hint}"
+        return value, f": must be {plain(annotation)}, got {describe(value)}{hint}"
 
 
 def describe(value: Any) -> str:
@@ -68,10 +88,16 @@ def describe(value: Any) -> str:
 
 
 def fit(kind: Any, value: Any) -> Any:
-    """The value as a type wants it. Raises TypeError when it is something else."""
+    """The value as a type wants it. Raises TypeError when it is something else, and OutOfRange."""
     outer, items = get_origin(kind), get_args(kind)
     if kind is Any or kind is None:
         return value
+    if outer is Annotated:
+        number = fit(items[0], value)
+        problem = items[1].problem(number)
+        if problem:
+            raise OutOfRange(problem)
+        return number
     if outer in (Union, UnionType):
         return first(items, value)
     if outer is Literal and any(type(value) is type(x) and value == x for x in items):
@@ -91,12 +117,14 @@ def fit(kind: Any, value: Any) -> Any:
 
 def first(kinds: tuple[Any, ...], value: Any) -> Any:
     """The value in the first type of a union that takes it, exact types before converted ones."""
-    fitting = []
+    fitting, outside = [], None
     for kind in kinds:
         try:
             fitting.append(fit(kind, value))
+        except OutOfRange as error:
+            outside = error
         except TypeError:
             continue
     if not fitting:
-        raise TypeError
+        raise outside or TypeError
     return next((one for one in fitting if type(one) is type(value)), fitting[0])

@@ -288,7 +288,7 @@ def finish(
         own = intent.baseless(typed.algo) if place == "init" else ""
         errors.append(own or f"{place}: has to be set ({place}=...)")
         judged.add(place)
-    for place, error in [(error.partition(":")[0], error) for error in validate(tree)]:
+    for place, error in [(re.split("[:=]", error)[0], error) for error in validate(tree)]:
         lead = followed.get(place, place)
         if not {place, lead} & judged:
             errors.append(worded(place, error, tree, followed, typed))
@@ -346,7 +346,7 @@ def validate(tree: dict[str, Any]) -> list[str]:
     for key in tree:
         tree[key], problem = annotations.coerce(TOP.get(key, "Any"), tree[key])
         if problem:
-            errors.append(f"{key}: {problem}")
+            errors.append(f"{key}{problem}")
     for key, node in tree.items():
         errors += validate_node(node, key)
     return errors

@@ -18,7 +18,7 @@ from rheo.envs.paths import absolute
 from rheo.errors import nearest
 
 from ..store.where import run_path
-from . import annotations, rules, schema
+from . import annotations, schema
 from .top import TOP
 from .words import is_literal, literal
 
@@ -145,7 +145,6 @@ def instead(node: dict[str, Any], key: str, place: str) -> str:
     if target is not None:
         annotation = schema.from_source(target).keys.get(key, "int")
     for value in (None, 0):
-        fits = not annotations.coerce(annotation, value)[1]
-        if fits and (value is None or not rules.ranges({key: value})):
+        if not annotations.coerce(annotation, value)[1]:
             return f"set {place}={'null' if value is None else value}"
     return f"set another value, it is {node.get(key)!r} here"

@@ -1,4 +1,4 @@
-"""What types cannot say: values out of range, and values that contradict each other.
+"""What types cannot say: values that contradict each other, and what is not there.
 
 Each check takes the resolved, well-typed configuration as a plain tree and gives its errors. None
 imports torch or a simulator.
@@ -7,7 +7,7 @@ imports torch or a simulator.
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rheo.envs.packages import ELSEWHERE, home, pip_install
@@ -19,13 +19,7 @@ from ..store.where import existing, shown
 from . import schema
 from .top import files_of, inside
 
-COUNTS = {"steps", "log_every", "eval_every", "save_every", "episodes", "horizon", "execute"} | {
-    *("obs_steps", "num_envs", "batch_size", "width", "depth", "heads", "members", "particles"),
-    *("capacity", "decisions", "policy_batch", "n_step", "distill_noises"),
-}
 EXPORTED = "rheo.policies.exported.Exported"
-MAY_REST = {"base_lr"}  # learning rates of 0 that leave a part as it is
-SHARES = {"target_rate", "ema_rate", "gamma"}
 Check = Callable[[dict[str, Any]], list[str]]
 
 
@@ -34,7 +28,7 @@ def run(tree: dict[str, Any], inputs: Sequence[Check], *, careful: bool = False)
 
     careful: the tree is known to be wrong somewhere; a check that trips over that is left out.
     """
-    checks = (ranges, chunk, heads, levels, device, environment, world, program, *inputs, limits)
+    checks = (chunk, heads, levels, device, environment, world, program, *inputs, limits)
     errors = []
     for check in checks:
         try:
@@ -42,30 +36,6 @@ def run(tree: dict[str, Any], inputs: Sequence[Check], *, careful: bool = False)
         except (TypeError, AttributeError, KeyError, ValueError):
             if not careful:
                 raise
-    return errors
-
-
-def numbers(node: Any, place: str = "") -> Iterator[tuple[str, str, float]]:
-    """Full key, last key and value of every number."""
-    for key, value in node.items() if isinstance(node, dict) else ():
-        inner = f"{place}.{key}" if place else str(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield inner, str(key), value
-        yield from numbers(value, inner)
-
-
-def ranges(tree: dict[str, Any]) -> list[str]:
-    """Counts are at least 1, rates are in (0, 1], learning rates are above 0."""
-    errors = []
-    for place, key, value in numbers(tree):
-        if key in COUNTS and value < 1:
-            errors.append(f"{place}={value:g}: must be at least 1")
-        elif key in SHARES and not 0 < value <= 1:
-            errors.append(f"{place}={value:g}: must be above 0 and at most 1")
-        elif (key == "lr" or key.endswith("_lr")) and key not in MAY_REST and not value > 0:
-            errors.append(f"{place}={value:g}: must be above 0")
-        elif key in {"seed", "threads"} | MAY_REST and value < 0:
-            errors.append(f"{place}={value:g}: must be 0 or more")
     return errors
 
 

@@ -8,6 +8,7 @@ is ever imported or called.
 """
 
 import ast
+import copy
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import Any
 from rheo.envs.paths import expanded
 from rheo.errors import RheoError, nearest
 
-from .annotations import UNKNOWN, coerce, known
+from .annotations import UNKNOWN, coerce, known, plain
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("policies", "algos", "envs")
@@ -171,18 +172,26 @@ def read_function(schema: Schema, args: ast.arguments, file: Path, skip: int) ->
 
 
 def spelled(annotation: ast.expr | None, file: Path) -> str:
-    """An annotation's text, with the name of another type replaced by its meaning."""
+    """An annotation's text, with the names of other types replaced by their meaning."""
     if annotation is None:
         return UNKNOWN
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         return annotation.value
-    if isinstance(annotation, ast.Name):
-        found = definition(annotation.id, file)
-        if found and isinstance(found[0], ast.Assign):
-            return ast.unparse(found[0].value)
-    return ast.unparse(annotation)
+    return ast.unparse(Meaning(file).visit(copy.deepcopy(annotation)))
 
 
+class Meaning(ast.NodeTransformer):
+    """Replaces a name that a module assigns or imports (`Count`) by what is assigned there."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802 - as ast calls it
+        found = definition(node.id, self.file)
+        return found[0].value if found and isinstance(found[0], ast.Assign) else node
+
+
+@lru_cache
 def definition(name: str, file: Path) -> tuple[ast.stmt, Path] | None:
     """The class or assignment behind a name in a module, or in the one it is imported from."""
     for node in parse(file).body:
@@ -220,7 +229,7 @@ def check(node: Mapping[str, Any], schema: Schema, where: str) -> tuple[dict[str
         if key in schema.keys:
             values[key], problem = coerce(schema.keys[key], value)
             if problem:
-                errors.append(f"{place}: {problem}")
+                errors.append(f"{place}{problem}")
         elif nested and key in schema.slots or schema.open and key not in schema.slots:
             values[key] = value
         elif key in schema.slots:
@@ -228,6 +237,6 @@ def check(node: Mapping[str, Any], schema: Schema, where: str) -> tuple[dict[str
         else:
             errors.append(f"{place}: unknown key{nearest(str(key), schema.keys)}")
     for key in sorted(schema.required - set(node)):
-        place = f"{where}.{key}" if where else key
-        errors.append(f"{place}: missing; {node.get('_target_')} needs it ({schema.keys[key]})")
+        place, kind = f"{where}.{key}" if where else key, plain(schema.keys[key])
+        errors.append(f"{place}: missing; {node.get('_target_')} needs it ({kind})")
     return values, errors

@@ -6,6 +6,7 @@ from typing import Any
 
 HOME = Path(__file__).resolve().parents[2] / "configs"
 NODE = "dict | None"
+COUNT, NATURAL = "Annotated[int, Range(ge=1)]", "Annotated[int, Range(ge=0)]"
 TOP = {
     "algo": "dict",
     "policy": "dict",
@@ -15,18 +16,18 @@ TOP = {
     "data": "str | list[str] | None",
     "init": "str | None",
     "init_part": "Literal['auto', 'policy', 'base']",
-    "steps": "int",
-    "seed": "int",
+    "steps": COUNT,
+    "seed": NATURAL,
     "device": "str",
     "name": "str | None",
-    "log_every": "int",
-    "eval_every": "int",
-    "save_every": "int",
-    "episodes": "int",
+    "log_every": COUNT,
+    "eval_every": COUNT,
+    "save_every": COUNT,
+    "episodes": COUNT,
     "limits": "dict",
-    "horizon": "int",
+    "horizon": COUNT,
     "fast": "Literal['off', 'precision', 'compile'] | bool",
-    "threads": "int",
+    "threads": NATURAL,
     "recipe": "str | dict | None",
     "config_dir": "list[str]",
 }

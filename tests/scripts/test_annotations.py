@@ -28,6 +28,12 @@ FITS = [
     ("dict[str, float]", {"x": 1}, {"x": 1.0}),
     ("dict", {"x": "y"}, {"x": "y"}),
     ("Any", object, object),
+    ("Annotated[int, Range(ge=1)]", 1, 1),
+    ("Annotated[float, Range(gt=0, le=1)]", 1, 1.0),
+    ("Annotated[float, Range(gt=0)]", float("inf"), float("inf")),
+    ("Annotated[int, Range(ge=1)] | None", None, None),
+    ("Annotated[int, Range(ge=1)] | str", "a", "a"),
+    ("list[Annotated[int, Range(ge=1)]]", [2.0], [2]),
 ]
 REFUSED = [
     ("int", True),
@@ -50,6 +56,30 @@ REFUSED = [
     ("dict[str, float]", {"x": "1"}),
     ("dict", []),
 ]
+
+
+OUTSIDE = [
+    ("Annotated[int, Range(ge=1)]", 0, "=0: must be at least 1"),
+    ("Annotated[int, Range(ge=0)]", -1, "=-1: must be 0 or more"),
+    ("Annotated[float, Range(gt=0)]", 0, "=0: must be above 0"),
+    ("Annotated[float, Range(gt=0, le=1)]", 2e6, "=2e+06: must be above 0 and at most 1"),
+    ("Annotated[float, Range(gt=0, lt=1)]", 1.0, "=1: must be above 0 and below 1"),
+    ("Annotated[float, Range(ge=-1, le=1)]", float("nan"), "=nan: must be at least -1 and at"),
+    ("Annotated[int, Range(ge=1)] | None", 0, "=0: must be at least 1"),
+    ("list[Annotated[int, Range(ge=1)]]", [64, 0], "=[64, 0]: must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("annotation", "value", "problem"), OUTSIDE)
+def test_a_number_outside_its_range_is_refused_with_the_range(annotation, value, problem) -> None:
+    assert known(annotation)
+    got, told = coerce(annotation, value)
+    assert got is value and told.startswith(problem)
+
+
+def test_another_type_than_a_ranged_number_is_told_without_the_range() -> None:
+    told = coerce("Annotated[int, Range(ge=1)] | None", "x")[1]
+    assert told == ": must be int | None, got 'x' (str)"
 
 
 @pytest.mark.parametrize(("annotation", "value", "expected"), FITS)

@@ -98,6 +98,13 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name() -> None:
         (["source.n_step=0"], "source.n_step=0: must be at least 1"),
         (["algo=dsrl_na", "algo.distill_noises=0"], "algo.distill_noises=0: must be at least 1"),
         (["algo=expo", "algo.base_lr=-1"], "algo.base_lr=-1: must be 0 or more"),
+        (["algo.replay_share=1.5"], "algo.replay_share=1.5: must be at least 0 and at most 1"),
+        (["algo.max_norm=0"], "algo.max_norm=0: must be above 0"),
+        (["algo=iql", "algo.expectile=1"], "algo.expectile=1: must be above 0 and below 1"),
+        (["algo=dpmd", "algo.cap=0"], "algo.cap=0: must be above 0"),
+        (["policy/net=unet", "policy.net.widths=[8,0]"], "policy.net.widths=[8, 0]: must be at"),
+        (["env.execute=0"], "env.execute=0: must be at least 1"),
+        (["~log_every"], "~log_every: nothing can be removed; set another value, it is 1000"),
         (["env.execute=4"], "env.execute=4: more steps than the policy plans (horizon=1)"),
         (["policy.path=betas"], "policy.levels=None: policy.path=betas needs"),
         (["policy.path=betas", "policy.levels=3", "policy.steps=4"], "policy.steps=4: more than"),
@@ -175,6 +182,28 @@ def test_a_folder_of_the_user_adds_files_and_classes(lab: tuple[Path, str]) -> N
     assert target_of(tree["algo"]).__name__ == "Mine"
     found = errors("algo=mine", f"--config-dir={folder}", "algo.mdoe=x")
     assert found == ["algo.mdoe: unknown key; did you mean 'mode'?"]
+
+
+def test_the_ranges_of_a_users_class_are_those_of_its_annotations(lab: tuple[Path, str]) -> None:
+    """Named as rheo names them, or made of a Range; a plain int is any."""
+    folder, name = lab
+    head = "from typing import Annotated\n\nfrom rheo.ranges import Count, Range\n\n"
+    half = "Half = Annotated[float, Range(ge=0, lt=0.5)]\n\n\n"
+    keys = "members: Count | None, sizes: list[Count], half: Half, depth: int"
+    body = f"class Mine:\n    def __init__(self, policy, *, {keys}):\n        pass\n"
+    (folder / f"{name}.py").write_text(head + half + body)
+    file = folder / "algo" / "mine.yaml"
+    values = "  members: null\n  sizes: [1, 2]\n  half: 0\n  depth: -3\n"
+    file.write_text(file.read_text().split("  lr:")[0] + values)
+    words = ["algo=mine", f"--config-dir={folder}"]
+    assert compose(words)["algo"]["depth"] == -3
+    found = errors(*words, "algo.members=0", "algo.sizes=[1,0]", "algo.half=1", "algo.depth=0.5")
+    assert found == [
+        "algo.members=0: must be at least 1",
+        "algo.sizes=[1, 0]: must be at least 1",
+        "algo.half=1: must be at least 0 and below 0.5",
+        "algo.depth: must be int, got 0.5 (float)",
+    ]
 
 
 def test_a_missing_value_in_a_users_file_is_named(lab: tuple[Path, str]) -> None:
