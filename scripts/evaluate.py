@@ -1,20 +1,27 @@
-"""`rheo eval RUN`: the run folder knows everything; nothing of the model is asked."""
+"""`rheo eval RUN`: the run folder knows everything; nothing of the model is asked.
+
+With steer=... its policy is deployed through a chain of `policies.steer`.
+"""
 
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from rheo.algos.contract import Algorithm
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.noise import TILE
 from rheo.envs.rollout import Deploy, Episode, as_rows, evaluate, summary
 from rheo.envs.scores import REFERENCES, scaled
-from rheo.errors import NUMERICS, RheoError
+from rheo.errors import NUMERICS, RheoError, nearest
+from rheo.policies.flow import FlowPolicy
+from rheo.policies.steer import Chain, Settings
 
 from .assemble import (
     Sizes,
@@ -25,11 +32,11 @@ from .assemble import (
     prepare,
     refuse_other_world,
 )
+from .config.build import build
 from .config.compose import allow_typed
-from .config.top import EVAL_SEED
+from .config.top import EVAL_SEED, HOME
 from .config.verbs import PLACES, Evaluation, References
 from .fast import fast_deploy
-from .steering import steered
 from .store.provenance import versions
 from .store.run import Run
 from .store.state import restore
@@ -39,6 +46,7 @@ log = logging.getLogger("rheo")
 DECISIONS = 50  # timed
 STRANGE = 100.0  # scales from the data's centre, beyond which a policy extrapolates
 MAX_ENVS = 64  # environments of an evaluation at a time
+REFERENCE = "steer.reference"
 SUCCESS = {"success_once": "at any step", "success_at_end": "at the last step"}
 
 
@@ -77,7 +85,7 @@ def evaluate_folder(
     """Figures of `episodes` episodes of a run's last checkpoint; per-episode rows are stored.
 
     references: what the score is computed with, D4RL's for the environment by default. changed:
-    values of the run that are other ones here, steer: words of `steering`; the stored file is named
+    values of the run that are other ones here, steer: words of steer=; the stored file is named
     after them. A policy that is deployed as the best of several samples is evaluated with one
     sample too ("single/...").
     """
@@ -273,3 +281,74 @@ def success_line(figures: dict[str, Any], name: str) -> str:
         f"success {SUCCESS[name]} {rate:.1f} %  95 % interval [{low:.1f}, {high:.1f}]  "
         f"(Wilson, {figures['eval/episodes']:.0f} episodes)"
     )
+
+
+# ---- steering ------------------------------------------------------------------------------------
+
+
+def settings(words: Mapping[str, str]) -> Settings:
+    """The numbers of configs/steer.yaml with those of `steer.KEY=VALUE`. Raises RheoError."""
+    values = yaml.safe_load((HOME / "steer.yaml").read_text())
+    values["words"] = words["steer"].split(",")
+    for key, text in words.items():
+        name = key.partition(".")[2]
+        if key in ("steer", REFERENCE):
+            continue
+        if name not in values or name == "words":
+            numbers = [each for each in values if each not in ("_target_", "words")]
+            known = [f"steer.{each}" for each in [*numbers, "reference"]]
+            raise RheoError(f"unknown option {key!r}{nearest(key, known)}")
+        kind = type(values[name])
+        try:
+            values[name] = kind(text)
+        except ValueError as error:
+            raise RheoError(f"{key}={text}: a number ({kind.__name__}) is needed") from error
+    return build(values, key="steer")
+
+
+def steered(algo: Algorithm, words: Mapping[str, str], execute: int) -> Any:
+    """What is evaluated in place of an algorithm. Raises RheoError for what cannot be steered."""
+    policy, critic = algo.deployed(), algo.action_critic()
+    if not isinstance(policy, FlowPolicy):
+        raise RheoError(f"steer={words['steer']}: of flow and diffusion policies; this run's is a "
+                        f"{type(policy).__name__}")  # fmt: skip
+    given = words.get(REFERENCE)
+    try:
+        numbers = settings(words)
+        other = None if given is None else reference(given, policy)
+        chain = Chain(policy, critic, other, numbers, execute)
+    except ValueError as error:
+        raise RheoError(str(error)) from error
+    own = {"svdd", "doob"} & set(chain.words)  # whose steps have noise of their own
+    if algo.noisy_steps and policy.eta > 0 and not own:
+        text = "steer=%s: the run's own actions have the noise of its steps (policy.eta=%g), which "
+        text += "this leaves out: actions are narrower. steer=svdd and steer=doob have such noise"
+        log.warning(text, words["steer"], policy.eta)
+    ends = {"ended": chain.ended, "deploy_one": lambda: 1}
+    return SimpleNamespace(deploy=chain, generator=algo.generator, policy=None, **ends)
+
+
+def reference(name: str, policy: FlowPolicy) -> FlowPolicy:
+    """The deployed policy of another run. Raises RheoError where the two do not fit."""
+    run = Run.open(name, [])
+    tree = run.load()
+    if tree is None:
+        raise RheoError(f"{REFERENCE}={name}: that run has no checkpoint yet")
+    algo = make_algo(run.config, Sizes(**tree["sizes"]), run.config["steps"])
+    if algo.beyond:
+        raise RheoError(
+            f"{REFERENCE}={name}: what this {type(algo).__name__} run deploys is {algo.beyond}; "
+            "name a run whose policy acts alone, as the base that it started from"
+        )
+    restore(algo, tree["algo"], generators=False)
+    other = algo.deployed()
+    mine, theirs = (each_shape(each) for each in (policy, other))
+    if mine != theirs:
+        raise RheoError(f"{REFERENCE}={name}: its policy is {theirs}, this run's is {mine}")
+    return other
+
+
+def each_shape(policy: Any) -> str:
+    """What two policies have to share to be combined step by step."""
+    path = type(getattr(policy, "path", None)).__name__
+    return f"{type(policy).__name__} of {policy.horizon} x {policy.action_dim} on {path}"

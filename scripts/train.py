@@ -21,10 +21,9 @@ from .config.words import Words, stem_of
 from .display import Display, Timer, time_frozen_base
 from .evaluate import MAX_ENVS, episodes_of, known_references, score
 from .fast import fast, one_thread
-from .health import diagnosis
 from .plot import plot
-from .signals import Stop, stop_signals
 from .start import start_from
+from .stopping import Stop, diagnosis, stop_signals
 from .store.run import Run
 from .store.state import (
     capture,

@@ -14,7 +14,7 @@ from rheo.envs.packages import ELSEWHERE, home, pip_install
 from rheo.envs.paths import exists
 from rheo.errors import RheoError, command, nearest
 
-from ..health import SIGNS
+from ..stopping import SIGNS
 from ..store.where import existing, shown
 from . import schema
 from .top import files_of, inside

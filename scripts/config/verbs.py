@@ -89,7 +89,7 @@ class Evaluation(NamedTuple):
     episodes: int
     values: list[str]  # values of the configuration to change
     references: References | None  # given by the user
-    steer: dict[str, str]  # words of `steering`; empty: the run's own deployment
+    steer: dict[str, str]  # words of steer=; empty: the run's own deployment
     world: list[str]  # words of another environment
     seed: int  # of the initial states and the noise
 

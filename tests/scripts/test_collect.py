@@ -77,7 +77,7 @@ def test_an_actor_of_another_library_keeps_its_return(collect):
 @needs_experts
 @pytest.mark.parametrize("name", ["medium", "medium_replay", "medium_expert", "expert"])
 def test_graded_sets_are_made_of_the_actors_that_the_card_names(collect, monkeypatch, name):
-    monkeypatch.setattr("rheo.scripts.behaviours.SCORED", 3)
+    monkeypatch.setattr("rheo.scripts.collect.SCORED", 3)
     words = (f"set={name}", "env=hopper_v4", f"actors={EXPERTS}", "steps=900", "num_envs=3")
     code, recording, printed = collect(*words)
     assert code == 0 and len(recording.action) == 900, printed

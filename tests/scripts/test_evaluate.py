@@ -272,7 +272,7 @@ def test_executing_more_of_a_plan_than_was_learned_is_said(tiny, algo, capsys):
         (["steer.n=4"], "steer.n without steer=; add steer=best"),
         (["steer=best", "steer.m=4"], "unknown option 'steer.m'; did you mean 'steer.n'?"),
         (["steer=best", "steer.n=x"], "steer.n=x: a number (int) is needed"),
-        (["steer=best", "steer.n=0"], "n and particles are at least 1"),
+        (["steer=best", "steer.n=0"], "steer.n=0: must be at least 1"),
         (["steer=inpaint"], "continues plans, which `rheo eval` does"),
         (["steer=rlg", "steer.reference=g"], "its policy is TanhGaussian"),
     ],

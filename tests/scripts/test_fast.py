@@ -7,7 +7,7 @@ from rheo.errors import RheoError
 from rheo.scripts import fast
 from rheo.scripts.assemble import assemble
 from rheo.scripts.config.compose import compose
-from rheo.scripts.signals import Stop
+from rheo.scripts.stopping import Stop
 from rheo.scripts.store.run import Run
 from rheo.scripts.train import Loop
 

@@ -7,7 +7,7 @@ import torch
 
 from rheo.scripts.assemble import Sizes, make_algo
 from rheo.scripts.config.compose import compose
-from rheo.scripts.steering import steered
+from rheo.scripts.evaluate import steered
 
 NET = ["policy.net.width=8", "policy.net.depth=1", "policy.steps=3", "critic.width=8"]
 

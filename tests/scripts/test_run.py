@@ -16,7 +16,7 @@ import torch
 
 from rheo.errors import RheoError
 from rheo.scripts.config.compose import compose
-from rheo.scripts.signals import Stop
+from rheo.scripts.stopping import Stop
 from rheo.scripts.store.run import Run
 from rheo.scripts.store.where import locate
 

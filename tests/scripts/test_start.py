@@ -13,8 +13,8 @@ from rheo.errors import RheoError
 from rheo.scripts.assemble import Sizes, fit_statistics, make_algo
 from rheo.scripts.cli import main
 from rheo.scripts.config.compose import HOME, compose
+from rheo.scripts.evaluate import reference
 from rheo.scripts.start import modules, start_from
-from rheo.scripts.steering import reference
 from rheo.scripts.store.run import Run
 from rheo.scripts.store.state import capture, restore
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from rheo.scripts.signals import SIGNALS, stop_signals
+from rheo.scripts.stopping import SIGNALS, stop_signals
 
 
 def send(number: int) -> None:

@@ -1,7 +1,53 @@
-"""Limits on a run's metrics: what a number that passed its limit means, and what helps."""
+"""What ends a run before its last step: a signal to the process, and a metric beyond its limit."""
 
-from collections.abc import Mapping
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NamedTuple
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stop:
+    """Whether a signal asked the process to stop; true in a condition once it did."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """SIGTERM, SIGINT and SIGUSR1 set the flag; a second SIGINT raises KeyboardInterrupt.
+
+    Handlers are put back at the end. Forked children inherit them: there SIGINT does nothing (the
+    parent ends its workers) and the others do what they do by default.
+    """
+    stop, owner = Stop(), os.getpid()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if os.getpid() != owner:
+            if number != signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        if number == signal.SIGINT and stop.signal == "SIGINT":
+            raise KeyboardInterrupt
+        stop.signal = signal.Signals(number).name
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---- limits on metrics ---------------------------------------------------------------------------
 
 
 class Sign(NamedTuple):
