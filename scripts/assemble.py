@@ -17,6 +17,8 @@ from rheo.policies.numpy_mlp import quicken
 from .config.build import build, target_of
 from .config.compose import compose
 from .fast import settle
+from .store.run import Run
+from .store.state import restore
 
 
 class Sizes(NamedTuple):
@@ -126,6 +128,20 @@ def make_algo(cfg: Mapping[str, Any], sizes: Sizes, run_updates: int) -> Any:
     algo: Any = make_part(cfg["algo"], "algo", shape, policy=policy, critic=critic, **given)
     algo.__class__ = completed(type(algo))
     return algo
+
+
+def revived(run: Run, lacking: str = "") -> tuple[Any, Sizes]:
+    """The algorithm of a run's last checkpoint and its sizes. Raises RheoError without one.
+
+    lacking: what is said then.
+    """
+    tree = run.load()
+    if tree is None:
+        raise RheoError(lacking or f"{run.path} has no checkpoint yet; train it first")
+    sizes = Sizes(**tree["sizes"])
+    algo = make_algo(run.config, sizes, run.config["steps"])
+    restore(algo, tree["algo"], generators=False)
+    return algo, sizes
 
 
 def executed(cfg: Mapping[str, Any]) -> int:

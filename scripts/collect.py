@@ -23,21 +23,13 @@ from rheo.errors import RheoError
 from rheo.files import put_text, sha256
 from rheo.policies.plain import PlainActor
 
-from .assemble import (
-    Sizes,
-    elsewhere,
-    make_algo,
-    make_env,
-    prepare,
-    refuse_other_world,
-)
+from .assemble import elsewhere, make_env, prepare, refuse_other_world, revived
 from .config.compose import allow_typed, compose
 from .config.top import EVAL_SEED
 from .config.verbs import Collecting
 from .config.words import is_there
 from .store.provenance import versions
 from .store.run import Run
-from .store.state import restore
 from .store.where import existing
 
 MEDIUM, MEDIUM_RANGE = 50.0, (25.0, 75.0)  # D4RL score that "medium" looks for, and what will do
@@ -110,20 +102,15 @@ class Maker:
         """A run folder's deployed policy, in its own environment unless another is named."""
         existing(name)
         run = Run.open(name, self.flagged)
-        config = run.config
-        prepare(config)
-        tree = run.load()
-        if tree is None:
-            raise RheoError(f"{run.path} has no checkpoint yet; train it first")
-        node = dict(config["env"] or {})
+        prepare(run.config)
+        algo, sizes = revived(run)
+        node = dict(run.config["env"] or {})
         if self.words:
             node = elsewhere(node, self.words, self.flagged)
         if node.get("id") is None:
             raise RheoError(f"{run.path} was trained without an environment; give env=NAME")
-        algo = make_algo(config, Sizes(**tree["sizes"]), config["steps"])
-        restore(algo, tree["algo"], generators=False)
         env = self.make(node, count)
-        refuse_other_world(env, Sizes(**tree["sizes"]), run)
+        refuse_other_world(env, sizes, run)
         env = algo.wrap(env, self.options.seed)
         return env, lambda obs: algo.deploy(obs, generator)
 

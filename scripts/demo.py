@@ -9,6 +9,7 @@ from rheo.errors import RheoError
 from . import collect
 from .config import verbs
 from .config.compose import SHARED, compose
+from .config.words import as_flags
 from .evaluate import evaluate_folder, report
 from .store.run import Run
 from .store.where import locate
@@ -51,8 +52,7 @@ def second_act(first: str, clone: list[str], tune: list[str]) -> int:
 
 def results(name: str, config_dir: list[str]) -> str:
     """A run's last checkpoint evaluated, as lines for a person."""
-    flagged = [word for folder in config_dir for word in ("--config-dir", folder)]
-    run = Run.open(name, flagged)
+    run = Run.open(name, as_flags(config_dir))
     return report(run, evaluate_folder(run, EPISODES))
 
 

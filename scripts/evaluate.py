@@ -24,13 +24,12 @@ from rheo.policies.flow import FlowPolicy
 from rheo.policies.steer import Chain, Settings
 
 from .assemble import (
-    Sizes,
     elsewhere,
     executed,
-    make_algo,
     make_env,
     prepare,
     refuse_other_world,
+    revived,
 )
 from .config.build import build
 from .config.compose import allow_typed
@@ -39,7 +38,6 @@ from .config.verbs import PLACES, Evaluation, References
 from .fast import fast_deploy
 from .store.provenance import versions
 from .store.run import Run
-from .store.state import restore
 from .store.where import stored
 
 log = logging.getLogger("rheo")
@@ -117,22 +115,16 @@ def evaluate_folder(
 
 def made(run: Run, episodes: int) -> tuple[Any, ChunkEnv]:
     """The algorithm of a run's last checkpoint, and environments for it. Raises RheoError."""
-    config = run.config
-    prepare(config)
-    env = make_env(config, min(episodes, MAX_ENVS))
+    prepare(run.config)
+    env = make_env(run.config, min(episodes, MAX_ENVS))
     if env is None:
         raise RheoError(
             f"{run.path} was trained on data without an environment (env.id is null), so there is "
             "nothing to evaluate it in; train with env=NAME to evaluate"
         )
-    tree = run.load()
-    if tree is None:
-        raise RheoError(f"{run.path} has no checkpoint yet; train it first")
     warn_of_versions(run)
-    sizes = Sizes(**tree["sizes"])
+    algo, sizes = revived(run)
     refuse_other_world(env, sizes, run)
-    algo = make_algo(config, sizes, config["steps"])
-    restore(algo, tree["algo"], generators=False)
     warn_of_tails(run, algo, env.execute)
     return algo, env
 
@@ -331,16 +323,12 @@ def steered(algo: Algorithm, words: Mapping[str, str], execute: int) -> Any:
 def reference(name: str, policy: FlowPolicy) -> FlowPolicy:
     """The deployed policy of another run. Raises RheoError where the two do not fit."""
     run = Run.open(name, [])
-    tree = run.load()
-    if tree is None:
-        raise RheoError(f"{REFERENCE}={name}: that run has no checkpoint yet")
-    algo = make_algo(run.config, Sizes(**tree["sizes"]), run.config["steps"])
+    algo, _ = revived(run, f"{REFERENCE}={name}: that run has no checkpoint yet")
     if algo.beyond:
         raise RheoError(
             f"{REFERENCE}={name}: what this {type(algo).__name__} run deploys is {algo.beyond}; "
             "name a run whose policy acts alone, as the base that it started from"
         )
-    restore(algo, tree["algo"], generators=False)
     other = algo.deployed()
     mine, theirs = (each_shape(each) for each in (policy, other))
     if mine != theirs:

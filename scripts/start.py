@@ -20,6 +20,7 @@ from .config.build import target_of
 from .config.compose import HOME
 from .config.inherit import POLICY_KEYS, acting_policy, word
 from .config.top import AT_WILL, inside
+from .config.words import as_flags
 from .store.run import Run
 from .store.state import other_shape, put
 from .store.where import named
@@ -79,8 +80,7 @@ def start_from(algo: Algorithm, config: dict[str, Any]) -> Run:
 def donor_of(config: Mapping[str, Any]) -> Donor:
     """The run to start from. Raises RheoError when it has no checkpoint."""
     who = f"init={named(config['init'])}"
-    flagged = [word for folder in config["config_dir"] for word in ("--config-dir", folder)]
-    run = Run.open(config["init"], flagged)
+    run = Run.open(config["init"], as_flags(config["config_dir"]))
     tree = run.load()
     if tree is None:
         raise RheoError(f"{who}: that run has no checkpoint yet")

@@ -4,6 +4,7 @@ A run that ignores what was typed, or begins where nobody wanted it to, looks li
 So these are refused with the command that was meant, or said before the first step.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -181,9 +182,7 @@ def short(tree: dict[str, Any]) -> list[str]:
             "env.num_envs": env.get("num_envs", 1),
             "env.execute": 1 if corrects else env.get("execute", 1),
         }
-        frames = 1
-        for factor in factors.values():
-            frames *= factor
+        frames = math.prod(factors.values())
         if steps < frames:
             text = " x ".join(f"{key}={value}" for key, value in factors.items())
             return [

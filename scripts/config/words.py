@@ -61,6 +61,11 @@ def flags(argv: Sequence[str], errors: list[str] | None = None) -> tuple[list[st
     return folders, words
 
 
+def as_flags(folders: Sequence[str]) -> list[str]:
+    """The words that name these folders."""
+    return [word for folder in folders for word in ("--config-dir", folder)]
+
+
 def divide(argv: Sequence[str], known: Container[str]) -> Words:
     """Sorts a command's arguments, in any order. Raises RheoError for an unknown flag.
 
@@ -70,7 +75,7 @@ def divide(argv: Sequence[str], known: Container[str]) -> Words:
     for an option where another names the run: its verb says which keys there are.
     """
     folders, words = flags(argv)
-    flagged = [word for folder in folders for word in ("--config-dir", folder)]
+    flagged = as_flags(folders)
     likely, unlikely, strange = [], [], []
     for word in words:
         key, equals, _ = word.partition("=")

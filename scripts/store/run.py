@@ -25,6 +25,7 @@ from rheo.files import put_text
 
 from ..config.compose import load
 from ..config.rules import foreign
+from ..config.words import as_flags
 from . import checkpoint
 from .journal import Events, Journal, floats
 from .lock import Lock
@@ -267,10 +268,9 @@ class Run:
     def resume_command(self) -> str:
         """What to type to go on with this run."""
         folders = self.config.get("config_dir") or []
-        flagged = [word for folder in folders for word in ("--config-dir", folder)]
         name = (self.config.get("env") or {}).get("id")
         typed = [f"env.id={name}"] if name is not None and foreign(name) else []
-        return command("resume", shown(self.path), *flagged, *typed)
+        return command("resume", shown(self.path), *as_flags(folders), *typed)
 
 
 def earlier_starts(file: Path) -> list[Any]:
