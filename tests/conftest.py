@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shipped import needs, reads, small
 from torch import nn
 
 from rheo.policies.fewstep import FewStepPolicy
@@ -18,65 +19,6 @@ torch.set_num_threads(1)
 def same_beginning():
     """Every test draws the same numbers, whichever ran before it in its process."""
     torch.manual_seed(0)
-
-
-FLOW = ["policy.net.width=16", "policy.net.depth=1", "policy.net.encoder_depth=1", "policy.steps=2"]
-REPLAY = [
-    *("env=inverted_pendulum", "env.num_envs=2", "critic.width=16", "critic.depth=1"),
-    *("source.batch_size=16", "source.warmup=40", "source.capacity=250"),
-]
-CRITIC = ["critic.width=16", "critic.depth=1", "source.batch_size=16"]
-VALUE = ["algo.value.width=16", "algo.value.depth=1"]
-GAUSSIAN = ["policy.width=16", "policy.depth=1"]
-ROLLOUTS = [
-    *("env=inverted_pendulum", "env.num_envs=2", "source.decisions=16", "algo.learn.epochs=2"),
-    *("algo.learn.minibatch=12", *VALUE),
-]
-STEERED = [
-    *FLOW, *REPLAY, "horizon=2", "algo.actor.width=16", "algo.actor.depth=1", "algo.gate=0",
-]  # fmt: skip
-WORDS = {
-    "awm": [*FLOW, *CRITIC, *VALUE],
-    "awm_q": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
-    "awm_q_tune": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
-    "awm_gae": [*FLOW, *ROLLOUTS],
-    "bc": [*FLOW, "source.batch_size=16"],
-    "bc_gaussian": [*GAUSSIAN, "source.batch_size=16"],
-    "dac": [*FLOW, *CRITIC],
-    "dpmd": [*FLOW, *REPLAY, "algo.policy_batch=8"],
-    "dppo": [*FLOW, *ROLLOUTS, "algo.tuned_steps=1"],
-    "dql": [*FLOW, *CRITIC],
-    "dsrl_na": [*STEERED, "algo.noise_critic.width=16", "algo.noise_critic.depth=1"],
-    "dsrl_sac": STEERED,
-    "expo": [*FLOW, *REPLAY, "algo.editor.width=16", "algo.editor.depth=1"],
-    "fql": [*FLOW, *CRITIC],
-    "fpmd": [*FLOW, *REPLAY, "algo.policy_batch=8"],
-    "fpo": [*FLOW, *ROLLOUTS],
-    "fpo_pp": [*FLOW, *ROLLOUTS],
-    "iql": [*FLOW, *CRITIC, *VALUE],
-    "iql_gaussian": [*GAUSSIAN, *CRITIC, *VALUE],
-    "meanflow": [*FLOW, "source.batch_size=16"],
-    "ppo": [*GAUSSIAN, *ROLLOUTS],
-    "qsm": [*FLOW, *REPLAY],
-    "qvpo": [*FLOW, *REPLAY, "algo.policy_batch=8"],
-    "reinflow": [*FLOW, *ROLLOUTS, "algo.noise.width=16"],
-    "resip": [*FLOW, *ROLLOUTS, "algo.head.width=16", "algo.head.depth=1"],
-    "rfm": [*FLOW, *REPLAY, "algo.policy_batch=8"],
-    "rfm_paper": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
-    "rfm_box": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
-    "rfm_offline": [*FLOW, *CRITIC, *VALUE, "algo.reverse.particles=4", "algo.policy_batch=8"],
-    "sac": [*REPLAY, *GAUSSIAN],
-    "sdac": [*FLOW, *REPLAY, "algo.particles=4", "algo.policy_batch=8"],
-    "shortcut": [*FLOW, "source.batch_size=16"],
-    "td3": [*REPLAY, *GAUSSIAN],
-    "td3bc": [*GAUSSIAN, *CRITIC],
-}
-ONLINE = (
-    *("awm_gae", "awm_q", "awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "fpo", "fpo_pp"),
-    *("dpmd", "fpmd", "qvpo", "ppo", "qsm", "reinflow", "resip", "rfm"),
-    *("rfm_box", "rfm_paper", "sac", "sdac", "td3"),
-)
-TUNED = ("awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "reinflow", "resip")  # need a base
 
 
 def write_episodes(path: Path, lengths: list[int], obs_dim: int = 3, action_dim: int = 2) -> Path:
@@ -165,12 +107,12 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
     monkeypatch.chdir(tmp_path)
 
     def words(algo: str, name: str, *more: str) -> list[str]:
-        data = []
-        if algo not in ONLINE:
-            data = [f"data={write_episodes(tmp_path / 'data.npz', [9, 30, 25, 40])}"]
+        data = tmp_path / "data.npz"
+        if reads(algo):
+            write_episodes(data, [9, 30, 25, 40])
         periods = ["steps=200", "log_every=20", "eval_every=100", "save_every=60", "episodes=2"]
         given = any(word.startswith(("init=", "policy=exported")) for word in more)
-        base = ["init=scratch"] if algo in TUNED and not given else []
-        return [f"algo={algo}", *WORDS[algo], *data, *base, *periods, f"name={name}", *more]
+        base = [word for word in needs(algo, data) if not (given and word == "init=scratch")]
+        return [*base, *small(algo), *periods, f"name={name}", *more]
 
     return words

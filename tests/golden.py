@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from conftest import ONLINE, TUNED, WORDS, write_episodes
+from conftest import write_episodes
+from shipped import ALGOS, needs, small
 
 from rheo.scripts.cli import main
 from rheo.scripts.store.run import Run
@@ -40,10 +41,9 @@ PERIODS = ["steps=120", "log_every=10", "eval_every=60", "save_every=120", "epis
 
 def words(algo: str, more: list[str]) -> list[str]:
     """The command of a small run."""
-    data = [] if algo in ONLINE else ["data=data.npz"]
     given = any(word.startswith("init=") for word in more)
-    scratch = ["init=scratch"] if algo in TUNED and not given else []
-    return ["train", f"algo={algo}", *WORDS[algo], *data, *scratch, *PERIODS, *more]
+    base = [word for word in needs(algo, "data.npz") if not (given and word == "init=scratch")]
+    return ["train", *base, *small(algo), *PERIODS, *more]
 
 
 def digest(name: str) -> str:
@@ -78,7 +78,7 @@ def all_runs(pattern: str) -> None:
     write_episodes(Path("data.npz"), [9, 30, 25, 40], obs_dim=4, action_dim=1)
     run("base", "base", words("bc", []))
     run("base, cosine", "cosine", words("bc", VARIANTS["bc, cosine"][1].split()))
-    plain = {algo: (algo, "") for algo in WORDS}
+    plain = {algo: (algo, "") for algo in ALGOS}
     for number, (label, (algo, more)) in enumerate({**plain, **VARIANTS}.items()):
         if pattern in label:
             run(label, f"run{number}", words(algo, more.split()))

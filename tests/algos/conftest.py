@@ -1,12 +1,10 @@
 """Small real objects shared by the algorithm tests."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from shipped import config
 
 from rheo.policies.critics import QEnsemble
 from rheo.policies.fewstep import FewStepPolicy
@@ -15,14 +13,11 @@ from rheo.policies.heads import Deterministic, Gaussian
 from rheo.policies.nets import MLP
 from rheo.policies.normalize import Normalizer
 from rheo.scripts.assemble import make_part
-from rheo.scripts.config.compose import HOME, compose
 
 # of algorithms that act by the noisy chain of a table of noise levels
 DIFFUSION: dict[str, Any] = {
     "path": "betas", "levels": 5, "betas": "vp", "prediction": "eps", "clip_a": True, "eta": 1.0,
 }  # fmt: skip
-NOISY = ("dac", "dpmd", "qsm", "qvpo")
-READING = ("dataset", "transitions")  # sources of recorded data
 
 
 def make_flow(
@@ -108,25 +103,10 @@ def critic():
     return make_critic
 
 
-def shipped_config(name):
-    """The configuration of an algorithm's file, from nothing but what it cannot do without."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "data.npz")
-        np.savez(file, observations=np.zeros((4, 3)), actions=np.zeros((4, 2)), episode_ends=[4])
-        text = (HOME / "algo" / f"{name}.yaml").read_text()
-        words = [f"data={file}"] * any(f"/source: {each}" in text for each in READING)
-        return compose([f"algo={name}", "init=scratch", *words])
-
-
-def shipped(name):
-    """The composed node of an algorithm's file."""
-    return dict(shipped_config(name)["algo"])
-
-
 @pytest.fixture
 def shipped_as():
     """The configuration of an algorithm as it ships: `shipped_as(name)`."""
-    return shipped_config
+    return config
 
 
 @pytest.fixture
@@ -134,7 +114,7 @@ def settings():
     """The shipped values of an algorithm, with changes, as constructor arguments."""
 
     def read(name, **changes):
-        values = shipped(name)
+        values = dict(config(name)["algo"])
         values.pop("_target_")
         return {**values, **changes}
 
@@ -145,6 +125,16 @@ def settings():
 def generator():
     """A seeded generator."""
     return torch.Generator().manual_seed(0)
+
+
+def small_policy(node, obs_dim, action_dim):
+    """A small policy of the kind that a configuration's node names."""
+    kind, size = node["_target_"].split(".")[-1], {"width": 64, "depth": 2, "activation": "relu"}
+    if kind == "Deterministic":
+        return Deterministic(obs_dim, action_dim, 1, **size)
+    if kind == "Gaussian":
+        return Gaussian(obs_dim, action_dim, 1, std=0.6, **size)
+    return make_flow(obs_dim, action_dim, **(DIFFUSION if node["eta"] else {}))
 
 
 def make_learner(
@@ -159,7 +149,8 @@ def make_learner(
     **changes,
 ):
     """A small algorithm for recorded data: its shipped values with changes, small networks."""
-    node = shipped(name)
+    tree = config(name)
+    node = dict(tree["algo"])
     for key, value in changes.items():
         node[key] = {**node[key], **value} if isinstance(value, dict) else value
     if "value" in node:
@@ -168,13 +159,8 @@ def make_learner(
             "obs_norm": {**node["value"]["obs_norm"], "kind": "none"},
         }
         node["value"] = {**node["value"], **small}
-    small = {"width": 64, "depth": 2, "activation": "relu"}
-    if policy is None and name in ("td3", "td3bc"):
-        policy = Deterministic(obs_dim, action_dim, 1, **small)
-    if policy is None and name == "iql_gaussian":
-        policy = Gaussian(obs_dim, action_dim, 1, std=0.6, **small)
     if policy is None:
-        policy = make_flow(obs_dim, action_dim, **(DIFFUSION if name in NOISY else {}))
+        policy = small_policy(tree["policy"], obs_dim, action_dim)
     critic = make_critic(obs_dim, action_dim, width=64) if critic is None else critic
     shape = {"obs_dim": obs_dim, "action_dim": action_dim, "horizon": policy.horizon}
     given = {"generator": torch.Generator().manual_seed(0), "run_updates": run_updates}

@@ -9,45 +9,33 @@ from typing import Any
 
 import pytest
 import torch
+from shipped import ALGOS, config
 from torch import Tensor, nn
 
 from rheo.envs.batch import Batch
 from rheo.scripts.assemble import Sizes, make_algo
-from rheo.scripts.config.compose import HOME
 
 SIZES, ROWS = Sizes(3, 2), 16
 RATES = {"target_rate": 0.3, "ema_rate": 0.2, "trust_rate": 0.45}
 TARGET, AVERAGE = ("critic", "target_rate"), ("policy", "ema_rate")
-# algorithm -> slow copy -> the network that it follows, and the rate
-FOLLOWS: dict[str, dict[str, tuple[str, str]]] = {
-    "bc": {"average": AVERAGE},
-    "bc_gaussian": {"average": AVERAGE},
-    "shortcut": {"average": AVERAGE},
-    "meanflow": {"average": AVERAGE},
-    "iql": {"target": TARGET, "average": AVERAGE},
-    "iql_gaussian": {"target": TARGET},
-    "awm": {"target": TARGET, "average": AVERAGE},
-    "td3": {"target": TARGET, "slow": ("policy", "target_rate")},
-    "td3bc": {"target": TARGET, "slow": ("policy", "target_rate")},
-    "dql": {"target": TARGET, "average": AVERAGE},
-    "dac": {"target": TARGET, "average": AVERAGE},
-    "qsm": {"target": TARGET, "average": AVERAGE},
-    "dpmd": {"target": TARGET, "average": AVERAGE},
-    "fpmd": {"target": TARGET, "average": AVERAGE},
-    "qvpo": {"target": TARGET, "average": AVERAGE},
-    "fql": {"target": TARGET},
-    "rfm": {"target": TARGET, "average": AVERAGE},
-    "rfm_paper": {"target": TARGET, "average": AVERAGE},
-    "rfm_box": {"target": TARGET, "average": AVERAGE},
-    "rfm_offline": {"target": TARGET, "average": AVERAGE},
-    "sac": {"target": TARGET},
-    "sdac": {"target": TARGET, "average": AVERAGE},
-    "awm_q": {"target": TARGET, "average": AVERAGE, "fast": ("policy", "trust_rate")},
-    "awm_q_tune": {"target": TARGET, "average": AVERAGE, "fast": ("policy", "trust_rate")},
-    "expo": {"target": TARGET, "average": AVERAGE},
-    "dsrl_na": {"target": TARGET, "slow": ("actor", "ema_rate")},
-    "dsrl_sac": {"target": TARGET, "slow": ("actor", "ema_rate")},
+# algorithm -> slow copies beside what its rates ask for, the network that each follows, the rate
+BESIDE: dict[str, dict[str, tuple[str, str] | None]] = {
+    **dict.fromkeys(("td3", "td3bc"), {"slow": ("policy", "target_rate")}),
+    **dict.fromkeys(("awm_q", "awm_q_tune"), {"fast": ("policy", "trust_rate")}),
+    **dict.fromkeys(("dsrl_na", "dsrl_sac"), {"slow": ("actor", "ema_rate"), "average": None}),
 }
+
+
+def follows(name: str) -> dict[str, tuple[str, str]]:
+    """Slow copy -> the network that it follows, and the rate."""
+    rates = config(name)["algo"]
+    usual = {"target": TARGET, "average": AVERAGE}
+    copies = {copy: pair for copy, pair in usual.items() if pair[1] in rates}
+    return {k: pair for k, pair in (copies | BESIDE.get(name, {})).items() if pair is not None}
+
+
+OFF_POLICY = [name for name in ALGOS if "learn" not in config(name)["algo"]]
+FOLLOWS = {name: follows(name) for name in OFF_POLICY}
 # what turns optional copies on
 OPTIONS: dict[str, dict[str, Any]] = {
     "awm": {"signed_coef": 0.5, "bc_coef": 1.0},
@@ -74,7 +62,6 @@ BACKS_UP: dict[str, tuple[str, str]] = {
     "sac": ("policy", "min"),
 }
 EXPECTILE = ("iql", "iql_gaussian", "awm", "rfm_offline")
-ON_POLICY = {"ppo", "reinflow", "dppo", "awm_gae", "fpo", "fpo_pp", "resip"}
 
 
 def nodes(tree: Any) -> Iterator[dict[str, Any]]:
@@ -91,14 +78,14 @@ def made(shipped_as: Any) -> Any:
 
     def make(name: str, **changes: Any) -> Any:
         """An algorithm as it ships, on small networks without statistics, slow copies at RATES."""
-        config = shipped_as(name)
-        for node in nodes(config):
+        tree = shipped_as(name)
+        for node in nodes(tree):
             if str(node.get("_target_")).endswith("Normalizer"):
                 node["kind"] = "none"
             node |= {key: value for key, value in {"width": 16, "depth": 1}.items() if key in node}
         values = {**OPTIONS.get(name, {}), **RATES, **changes}
-        config["algo"] |= {key: value for key, value in values.items() if key in config["algo"]}
-        return make_algo(config, SIZES, 100)
+        tree["algo"] |= {key: value for key, value in values.items() if key in tree["algo"]}
+        return make_algo(tree, SIZES, 100)
 
     return make
 
@@ -141,14 +128,9 @@ def scatter(algo: Any) -> None:
 FOLLOWS_ANY = {copy for copies in FOLLOWS.values() for copy in copies}
 
 
-def test_the_table_has_every_algorithm():
-    shipped = {file.stem for file in (HOME / "algo").glob("*.yaml")}
-    assert shipped == set(FOLLOWS) | ON_POLICY
-
-
 @pytest.mark.parametrize("name", FOLLOWS)
 def test_every_slow_copy_follows_its_network_by_its_rate_and_all_else_rests(made, name):
-    algo, follows = made(name), FOLLOWS[name]
+    algo, copies = made(name), FOLLOWS[name]
     scatter(algo)
     every = getattr(algo, "policy_every", 1)
     for k in range(every - 1):  # the policy's turn is the one that is looked at
@@ -159,8 +141,8 @@ def test_every_slow_copy_follows_its_network_by_its_rate_and_all_else_rests(made
     for key, old in before.items():
         module = getattr(algo, key)
         new = flat(module)
-        if key in follows:
-            source, rate = follows[key]
+        if key in copies:
+            source, rate = copies[key]
             lead = flat(getattr(algo, source))
             expected = old + RATES[rate] * (lead - old)
             torch.testing.assert_close(new, expected, rtol=1e-5, atol=1e-6, msg=f"{name}.{key}")

@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from shipped import ALGOS, needs
 
 from rheo.errors import RheoError
 from rheo.scripts.config import schema
@@ -307,8 +308,6 @@ def test_a_run_never_chooses_by_itself_whose_code_is_imported(
     assert load(run, [f"--config-dir={moved}"])["config_dir"] == [str(moved)]
 
 
-READING = ("dataset", "transitions")  # sources of recorded data
-ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))
 ENVS = sorted(file.stem for file in (HOME / "env").glob("*.yaml"))
 
 
@@ -316,13 +315,6 @@ ENVS = sorted(file.stem for file in (HOME / "env").glob("*.yaml"))
 def data(tmp_path: Path) -> Path:
     """A small recording."""
     return recorded(tmp_path, "data.hdf5", (11, 3))
-
-
-def needs(algo: str, data: Path) -> list[str]:
-    """The words that an algorithm cannot do without."""
-    text = (HOME / "algo" / f"{algo}.yaml").read_text()
-    reads = any(f"/source: {source}" in text for source in READING)
-    return [f"algo={algo}", "init=scratch", *[f"data={data}"] * reads]
 
 
 @pytest.mark.parametrize("algo", ALGOS)

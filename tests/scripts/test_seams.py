@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shipped import reads
 
 from rheo.errors import RheoError
 from rheo.scripts.assemble import assemble
@@ -115,12 +116,11 @@ FREE = ["dsrl_na", "expo", "meanflow", "reinflow", "resip", "shortcut"]
 TABLES = ["dac", "dpmd", "qsm", "qvpo", "sdac"]  # whose files ask for noise levels: no jump
 PLAIN = ["policy.path=linear", "policy.levels=null", "policy.betas=cosine", "policy.prediction=v",
          "policy.eta=0", "policy.clip_a=false"]  # fmt: skip
-READS = ["awm", "bc", "dac", "dql", "fql", "iql", "meanflow", "rfm_offline", "shortcut"]
 
 
 def few_step(algo, data, *more):
     """The configuration of an algorithm on a few-step policy."""
-    places = [data] if algo in READS else ONLINE
+    places = [data] if reads(algo) else ONLINE
     places = [*places, *PLAIN] if algo in TABLES else places
     return compose([f"algo={algo}", "policy=fewstep", *places, *NET, *more])
 

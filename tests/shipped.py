@@ -1,0 +1,78 @@
+"""What ships, found in its files, and the words that make it small enough for a test."""
+
+import tempfile
+from copy import deepcopy
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rheo.scripts.config.compose import HOME, compose
+
+ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))
+READING = ("dataset", "transitions")  # sources of recorded data
+# the largest value of a key anywhere in a small run's configuration
+SMALL = {
+    "width": 16, "depth": 1, "encoder_depth": 1, "batch_size": 16, "policy_batch": 8,
+    "particles": 16, "warmup": 40, "capacity": 250, "decisions": 16, "epochs": 2, "minibatch": 12,
+    "tuned_steps": 1, "gate": 0,
+}  # fmt: skip
+POLICY = {"steps": 2}  # where the key means something else beyond the policy
+PLACE = ["env=inverted_pendulum", "env.num_envs=2"]
+
+
+def text(algo: str) -> str:
+    """An algorithm's file."""
+    return (HOME / "algo" / f"{algo}.yaml").read_text()
+
+
+def reads(algo: str) -> bool:
+    """Whether it learns from recorded data as it ships."""
+    return any(f"/source: {source}" in text(algo) for source in READING)
+
+
+def tunes(algo: str) -> bool:
+    """Whether it asks for a base."""
+    return "\ninit:" in text(algo)
+
+
+def needs(algo: str, data: Path | str) -> list[str]:
+    """The words that an algorithm cannot do without."""
+    given = [f"data={data}"] * reads(algo) + ["init=scratch"] * tunes(algo)
+    return [f"algo={algo}", *given]
+
+
+def config(algo: str) -> dict[str, Any]:
+    """The configuration of an algorithm's file, from nothing but what it cannot do without."""
+    return deepcopy(composed(algo))
+
+
+@lru_cache
+def composed(algo: str) -> dict[str, Any]:
+    """As `config`, which gives every test its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "data.npz")
+        np.savez(file, observations=np.zeros((4, 3)), actions=np.zeros((4, 2)), episode_ends=[4])
+        return compose(needs(algo, file))
+
+
+@lru_cache
+def small(algo: str) -> tuple[str, ...]:
+    """Words that make a run of an algorithm take a second."""
+    tree = config(algo)
+    words = shrunk(tree, "", SMALL) + shrunk({"policy": tree["policy"]}, "", POLICY)
+    place = [] if reads(algo) else PLACE
+    horizon = ["horizon=2"] if "actor" in tree["algo"] else []  # plans, where noise is acted
+    return (*words, *place, *horizon)
+
+
+def shrunk(node: Any, place: str, most: dict[str, int]) -> list[str]:
+    """A word for every number of a configuration that is larger than it may be."""
+    words = []
+    for key, value in node.items() if isinstance(node, dict) else ():
+        inner = f"{place}.{key}" if place else key
+        if isinstance(value, (int, float)) and value > most.get(key, value):
+            words.append(f"{inner}={most[key]}")
+        words += shrunk(value, inner, most)
+    return words
