@@ -332,9 +332,9 @@ def test_dppos_clip_grows_to_its_last_step_and_earlier_steps_count_less(flow, le
     assert algo.clip(torch.arange(4)).tolist() == pytest.approx([0.001, 0.004, 0.007, 0.01])
 
 
-@pytest.mark.parametrize("tuned", [0, 5])
-def test_more_tuned_steps_than_the_policy_has_are_refused(flow, learner, tuned):
-    with pytest.raises(RheoError, match=f"tuned_steps={tuned}.*choose 1 to 4"):
+@pytest.mark.parametrize(("tuned", "remedy"), [(0, "must be at least 1"), (5, ".*choose 1 to 4")])
+def test_more_tuned_steps_than_the_policy_has_are_refused(flow, learner, tuned, remedy):
+    with pytest.raises(RheoError, match=f"tuned_steps={tuned}.*{remedy}"):
         make("dppo", flow, learner, tuned_steps=tuned)
 
 

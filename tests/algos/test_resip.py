@@ -70,5 +70,5 @@ def test_statistics_act_on_the_observation_alone(flow, learner):
 
 
 def test_a_scale_of_nothing_is_refused(flow, learner):
-    with pytest.raises(RheoError, match="residual_scale=0.0: must be positive"):
+    with pytest.raises(RheoError, match="residual_scale=0: must be above 0"):
         make(flow, learner, residual_scale=0.0)
