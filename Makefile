@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-rounding lint golden house bench
+.PHONY: demo test test-rounding test-manipulation lint golden house bench
 
 demo: $(STAMP)
 	$(BIN)/rheo demo
@@ -16,6 +16,12 @@ test: $(STAMP)
 CAPABILITY ?= default
 test-rounding: $(STAMP)
 	ATEN_CPU_CAPABILITY=$(CAPABILITY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests/algos
+
+# robosuite, Meta-World, Fetch and Kitchen: a virtual environment of their own, with another MuJoCo.
+MANIPULATION := .venv-manipulation
+test-manipulation: $(MANIPULATION)/.installed
+	OMP_NUM_THREADS=1 $(MANIPULATION)/bin/python -m pytest -q -n auto tests/envs \
+		tests/scripts/test_configs.py -k "not learn"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -36,4 +42,10 @@ bench: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(MANIPULATION)/.installed: pyproject.toml constraints-manipulation.txt
+	test -x $(MANIPULATION)/bin/python || $(PYTHON) -m venv $(MANIPULATION)
+	$(MANIPULATION)/bin/python -m pip install -q $(PIP_ARGS) -c constraints-manipulation.txt \
+		-e ".[dev,manipulation]"
 	touch $@

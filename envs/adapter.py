@@ -58,6 +58,10 @@ class GymnasiumVector(VectorEnv):
         self._episodes = np.zeros(num_envs, np.int64)  # of each since then
         self._broken = False  # whether one of them failed: its state says nothing any more
         self.exact = all(snapshot.whole(env) for env in self._envs)
+        repeats = all(getattr(env.unwrapped, "repeats", False) for env in self._envs)
+        self._repeats = repeats and not self.exact  # what happened is the state
+        self._begun: list[Any] = [None] * num_envs  # seed or generators' states an episode began at
+        self._acted: list[list[NDArray]] = [[] for _ in range(num_envs)]  # actions since
 
     def reset(self, seed: int | None = None) -> Tensor:
         seed = self._next_seed if seed is None else seed
@@ -73,6 +77,9 @@ class GymnasiumVector(VectorEnv):
             self._seeds[i], self._episodes[i] = seed, 0
         self._elapsed[i] = 0
         self._episodes[i] += 1
+        if self._repeats:
+            self._begun[i] = self._generators(self._envs[i]) if seed is None else int(seed)
+            self._acted[i].clear()
         try:
             result = self._envs[i].reset(seed=seed)
         except Exception as error:
@@ -164,6 +171,8 @@ class GymnasiumVector(VectorEnv):
     ) -> None:  # fmt: skip
         """One environment's step into row i; a broken one is cut and keeps its last observation."""
         self._elapsed[i] += 1
+        if self._repeats:
+            self._acted[i].append(control)
         try:
             result = self._envs[i].step(control)
         except Exception as error:
@@ -214,14 +223,20 @@ class GymnasiumVector(VectorEnv):
         return self._asked(i, field, value, truth(value), "a flag, or an array of flags")
 
     def state_dict(self) -> dict[str, Any]:
-        """Exact for the tasks of `snapshot.TASKS`; others say `exact: False` (load_state_dict)."""
+        """Exact for the tasks of `snapshot.TASKS`; others say `exact: False` (load_state_dict).
+
+        Where an episode repeats to the last bit, what it began at and the actions since are kept.
+        """
         exact = self.exact and not self._broken
+        repeats = self._repeats and not self._broken
         return {
             **self._common_state(),
             "exact": exact,
             "obs": self._obs.copy(),
             "rng": [self._generators(env) for env in self._envs],
             "physics": [snapshot.take(env) for env in self._envs] if exact else [],
+            "begun": list(self._begun) if repeats else [],
+            "acted": [np.array(actions) for actions in self._acted] if repeats else [],
         }
 
     def _generators(self, env: gymnasium.Env) -> list[Any]:
@@ -236,19 +251,21 @@ class GymnasiumVector(VectorEnv):
     def load_state_dict(self, state: dict[str, Any]) -> Tensor | None:
         """Continue; where the simulator's state cannot be read, new episodes are started instead.
 
+        Episodes that repeat to the last bit are played again up to where they were.
         Those follow the saved generators, so they are the same after every load of one state, but
         the running episodes are lost and a warning says so.
         """
         self._load_common(state)
         self._next_seed = None  # the saved generators go on
         self._seeds[:] = -1
+        if self._repeats and state.get("begun"):
+            return self._replay(state)
         for i, (env, saved) in enumerate(zip(self._envs, state["rng"], strict=True)):
             elapsed = self._elapsed[i]
             self._restart(i)
             self._elapsed[i] = elapsed
             if saved:
-                for bits, state_of in zip(snapshot.generators(env), saved, strict=True):
-                    bits.state = state_of
+                self._set_generators(env, saved)
         if self.exact and state["exact"]:
             for env, saved, elapsed in zip(
                 self._envs, state["physics"], self._elapsed, strict=True
@@ -263,6 +280,34 @@ class GymnasiumVector(VectorEnv):
         for i in range(self.num_envs):
             self._restart(i)
         return self._tensor(self._obs)
+
+    def _replay(self, state: dict[str, Any]) -> Tensor | None:
+        """Plays the running episodes again; those that end elsewhere are replaced by new ones."""
+        other = 0
+        for i, (begun, actions) in enumerate(zip(state["begun"], state["acted"], strict=True)):
+            elapsed, env = self._elapsed[i], self._envs[i]
+            if not isinstance(begun, int):
+                self._set_generators(env, begun)
+            self._restart(i, begun if isinstance(begun, int) else None)
+            for action in actions:
+                self._acted[i].append(action)
+                self._obs[i] = env.step(action)[0]
+            self._elapsed[i] = elapsed
+            self._set_generators(env, state["rng"][i])
+            if not np.array_equal(self._obs[i], state["obs"][i]):
+                self._restart(i)
+                other += 1
+        if not other:
+            return None
+        log.warning(
+            "%s: %d of %d running episodes did not repeat here and were replaced by new ones",
+            self.id, other, self.num_envs,
+        )  # fmt: skip
+        return self._tensor(self._obs)
+
+    def _set_generators(self, env: gymnasium.Env, saved: list[Any]) -> None:
+        for bits, state_of in zip(snapshot.generators(env), saved, strict=True):
+            bits.state = state_of
 
     def close(self) -> None:
         for env in self._envs:

@@ -10,9 +10,10 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -24,9 +25,11 @@ from numpy.typing import NDArray
 from ..errors import EnvError, nearest
 from .dicts import leaves, value
 from .guard import told
+from .manipulation import registry
 from .mujoco import dmc
 from .packages import home, lacking
 from .parts import listed_parts, usual
+from .seeded import Seeded
 from .vector import gymnasium_make, unmade
 
 log = logging.getLogger("rheo")
@@ -45,10 +48,13 @@ SAMPLES = {
     "PushT": "gym_pusht/PushT-v0",
     "ALOHA": "gym_aloha/AlohaTransferCube-v0",
     "DeepMind Control": "dm_control/cheetah-run-v0",
+    "Kitchen's scored sets": "kitchen/mixed-v0",
+    "Meta-World": "metaworld/reach-v3",
+    "robosuite": "robosuite/Lift-v0",
 }
 # What the gymnasium-robotics that `constraints.txt` names does not run on its MuJoCo 4.0, and does
 # on the 3.8 of `constraints-manipulation.txt`.
-OLDER = ("Fetch", "FrankaKitchen", "HandManipulate", "HandReach")
+OLDER = ("Fetch", "FrankaKitchen", "HandManipulate", "HandReach", "kitchen/")
 # Where an environment says in a step's info that its task is solved at that moment.
 SUCCESS_KEYS = ("success", "is_success", "goal_achieved")
 
@@ -63,8 +69,11 @@ def register(env_id: str) -> None:
     try:
         if module == "dm_control":
             dmc.register()  # on its models; the package is not imported
+        elif "/" in env_id and module in registry.SUITES:
+            registry.register(module)
         else:
-            gymnasium.register_envs(importlib.import_module(module))
+            with contextlib.redirect_stderr(io.StringIO()):  # notes on tasks that nobody asked for
+                gymnasium.register_envs(importlib.import_module(module))
     except Exception as error:
         raise EnvError(
             f"{env_id} needs the package {package}, which is installed but cannot be imported "
@@ -81,9 +90,10 @@ def success_key(info: Mapping[str, Any]) -> str | None:
 
 def make(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
     """A registered environment with a 1-D Box observation. Raises EnvError."""
-    if home(env_id)[0] != "ogbench":
+    module = home(env_id)[0]
+    if module != "ogbench":
         env = gymnasium_make(env_id, options, functools.partial(installed, env_id))
-        return flat_box(env, env_id)
+        return flat_box(Seeded(env) if module == "robosuite" else env, env_id)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a missing display, and the precision of its bounds
         registered = env_id in gymnasium.registry
@@ -203,40 +213,4 @@ def parts_of(env: gymnasium.Env) -> dict[str, int] | None:
         if isinstance(env, gymnasium.ObservationWrapper):
             return None
         env = env.env
-    return env.obs_parts if isinstance(env, dmc.ControlEnv) else None
-
-
-class Seeded(gymnasium.Wrapper):
-    """An OGBench task whose randomness follows the seed given to `reset`.
-
-    Its mazes draw start, goal and teleports from numpy's global generator, which `reset(seed)` does
-    not seed. Here that generator is exchanged for one of the environment's own while the task runs.
-    (The unseeded random actions inside OGBench's `reset` leave no trace in the episode.)
-    """
-
-    def __init__(self, env: gymnasium.Env) -> None:
-        super().__init__(env)
-        self.action_space = env.action_space  # some tasks build a new one at every look
-        self.bits = np.random.MT19937()
-
-    @contextlib.contextmanager
-    def own(self) -> Iterator[None]:
-        """numpy's global generator is this environment's."""
-        everyones: Any = np.random  # numpy's stubs do not know these two functions
-        outer = everyones.get_bit_generator()
-        everyones.set_bit_generator(self.bits)
-        try:
-            yield
-        finally:
-            everyones.set_bit_generator(outer)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        if seed is not None:
-            self.bits = np.random.MT19937(seed)
-        with self.own(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the precision of the bounds it builds
-            return self.env.reset(seed=seed, options=options)
-
-    def step(self, action: Any) -> Any:
-        with self.own():
-            return self.env.step(action)
+    return getattr(env, "obs_parts", None)

@@ -18,8 +18,11 @@ ELSEWHERE = {
     "gym_aloha/": ("gym_aloha", "gym-aloha"),
     "gym_pusht/": ("gym_pusht", "gym-pusht"),
     "humanoidmaze-": ("ogbench", "ogbench"),
+    "kitchen/": ("gymnasium_robotics", "gymnasium-robotics"),
+    "metaworld/": ("metaworld", "metaworld"),
     "pointmaze-": ("ogbench", "ogbench"),
     "puzzle-": ("ogbench", "ogbench"),
+    "robosuite/": ("robosuite", "robosuite"),
     "scene-": ("ogbench", "ogbench"),
 }
 # Packages that read recorded data: module -> pip name.
@@ -30,6 +33,10 @@ READERS = {
 }
 # Packages that run on older versions of MuJoCo only: those of constraints-manipulation.txt.
 BOUND = ("robosuite", "metaworld")
+APART = (
+    "python3 -m venv .venv-manipulation && .venv-manipulation/bin/pip install "
+    "-c constraints-manipulation.txt 'rheo-rl[manipulation]'"
+)
 
 
 def home(env_id: str) -> tuple[str, str]:
@@ -44,7 +51,12 @@ def bound_packages() -> list[str]:
 
 
 def pip_install(package: str) -> str:
-    """The command that adds a package and leaves MuJoCo as it is where others depend on it."""
+    """The command that adds a package and leaves MuJoCo as it is where others depend on it.
+
+    One of BOUND goes into a virtual environment of its own, unless this is that one.
+    """
+    if package in BOUND and not bound_packages():
+        return APART
     held = "-c constraints-manipulation.txt " if bound_packages() else ""
     return f"pip install {held}{package}"
 

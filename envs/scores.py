@@ -17,6 +17,7 @@ REFERENCES = {
     "HalfCheetah-v4": (-280.178953, 12135.0),
     "Walker2d-v4": (1.629008, 4592.3),
     "Ant-v4": (-325.6, 3879.7),
+    **dict.fromkeys(("kitchen/complete-v0", "kitchen/partial-v0", "kitchen/mixed-v0"), (0.0, 4.0)),
     "AdroitHandDoor-v1": (-56.512833, 2880.5693087298737),
     "AdroitHandHammer-v1": (-274.856578, 12794.134825156867),
     "AdroitHandRelocate-v1": (-6.425911, 4233.877797728884),

@@ -17,6 +17,7 @@ from .vector import VectorEnv
 log = logging.getLogger("rheo")
 
 BACKENDS = ("auto", "native", "gymnasium")
+OURS = {"id", "num_envs", "seed", "backend", "threads", "dtype"}  # not the environment's options
 _said: set[str] = set()
 
 
@@ -86,5 +87,10 @@ def chunked(
     """
     if id is None:
         return None
+    for key in sorted(OURS & set(options)):
+        raise EnvError(
+            f"env.options.{key}={options[key]!r}: {key} is no option of the environment's here; "
+            + (f"set env.{key}" if key in OURS - {"seed"} else "set seed=N for the whole run")
+        )
     env = make(id, num_envs, backend=backend, threads=threads, **options)
     return ChunkEnv(env, execute=execute, obs_steps=obs_steps, gamma=gamma)

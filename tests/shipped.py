@@ -1,15 +1,23 @@
 """What ships, found in its files, and the words that make it small enough for a test."""
 
+import importlib.util
 import tempfile
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import mujoco
 import numpy as np
+import pytest
 
+from rheo.envs.families import OLDER
+from rheo.envs.packages import home
 from rheo.scripts.config.compose import HOME, compose
 
+ENVS = sorted(file.stem for file in (HOME / "env").glob("*.yaml"))
+BLANK = ("base", "gym", "metaworld", "none", "ogbench")  # files that name no task, or ask for one
+TASKS = [name for name in ENVS if name not in BLANK]
 ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))
 READING = ("dataset", "transitions")  # sources of recorded data
 # the largest value of a key anywhere in a small run's configuration
@@ -30,6 +38,20 @@ def text(algo: str) -> str:
 def reads(algo: str) -> bool:
     """Whether it learns from recorded data as it ships."""
     return any(f"/source: {source}" in text(algo) for source in READING)
+
+
+def env_id(env: str) -> str:
+    """The id that an environment's file names."""
+    return (HOME / "env" / f"{env}.yaml").read_text().partition("\nid: ")[2].split()[0]
+
+
+def skip_where_it_cannot_run(env: str) -> None:
+    """Skips a test of an environment whose package is missing, or runs with another MuJoCo."""
+    named = env_id(env)
+    if importlib.util.find_spec(home(named)[0]) is None:
+        pytest.skip(f"{home(named)[0]} is not installed")
+    if named.startswith(OLDER) and int(mujoco.__version__.split(".")[0]) > 3:
+        pytest.skip(f"{named} runs with the MuJoCo of constraints-manipulation.txt")
 
 
 def tunes(algo: str) -> bool:

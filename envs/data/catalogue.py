@@ -22,6 +22,8 @@ RECORDED_IN = {
     **dict(zip(ROBOTS, ("Hopper-v4", "HalfCheetah-v4", "Walker2d-v4", "Ant-v4"), strict=True)),
     **{hand: f"AdroitHand{hand.capitalize()}-v1" for hand in HANDS},
 }
+# robosuite's tasks of robomimic's sets, as `robosuite/NAME-v0`
+ROBOSUITE = ("Lift", "PickPlaceCan", "NutAssemblySquare", "ToolHang", "TwoArmTransport")
 VERSIONS = ("v0", "v1", "v2")  # of D4RL's sets, not of environments
 
 

@@ -1,8 +1,8 @@
 """Reads recorded data of any format into one record, and refuses what is wrong by name."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,18 +37,30 @@ def read(path: str | Sequence[str], **how: Any) -> Recording:
     return mended(recording, reading.on_bad)
 
 
-def played_in(path_or_name: str | Sequence[str]) -> tuple[str | None, bool]:
-    """The environment of a recording: as the file tells, else as its name does, else None.
+class Played(NamedTuple):
+    """The environment of a recording, None where it is not known.
 
-    And whether observations and actions have that environment's sizes. Observations by keys are not
-    asked: which of them are read is still open. Raises Refused.
+    alike: observations and actions have its sizes. options: what it is made with.
+    """
+
+    env_id: str | None
+    alike: bool = True
+    options: Mapping[str, Any] = {}
+
+
+def played_in(path_or_name: str | Sequence[str]) -> Played:
+    """The environment of a recording: as the file tells, else as its name does.
+
+    Sizes of observations by keys are not asked: which of them are read is still open. Raises
+    Refused.
     """
     file = where(path_or_name)
     if not is_there(file):
-        return env_by_name(file) if isinstance(file, str) else None, True
+        return Played(env_by_name(file) if isinstance(file, str) else None)
     sizes, about = head(file, Reading())
     alike = "obs_keys" in about or fits(about["env_id"], sizes.obs_dim, sizes.action_dim)
-    return about["env_id"], alike
+    robosuite = str(about["env_id"]).startswith("robosuite/")
+    return Played(about["env_id"], alike, {"env_args": about["env_args"]} if robosuite else {})
 
 
 def is_there(path: str | Sequence[str]) -> bool:

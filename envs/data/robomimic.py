@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..parts import listed
 from . import trees
+from .catalogue import ROBOSUITE
 from .columns import choose
 from .containers import hdf5_attributes
 from .episodes import LEAVE_OUT, fault, misfits, upright
@@ -178,7 +179,9 @@ class Robomimic:
         """What the file says of itself."""
         args = self.env_args()
         rate = (args.get("env_kwargs") or {}).get("control_freq")
-        about = {"format": "robomimic", "path": self.path, "env_id": args.get("env_name")}
+        name = args.get("env_name")
+        env_id = f"robosuite/{name}-v0" if name in ROBOSUITE else name
+        about = {"format": "robomimic", "path": self.path, "env_id": env_id}
         about |= {"obs_keys": self.keys, "obs_widths": [self.widths[f"obs/{k}"] for k in self.keys]}
         about |= {"demos": self.demos, "left_out": listed(self.left_out), "unread": self.unread}
         about |= {"dt": 1 / rate} if rate else {}

@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ..families import Seeded
+from ..seeded import Seeded
 from .dmc import ControlEnv
 from .physics import INTEGRATION, mujoco
 
@@ -60,6 +60,9 @@ def generators(env: gymnasium.Env) -> list[Any]:
         if isinstance(env, Seeded):
             found.append(env.bits)
         env = env.env  # type: ignore[attr-defined]
+    own: Any = getattr(env, "bit_generators", None)
+    if own is not None:
+        return found + own()
     inner = [getattr(env, name) for name in INNER if hasattr(env, name)]
     return found + [task.np_random.bit_generator for task in (env, *inner)]
 

@@ -81,9 +81,11 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     empty = [one for one in groups if one.value() is None and not one.is_delete()]
     chosen = [word for one in groups for word in choice(one, roots, errors)]
     chosen += [f"{one.key_or_group}=none" for one in empty if has_none(one.key_or_group)]
+    told = played(overrides)
     if not any(one.key_or_group == "env" for one in groups):
-        chosen += recorded_in(overrides)
+        chosen += recorded_in(told)
     base = compose_groups(chosen, roots[1:], errors)
+    made_as_recorded(base, told)
     base["config_dir"] = [str(root) for root in roots[1:]]
     for word in [word for word in chosen if word.startswith("source=")][-1:]:
         others = [other for other in chosen if not other.startswith("source=")]
@@ -161,30 +163,43 @@ def trust(overrides: list[Override]) -> None:
     schema.trusted.update(name.partition(":")[0] for name in ids if ":" in name)
 
 
-def recorded_in(overrides: list[Override]) -> list[str]:
+def played(overrides: list[Override]) -> Any:
+    """What the data tell of the environment that they were recorded in; None without data."""
+    values: list[Any] = [one.value() for one in overrides if one.key_or_group == "data"]
+    named = [value for value in values if value]
+    if not named:
+        return None
+    from rheo.envs.data.read import played_in  # h5py takes 0.1 s; not torch
+
+    try:
+        return played_in(named[-1])
+    except ValueError:  # the checks say what is wrong with the file
+        return None
+
+
+def recorded_in(told: Any) -> list[str]:
     """The choice of the environment that the data were recorded in, when there is a file for it.
 
     So a D4RL set is scored without being told where.
     """
-    values: list[Any] = [one.value() for one in overrides if one.key_or_group == "data"]
-    named = [value for value in values if value]
-    if not named:
+    if told is None or told.env_id is None:
         return []
-    from rheo.envs.data.read import played_in  # h5py takes 0.1 s; not torch
-
-    try:
-        env_id, alike = played_in(named[-1])
-    except ValueError:  # the checks say what is wrong with the file
+    found = files_of(told.env_id)
+    if found and not told.alike:
+        text = "the data tell %s, which has other sizes here: the run is not evaluated there"
+        log.warning(text, told.env_id)
         return []
-    found = [] if env_id is None else files_of(env_id)
-    if found and not alike:
-        text = "data=%s tells %s, which has other sizes here: the run is not evaluated there"
-        log.warning(text, named[-1], env_id)
-        return []
-    lacking = rules.environment({"env": {"id": env_id}}) if found else []
+    lacking = rules.environment({"env": {"id": told.env_id}}) if found else []
     if lacking:
         log.warning("%s; without it the run is not evaluated in the data's environment", lacking[0])
     return [f"env={found[0]}"] if found and not lacking else []
+
+
+def made_as_recorded(base: dict[str, Any], told: Any) -> None:
+    """Gives the environment of the data what their file says that it was made with."""
+    env = base.get("env")
+    if told is not None and isinstance(env, dict) and env.get("id") == told.env_id:
+        env["options"] = {**told.options, **(env.get("options") or {})}
 
 
 def has_none(group: str) -> bool:

@@ -65,7 +65,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     header, offset, chunks = {}, 0, []
     for key in order:
         tensor = tensors[key].cpu().contiguous()
-        chunk = tensor.reshape(-1).view(torch.uint8).numpy()
+        row = tensor.reshape(-1) if tensor.numel() else tensor.new_empty(0)  # numpy's stride is 0
+        chunk = row.view(torch.uint8).numpy()
         end = offset + chunk.nbytes
         shape = list(tensor.shape)
         header[key] = {"dtype": DTYPES[tensor.dtype], "shape": shape, "data_offsets": [offset, end]}

@@ -16,10 +16,8 @@ from rheo.envs.suites import make
 from rheo.envs.vector import VectorEnv
 from rheo.errors import EnvError
 
-NATIVE = pytest.param(
-    "native",
-    marks=pytest.mark.skipif(not physics.available(), reason="mujoco.batch came with 3.17"),
-)
+NEEDS_BATCH = pytest.mark.skipif(not physics.available(), reason="mujoco.batch came with 3.17")
+NATIVE = pytest.param("native", marks=NEEDS_BATCH)
 both = pytest.mark.parametrize("backend", [NATIVE, "gymnasium"])
 
 
@@ -282,7 +280,11 @@ def test_an_observation_of_another_shape_than_promised_is_named() -> None:
         ({"id": "Hopper-v5", "backend": "gymnasium", "helthy": 1}, "refuses its options"),
         ({"id": "Pendulum-v1", "backend": "native"}, "use backend=gymnasium"),
         ({"id": "CartPole-v1"}, "choose an environment with a bounded Box"),
-        ({"id": "Hopper-v5", "backend": "native", "width": 9}, "needs backend=gymnasium"),
+        pytest.param(
+            {"id": "Hopper-v5", "backend": "native", "width": 9},
+            "needs backend=gymnasium",
+            marks=NEEDS_BATCH,
+        ),
     ],
 )
 def test_bad_requests_are_one_clear_error(arguments: dict[str, Any], message: str) -> None:
@@ -292,7 +294,7 @@ def test_bad_requests_are_one_clear_error(arguments: dict[str, Any], message: st
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(packages.ELSEWHERE, "Absent", ("no_such_module_anywhere", "absent-envs"))
-    with pytest.raises(EnvError, match="pip install absent-envs"):
+    with pytest.raises(EnvError, match="pip install .*absent-envs"):
         make("AbsentThing-v0", 1)
 
 
@@ -308,5 +310,5 @@ def test_auto_takes_the_batch_where_it_exists_and_says_once_where_it_does_not(
         assert make("Hopper-v5", 1).backend == "gymnasium"
         assert make("Hopper-v5", 1).backend == "gymnasium"
     assert caplog.text.count("mujoco.batch is missing") == 1
-    with pytest.raises(EnvError, match="pip install"):
+    with pytest.raises(EnvError, match="pip install|virtual environment"):
         make("Hopper-v5", 1, backend="native")

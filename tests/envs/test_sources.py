@@ -12,6 +12,7 @@ from rheo.envs import sources
 from rheo.envs.batch import Batch, Choice, Coded
 from rheo.envs.buffer import Buffer
 from rheo.envs.chunk import ChunkEnv
+from rheo.envs.mujoco import physics
 from rheo.envs.nstep import Decision, join
 from rheo.envs.rollout import evaluate
 from rheo.envs.sources import Replay, Rollouts
@@ -247,6 +248,7 @@ def test_a_broken_step_spoils_the_transitions_that_reach_it_and_no_others():
     )
 
 
+@pytest.mark.skipif(not physics.available(), reason="mujoco.batch came with 3.17")
 def test_rows_that_the_physics_broke_are_counted_and_not_stored():
     env = chunk_env("Hopper-v5", num_envs=2)
     source = replay(env, update_ratio=1e-6)

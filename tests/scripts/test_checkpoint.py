@@ -56,6 +56,7 @@ def state() -> dict[str, Any]:
             "rows": torch.randn(50, 3)[:40],
             "turned": torch.randn(3, 4).T,
             "elapsed": np.array([3, 4], dtype=np.int32),
+            "empty": [np.array([]), np.empty((0, 7)), torch.empty(0)],
         },
         "odd": (None, [True, -0.0, float("nan"), float("-inf"), 2**200, "ü\n"], {}, ()),
         "keys": {3: {"$x": 1}, "3": 4, (1, 2): 5},

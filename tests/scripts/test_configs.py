@@ -7,19 +7,16 @@ from pathlib import Path
 import gymnasium
 import pytest
 import torch
+from shipped import ALGOS, TASKS, skip_where_it_cannot_run
 
 from rheo.envs.batch import Choice
 from rheo.envs.chunk import ChunkEnv
-from rheo.envs.families import home
 from rheo.errors import RheoError
 from rheo.scripts.assemble import assemble, make_env
 from rheo.scripts.cli import main
 from rheo.scripts.config.compose import HOME, compose
 
 DATA = Path(os.environ.get("RHEO_DATA", Path(__file__).parents[3] / "shared" / "data"))
-ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))
-ENVS = sorted(file.stem for file in (HOME / "env").glob("*.yaml"))
-TASKS = [name for name in ENVS if name not in ("base", "gym", "none", "ogbench")]
 NETS = sorted(file.stem for file in (HOME / "policy" / "net").glob("*.yaml"))
 SMALL_NET = {
     "mlp": ["width=16", "depth=1"],
@@ -60,9 +57,7 @@ def learn(words, updates=6):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_environment_file_is_a_registered_task_that_steps(name):
-    text = (HOME / "env" / f"{name}.yaml").read_text()
-    package = home(text.partition("\nid: ")[2].split()[0])[0]
-    pytest.importorskip(package, reason=f"{package} is not installed")
+    skip_where_it_cannot_run(name)
     config = compose(["algo=sac", f"env={name}", "env.num_envs=2"])
     env = make_env(config)
     assert config["env"]["id"] in gymnasium.registry

@@ -52,7 +52,7 @@ def test_robomimic_demonstrations_are_sorted_by_number_and_put_side_by_side(tmp_
     ended = np.isin(np.arange(len(recording.action)), np.delete(recording.ends, 1) - 1)
     np.testing.assert_array_equal(recording.terminated, ended)  # demo_1 failed
     about = recording.about
-    assert (about["env_id"], about["dt"]) == ("Lift", 0.05)
+    assert (about["env_id"], about["dt"]) == ("robosuite/Lift-v0", 0.05)
     assert about["left_out"] == ["other", "agentview_image (4, 4, 3) uint8"]
     assert about["unread"] == ["states"]
     assert about["obs_keys"] == [*ARM, "object"]
@@ -129,7 +129,8 @@ def test_headers_tell_size_and_environment(tmp_path: Path) -> None:
     path = demos(tmp_path / "a.hdf5", [4, 2], env_name="PickPlaceCan")
     arrays = [value for value in read(path) if isinstance(value, np.ndarray)]
     assert head(path, Reading()).sizes.nbytes == sum(array.nbytes for array in arrays)
-    assert played_in(path)[0] == "PickPlaceCan"
+    assert played_in(path).env_id == "robosuite/PickPlaceCan-v0"
+    assert played_in(path).options == {"env_args": {"env_name": "PickPlaceCan"}}
 
 
 def test_a_file_without_demonstrations_is_empty(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Manipulation suites of other packages."""

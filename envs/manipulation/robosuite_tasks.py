@@ -1,0 +1,224 @@
+"""robosuite's tasks as robomimic rolls them out (arXiv:2108.03298): `robosuite/Lift-v0` and others.
+
+Observations are robomimic's low-dimensional keys in its order, actions those of an operational
+space controller, rewards 1 in a step that is solved and 0 in all others, horizons robomimic's.
+"""
+
+import copy
+import functools
+import importlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from ...errors import EnvError, nearest
+from ..parts import usual
+from ..seeded import drawing_from
+
+VERSION = "1.5.1"
+# robomimic's public sets were recorded with robosuite 1.4 and older, whose arms move in the world's
+# frame; that of the arm's base, 1.5's own choice, is turned by a quarter in Transport.
+OSC_POSE = {
+    "type": "OSC_POSE", "input_max": 1, "input_min": -1, "output_max": [0.05] * 3 + [0.5] * 3,
+    "output_min": [-0.05] * 3 + [-0.5] * 3, "kp": 150, "damping_ratio": 1,
+    "impedance_mode": "fixed", "kp_limits": [0, 300], "damping_ratio_limits": [0, 10],
+    "position_limits": None, "orientation_limits": None, "uncouple_pos_ori": True,
+    "input_type": "delta", "input_ref_frame": "world", "interpolation": None, "ramp_ratio": 0.2,
+}  # fmt: skip
+TASKS = {  # robosuite's name: arms, robomimic's horizon
+    "Lift": (1, 400),
+    "PickPlaceCan": (1, 400),
+    "NutAssemblySquare": (1, 400),
+    "ToolHang": (1, 700),
+    "TwoArmTransport": (2, 700),
+}
+# A controller's keys in robosuite 1.4 and in 1.5, which takes the old ones without a word.
+RENAMED = {"damping": "damping_ratio", "damping_limits": "damping_ratio_limits"}
+# What is decided here, whatever a file's env_args say.
+OURS = {
+    "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False,
+    "ignore_done": True, "use_object_obs": True, "reward_shaping": False,
+}  # fmt: skip
+CAMERAS = ("camera_names", "camera_heights", "camera_widths", "camera_depths")
+FULL_PHYSICS = (1, 4, 1)  # versions up to this one computed every quantity in every substep
+
+
+@functools.cache
+def package() -> Any:
+    """The package robosuite, without what it says. Raises EnvError for another version."""
+    os.environ.setdefault("MUJOCO_GL", "egl")  # else it looks for a display
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # five lines about packages that nothing here needs
+    try:
+        robosuite = importlib.import_module("robosuite")
+    finally:
+        logging.disable(level)
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    if robosuite.__version__ != VERSION:
+        raise EnvError(
+            f"robosuite {robosuite.__version__} is installed, and its tasks run with {VERSION}: "
+            f"pip install -c constraints-manipulation.txt robosuite=={VERSION}"
+        )
+    return robosuite
+
+
+class Robosuite(gymnasium.Env):
+    """One of TASKS. Its randomness is numpy's global generator (`seeded.Seeded` wraps it).
+
+    task: robosuite's name. env_args: a robomimic file's, as JSON or a tree, which decide arms,
+    controller and control frequency; none: those of robomimic's public sets. obs_keys: which
+    observations, side by side; none: robomimic's usual ones (`parts.usual`). stop: whether success
+    ends an episode, as robomimic evaluates; without, every solved step pays 1 until the time is up
+    (DPPO, arXiv:2409.00588). hard_reset: build the model anew at every reset, which takes a second
+    and draws Lift's cube in another size.
+
+    Raises EnvError for env_args of another task, an unknown controller and unknown obs_keys.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}
+    repeats = True  # a seed and actions give the same episode to the last bit
+
+    def __init__(
+        self,
+        task: str,
+        env_args: str | Mapping[str, Any] | None = None,
+        obs_keys: list[str] | None = None,
+        stop: bool = True,
+        hard_reset: bool = False,
+    ) -> None:
+        settings = arguments(task, env_args) | {"hard_reset": hard_reset}
+        self.task, self.stop, self.settings = task, stop, settings
+        with drawing_from(np.random.MT19937(0)):
+            self.env = package().make(task, **settings)
+        shown = self.env._get_observations(force_update=True)
+        held = {name: np.size(value) for name, value in named(shown).items()}
+        self.obs_keys = list(obs_keys or usual(held))
+        for key in self.obs_keys:
+            if key not in held:
+                raise EnvError(
+                    f"obs_keys: {task} observes no {key!r}{nearest(key, held)}; it observes "
+                    + ", ".join(held)
+                )
+        self.obs_parts = {key: held[key] for key in self.obs_keys}
+        self.observation_space = spaces.Box(-np.inf, np.inf, (sum(self.obs_parts.values()),))
+        low, high = self.env.action_spec
+        self.action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32))
+
+    def _flat(self, observations: Mapping[str, Any]) -> NDArray:
+        """The parts side by side, [Do]."""
+        held = named(observations)
+        return np.concatenate([np.ravel(held[key]) for key in self.obs_keys]).astype(np.float64)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._flat(self.env.reset()), {}
+
+    def step(self, action: NDArray) -> tuple[NDArray, float, bool, bool, dict[str, Any]]:
+        observations, reward, _, _ = self.env.step(np.asarray(action, np.float64))
+        success = bool(self.env._check_success())
+        ends = self.stop and success
+        return self._flat(observations), float(reward), ends, False, {"success": success}
+
+    def env_args(self) -> dict[str, Any]:
+        """This environment in robomimic's words."""
+        return {
+            "env_name": self.task,
+            "env_version": package().__version__,
+            "type": 1,
+            "env_kwargs": copy.deepcopy(self.settings),
+        }
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def named(observations: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of a step under robomimic's names: without joint pictures, `object` for all objects.
+
+    robosuite gives everything of an arm, or of all objects, once more end to end (`-state`).
+    """
+    parts = {"object" if key == "object-state" else key: v for key, v in observations.items()}
+    return {key: v for key, v in parts.items() if not key.endswith("-state") and np.ndim(v) < 2}
+
+
+def arguments(task: str, env_args: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Arguments of `robosuite.make` from a file's env_args, or those of robomimic's sets."""
+    arms = TASKS[task][0]
+    told = read(env_args)
+    name = told.get("env_name", task)
+    if name != task:
+        raise EnvError(f"env_args: they are of {name}, and this environment is {task}")
+    settings: dict[str, Any] = {"robots": ["Panda"] * arms, "control_freq": 20}
+    settings |= {"env_configuration": "opposed"} if arms == 2 else {}
+    settings |= copy.deepcopy(dict(told.get("env_kwargs") or {}))
+    old = settings.pop("controller_configs", OSC_POSE)
+    old = old if isinstance(old, list) else [old] * arms
+    robots = settings["robots"]
+    robots = robots if isinstance(robots, list) else [robots]
+    configs = [controller(one, robot) for one, robot in zip(old, robots, strict=True)]
+    version = told.get("env_version")
+    if version is not None:
+        settings["lite_physics"] = numbers(version) > FULL_PHYSICS
+    for key in CAMERAS:
+        settings.pop(key, None)
+    return settings | OURS | {"controller_configs": configs if arms > 1 else configs[0]}
+
+
+def read(env_args: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """env_args as a tree. Raises EnvError for what is none."""
+    if not isinstance(env_args, str):
+        return dict(env_args or {})
+    try:
+        tree = json.loads(env_args)
+    except json.JSONDecodeError as error:
+        raise EnvError(f"env_args: not JSON ({error}); take a robomimic file's attribute") from None
+    if not isinstance(tree, dict):
+        raise EnvError(f"env_args={tree!r}: not a tree with env_name and env_kwargs")
+    return tree
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """1.4.1 as (1, 4, 1)."""
+    return tuple(int(part) for part in str(version).split(".") if part.isdigit())
+
+
+def controller(old: Mapping[str, Any], robot: str) -> dict[str, Any]:
+    """A controller of any version as robosuite 1.5 has it: one for each part of the body."""
+    package()
+    controllers = importlib.import_module("robosuite.controllers")
+    if "body_parts" in old:
+        return copy.deepcopy(dict(old))
+    kind = old.get("type")
+    if kind not in controllers.ALL_PART_CONTROLLERS:
+        raise EnvError(
+            f"env_args: its controller {kind!r} is not one of robosuite {VERSION}'s: "
+            + ", ".join(sorted(controllers.ALL_PART_CONTROLLERS))
+        )
+    new = {RENAMED.get(key, key): value for key, value in old.items()}
+    if "control_delta" in new:
+        new["input_type"] = "delta" if new.pop("control_delta") else "absolute"
+    new.setdefault("input_ref_frame", "world")
+    factory = importlib.import_module(
+        "robosuite.controllers.composite.composite_controller_factory"
+    )
+    return factory.refactor_composite_controller_config(new, robot, ["right"])
+
+
+def register() -> None:
+    """Makes `robosuite/TASK-v0` known to gymnasium."""
+    package()
+    for task, (_, horizon) in TASKS.items():
+        env_id = f"robosuite/{task}-v0"
+        if env_id not in gymnasium.registry:
+            gymnasium.register(
+                env_id, f"{__name__}:Robosuite", max_episode_steps=horizon, kwargs={"task": task}
+            )
