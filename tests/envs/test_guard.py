@@ -171,7 +171,13 @@ def test_whatever_importing_a_module_raises_is_a_message(tmp_path, monkeypatch):
     sys.modules.pop("rheo_torn", None)
 
 
-@pytest.mark.parametrize("backend", ["native", "gymnasium"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param("native", marks=pytest.mark.skipif(not physics.available(), reason="3.17")),
+        "gymnasium",
+    ],
+)
 @pytest.mark.parametrize(
     "options", [{"healthy_z_range": 5}, {"reset_noise_scale": "x"}, {"frame_skip": "often"}]
 )
