@@ -228,7 +228,7 @@ class GymnasiumVector(VectorEnv):
         Where an episode repeats to the last bit, what it began at and the actions since are kept.
         """
         exact = self.exact and not self._broken
-        repeats = self._repeats and not self._broken
+        repeats = self._repeats and self._started and not self._broken
         return {
             **self._common_state(),
             "exact": exact,
@@ -251,8 +251,8 @@ class GymnasiumVector(VectorEnv):
     def load_state_dict(self, state: dict[str, Any]) -> Tensor | None:
         """Continue; where the simulator's state cannot be read, new episodes are started instead.
 
-        Episodes that repeat to the last bit are played again up to where they were.
-        Those follow the saved generators, so they are the same after every load of one state, but
+        Episodes that repeat to the last bit are played again up to where they were. New ones
+        follow the saved generators, so they are the same after every load of one state, but
         the running episodes are lost and a warning says so.
         """
         self._load_common(state)

@@ -59,8 +59,7 @@ def played_in(path_or_name: str | Sequence[str]) -> Played:
         return Played(env_by_name(file) if isinstance(file, str) else None)
     sizes, about = head(file, Reading())
     alike = "obs_keys" in about or fits(about["env_id"], sizes.obs_dim, sizes.action_dim)
-    robosuite = str(about["env_id"]).startswith("robosuite/")
-    return Played(about["env_id"], alike, {"env_args": about["env_args"]} if robosuite else {})
+    return Played(about["env_id"], alike, about.get("env_options") or {})
 
 
 def is_there(path: str | Sequence[str]) -> bool:

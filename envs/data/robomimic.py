@@ -186,6 +186,7 @@ class Robomimic:
         about |= {"demos": self.demos, "left_out": listed(self.left_out), "unread": self.unread}
         about |= {"dt": 1 / rate} if rate else {}
         about |= {"env_args": args} if args else {}
+        about |= {"env_options": {"env_args": args}} if name in ROBOSUITE else {}
         bounds = ("action_low", "action_high")  # attributes that a user may add
         about |= {key: self.attributes[key] for key in bounds if key in self.attributes}
         return about | (self.told_filters() if self.filters else {})
