@@ -32,6 +32,7 @@ APART = (
     *("algo.editor.scale", "algo.noise_map.kind", "algo.noise_map.bound"),
 )
 SHAPING = ("algo.relative", "horizon", "env.obs_steps")  # what sizes of networks follow too
+OPTIONS = "env.options"
 # what else the networks of the same algorithm were learned with
 LEARNED_WITH = (
     *APART,
@@ -312,14 +313,17 @@ def say(
     """One line: what is taken, and which of the donor's settings are kept and which change."""
     kept, changed = [], []
     theirs = {**donor.config, "policy": acting_policy(donor.config, config)}
-    for key in (*POLICY_KEYS, *(LEARNED_WITH if same else ())):
+    for key in (*POLICY_KEYS, *options(config, theirs), *(LEARNED_WITH if same else ())):
         mine, other = inside(config, key), inside(theirs, key)
-        if mine is None or other is None:
+        if (mine is None or other is None) and not key.startswith(OPTIONS):
             continue
         if mine == other:
-            kept.append(f"{key}={word(mine)}")
+            kept.append(f"{key}={brief(mine)}")
         else:
-            changed.append(f"{key} {word(other)} -> {word(mine)} ({key}={word(other)} keeps it)")
+            keeps = (
+                f"{key}={word(other)} keeps" if word(other) == brief(other) else "left out keeps"
+            )
+            changed.append(f"{key} {brief(other)} -> {brief(mine)} ({keeps} it)")
     base = config.get("init_part") == "base"
     lost = [] if same or base else loosely(donor)
     parts = [taken(pairs, duals, same, base) + (f" without {' and '.join(lost)}" if lost else "")]
@@ -327,6 +331,20 @@ def say(
     parts += ["keeps " + " ".join(kept)] if kept else []
     level = logging.WARNING if changed or lost else logging.INFO
     log.log(level, "%s: %s", donor.who, "; ".join(parts))
+
+
+def brief(value: Any) -> str:
+    """A value as it is typed, the beginning of a long one."""
+    text = word(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def options(config: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Keys of what both environments were made with, where they are the same one."""
+    if inside(config, "env.id") != inside(theirs, "env.id"):
+        return []
+    named = {**(inside(theirs, OPTIONS) or {}), **(inside(config, OPTIONS) or {})}
+    return [f"{OPTIONS}.{name}" for name in named]
 
 
 def taken(pairs: list[Pair], duals: list[str], same: bool, base: bool) -> str:

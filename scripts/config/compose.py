@@ -26,7 +26,7 @@ from rheo.errors import RheoError
 
 from ..store.where import one_line, stored
 from . import annotations, intent, rules, schema
-from .inherit import inherit
+from .inherit import environment_of, inherit
 from .intent import Typed
 from .mixing import keep_own
 from .overrides import RESOLVER, SCRATCH, choice, is_group, parse, put
@@ -85,7 +85,7 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     if not any(one.key_or_group == "env" for one in groups):
         chosen += recorded_in(told)
     base = compose_groups(chosen, roots[1:], errors)
-    made_as_recorded(base, told)
+    made_as_recorded(base, told, overrides)
     base["config_dir"] = [str(root) for root in roots[1:]]
     for word in [word for word in chosen if word.startswith("source=")][-1:]:
         others = [other for other in chosen if not other.startswith("source=")]
@@ -195,10 +195,10 @@ def recorded_in(told: Any) -> list[str]:
     return [f"env={found[0]}"] if found and not lacking else []
 
 
-def made_as_recorded(base: dict[str, Any], told: Any) -> None:
+def made_as_recorded(base: dict[str, Any], told: Any, overrides: list[Override]) -> None:
     """Gives the environment of the data what their file says that it was made with."""
-    env = base.get("env")
-    if told is not None and isinstance(env, dict) and env.get("id") == told.env_id:
+    env, values = base.get("env"), {one.key_or_group: one.value() for one in overrides}
+    if told is not None and isinstance(env, dict) and environment_of(base, values) == told.env_id:
         env["options"] = {**told.options, **(env.get("options") or {})}
 
 

@@ -22,7 +22,7 @@ ONE_STEP = "rheo.algos.fql.FQL"  # deploys a copy of its policy that takes one s
 
 
 def inherit(base: dict[str, Any], overrides: list[Override], roots: list[Path]) -> None:
-    """Takes the policy and the chunking of init=RUN: what its weights mean and how it samples.
+    """Takes policy, chunking and world of init=RUN: what its weights mean and how it samples.
 
     So a base is the policy that was evaluated. What is set by hand stays, and of the sampling
     (AT_WILL) also what another algorithm's own file asks for. A policy of another class is
@@ -36,6 +36,7 @@ def inherit(base: dict[str, Any], overrides: list[Override], roots: list[Path]) 
         theirs = stored(existing(str(values["init"])))
     except RheoError:  # the checks say what is wrong with it
         return
+    same_world(base, theirs, values)
     for place, node in replays(base["source"]):
         if f"{place}.warmup_policy" not in values:
             node["warmup_policy"] = True
@@ -56,6 +57,21 @@ def inherit(base: dict[str, Any], overrides: list[Override], roots: list[Path]) 
     for key in ("execute", "obs_steps"):
         if isinstance(base.get("env"), dict) and key in (theirs.get("env") or {}):
             base["env"][key] = theirs["env"][key]
+
+
+def same_world(base: dict[str, Any], theirs: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Makes an environment of the base's id with the options that the base's was made with.
+
+    They say what its actions and observations mean (a robomimic file's controller, say).
+    """
+    env, other = base.get("env"), theirs.get("env") or {}
+    if isinstance(env, dict) and other.get("id") == environment_of(base, values):
+        env["options"] = {**(env.get("options") or {}), **(other.get("options") or {})}
+
+
+def environment_of(base: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:
+    """The id of a run's environment: what was typed, or what its file says."""
+    return values.get("env.id", (base.get("env") or {}).get("id"))
 
 
 def replays(source: Any, place: str = "source") -> list[tuple[str, dict[str, Any]]]:

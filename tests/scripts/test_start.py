@@ -474,6 +474,24 @@ def test_what_is_set_by_hand_is_used_and_told(tiny, caplog):
     assert "env.execute 1 -> 2 (env.execute=1 keeps it)" in caplog.text
 
 
+def test_a_base_is_trained_further_in_the_world_it_was_made_in(tiny, caplog):
+    """Options of an environment say what actions mean: a robomimic file's controller was lost."""
+    words = ["env=inverted_pendulum", "+env.options.reset_noise_scale=0.05"]
+    cloned(tiny, *words, "+env.options.frame_skip=3")
+    config = composed(tiny, "expo", words[0])
+    assert config["env"]["options"] == {"reset_noise_scale": 0.05, "frame_skip": 3}
+    other = composed(tiny, "expo", "env=gym", "env.id=InvertedPendulum-v5")
+    assert other["env"]["options"] == config["env"]["options"]
+    assert not composed(tiny, "expo", "env=inverted_double_pendulum")["env"]["options"]
+    typed = composed(tiny, "expo", words[0], "+env.options.reset_noise_scale=0.1")
+    assert typed["env"]["options"] == {"reset_noise_scale": 0.1, "frame_skip": 3}
+    algo, typed = made({**typed, "seed": 5})
+    with caplog.at_level(logging.INFO, "rheo"):
+        start_from(algo, typed)
+    assert "env.options.reset_noise_scale 0.05 -> 0.1 (" in caplog.text
+    assert "env.options.frame_skip=3" in caplog.text
+
+
 def test_what_an_algorithms_file_needs_is_used_where_another_algorithm_starts(tiny):
     cloned(tiny, "policy.sampler=heun", "policy.eta=0.0")
     assert composed(tiny, "expo")["policy"]["sampler"] == "heun"
