@@ -37,6 +37,33 @@ class Tally(gymnasium.Env):
         return obs, self.steps + value, ended and not self.by_time, ended and self.by_time, {}
 
 
+class Wandering(gymnasium.Env):
+    """A random walk pushed by the action, whose place nobody can read or set: it repeats.
+
+    obs = [the last move]; the place is paid as reward. `shift` adds to every move.
+    """
+
+    repeats = True
+
+    def __init__(self, shift: float = 0.0) -> None:
+        self.shift = shift
+        self.observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self._place = self.np_random.standard_normal()
+        return np.zeros(1), {}
+
+    def step(self, action: Any) -> Any:
+        move = self.np_random.standard_normal() + float(action[0]) + self.shift
+        self._place += move
+        return np.array([move]), float(self._place), False, False, {}
+
+    def bit_generators(self) -> list[Any]:
+        return [self.np_random.bit_generator]
+
+
 class Spaces(gymnasium.Env):
     """An environment that only has spaces."""
 
@@ -52,8 +79,8 @@ class Spaces(gymnasium.Env):
 
 
 def register() -> None:
-    """Register `RheoTally-v0` and `RheoSpaces-v0` once per process."""
-    kinds: dict[str, Any] = {"RheoTally-v0": Tally, "RheoSpaces-v0": Spaces}
+    """Register the environments above once per process: `RheoTally-v0` and so on."""
+    kinds: dict[str, Any] = {f"Rheo{kind.__name__}-v0": kind for kind in (Tally, Spaces, Wandering)}
     for name, kind in kinds.items():
         if name not in gymnasium.registry:
             gymnasium.register(name, kind)
