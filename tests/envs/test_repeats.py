@@ -12,7 +12,7 @@ from rheo.envs.suites import make
 NAME, LIMIT = "RheoWandering-v0", 9
 
 
-def walks(**options: float) -> Any:
+def walks(**options: Any) -> Any:
     return make(NAME, 2, max_episode_steps=LIMIT, **options)
 
 
@@ -30,7 +30,8 @@ def test_a_walk_that_is_saved_twice_goes_on_as_if_it_was_never_saved(seeded):
     second = walks()
     assert second.load_state_dict(copy.deepcopy(first.state_dict())) is None
     for action in actions[seeded : seeded + 2]:
-        first.step(action), second.step(action)
+        for env in (first, second):
+            env.step(action)
     third = walks()
     state = copy.deepcopy(second.state_dict())
     assert third.load_state_dict(state) is None
