@@ -2,9 +2,10 @@
 
 From a file to a batch: `read` finds the file (`catalogue`) and opens the layout that it has
 (`formats`, which asks `containers` and `foreign` what the file is). Each layout has a file that
-makes one `recording.Recording` of it: `flat` of columns end to end (`ends` says where episodes end,
-`successors` which observations behind ends can be true), robomimic, ManiSkill and Minari episode by
-episode (`episodes` checks one, `recording.stack` joins them), others by laying their columns out
-for `flat` (`columns`). `units` maps actions to [-1, 1], `faults` says what is wrong, `read.mended`
+makes one `recording.Recording` of it. Where rows lie end to end, `columns.EndToEnd` lays them out
+(`successors` says which observations behind ends can be true): LeRobot, zarr, ALOHA, and `flat` for
+npz and D4RL's layout, once it knows the columns' names and, by `ends`, where episodes end. Where
+episodes are kept apart (robomimic, ManiSkill, Minari), `episodes` checks one and `recording.stack`
+joins them. `units` maps actions to [-1, 1], `faults` says what is wrong, `read.mended`
 what becomes of it. `envs.datasets` makes batches of the recording; `writing` writes one.
 """

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 import h5py
 import numpy as np
 
-from .columns import beside, chosen, held, left_out, numbers, one_piece
-from .containers import hdf5_attributes
-from .flat import Flat
-from .recording import Reading, refuse
+from .columns import EndToEnd, beside, chosen, left_out, numbers, refuse_rows, table
+from .containers import hdf5_attributes, hdf5_column
+from .recording import Column, Reading
 
 USUAL = ("qpos", "qvel", "effort")  # then the others, sorted
 RATES = ("fps", "hz", "control_freq")
@@ -56,35 +55,29 @@ def numbers_only(item: h5py.Dataset) -> bool:
     return numbers(item.dtype) and 0 not in item.shape[1:]
 
 
-def aloha(path: str, file: h5py.File, reading: Reading) -> Flat:
+def aloha(path: str, file: h5py.File, reading: Reading) -> EndToEnd:
     """The episode of a file: observations are qpos, qvel, effort and the others, side by side."""
     group, action = file["observations"], file["action"]
     assert isinstance(group, h5py.Group) and isinstance(action, h5py.Dataset)
     usable, others = tables(group, ("images", "images_depth", "depth_images", "video_paths"))
     usual = sorted(usable, key=lambda key: (USUAL.index(key) if key in USUAL else 9, key))
     keys = chosen(path, reading.obs_keys, usual, usable, others)
-    steps = len(action)
-    if action.ndim != 2 or not numbers_only(action):
-        text = f"has shape {action.shape} and type {action.dtype}, expected numbers [steps, dims]"
-        raise refuse(path, text, "action")
+    done = table(path, hdf5_column(action), "action")
+    steps = done.shape[0]
     for key in keys:
-        if len(usable[key]) != steps:
-            text = f"has {len(usable[key])} rows and {steps} actions; every step needs one of each"
-            raise refuse(path, text, f"observations/{key}")
+        refuse_rows(path, hdf5_column(usable[key]), steps, f"observations/{key}")
     told = hdf5_attributes(file)
     rate = next((told[key] for key in RATES if isinstance(told.get(key), int | float)), None)
     beyond = sorted(key for key in map(str, file) if key not in ("observations", "action"))
-    attributes = {
-        "obs_keys": keys,
+    about = {
+        **{"format": "ALOHA", "path": path, "env_id": None, "obs_keys": keys},
         "left_out": [*left_out(keys, usable, others), *beyond],
         **({"sim": bool(told["sim"])} if "sim" in told else {}),
         **({"dt": 1 / rate} if rate else {}),
     }
     read = [usable[key] for key in keys]
-    width = sum(table.shape[1] if table.ndim > 1 else 1 for table in read)
-    columns = {
-        "observations": one_piece((steps, width), lambda: beside([table[()] for table in read])),
-        "actions": one_piece(action.shape, lambda: action[()]),
-        "episode_ends": held(np.array([steps], np.int64)),
-    }
-    return Flat(path, "ALOHA", columns, attributes, reading)
+    width = sum((*one.shape[1:], 1)[0] for one in read)
+    seen = Column((steps, width), np.dtype(np.float64), lambda: [beside([one[()] for one in read])])
+    return EndToEnd(
+        path, {"observations": seen, "actions": done}, about, reading, np.array([steps])
+    )

@@ -1,44 +1,157 @@
-"""Files in pieces as the columns that `flat.Flat` reads, and which of their keys are observed."""
+"""Columns whose rows lie end to end as a layout, and which keys of a file are observed."""
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..packages import READERS, lacking
 from ..parts import displaced, listed, listed_parts, names, usual
-from .recording import Column, Reading, refuse
-
-Piece = TypeVar("Piece")
-
-
-def end_to_end(
-    shape: tuple[int, ...], pieces: Sequence[Piece], read: Callable[[Piece], NDArray]
-) -> Column:
-    """The rows of all pieces in order, each read when it is due."""
-
-    def blocks() -> Iterator[NDArray]:
-        for piece in pieces:
-            yield read(piece).reshape(-1, *shape[1:])
-
-    return Column(shape, np.dtype(np.float64 if len(shape) > 1 else np.float32), blocks)
-
-
-def one_piece(shape: tuple[int, ...], read: Callable[[], NDArray]) -> Column:
-    """Rows that are read at once, when they are due."""
-    return end_to_end(shape, [None], lambda _: read())
+from .catalogue import limit_of
+from .ends import every_nth, is_list
+from .recording import (
+    Column,
+    Reading,
+    Recording,
+    Sizes,
+    allocate,
+    behind,
+    differing,
+    fill,
+    pieces,
+    refuse,
+)
+from .successors import believed
 
 
-def held(values: NDArray) -> Column:
-    """A column of numbers in memory."""
-    return Column(values.shape, values.dtype, lambda: [values])
+@dataclass(eq=False)
+class EndToEnd:
+    """A layout of columns whose S rows are the steps of E episodes, one after the other.
+
+    columns: observations [S, Do], actions [S, Da]; rewards [S] and next_observations [S, Do] where
+    the file holds them. These are believed where successor_known [E] says of which episodes they
+    hold the end. A time limit cuts episodes at rows whose successors are the rows behind them.
+    """
+
+    path: str
+    columns: Mapping[str, Column]
+    told: dict[str, Any]  # of what the file says of itself
+    reading: Reading
+    ends: NDArray  # [E] exclusive, rising to S
+    terminated: NDArray | None = None  # [S], see Recording; None: not told
+    names: Mapping[str, str] = field(default_factory=dict)  # of columns in the file, if others
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """See Layout."""
+        (steps, dims), (_, count) = (self.columns[key].shape for key in ("observations", "actions"))
+        return Sizes(steps, len(self.ends), 0, dims, count, "rewards" in self.columns)
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """See Layout."""
+        env_id, limit = limit_in(self.told, self.reading)
+        return self.told | ({"limit": (env_id, limit)} if limit else {})
+
+    def read(self, storage: str) -> Recording:
+        """See Layout."""
+        steps, dims = self.columns["observations"].shape
+        ends, known, cuts = self.ends, self.known(), np.empty(0, np.int64)
+        if self.reading.time_limit is not None:
+            cuts = every_nth(ends, self.reading.time_limit)
+            places = np.searchsorted(ends, cuts)
+            ends, known = np.insert(ends, places, cuts), np.insert(known, places, True)
+        obs = allocate(self.path, (steps + int(known.sum()), dims), storage)
+        fill(obs[:steps], self.columns["observations"])
+        jumps = self.successors(obs, ends, known)
+        action = allocate(self.path, self.columns["actions"].shape, storage)
+        fill(action, self.columns["actions"])
+        reward = None
+        if "rewards" in self.columns:
+            reward, name = np.empty(steps, np.float32), self.names.get("rewards", "rewards")
+            fill(reward, held(values(self.path, self.columns["rewards"], name)))
+        about = self.about | ({"jumps": jumps} if len(jumps) else {})
+        ended = np.zeros(steps, bool) if self.terminated is None else self.terminated
+        recording = Recording(obs, action, reward, ended, ends, behind(known, steps), about)
+        doubted = known.any() and "successor_known" not in self.columns
+        key = self.names.get("next_observations", "")
+        return believed(recording, cuts, key) if doubted or len(cuts) else recording
+
+    def known(self) -> NDArray:
+        """Episodes [E] whose last step's successor the file holds."""
+        count = len(self.ends)
+        if not {"next_observations", "successor_known"} <= set(self.columns):
+            return np.full(count, "next_observations" in self.columns)
+        marked = values(self.path, self.columns["successor_known"], "successor_known")
+        if len(marked) != count:
+            text = f"has {len(marked)} numbers, expected {count}"
+            raise refuse(self.path, text, "successor_known")
+        return marked != 0
+
+    def successors(self, obs: NDArray, ends: NDArray, known: NDArray) -> NDArray:
+        """Fills obs[S:] and returns the steps [J] after which an episode end is missing."""
+        steps, jumps, row = ends[-1], [np.empty(0, np.int64)], 0
+        if "next_observations" not in self.columns:
+            obs[steps:] = obs[ends[known]]  # behind the cuts of a time limit
+        elif known.any():
+            wanted = ends[known] - 1
+            for block in self.columns["next_observations"].blocks():
+                after = row + len(block)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    block = block.astype(np.float32, copy=False)
+                here = (wanted >= row) & (wanted < after)
+                obs[steps:][here] = block[wanted[here] - row]
+                # obs[S] stands behind the last step, which is an end: whatever it holds is left out
+                jumps.append(row + differing(block, obs[row + 1 : after + 1]))
+                row = after
+        return np.setdiff1d(np.concatenate(jumps), ends - 1)
+
+
+def limit_in(about: Mapping[str, Any], reading: Reading) -> tuple[str | None, int | None]:
+    """The environment of a recording and its time limit, or the limit that a user names."""
+    env_id = about["env_id"] or (reading.stage and reading.stage.env_id)
+    return env_id, reading.time_limit or limit_of(env_id)
+
+
+def held(array: NDArray) -> Column:
+    """An array in memory as a column."""
+    return Column(array.shape, array.dtype, lambda: (rows for _, rows in pieces(array)))
+
+
+def table(path: str, column: Column, name: str) -> Column:
+    """A column of numbers [steps, dims]. Raises Refused for another one."""
+    if len(column.shape) != 2 or column.dtype.kind not in "fiu" or not column.shape[1]:
+        text = f"has shape {column.shape} and type {column.dtype}, expected numbers [steps, dims]"
+        raise refuse(path, text, name)
+    return column
+
+
+def values(path: str, column: Column, name: str) -> NDArray:
+    """A small column of one number per row, in memory. Raises Refused for another one."""
+    if not is_list(column):
+        text = f"has shape {column.shape} and type {column.dtype}, expected a list of numbers"
+        raise refuse(path, text, name)
+    blocks = [block.reshape(-1) for block in column.blocks()]
+    return np.concatenate(blocks) if blocks else np.empty(0, column.dtype)
+
+
+def refuse_rows(path: str, column: Column, steps: int, name: str) -> None:
+    """Raises Refused for a column that has not one row a step, and where there are no steps."""
+    rows = column.shape[0] if column.shape else 0
+    if rows != steps:
+        text = f"{rows} rows but {steps} actions; every step needs one of each"
+        raise refuse(path, text, name)
+    if not steps:
+        raise refuse(path, "empty: no steps; fetch or write it again", name)
 
 
 def beside(tables: Sequence[NDArray]) -> NDArray:
     """Tables [L, ...] of one length side by side, [L, D]; flags become 0 and 1."""
-    whole = np.concatenate([table.reshape(len(table), -1) for table in tables], axis=1)
+    whole = np.concatenate([one.reshape(len(one), -1) for one in tables], axis=1)
     return whole.astype(np.float32) if whole.dtype.kind == "b" else whole
 
 

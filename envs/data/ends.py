@@ -178,10 +178,8 @@ def exclusive(path: str, key: str, values: NDArray, steps: int, name: str) -> ND
     return ends
 
 
-def every_nth(last: NDArray, limit: int) -> NDArray:
-    """Steps [J] at which `limit` cuts episodes that go on there; last [S]: marked last steps."""
-    steps = np.arange(len(last))
-    first = np.zeros(len(last), np.int64)
-    first[1:][last[:-1]] = np.flatnonzero(last[:-1]) + 1
-    place = steps - np.maximum.accumulate(first)
-    return np.flatnonzero(((place + 1) % limit == 0) & ~last)
+def every_nth(ends: NDArray, limit: int) -> NDArray:
+    """Exclusive ends [J] at which `limit` cuts the episodes that go on there; ends [E]: theirs."""
+    starts = np.append(0, ends[:-1])
+    inside = [np.arange(*episode, limit) for episode in zip(starts + limit, ends, strict=True)]
+    return np.concatenate(inside).astype(np.int64)

@@ -24,7 +24,7 @@ from .foreign import WRITE, ZARR
 from .lerobot import INFO, lerobot
 from .maniskill import ManiSkill, is_maniskill
 from .recording import Layout, Reading, Recording, Refused, Sizes, refuse, spelled, stack, total
-from .replay_zarr import replay_buffer
+from .replay_zarr import Store
 from .robomimic import Robomimic, is_robomimic, natural
 
 OURS = "rheo"
@@ -77,7 +77,7 @@ def opened(path: str | Sequence[str], reading: Reading) -> Iterator[Layout]:
     elif kind in ("lerobot", "parquet"):
         yield lerobot(path, reading)
     elif kind == "zarr":
-        yield replay_buffer(path, reading)
+        yield Store(path, reading).layout()
     elif kind == "npz":
         with npz(file) as (columns, attributes):
             refuse_keys(path, reading)

@@ -6,7 +6,7 @@ a row is a frame and tells its episode_index and frame_index, which is what is r
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import beside, chosen, end_to_end, held, left_out, one_piece, package
-from .flat import Flat
+from .columns import EndToEnd, beside, chosen, held, left_out, package
 from .recording import Column, Fault, Reading, Recording, Refused, Sizes, json_of, one_line, refuse
 
 log = logging.getLogger("rheo")
@@ -192,12 +191,12 @@ class Frames:
         columns = {
             "observations": self.table(self.keys, self.dims, order),
             "actions": self.table([ACTION], self.action_dim, order),
-            "terminals": held(terminals(series, ends)),
-            "episode_ends": held(ends),
         }
         if REWARD in series:
             columns["rewards"] = held(series[REWARD])
-        return Flat(self.path, "LeRobot", columns, self.about, self.reading).read(storage)
+        ended = terminals(series, ends)
+        layout = EndToEnd(self.path, columns, self.about, self.reading, ends, ended)
+        return layout.read(storage)
 
     def series(self) -> dict[str, NDArray]:
         """The columns of one number per frame, [S], as they lie."""
@@ -220,10 +219,11 @@ class Frames:
                 raise refuse(group.file, text, " ".join(keys))
             return table
 
-        if order is None:
-            return end_to_end((self.steps, dims), self.groups, rows)
-        whole = (self.steps, dims)
-        return one_piece(whole, lambda: np.concatenate([*map(rows, self.groups)])[order])
+        def blocks() -> Iterable[NDArray]:
+            lie = map(rows, self.groups)
+            return lie if order is None else [np.concatenate([*lie])[order]]
+
+        return Column((self.steps, dims), np.dtype(np.float64), blocks)
 
     def order(self, series: dict[str, NDArray]) -> tuple[NDArray | None, NDArray]:
         """The order of the frames (None: as they lie) and the ends [E] of episodes.

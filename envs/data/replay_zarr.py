@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import beside, chosen, end_to_end, held, left_out, numbers, package
-from .flat import Flat
+from .columns import EndToEnd, beside, chosen, left_out, numbers, package
+from .ends import exclusive
 from .foreign import ZARR, zarr_root, zip_names
 from .recording import Column, Reading, block_rows, one_line, refuse
 
@@ -32,18 +32,8 @@ class Array(NamedTuple):
     dtype: str
 
 
-def replay_buffer(path: str, reading: Reading) -> Flat:
-    """The replay buffer behind a folder or a zip archive. Raises Refused.
-
-    Observations are data/state (or data/obs) where it is there, else every table of numbers but
-    the action, sorted, side by side; `obs_keys` chooses, also among tables [S, K, D] such as
-    keypoint. Images are left out.
-    """
-    return Store(path, reading).flat()
-
-
 class Store:
-    """An opened store, of which only the description of its arrays was read."""
+    """A folder or a zip archive, of which only the description of its arrays was read."""
 
     def __init__(self, path: str, reading: Reading) -> None:
         self.path, self.reading, file = path, reading, Path(path)
@@ -119,8 +109,13 @@ class Store:
                 usable[key] = array
         return usable, others
 
-    def flat(self) -> Flat:
-        """The columns under the names that `Flat` reads."""
+    def layout(self) -> EndToEnd:
+        """The arrays that are read. Raises Refused.
+
+        Observations are data/state (or data/obs) where it is there, else every table of numbers but
+        the action, sorted, side by side; `obs_keys` chooses, also among tables [S, K, D] such as
+        keypoint. Images are left out.
+        """
         usable, others = self.usable()
         action = next((key for key in ACTIONS if f"data/{key}" in self.arrays), None)
         if action is None:
@@ -130,22 +125,21 @@ class Store:
         tables = [key for key, array in usable.items() if len(array.shape) < 3]
         keys = chosen(self.path, self.reading.obs_keys, states or tables, usable, others)
         ends = self.rows(ENDS, self.open(ENDS), 0, self.arrays[ENDS].shape[0]).astype(np.int64)
-        steps = int(ends[-1]) if len(ends) else 0
-        for key in (action, *keys):
+        if not len(ends):
+            raise refuse(self.path, "empty: no episodes; fetch or write it again", ENDS)
+        steps, rewards = int(ends[-1]), [key for key in REWARDS if f"data/{key}" in self.arrays]
+        for key in (action, *keys, *rewards):
             rows = self.arrays[f"data/{key}"].shape[0]
             if rows < steps:
                 text = f"has {rows:,} rows, and the last episode ends at {steps:,}"
                 raise refuse(self.path, f"{text}; fetch it again", f"data/{key}")
-        columns = {
-            "observations": self.table(keys, steps),
-            "actions": self.table([action], steps),
-            "episode_ends": held(ends),
-        }
-        for key in REWARDS:
-            if f"data/{key}" in self.arrays:
-                columns["rewards"] = self.table([key], steps)
-        attributes = {"obs_keys": keys, "left_out": left_out(keys, usable, others)}
-        return Flat(self.path, "zarr", columns, attributes, self.reading)
+        ends = exclusive(self.path, "episode_ends", ends, steps, "episode_ends")
+        columns = {"observations": self.table(keys, steps), "actions": self.table([action], steps)}
+        for key in rewards:
+            columns["rewards"] = self.table([key], steps)
+        about = {"format": "zarr", "path": self.path, "env_id": None, "obs_keys": keys}
+        about |= {"left_out": left_out(keys, usable, others)}
+        return EndToEnd(self.path, columns, about, self.reading, ends)
 
     def table(self, keys: list[str], steps: int) -> Column:
         """Arrays side by side, [S, D]."""
@@ -159,7 +153,7 @@ class Store:
             stop = min(start + rows, steps)
             return beside([self.rows(key, one, start, stop) for key, one in arrays.items()])
 
-        return end_to_end((steps, width), starts, read)
+        return Column((steps, width), np.dtype(np.float64), lambda: map(read, starts))
 
 
 def is_number(name: str) -> bool:

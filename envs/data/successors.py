@@ -17,12 +17,12 @@ def believed(recording: Recording, cuts: NDArray, key: str = "next_observations"
     first row (the column was made by shifting) or the episode's own last row (it was repeated). It
     may be true all the same: a recording that was cut up goes on there, and so does a policy that
     returns to where all episodes start, with a step of the usual size; and what did not move in the
-    step before the end may rest. Those are believed. cuts: last steps [J] of episodes that
-    `time_limit` cut; the row behind them is the successor, unless a step of another size says that
-    it is the first one after a reset. `key` is the file's name of the column, for the remark.
+    step before the end may rest. Those are believed. cuts: exclusive ends [J] of episodes
+    that `time_limit` cut; the row behind them is the successor, unless a step of another size says
+    that it is the first one after a reset. `key` is the file's name of the column, for the remark.
     """
     ends, known = recording.ends, recording.successor >= 0
-    by_limit = np.isin(ends - 1, cuts)
+    by_limit = np.isin(ends, cuts)
     forgotten = np.zeros(len(ends), bool)
     text = doubt(recording, known & ~by_limit & ~recording.terminated[ends - 1])
     if text:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from ...files import atomically
 from ..paths import expanded
+from .columns import held
 from .formats import OURS, SUFFIXES
-from .recording import Column, Recording, block_rows, pieces, refuse
+from .recording import Column, Recording, block_rows, refuse
 
 VERSION = 1
 OWN = {
@@ -62,20 +63,15 @@ def columns(recording: Recording) -> dict[str, Column]:
         "timeouts": timeouts,
         "episode_ends": recording.ends,
     }
-    result = {key: column(array) for key, array in arrays.items() if array is not None}
+    result = {key: held(array) for key, array in arrays.items() if array is not None}
     known = recording.successor >= 0
     if known.any():
         shape = (steps, recording.obs.shape[1])
-        result["successor_known"] = column(known)
+        result["successor_known"] = held(known)
         result["next_observations"] = Column(
             shape, recording.obs.dtype, lambda: following(recording)
         )
     return result
-
-
-def column(array: NDArray) -> Column:
-    """An array in memory as a column."""
-    return Column(array.shape, array.dtype, lambda: (rows for _, rows in pieces(array)))
 
 
 def following(recording: Recording) -> Iterator[NDArray]:

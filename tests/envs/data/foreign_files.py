@@ -20,6 +20,12 @@ def states(episode: int, length: int, dims: int = STATE) -> np.ndarray:
     return (place + np.arange(dims) / 1000).astype(np.float32)
 
 
+def slowing(episode: int, length: int, dims: int = STATE) -> np.ndarray:
+    """Numbers whose steps become smaller, so that none in the middle looks like a jump, [L, D]."""
+    place = 10 * episode + np.sqrt(np.arange(length))[:, None]
+    return (place + np.arange(dims) / 1000).astype(np.float32)
+
+
 def actions(episode: int, length: int, scale: float = 0.9, dims: int = ACTION) -> np.ndarray:
     """Actions within +-scale, [L, Da]."""
     phase = np.arange(length)[:, None] / 7 + np.arange(dims) + episode

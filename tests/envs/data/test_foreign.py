@@ -79,6 +79,86 @@ def test_rows_after_the_last_episode_are_no_steps(tmp_path: Path, foreign: Any) 
         read(str(path))
 
 
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        (
+            [5, 4, 17],
+            r"must rise strictly from above 0 to 17, the number of steps; got \[ 5 4 17\]",
+        ),
+        ([0, 5, 17], "must rise strictly from above 0"),
+        ([], "meta/episode_ends: empty: no episodes"),
+    ],
+)
+def test_ends_of_a_replay_buffer_have_to_rise(
+    tmp_path: Path, foreign: Any, ends: list[int], message: str
+) -> None:
+    import zarr
+
+    root = zarr.open_group(str(tmp_path / "r.zarr"), mode="w", zarr_format=2)
+    held = {"data/state": foreign.states(0, 17, 5), "data/action": foreign.actions(0, 17)}
+    for key, values in (held | {"meta/episode_ends": np.array(ends, np.int64)}).items():
+        root.create_array(key, data=values)
+    with pytest.raises(EnvError, match=message):
+        read(str(tmp_path / "r.zarr"))
+
+
+def test_rewards_of_a_replay_buffer_are_one_number_for_every_step(
+    tmp_path: Path, foreign: Any
+) -> None:
+    held: dict[str, Any] = {"action": foreign.actions(0, 17)}
+    for shape in ((17,), (17, 1)):
+        reward = np.arange(17.0).reshape(shape)
+        path = foreign.pusht(tmp_path / f"{len(shape)}.zarr", LENGTHS, **held, reward=reward)
+        recording = read(str(path))
+        assert recording.reward is not None and recording.reward.tolist() == list(range(17))
+    path = foreign.pusht(tmp_path / "short.zarr", LENGTHS, **held, reward=np.ones(12))
+    with pytest.raises(EnvError, match="data/reward: has 12 rows, and the last episode ends at 17"):
+        read(str(path))
+    path = foreign.pusht(tmp_path / "wide.zarr", LENGTHS, **held, reward=np.ones((17, 2)))
+    with pytest.raises(
+        EnvError, match=r"rewards: has shape \(17, 2\) .*expected a list of numbers"
+    ):
+        read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "message"),
+    [
+        ("observations/qvel", np.zeros((4, 14)), "observations/qvel: 4 rows but 5 actions"),
+        ("action", np.zeros(5), r"action: has shape \(5,\) and type float64, expected numbers"),
+        ("action", np.full((5, 2), b"a"), r"action: has shape \(5, 2\) and type \|S1, expected"),
+    ],
+)
+def test_an_episode_of_aloha_that_does_not_fit_is_refused_by_key(
+    tmp_path: Path, foreign: Any, key: str, values: Any, message: str
+) -> None:
+    path = foreign.aloha(tmp_path / "set", [5]) / "episode_0.hdf5"
+    with h5py.File(path, "a") as file:
+        del file[key]
+        file[key] = values
+    with pytest.raises(EnvError, match=message):
+        read(str(path))
+
+
+@pytest.mark.parametrize("storage", ["ram", "mmap"])
+@pytest.mark.parametrize("kind", ["lerobot", "pusht", "aloha"])
+def test_a_time_limit_cuts_what_lies_end_to_end(
+    tmp_path: Path, foreign: Any, monkeypatch: pytest.MonkeyPatch, kind: str, storage: str
+) -> None:
+    monkeypatch.setattr(foreign, "states", foreign.slowing)
+    change = {"action": foreign.actions(0, 9)} if kind == "pusht" else {}
+    path = str(getattr(foreign, kind)(tmp_path / "set", [9], **change))
+    path = f"{path}/episode_0.hdf5" if kind == "aloha" else path
+    how = {"storage": storage, "action_scale": "extremes"}
+    whole, cut = read(path, **how), read(path, **how, time_limit=4)
+    assert whole.ends.tolist() == [9] and whole.successor.tolist() == [-1]
+    assert cut.ends.tolist() == [4, 8, 9] and cut.successor.tolist() == [9, 10, -1]
+    np.testing.assert_array_equal(cut.obs[:9], whole.obs)
+    np.testing.assert_array_equal(cut.obs[9:], whole.obs[[4, 8]])
+    assert isinstance(cut.obs, np.memmap) == (storage == "mmap")
+
+
 def test_a_zarr_store_that_is_no_replay_buffer_shows_what_it_holds(
     tmp_path: Path, foreign: Any
 ) -> None:

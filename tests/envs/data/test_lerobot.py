@@ -99,9 +99,12 @@ def test_columns_of_one_number_of_tables_and_of_text(tmp_path: Path, foreign: An
     assert "complementary_info.penalty (no observation)" in told
 
 
-def test_frames_are_put_in_order(tmp_path: Path, foreign: Any) -> None:
+def test_frames_are_put_in_order(
+    tmp_path: Path, foreign: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import pyarrow.parquet as pq
 
+    monkeypatch.setattr(foreign, "states", foreign.slowing)
     folder = foreign.lerobot(
         tmp_path / "set", LENGTHS, "v3.0", extra={"next.reward": reward(1, 2, 3)}
     )
@@ -113,6 +116,9 @@ def test_frames_are_put_in_order(tmp_path: Path, foreign: Any) -> None:
     again = read(str(folder))
     for mine, theirs in zip(again[:6], first[:6], strict=True):
         np.testing.assert_array_equal(mine, theirs)
+    cut = read(str(folder), time_limit=3)  # the frame behind a cut follows in time, not in the file
+    assert cut.ends.tolist() == [3, 4, 7, 10, 13, 15] and cut.successor[1] == -1
+    np.testing.assert_array_equal(cut.obs[cut.successor[[0, 2, 4]]], first.obs[[3, 7, 13]])
 
 
 def test_one_parquet_file_of_a_set_is_read_and_the_folder_is_named(
