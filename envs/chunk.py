@@ -64,10 +64,10 @@ class ChunkEnv:
         """Start N episodes -> obs [N, To*Do]."""
         return self._begun(self.env.reset(seed))
 
-    def own_noise(self, seed: int) -> None:
+    def own_noise(self, seed: int, first: int = 0) -> None:
         """Whoever acts inside the environments gives each episode noise of its own from now on.
 
-        Nobody does here.
+        first: index of the first environment among those of the evaluation. Nobody does here.
         """
 
     def _begun(self, obs: Tensor) -> Tensor:
@@ -78,10 +78,12 @@ class ChunkEnv:
         self._history = obs.numpy()[:, None].repeat(self.obs_steps, axis=1)
         return self._flat(self._history)
 
-    def step(self, action: Tensor) -> ChunkStep:
+    def step(self, action: Tensor, active: Tensor | None = None) -> ChunkStep:
         """Execute action [N, T >= Ta, Da] in [-1, 1]; tensors returned are not to be written to.
 
-        Raises NonFiniteAction for NaN or Inf in an action that is about to be executed.
+        active [N]: rows that take part, all when None. The others stay where they are: obs
+        unchanged, no frames, no reward, flags False. Raises NonFiniteAction for NaN or Inf in an
+        action that is about to be executed.
         """
         if action.dim() != 3 or action.shape[1] < self.execute:
             raise ValueError(
@@ -89,18 +91,19 @@ class ChunkEnv:
                 f"{self.execute}, {self.action_dim}]"
             )
         if self.execute == 1 and self.obs_steps == 1:
-            return self._single(action.select(1, 0))
-        return self._chunk(action)
+            return self._single(action.select(1, 0), active)
+        return self._chunk(action[:, : self.execute], active)
 
     def _flat(self, history: NDArray) -> Tensor:
         return torch.from_numpy(history.reshape(self.num_envs, -1))
 
-    def _single(self, action: Tensor) -> ChunkStep:
+    def _single(self, action: Tensor, active: Tensor | None) -> ChunkStep:
         """One action, no history: the vector step with its discount."""
-        out = self.env.step(action)
+        out = self.env.step(action, active)
         terminated = out.terminated.numpy()
+        frames = self._one.copy() if active is None else active.numpy().astype(np.int64)
         self._return += out.reward.numpy()
-        self._length += 1
+        self._length += frames
         done = terminated | out.truncated.numpy()
         returns, lengths = self._finish(done)
         once = None
@@ -115,22 +118,24 @@ class ChunkEnv:
             out.terminated,
             out.truncated,
             out.valid,
-            torch.from_numpy(self._one.copy()),
+            torch.from_numpy(frames),
             returns,
             lengths,
             once,
             out.success,
         )
 
-    def _chunk(self, action: Tensor) -> ChunkStep:
+    def _chunk(self, action: Tensor, asked: Tensor | None) -> ChunkStep:
         n, history = self.num_envs, self._history
-        active, valid = np.ones(n, bool), np.ones(n, bool)
-        terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
+        active = np.ones(n, bool) if asked is None else asked.numpy()
+        valid, terminated, truncated = active.copy(), np.zeros(n, bool), np.zeros(n, bool)
         reward, frames = np.zeros(n, self._powers.dtype), np.zeros(n, np.int64)
         first, solved = history[:, 0], None
-        all_active = True
+        all_active = asked is None
+        ahead = self.env.ahead(action, asked)
         for k in range(self.execute):
-            out = self.env.step(action[:, k], None if all_active else torch.from_numpy(active))
+            mask = None if all_active else torch.from_numpy(active)
+            out = self.env.step(action[:, k], mask) if ahead is None else ahead[k]
             rewards, first = out.reward.numpy(), out.obs.numpy()
             reward += self._powers[k] * rewards
             self._return += rewards
@@ -141,13 +146,13 @@ class ChunkEnv:
             valid &= out.valid.numpy() | ~active
             terminated |= out.terminated.numpy()
             truncated |= out.truncated.numpy()
-            active = ~(terminated | truncated)
+            active = active & ~(terminated | truncated)
             running = np.count_nonzero(active)
             if running == 0:
                 break
             all_active = running == n
         self._length += frames
-        done = ~active
+        done = terminated | truncated
         self._history = history
         if np.count_nonzero(done):
             self._history = np.where(done[:, None, None], first[:, None], history)

@@ -1,9 +1,8 @@
 """What the environments of other packages need before they fit the vector contract.
 
 gymnasium-robotics (Adroit, mazes), OGBench and PushT are optional: nothing here imports them until
-one of their environments is asked for. All of them are stepped in a loop in the learner's process:
-a step takes 0.1-0.5 ms (Adroit, mazes, PushT), or 1-2 ms and a second or two to build (OGBench's
-cube, scene and puzzle).
+one of their environments is asked for. All of them are stepped in a loop, in the learner's process
+or, where a step costs more than the way there (`STEP_MS`), in several workers' (`workers.py`).
 """
 
 import contextlib
@@ -11,7 +10,6 @@ import functools
 import importlib
 import importlib.util
 import io
-import logging
 import warnings
 from collections.abc import Mapping
 from importlib import metadata
@@ -30,9 +28,7 @@ from .mujoco import dmc
 from .packages import home, lacking
 from .parts import listed_parts, usual
 from .seeded import Seeded
-from .vector import gymnasium_make, unmade
-
-log = logging.getLogger("rheo")
+from .vector import gymnasium_make, say, unmade
 
 # One of each family, to see whether it runs with the installed versions.
 SAMPLES = {
@@ -55,6 +51,13 @@ SAMPLES = {
 # What the gymnasium-robotics that `constraints.txt` names does not run on its MuJoCo 4.0, and does
 # on the 3.8 of `constraints-manipulation.txt`.
 OLDER = ("Fetch", "FrankaKitchen", "HandManipulate", "HandReach", "kitchen/")
+# Milliseconds of a core that a step takes, by the beginning of the id: of those that take long to
+# step and to make. Others: 0.05-0.4.
+STEP_MS = {
+    **{"robosuite/TwoArm": 20.0, "robosuite/": 8.0, "gym_aloha/": 5.0},
+    **{"kitchen/": 2.9, "FrankaKitchen": 2.9, "Fetch": 1.8, "Hand": 1.8},
+    **{"cube-": 1.5, "scene-": 1.5, "puzzle-": 1.5, "AdroitHand": 0.5, "metaworld/": 0.4},
+}
 # Where an environment says in a step's info that its task is solved at that moment.
 SUCCESS_KEYS = ("success", "is_success", "goal_achieved")
 
@@ -81,6 +84,11 @@ def register(env_id: str) -> None:
         ) from error
     if env_id not in gymnasium.registry and module != "ogbench":
         raise EnvError(f"unknown environment {env_id!r}{nearest(env_id, gymnasium.registry)}")
+
+
+def step_ms(env_id: str) -> float | None:
+    """Milliseconds that a step is known to take; None for those that take little, or unknown."""
+    return next((STEP_MS[start] for start in STEP_MS if env_id.startswith(start)), None)
 
 
 def success_key(info: Mapping[str, Any]) -> str | None:
@@ -151,11 +159,11 @@ def flat_box(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
     space = env.observation_space
     if isinstance(space, spaces.Dict) and space.is_np_flattenable:
         env = PartsVector(env, env_id)
-        _say(f"{env_id}: observed are {listed_parts(env.parts)}, in this order")
+        say(f"{env_id}: observed are {listed_parts(env.parts)}, in this order")
         if env.left_out:
-            _say(f"{env_id}: not observed are {', '.join(env.left_out)}")
+            say(f"{env_id}: not observed are {', '.join(env.left_out)}")
     elif isinstance(space, spaces.Tuple) and space.is_np_flattenable:
-        _say(f"{env_id}: its Tuple observation is flattened")
+        say(f"{env_id}: its Tuple observation is flattened")
         env = gymnasium.wrappers.FlattenObservation(env)
     space = env.observation_space
     if not isinstance(space, spaces.Box) or len(space.shape) != 1:
@@ -164,12 +172,6 @@ def flat_box(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
             "the environment, for example in gymnasium.wrappers.FlattenObservation, and register it"
         )
     return env
-
-
-@functools.cache
-def _say(text: str) -> None:
-    """Once per process, however many copies are made."""
-    log.info("%s", text)
 
 
 class PartsVector(gymnasium.ObservationWrapper):

@@ -19,16 +19,21 @@ class EpisodeNoise(torch.Generator):
     draws of a row are made at once, by a generator of numpy's that is seeded with all of these.
 
     `rows` are the rows that the next draws are for, one may stand there several times. stream:
-    tells two users of one seed apart. Whoever draws by torch's own functions instead gets what they
-    make of one generator with this seed, shared by all rows.
+    tells two users of one seed apart. first: added to the numbers of the rows, where these are a
+    part of more. Whoever draws by torch's own functions instead gets what they make of one
+    generator with this seed, shared by all rows.
     """
 
-    def __new__(cls, seed: int, count: int, device: str = "cpu", stream: int = 0) -> "EpisodeNoise":
+    def __new__(
+        cls, seed: int, count: int, device: str = "cpu", stream: int = 0, first: int = 0
+    ) -> "EpisodeNoise":
         return super().__new__(cls, device)  # pyright: ignore[reportCallIssue] - as torch's does
 
-    def __init__(self, seed: int, count: int, device: str = "cpu", stream: int = 0) -> None:
+    def __init__(
+        self, seed: int, count: int, device: str = "cpu", stream: int = 0, first: int = 0
+    ) -> None:
         self.manual_seed(seed)
-        self.key, self.count = (seed, stream), count
+        self.key, self.count, self.first = (seed, stream), count, first
         self.rows: NDArray = np.arange(count)
         self.episode = np.zeros(count, np.int64)
         self.blocks: dict[tuple[int, int], Block] = {}
@@ -57,7 +62,7 @@ class EpisodeNoise(torch.Generator):
         empty = block.used[rows] == block.ahead
         if empty.any():
             for i in np.unique(rows[empty]).tolist():
-                block.fill(i, (*self.key, i, int(self.episode[i]), kind, width))
+                block.fill(i, (*self.key, self.first + i, int(self.episode[i]), kind, width))
         values = block.values[rows, block.used[rows]]
         block.used[rows] += 1  # once for a row that stands there several times
         return torch.from_numpy(values.reshape(shape))

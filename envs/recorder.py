@@ -68,6 +68,9 @@ class Recorder:
         self.obs = out.obs
         return out
 
+    def ahead(self, action: Tensor, active: Tensor | None = None) -> None:
+        """Nothing: every step is recorded as it is taken."""
+
     def recording(self, steps: int | None, episodes: NDArray | None, **about: Any) -> Recording:
         """Everything so far, environment after environment.
 

@@ -37,9 +37,10 @@ class Residual(ChunkEnv):
         self.phase = np.zeros(self.num_envs, np.int64)
         self.noise: EpisodeNoise | None = None
 
-    def own_noise(self, seed: int) -> None:
+    def own_noise(self, seed: int, first: int = 0) -> None:
         """The base's noise is each episode's own from now on, as evaluations want it."""
-        self.noise = EpisodeNoise(seed, self.num_envs, str(self.generator.device), stream=1)
+        device = str(self.generator.device)
+        self.noise = EpisodeNoise(seed, self.num_envs, device, stream=1, first=first)
 
     def reset(self, seed: int | None = None) -> Tensor:
         """Start N episodes -> obs [N, O + Da + 1]; a seed fixes the base's noise too."""
@@ -70,13 +71,13 @@ class Residual(ChunkEnv):
         phase = torch.from_numpy(self.phase / self.every).to(obs.dtype)
         return torch.cat([obs, self.planned().to(obs.dtype), phase[:, None]], 1)
 
-    def step(self, action: Tensor) -> ChunkStep:
+    def step(self, action: Tensor, active: Tensor | None = None) -> ChunkStep:
         """One step for corrections [N, >= 1, Da]; as `ChunkEnv.step`."""
         if action.dim() != 3 or action.shape[2] != self.action_dim:
             return super().step(action)  # which says what is wrong with it
         planned = self.planned().to(action)
-        step = super().step((planned + self.scale * action[:, 0]).clamp(-1, 1)[:, None])
-        self.phase += 1
+        step = super().step((planned + self.scale * action[:, 0]).clamp(-1, 1)[:, None], active)
+        self.phase += step.frames.numpy()
         self.replan(step.next_obs, self.phase == self.every)
         following = self.with_plan(step.next_obs)
         done = (step.terminated | step.truncated).numpy()

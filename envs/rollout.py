@@ -17,6 +17,7 @@ from .noise import TILE, EpisodeNoise, filled
 log = logging.getLogger("rheo")
 ENDLESS = 100_000  # frames after which an episode without a time limit is taken for endless
 SAID = 10_000  # frames of such an episode after which, again and again, the wait is said
+ROWS = 64  # initial states of an evaluation: more episodes are the following ones of these rows
 TILE_GPU = 64  # a GPU's products change with more than its tiles: more rows cost it nothing
 
 
@@ -29,9 +30,9 @@ class Deploy(Protocol):
 class Episode(NamedTuple):
     """One evaluation episode."""
 
-    env: int  # index of the environment that ran it
-    seed: int  # that environment's seed
-    episode: int  # position among that environment's episodes
+    env: int  # its row
+    seed: int  # that row's seed
+    episode: int  # position among that row's episodes
     ret: float  # undiscounted return
     length: int  # environment frames
     truncated: bool
@@ -78,53 +79,77 @@ def evaluate(
     device: str = "cpu",
     on_end: Callable[[Tensor], None] | None = None,
     noise_seed: int | None = None,
+    rows: int | None = None,
 ) -> list[Episode]:
     """Runs exactly `episodes` episodes from the initial states that `seed` fixes.
 
-    Environment i owes the same number of episodes as every other (up to one) and its first ones
-    count, whichever finish first, so an episode's length does not change its chance to count.
-    Every episode has noise of its own (`EpisodeNoise`), and rows are acted on in whole tiles, some
-    of them twice: what an episode comes to does not depend on how many run beside it, and those of
-    a smaller number are the first of a larger one's, all first episodes before all second ones.
-    The same seed, environments and policy give the same rows.
+    Row i is seeded with seed + i. It owes the same number of episodes as every other (up to one)
+    and its first ones count, whichever finish first, so an episode's length does not change its
+    chance to count; one that owes nothing more stands still. Every episode has noise of its own
+    (`EpisodeNoise`), and rows are acted on in whole tiles, some of them twice: what an episode
+    comes to does not depend on how many run beside it, and those of a smaller number are the first
+    of a larger one's, all first episodes before all second ones. The same seed, rows and policy
+    give the same episodes.
 
-    noise_seed: of the policy's noise, if it is another than the initial states'. on_end is told
-    after every decision which rows' episodes are over. Raises EnvError when an episode does not end
-    within ENDLESS frames although the environment has no time limit.
+    rows: as many as there are environments when None; of more, the later ones take their turn when
+    the earlier ones are done. noise_seed: of the policy's noise, if it is another than the initial
+    states'. on_end is told after every decision which environments' episodes are over. Raises
+    EnvError when an episode does not end within ENDLESS frames although the environment has no time
+    limit.
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes} must be at least 1")
-    count = env.num_envs
-    owed = shares(episodes, count)
-    done_before = np.zeros(count, dtype=int)
-    noise_seed = seed if noise_seed is None else noise_seed
-    generator, where = EpisodeNoise(noise_seed, count, device), torch.device(device)
+    count, noise_seed = env.num_envs, seed if noise_seed is None else noise_seed
+    owed = shares(episodes, count if rows is None else rows)
+    found: list[Episode] = []
+    for first in range(0, min(len(owed), episodes), count):
+        part = np.zeros(count, owed.dtype)
+        part[: len(owed) - first] = owed[first : first + count]
+        found += some(env, deploy, part, (seed, noise_seed, first), device, on_end)
+    return sorted(found, key=lambda row: (row.episode, row.env))
+
+
+def some(
+    env: ChunkEnv,
+    deploy: Deploy,
+    owed: NDArray,
+    start: tuple[int, int, int],
+    device: str,
+    on_end: Callable[[Tensor], None] | None,
+) -> list[Episode]:
+    """The episodes that as many rows owe as there are environments, [N].
+
+    start: the seeds of the first row of all and of the noise, and which row is here the first.
+    """
+    (seed, noise_seed, first), count = start, env.num_envs
+    where, found, done = torch.device(device), [], np.zeros(count, int)
+    generator = EpisodeNoise(noise_seed, count, device, first=first)
     generator.rows = filled(np.arange(count), TILE if where.type == "cpu" else TILE_GPU)
     acting, patience = torch.from_numpy(generator.rows), Patience(env)
-    env.own_noise(noise_seed)
-    rows: list[Episode] = []
-    obs = env.reset(seed)
-    while len(rows) < episodes:
+    env.own_noise(noise_seed, first)
+    obs = env.reset(seed + first)
+    while (waiting := done < owed).any():
         # index_select copies into torch's own memory, on whose alignment bits may depend
-        step = env.step(deploy(obs.index_select(0, acting).to(where), generator)[:count])
+        action = deploy(obs.index_select(0, acting).to(where), generator)[:count]
+        step = env.step(action, None if waiting.all() else torch.from_numpy(waiting))
         obs = step.obs
         over = step.terminated | step.truncated
         if on_end is not None:
             on_end(over[acting])
         ended = over.numpy()
         generator.begin(ended)
-        for i in np.flatnonzero(ended & (done_before < owed)):
-            rows.append(finished(step, int(i), seed + int(i), int(done_before[i])))
-        done_before += ended
-        patience.wait(step.episode_length, done_before < owed)
-    return sorted(rows, key=lambda row: (row.episode, row.env))
+        for i in np.flatnonzero(ended).tolist():
+            found.append(finished(step, i, first, seed, int(done[i])))
+        done += ended
+        patience.wait(step.episode_length, waiting)
+    return found
 
 
-def finished(step: ChunkStep, row: int, seed: int, episode: int) -> Episode:
-    """The episode that ended in one row of a step."""
+def finished(step: ChunkStep, row: int, first: int, seed: int, episode: int) -> Episode:
+    """The episode that ended in one environment of a step, the rows of which begin at `first`."""
     return Episode(
-        env=row,
-        seed=seed,
+        env=first + row,
+        seed=seed + first + row,
         episode=episode,
         ret=float(step.episode_return[row]),
         length=int(step.episode_length[row]),
@@ -133,6 +158,11 @@ def finished(step: ChunkStep, row: int, seed: int, episode: int) -> Episode:
         success_once=flag(step.success_once, row),
         success_at_end=flag(step.success_at_end, row),
     )
+
+
+def rows_of(episodes: int) -> int:
+    """Over how many rows the episodes of an evaluation are spread, whatever it has to run them."""
+    return min(episodes, ROWS)
 
 
 def shares(total: int, count: int) -> NDArray:

@@ -62,7 +62,7 @@ class VectorEnv(ABC):
         self._identity = bool((self.action_low == -1).all() and (self.action_high == 1).all())
         if not self._identity:
             pairs = np.unique(np.stack([self.action_low, self.action_high], 1), axis=0)
-            _log_mapping(env_id, str(pairs.tolist()))
+            say(f"{env_id}: actions in [-1, 1] are mapped to the bounds {pairs.tolist()}")
         self._shape = (num_envs, self.action_dim)
         self._limit = np.iinfo(np.int64).max if max_steps is None else max_steps
         self._elapsed = np.zeros(num_envs, np.int64)  # steps of the running episodes
@@ -88,6 +88,14 @@ class VectorEnv(ABC):
         step solved, and is None as long as the environment has reported no success of any kind.
         Raises NonFiniteAction.
         """
+
+    def ahead(self, action: Tensor, active: Tensor | None = None) -> list[Step] | None:
+        """The steps of whole chunks [N, K, Da], where all at once is cheaper than one by one.
+
+        As `step` for one action after the other, where a row that ends takes no further part; they
+        end with the last row. None: nothing is gained by it, and nothing was done.
+        """
+        return None
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -146,8 +154,9 @@ class VectorEnv(ABC):
 
 
 @functools.cache
-def _log_mapping(env_id: str, bounds: str) -> None:
-    log.info("%s: actions in [-1, 1] are mapped to the bounds %s", env_id, bounds)
+def say(text: str) -> None:
+    """Once per process, however many copies are made."""
+    log.info("%s", text)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 from rheo.algos.contract import Algorithm
 from rheo.envs.batch import Choice
 from rheo.envs.chunk import ChunkEnv
-from rheo.envs.rollout import Deploy, Episode, evaluate
+from rheo.envs.rollout import Deploy, Episode, evaluate, rows_of
 from rheo.envs.sources import Rollouts
 from rheo.errors import RheoError
 
@@ -42,8 +42,9 @@ class Trial(NamedTuple):
         if execute is not None:
             env = ChunkEnv(env.env, execute=execute, obs_steps=env.obs_steps, gamma=env.gamma)
         device, noise = str(self.obs.device), EVAL_SEED + attempt
-        rows = evaluate(env, act, self.episodes, EVAL_SEED, device, noise_seed=noise)
-        return torch.tensor([worth(row) for row in rows], dtype=torch.float64)
+        spread = rows_of(self.episodes)
+        found = evaluate(env, act, self.episodes, EVAL_SEED, device, noise_seed=noise, rows=spread)
+        return torch.tensor([worth(row) for row in found], dtype=torch.float64)
 
 
 def worth(row: Episode) -> float:

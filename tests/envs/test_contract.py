@@ -188,7 +188,7 @@ def test_bounds_other_than_one_are_mapped_and_said(
 ) -> None:
     from rheo.envs import vector
 
-    vector._log_mapping.cache_clear()
+    vector.say.cache_clear()
     with caplog.at_level(logging.INFO, logger="rheo"):
         env = make("InvertedPendulum-v5", 1, seed=0, backend=backend, dtype=torch.float64)
         make("InvertedPendulum-v5", 1, seed=0, backend=backend)
