@@ -26,6 +26,13 @@ RETURNS = {  # what gymnasium's calls return
 }
 
 
+def place(env_id: str, index: int, seed: int, episode: int, step: int) -> str:
+    """'Id-v0, environment 1 (seed 7, episode 3), step 12'; a negative seed is none."""
+    seeded = f"seed {seed}, " if seed >= 0 else "no seed, "
+    when = f"step {step}" if step else "reset"
+    return f"{env_id}, environment {index} ({seeded}episode {episode}), {when}"
+
+
 class GymnasiumVector(VectorEnv):
     """N environments made by gymnasium.make and stepped one after the other."""
 
@@ -56,6 +63,8 @@ class GymnasiumVector(VectorEnv):
         self._success_key: str | None = None  # found in the first info that has one
         self._seeds = np.full(num_envs, -1, np.int64)  # the last one given to each
         self._episodes = np.zeros(num_envs, np.int64)  # of each since then
+        self.first = 0  # index of the first one among those of all processes
+        self._at = np.zeros(2, np.int64)  # rows worked on so far, and which it is: others may look
         self._broken = False  # whether one of them failed: its state says nothing any more
         self.exact = all(snapshot.whole(env) for env in self._envs)
         repeats = all(getattr(env.unwrapped, "repeats", False) for env in self._envs)
@@ -67,9 +76,21 @@ class GymnasiumVector(VectorEnv):
         seed = self._next_seed if seed is None else seed
         self._next_seed = None
         for i in range(self.num_envs):
-            self._restart(i, None if seed is None else seed + i)
+            self._restart(i, None if seed is None else seed + self.first + i)
         self._started = True
         return self._tensor(self._obs)
+
+    def restart(self, seeds: list[int]) -> None:
+        """New episodes from a seed of each environment's own."""
+        for i, seed in enumerate(seeds):
+            self._restart(i, seed)
+        self._started = True
+
+    def share(self, rows: dict[str, NDArray], at: NDArray) -> None:
+        """Keeps in memory that others see: each row's obs, elapsed, seed, episode; and `_at`."""
+        rows["seed"][:] = self._seeds
+        self._obs, self._elapsed = rows["obs"], rows["elapsed"]
+        self._seeds, self._episodes, self._at = rows["seed"], rows["episode"], at
 
     def _restart(self, i: int, seed: int | None = None) -> None:
         """A new episode of one environment. Raises EnvError for whatever is wrong with it."""
@@ -77,6 +98,7 @@ class GymnasiumVector(VectorEnv):
             self._seeds[i], self._episodes[i] = seed, 0
         self._elapsed[i] = 0
         self._episodes[i] += 1
+        self._turn(i)
         if self._repeats:
             self._begun[i] = self._generators(self._envs[i]) if seed is None else int(seed)
             self._acted[i].clear()
@@ -91,6 +113,11 @@ class GymnasiumVector(VectorEnv):
             got = f"a non-finite observation {obs}"
             raise self._wrong(i, "reset starts with", got, "finite numbers")
         self._obs[i] = obs
+
+    def _turn(self, i: int) -> None:
+        """Row i is worked on from now."""
+        self._at[0] += 1
+        self._at[1] = i
 
     def _checked(self, i: int, obs: Any) -> NDArray:
         try:
@@ -110,12 +137,10 @@ class GymnasiumVector(VectorEnv):
     # ---- what is wrong with an environment: its name, index, seed and step, got and expected ----
 
     def _place(self, i: int) -> str:
-        """'Id-v0, environment 1 (seed 7, episode 3), step 12'."""
+        """Where row i is, for a message."""
         self._broken = True
-        known = self._seeds[i]
-        seeded = f"seed {known}, " if known >= 0 else "no seed, "
-        when = f"step {self._elapsed[i]}" if self._elapsed[i] else "reset"
-        return f"{self.id}, environment {i} ({seeded}episode {self._episodes[i]}), {when}"
+        counts = self._seeds[i], self._episodes[i], self._elapsed[i]
+        return place(self.id, self.first + i, *map(int, counts))
 
     def _wrong(self, i: int, field: str, got: str, expected: str | None) -> EnvError:
         """An answer that no environment may give."""
@@ -171,6 +196,7 @@ class GymnasiumVector(VectorEnv):
     ) -> None:  # fmt: skip
         """One environment's step into row i; a broken one is cut and keeps its last observation."""
         self._elapsed[i] += 1
+        self._turn(i)
         if self._repeats:
             self._acted[i].append(control)
         try:
@@ -232,6 +258,7 @@ class GymnasiumVector(VectorEnv):
         return {
             **self._common_state(),
             "exact": exact,
+            "success_key": self._success_key,
             "obs": self._obs.copy(),
             "rng": [self._generators(env) for env in self._envs],
             "physics": [snapshot.take(env) for env in self._envs] if exact else [],
@@ -256,6 +283,7 @@ class GymnasiumVector(VectorEnv):
         the running episodes are lost and a warning says so.
         """
         self._load_common(state)
+        self._success_key = state.get("success_key")
         self._next_seed = None  # the saved generators go on
         self._seeds[:] = -1
         if self._repeats and state.get("begun"):
@@ -290,6 +318,7 @@ class GymnasiumVector(VectorEnv):
                 self._set_generators(env, begun)
             self._restart(i, begun if isinstance(begun, int) else None)
             for action in actions:
+                self._turn(i)
                 self._acted[i].append(action)
                 self._obs[i] = env.step(action)[0]
             self._elapsed[i] = elapsed

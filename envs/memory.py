@@ -1,5 +1,6 @@
-"""How much memory there is, and sizes for people."""
+"""How much memory and how many cores there are, and sizes for people."""
 
+import os
 from pathlib import Path
 
 
@@ -16,3 +17,10 @@ def available() -> int | None:
         return None
     lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

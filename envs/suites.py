@@ -6,18 +6,25 @@ from typing import Any, Literal
 import torch
 
 from ..errors import EnvError
-from ..ranges import Count, Natural, Rate
+from ..ranges import Count, Natural, Positive, Rate
 from .adapter import GymnasiumVector
 from .chunk import ChunkEnv
-from .families import register
+from .families import register, step_ms
+from .memory import cores
 from .mujoco import native, physics
 from .mujoco.native import NativeVector
-from .vector import VectorEnv
+from .noise import TILE
+from .vector import VectorEnv, say
+from .workers import Workers
 
 log = logging.getLogger("rheo")
 
 BACKENDS = ("auto", "native", "gymnasium")
-OURS = {"id", "num_envs", "seed", "backend", "threads", "dtype"}  # not the environment's options
+OURS = {  # not the environment's options
+    *("id", "num_envs", "seed", "backend", "threads", "dtype"),
+    *("workers", "step_timeout", "restarts", "execute"),
+}
+EXCHANGE_MS = 0.4  # what a worker has to do between two exchanges for the exchange to pay
 _said: set[str] = set()
 
 
@@ -42,6 +49,38 @@ def choose(env_id: str, backend: str, options: dict[str, Any]) -> str:
     return "native" if fast else "gymnasium"
 
 
+def crew(env_id: str, num_envs: int, workers: int | str, execute: int) -> int:
+    """How many worker processes step an environment that is stepped in a loop; 0: this one does.
+
+    `auto`: one a core where the share of a worker's work between two exchanges, `execute` steps of
+    its environments, is known to take longer than the exchange. Never more than environments.
+    """
+    if workers == "auto":
+        count, work = min(cores(), num_envs), (step_ms(env_id) or 0) * execute * num_envs
+        if count < 2 or work / count < EXCHANGE_MS:
+            return 0
+        say(f"{env_id}: its {num_envs} environments are stepped by {count} worker processes")
+        return count
+    count = min(int(workers), num_envs)
+    if count < int(workers):
+        say(f"env.workers={workers}: {count}, as there are no more environments (env.num_envs)")
+    if count > cores():
+        say(f"env.workers={count}: {cores()} cores can be used, so they share them")
+    return count
+
+
+def side_by_side(env_id: str, rows: int, workers: int | str) -> int:
+    """How many environments to make for so many rows of an evaluation.
+
+    Of those that take long to make and much memory a tile of rows, for which acting costs what it
+    costs for one, and no fewer than workers; the others in turn. Of the rest all: a larger batch is
+    acted on more quickly.
+    """
+    if step_ms(env_id) is None:
+        return rows
+    return min(rows, max(TILE, 0 if workers == "auto" else int(workers)))
+
+
 def make(
     id: str,
     num_envs: int,
@@ -49,23 +88,42 @@ def make(
     backend: str = "auto",
     threads: int = 0,
     dtype: torch.dtype = torch.float32,
+    workers: int | str = 0,
+    step_timeout: float = 120.0,
+    restarts: int = 3,
+    execute: int = 1,
     **options: Any,
 ) -> VectorEnv:
     """num_envs environments of one kind; environment i is seeded with seed + i.
 
     backend: `native` (MuJoCo's batched stepper), `gymnasium` (any registered Box environment, in
     a loop) or `auto`. threads: physics threads of the native backend, 0 for one per usable CPU.
-    options: the environment's own constructor options. Raises EnvError for whatever the user can
-    put right: unknown id or option, missing package, unusable spaces.
+    workers: processes among which the loop is shared out, or `auto` (`crew`); step_timeout and
+    restarts: as of `Workers`. execute: steps that are asked for at once. options: the environment's
+    own constructor options. Raises EnvError for whatever the user can put right: unknown id or
+    option, missing package, unusable spaces.
     """
     for name, value, least in (("num_envs", num_envs, 1), ("threads", threads, 0)):
         if value < least:
             raise EnvError(f"{name} is {value}, but at least {least} is needed")
     if seed is not None and seed < 0:
         raise EnvError(f"seed is {seed}, but seeds are not negative")
-    register(id)
     if choose(id, backend, options) == "native":
+        if workers not in ("auto", 0):
+            raise EnvError(
+                f"env.workers={workers}: {id} is stepped in batches on threads of this process "
+                "(env.threads=N), which is quicker; leave env.workers out, or set "
+                "env.backend=gymnasium"
+            )
+        register(id)
         return NativeVector(id, num_envs, seed=seed, threads=threads, dtype=dtype, **options)
+    count = crew(id, num_envs, workers, execute)
+    if count:
+        given = {"step_timeout": step_timeout, "restarts": restarts, "steps": execute}
+        return Workers(
+            id, num_envs, workers=count, options=options, seed=seed, dtype=dtype, **given
+        )
+    register(id)
     return GymnasiumVector(id, num_envs, seed=seed, dtype=dtype, **options)
 
 
@@ -75,6 +133,9 @@ def chunked(
     num_envs: Count,
     backend: Literal["auto", "native", "gymnasium"],
     threads: Natural,
+    workers: Literal["auto"] | Natural,
+    step_timeout: Positive,
+    restarts: Natural,
     execute: Count,
     obs_steps: Count,
     gamma: Rate,
@@ -82,15 +143,20 @@ def chunked(
 ) -> ChunkEnv | None:
     """Environments acted on in chunks, as a configuration names them; None for id=null.
 
-    id: gymnasium id. num_envs: copies. backend, threads, options: as in `make`. execute: actions
-    executed per decision (Ta). obs_steps: observations of history (To). gamma: discount per step.
+    id: gymnasium id. num_envs: copies. backend, threads, workers, options: as in `make`.
+    step_timeout: seconds without progress after which a worker is taken for hung; restarts: workers
+    that are started again before the run ends. execute: actions executed per decision (Ta).
+    obs_steps: observations of history (To). gamma: discount per step.
     """
     if id is None:
         return None
     for key in sorted(OURS & set(options)):
         raise EnvError(
             f"env.options.{key}={options[key]!r}: {key} is no option of the environment's here; "
-            + (f"set env.{key}" if key in OURS - {"seed"} else "set seed=N for the whole run")
+            + ("set seed=N for the whole run" if key == "seed" else f"set env.{key}")
         )
-    env = make(id, num_envs, backend=backend, threads=threads, **options)
+    env = make(
+        id, num_envs, backend=backend, threads=threads, workers=workers,
+        step_timeout=step_timeout, restarts=restarts, execute=execute, **options,
+    )  # fmt: skip
     return ChunkEnv(env, execute=execute, obs_steps=obs_steps, gamma=gamma)

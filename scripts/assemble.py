@@ -11,11 +11,14 @@ import torch
 from rheo.algos.contract import Algorithm, completed
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.parts import displaced, listed_parts, names, read_parts
+from rheo.envs.rollout import rows_of
+from rheo.envs.suites import side_by_side
 from rheo.errors import RheoError
 from rheo.policies.numpy_mlp import quicken
 
 from .config.build import build, target_of
 from .config.compose import compose
+from .config.top import STEPPING
 from .fast import settle
 from .store.run import Run
 from .store.state import restore
@@ -74,12 +77,21 @@ def make_env(cfg: Mapping[str, Any], num_envs: int | None = None) -> ChunkEnv | 
     return offer(node, "env")
 
 
+def make_eval_env(cfg: Mapping[str, Any], episodes: int) -> ChunkEnv | None:
+    """Environments for an evaluation of so many episodes, no more than pay; None as above."""
+    node = cfg["env"] or {}
+    if node.get("id") is None:
+        return None
+    return make_env(cfg, side_by_side(node["id"], rows_of(episodes), node["workers"]))
+
+
 def elsewhere(
     node: Mapping[str, Any], words: Sequence[str], flagged: Sequence[str]
 ) -> dict[str, Any]:
     """A run's environment with the one that env=NAME, env.id=ID, env.options.X=Y name in its place.
 
-    How it is acted in (chunks, histories, discount) stays the run's. Options are kept unless a
+    How it is acted in (chunks, histories, discount) stays the run's, and what steps it (STEPPING),
+    unless typed. Options are kept unless a
     file was named. flagged: the --config-dir words. Raises RheoError.
     """
     keys = {word.partition("=")[0] for word in words}
@@ -88,6 +100,7 @@ def elsewhere(
     other = compose(["algo=sac", *start, *words, *flagged])["env"]
     kept = {} if named else dict(node.get("options") or {})
     moved = {"id": other["id"], "backend": other["backend"]} if chosen else {}
+    moved |= {key: other[key] for key in STEPPING if f"env.{key}" in keys}
     return {**node, **moved, "options": {**kept, **other["options"]}}
 
 

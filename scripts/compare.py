@@ -14,6 +14,7 @@ from rheo.errors import RheoError, command
 from rheo.files import put_text
 from rheo.stats import iqm, of_runs
 
+from .config.top import STEPPING
 from .config.verbs import SUCCESS
 from .config.words import stem_of
 from .plot import Curve, plot_curves
@@ -197,6 +198,7 @@ def grouped(results: list[Result], by_name: bool = False, by_step: bool = True) 
     groups: dict[str, list[Result]] = {}
     for result in results:
         same = placed({key: value for key, value in result.config.items() if key not in OWN})
+        same["env"] = {k: v for k, v in (same.get("env") or {}).items() if k not in STEPPING}
         which = name_of([result]) if by_name else json.dumps(same, sort_keys=True)
         # a rollout ends past the steps that were asked for, by how much the episodes decide
         step = min(result.step, int(result.config["steps"])) if by_step else 0

@@ -17,7 +17,7 @@ import yaml
 from rheo.algos.contract import Algorithm
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.noise import TILE
-from rheo.envs.rollout import Deploy, Episode, as_rows, evaluate, summary
+from rheo.envs.rollout import Deploy, Episode, as_rows, evaluate, rows_of, summary
 from rheo.envs.scores import REFERENCES, scaled
 from rheo.errors import NUMERICS, RheoError, nearest
 from rheo.policies.flow import FlowPolicy
@@ -26,7 +26,7 @@ from rheo.policies.steer import Chain, Settings
 from .assemble import (
     elsewhere,
     executed,
-    make_env,
+    make_eval_env,
     prepare,
     refuse_other_world,
     revived,
@@ -43,7 +43,6 @@ from .store.where import stored
 log = logging.getLogger("rheo")
 DECISIONS = 50  # timed
 STRANGE = 100.0  # scales from the data's centre, beyond which a policy extrapolates
-MAX_ENVS = 64  # environments of an evaluation at a time
 REFERENCE = "steer.reference"
 SUCCESS = {"success_once": "at any step", "success_at_end": "at the last step"}
 
@@ -116,7 +115,7 @@ def evaluate_folder(
 def made(run: Run, episodes: int) -> tuple[Any, ChunkEnv]:
     """The algorithm of a run's last checkpoint, and environments for it. Raises RheoError."""
     prepare(run.config)
-    env = make_env(run.config, min(episodes, MAX_ENVS))
+    env = make_eval_env(run.config, episodes)
     if env is None:
         raise RheoError(
             f"{run.path} was trained on data without an environment (env.id is null), so there is "
@@ -176,7 +175,8 @@ def episodes_of(
     norm = getattr(algo.policy, "obs_norm", None)
     watched = None if norm is None or norm.kind == "none" else Watched(deploy, norm)
     where = str(algo.generator.device)
-    rows = evaluate(env, watched or deploy, episodes, seed, where, algo.ended)
+    spread = rows_of(episodes)
+    rows = evaluate(env, watched or deploy, episodes, seed, where, algo.ended, rows=spread)
     if watched is not None:
         watched.tell()
     return rows
@@ -248,7 +248,10 @@ def report(run: Run, figures: dict[str, Any]) -> str:
         "one observation (median)",
     ]
     if "eval/broken" in figures:
-        lines.append(f"{figures['eval/broken']:.0f} episodes were cut because the physics broke")
+        lines.append(
+            f"{figures['eval/broken']:.0f} episodes were cut because the physics broke or "
+            "a worker process failed"
+        )
     if "candidates" in figures:
         lines.append(
             f"the policy takes the best of {figures['candidates']} samples; with one sample: "

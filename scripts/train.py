@@ -4,7 +4,7 @@ import logging
 import math
 import re
 import shutil
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from rheo.envs.rollout import as_rows
 from rheo.envs.sources import Rollouts, placed
 from rheo.errors import MACHINE, NUMERICS, REQUEUE, EnvError, RheoError, command
 
-from .assemble import Experiment, assemble, make_env, refuse_other_order
+from .assemble import Experiment, assemble, make_eval_env, refuse_other_order
 from .config.top import EVAL_SEED
 from .config.words import Words, stem_of
 from .display import Display, Timer, time_frozen_base
-from .evaluate import MAX_ENVS, episodes_of, known_references, score
+from .evaluate import episodes_of, known_references, score
 from .fast import fast, one_thread
 from .plot import plot
 from .start import start_from
@@ -64,7 +64,8 @@ def train(config: dict[str, Any], name: str) -> int:
             discard(path, made)
             raise
         try:
-            return loop.finish(stop)
+            with closing(loop):
+                return loop.finish(stop)
         except EnvError:  # it failed before any work
             run.close()
             discard(path, made)
@@ -99,7 +100,8 @@ def resume(asked: tuple[str, Words]) -> int:
         elif run.config["init"] is not None:
             loop.goes_with(start_from(loop.algo, run.config))
         run.go_on(tree is not None)
-        return loop.finish(stop)
+        with closing(loop):
+            return loop.finish(stop)
 
 
 def nothing_to_do(run: Run, options: list[str]) -> int:
@@ -149,7 +151,7 @@ class Loop:
         recorded = getattr(self.source, "dataset", self.source)
         if hasattr(recorded, "about"):
             run.note_data(recorded.about, recorded.digest)
-        env = make_env(self.cfg, min(self.cfg["episodes"], MAX_ENVS))
+        env = make_eval_env(self.cfg, self.cfg["episodes"])
         self.eval_env = None if env is None else self.algo.wrap(env, EVAL_SEED)
         self.update = fast(self.algo, self.cfg["fast"])
         self.acting = one_thread() if isinstance(self.source, Rollouts) else nullcontext()
@@ -158,6 +160,13 @@ class Loop:
         self.latest: dict[str, Any] = {}  # metrics of the last update that gave them
         self.fresh = True  # an evaluation is still to come: the one before the first update
         self.saved = -1
+
+    def close(self) -> None:
+        """Ends the environments, and with them the processes that host some."""
+        acting = getattr(self.source, "replay", self.source)
+        for env in (getattr(acting, "env", None), self.eval_env):
+            if env is not None:
+                env.close()
 
     def goes_with(self, base: Run) -> None:
         """Keeps what the numbers of a base mean, where no data of this run's own tell it.

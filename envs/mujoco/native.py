@@ -7,7 +7,6 @@ in Python.
 
 import inspect
 import math
-import os
 from typing import Any
 
 import gymnasium
@@ -22,6 +21,7 @@ from ...errors import EnvError, nearest
 from ..batch import Step
 from ..families import parts_of
 from ..guard import reset_warnings, told
+from ..memory import cores
 from ..vector import VectorEnv, gymnasium_make
 from . import control_tasks, tasks, walkers
 from .physics import INTEGRATION, mujoco, simulate
@@ -85,10 +85,7 @@ def refuse_options(made: gymnasium.Env, env_id: str, options: dict[str, Any]) ->
 
 def pool_size(threads: int, num_envs: int) -> int:
     """Threads of the pool: `threads`, or one per usable CPU when 0, at most one per environment."""
-    usable = (
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
-    return min(threads or len(usable), num_envs)
+    return min(threads or cores(), num_envs)
 
 
 class NativeVector(VectorEnv):

@@ -13,7 +13,7 @@ from rheo.errors import RheoError
 from .inherit import replays
 from .overrides import SCRATCH
 from .rules import reader
-from .top import inside
+from .top import STEPPING, inside
 from .words import is_there
 
 BARE = (
@@ -24,7 +24,7 @@ BARE = (
     "`rheo train --help` lists the keys."
 )
 PURPOSE = ("algo", "recipe", "env", "data")
-ACTING = ("num_envs", "backend", "threads", "options")  # of an environment that is stepped
+ACTING = ("num_envs", "backend", "options", *STEPPING)  # of an environment that is stepped
 NORMALIZER = "rheo.policies.normalize.Normalizer"
 
 

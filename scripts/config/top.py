@@ -38,6 +38,8 @@ AT_WILL = (
     *("policy.steps", "policy.grid", "policy.sampler", "policy.eta", "policy.clip_x"),
     *("policy.clip_a", "policy.deploy_scale"),
 )
+# settings of an environment for the machine that steps it: no number depends on them
+STEPPING = ("threads", "workers", "step_timeout", "restarts")
 EVAL_SEED = 100_000  # environment i of an evaluation starts from seed EVAL_SEED + i
 
 

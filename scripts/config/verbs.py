@@ -10,7 +10,7 @@ from rheo.envs.paths import expanded
 from rheo.errors import RheoError, nearest
 
 from ..store.where import existing
-from .top import AT_WILL, EVAL_SEED, OPTIONS
+from .top import AT_WILL, EVAL_SEED, OPTIONS, STEPPING
 from .words import (
     Option,
     Words,
@@ -30,10 +30,10 @@ USAGE = {
     "eval": """\
 usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]
                  [env.execute=1] [policy.steps=4] [seed=100000]
-                 [env=NAME] [env.id=ID] [env.options.KEY=VALUE]
+                 [env=NAME] [env.id=ID] [env.options.KEY=VALUE] [env.workers=N]
                  [steer=best|soft|rlg|svdd|doob|inpaint|climb,... steer.n=16
                   steer.reference=RUN ...]""",
-    "resume": "usage: rheo resume RUN [steps=N] [data=FILE] [device=NAME]",
+    "resume": "usage: rheo resume RUN [steps=N] [data=FILE] [device=NAME] [env.workers=N]",
     "compare": """\
 usage: rheo compare RUN... [metric=score|return|success_once|success_at_end] [out=TABLE.md]
                     [with=KEY=VALUE] [columns=data|env] [group=config|name]
@@ -66,7 +66,10 @@ options: --time-limit N   steps after which an episode is cut where its end is n
 
 SUCCESS = ("success_once", "success_at_end")
 FREE = (*AT_WILL, "env.execute")  # values of a run that an evaluation may change
-PLACES = ("device", "policy.path")  # where it runs, and where an exported program is now
+PLACES = (  # where it runs, which changes no number, and where an exported program is now
+    *("device", "policy.path"),
+    *(f"env.{key}" for key in STEPPING),
+)
 ON_RESUME = (  # what may change between two starts of a run; all else is in its checkpoint
     *("steps", "log_every", "eval_every", "save_every", "episodes", "threads", "fast", "limits"),
     *("data", *PLACES),  # where things are; what they hold is compared
