@@ -17,8 +17,8 @@ class Fragile(gymnasium.Env):
     """A noisy walk of two numbers; an episode takes 3 to 8 steps and ends by either flag.
 
     obs = [x, y, steps, a number below the normal range]; actions lie in [-2, 2]. Success is told at
-    the last step alone. fault: die, exit, hang or raise, at step `at` of the episode that begins
-    with the seed `bad`, of every episode when that is None. nan_at: step at which x is NaN.
+    the last step alone. fault: die, exit, hang or raise, `at` steps after the reset with the seed
+    `bad`, with any seed when that is None. nan_at: step of an episode at which x is NaN.
     """
 
     repeats = True
@@ -29,10 +29,13 @@ class Fragile(gymnasium.Env):
         self, fault: str | None = None, at: int = 2, bad: int | None = None, nan_at: int = 0
     ) -> None:
         self.fault, self.at, self.bad, self.nan_at = fault, at, bad, nan_at
+        self.seed, self.lived = -1, 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
-        self.seed, self.steps = seed, 0
+        if seed is not None:
+            self.seed, self.lived = seed, 0
+        self.steps = 0
         self.place = self.np_random.random(2)
         self.length = int(self.np_random.integers(3, 9))
         self.by_time = bool(self.np_random.random() < 0.5)
@@ -42,8 +45,8 @@ class Fragile(gymnasium.Env):
         return np.array([*self.place, self.steps, float((np.array([2.3e-308]) * 0.1)[0])])
 
     def step(self, action: Any) -> Any:
-        self.steps += 1
-        if self.fault and self.steps == self.at and self.bad in (None, self.seed):
+        self.steps, self.lived = self.steps + 1, self.lived + 1
+        if self.fault and self.lived == self.at and self.bad in (None, self.seed):
             self.fail()
         self.place = self.place + 0.1 * action + 0.01 * self.np_random.normal(size=2)
         obs, over = self.seen(), self.steps >= self.length
