@@ -10,7 +10,7 @@ from ..ranges import Count, Natural, Positive, Rate
 from .adapter import GymnasiumVector
 from .chunk import ChunkEnv
 from .families import register, step_ms
-from .memory import cores
+from .memory import available, cores
 from .mujoco import native, physics
 from .mujoco.native import NativeVector
 from .noise import TILE
@@ -25,6 +25,7 @@ OURS = {  # not the environment's options
     *("workers", "step_timeout", "restarts", "execute"),
 }
 EXCHANGE_MS = 0.4  # what a worker has to do between two exchanges for the exchange to pay
+WORKER_BYTES, MEMORY_SHARE = 1e9, 0.5  # what one takes with robosuite; of free memory, for all
 _said: set[str] = set()
 
 
@@ -53,10 +54,13 @@ def crew(env_id: str, num_envs: int, workers: int | str, execute: int) -> int:
     """How many worker processes step an environment that is stepped in a loop; 0: this one does.
 
     `auto`: one a core where the share of a worker's work between two exchanges, `execute` steps of
-    its environments, is known to take longer than the exchange. Never more than environments.
+    its environments, is known to take longer than the exchange; no more than half of the free
+    memory can hold. Never more than environments.
     """
     if workers == "auto":
-        count, work = min(cores(), num_envs), (step_ms(env_id) or 0) * execute * num_envs
+        free = available()
+        most = num_envs if free is None else int(MEMORY_SHARE * free / WORKER_BYTES)
+        count, work = min(cores(), num_envs, most), (step_ms(env_id) or 0) * execute * num_envs
         if count < 2 or work / count < EXCHANGE_MS:
             return 0
         say(f"{env_id}: its {num_envs} environments are stepped by {count} worker processes")

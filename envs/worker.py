@@ -6,8 +6,11 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
+from collections.abc import Iterator
 from multiprocessing.reduction import send_handle
 from time import monotonic
+from types import ModuleType
 from typing import Any
 
 import gymnasium
@@ -21,6 +24,21 @@ from .vector import say
 log = logging.getLogger("rheo")
 BUILDING = 600.0  # seconds that a worker's environments may take to be made
 CLOSING = 5.0  # seconds that workers have to end by themselves
+
+
+@contextlib.contextmanager
+def unnamed_program() -> Iterator[None]:
+    """Inside, processes are started without the program that runs here.
+
+    multiprocessing would run it again in each of them, up to its `__main__` guard if it has one,
+    and fails in a notebook. What it registers goes along with the job (`jobs`).
+    """
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
 
 
 class Worker:
@@ -43,7 +61,8 @@ class Worker:
         self.process = context.Process(target=serve, args=(theirs, self.job))
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         try:
-            self.process.start()
+            with unnamed_program():
+                self.process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise EnvError(
                 f"{self.job.env_id} cannot be made in another process, as it or its options are "

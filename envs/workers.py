@@ -82,6 +82,11 @@ class Workers(VectorEnv):
         self._dead: set[int] = set()  # workers that were not replaced
         self._lost = np.zeros(num_envs, bool)  # rows that begin anew without being told so yet
 
+    @property
+    def pids(self) -> list[int]:
+        """Its processes."""
+        return [worker.process.pid for worker in self._team if worker.process.pid]
+
     def _share(self) -> None:
         """Makes the shared memory and gives it to the workers."""
         try:
@@ -109,36 +114,40 @@ class Workers(VectorEnv):
             with contextlib.suppress(OSError):  # one that died is named where its answer is read
                 send(self._team[w].pipe, *given)
         values: dict[int, Any] = {}
-        gone = [w for w in words if self._team[w].pipe.closed]
-        failed = {w: f"{self._where(w)}: its process is gone" for w in gone}
-        asked = [w for w in words if w not in failed]
-        poller, waiting = select.poll(), {self._team[w].pipe.fileno(): w for w in asked}
+        dead = [w for w in words if self._team[w].pipe.closed]
+        failed = {w: f"{self._where(w)}: its process is gone" for w in dead}
+        poller = select.poll()
+        waiting = {self._team[w].pipe.fileno(): w for w in words if w not in failed}
         for handle in waiting:
             poller.register(handle, select.POLLIN)
-        before, quiet = self._views["at"][:, 0].copy(), np.zeros(len(self._team))
         pause = min(SLICE, self.step_timeout)
+        at, quiet = self._views["at"][:, 0], dict.fromkeys(waiting, 0.0)
+        before = at.copy()
         while waiting:
-            for handle, _ in (ready := poller.poll(1e3 * pause)):
+            ready = [handle for handle, _ in poller.poll(1e3 * pause)]
+            for handle in ready:
+                self._read(waiting[handle], values, failed)
+            for handle in () if ready else waiting:
+                same = at[waiting[handle]] == before[waiting[handle]]
+                quiet[handle] = quiet[handle] + pause if same else 0.0
+            before = before if ready else at.copy()
+            silent = [handle for handle in waiting if quiet[handle] >= self.step_timeout]
+            for handle in silent:
+                text = f"no answer for {self.step_timeout:g} s (env.step_timeout)"
+                failed[waiting[handle]] = f"{self._where(waiting[handle])}: {text}"
+            for handle in (*ready, *silent):
                 poller.unregister(handle)
-                w = waiting.pop(handle)
-                try:
-                    values[w] = self._team[w].answer()
-                except Gone as gone:
-                    failed[w] = f"{self._where(w)}: its process {gone}"
-                except EnvError as error:
-                    failed[w] = str(error)
-            if ready:
-                continue
-            now = self._views["at"][:, 0]
-            quiet = np.where(now == before, quiet + pause, 0)
-            before = now.copy()
-            for handle, w in list(waiting.items()):
-                if quiet[w] >= self.step_timeout:
-                    poller.unregister(handle)
-                    del waiting[handle]
-                    text = f"no answer for {self.step_timeout:g} s (env.step_timeout)"
-                    failed[w] = f"{self._where(w)}: {text}"
+                del waiting[handle]
         return values, failed
+
+    def _read(self, w: int, values: dict[int, Any], failed: dict[int, str]) -> None:
+        """Takes a worker's answer, or the cause why there is none."""
+        try:
+            values[w] = self._team[w].answer()
+        except Gone as gone:
+            failed[w] = f"{self._where(w)}: its process {gone}"
+        except EnvError as error:
+            failed[w] = str(error)
 
     def _where(self, w: int) -> str:
         """Which environment a worker works on, for a message."""
@@ -245,7 +254,8 @@ class Workers(VectorEnv):
         v["truncated"][cut & asked, 0] = True
         self._lost = cut & ~asked
         self._worked |= bool(told)
-        self._count()
+        if v["counters"].any():
+            self._count()
         taken = max([1, *(count for count, _ in told.values())])
         known = min([steps, *(since for _, since in told.values())])
         found = self._steps(asked, taken, 0 if self._has_success else known)

@@ -21,6 +21,7 @@ from .store.provenance import version, versions
 
 GROUPS = {  # WHAT -> module and its function from a plan to rows
     "env": ("rheo.scripts.limits", "frames"),
+    "envs": ("rheo.scripts.hosting", "rows"),
     "act": ("rheo.scripts.limits", "actions"),
     "update": ("rheo.scripts.limits", "updates"),
 }

@@ -42,10 +42,6 @@ def same(one: Any, two: Any) -> bool:
     return all(a is b or torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def processes(env: Workers) -> list[int]:
-    return [worker.process.pid for worker in env._team if worker.process.pid]
-
-
 def gone(pid: int) -> bool:
     """Whether a process has ended; a zombie that nobody waits for has."""
     try:
@@ -69,7 +65,7 @@ def test_any_number_of_workers_gives_the_numbers_of_the_loop(workers: int) -> No
     options: dict[str, Any] = {"seed": 3, "dtype": torch.float64, "nan_at": 5}
     loop = make(FRAGILE, 5, **options)
     shared = make(FRAGILE, 5, workers=workers, **options)
-    assert isinstance(shared, Workers) and len(processes(shared)) == workers
+    assert isinstance(shared, Workers) and len(shared.pids) == workers
     assert torch.equal(loop.reset(), shared.reset())
     masks = torch.Generator().manual_seed(1)
     for k, action in enumerate(actions(loop, 60)):
@@ -249,7 +245,7 @@ def test_a_worker_that_fails_is_named_cut_and_replaced(
     loop = ChunkEnv(make(FRAGILE, 4, seed=seed), execute=execute, obs_steps=1, gamma=0.9)
     env.reset()
     loop.reset()
-    before, told = processes(made), actions(env, 12, execute).movedim(1, 2)
+    before, told = made.pids, actions(env, 12, execute).movedim(1, 2)
     for k, action in enumerate(told):
         out, other = env.step(action), loop.step(action)
         cut = k == 3 // execute
@@ -264,7 +260,7 @@ def test_a_worker_that_fails_is_named_cut_and_replaced(
     where = f"{FRAGILE}, environment 1 (seed {seed + 1}, episode 1)"
     assert text.startswith(f"{where}, {CAUSES[fault]}")
     assert "; environments 0 to 1: new episodes in a new process (restart 1 of" in text
-    after = processes(made)
+    after = made.pids
     assert gone(before[0]) and after[1] == before[1] and after[0] != before[0]
     env.close()
     wait_until_gone(after)
@@ -320,7 +316,7 @@ def test_a_worker_that_dies_while_its_state_is_asked_for_is_cut_at_the_next_step
     assert isinstance(env, Workers)
     env.reset()
     gone_on(env, actions(env, 2))
-    os.kill(processes(env)[1], signal.SIGKILL)
+    os.kill(env.pids[1], signal.SIGKILL)
     state = env.state_dict()
     assert not state["exact"] and state["begun"] == []
     step = env.step(torch.zeros(4, 2))
@@ -370,11 +366,14 @@ def test_auto_takes_processes_where_a_step_costs_more_than_the_exchange(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(suites, "cores", lambda: 4)
+    monkeypatch.setattr(suites, "available", lambda: 1e11)
     lift = "robosuite/Lift-v0"
     assert [crew(lift, n, "auto", 1) for n in (1, 2, 3, 20)] == [0, 2, 3, 4]
     assert [crew("Pendulum-v1", 20, workers, 8) for workers in ("auto", 0, 2)] == [0, 0, 2]
     assert [crew("metaworld/reach-v3", 2, "auto", execute) for execute in (1, 2)] == [2, 2]
     assert [crew("AdroitHandDoor-v1", n, "auto", 1) for n in (1, 2)] == [0, 2]
+    monkeypatch.setattr(suites, "available", lambda: 6e9)
+    assert crew(lift, 20, "auto", 1) == 3
     monkeypatch.setattr(suites, "cores", lambda: 1)
     assert crew(lift, 20, "auto", 1) == 0
 
@@ -405,20 +404,19 @@ LEARNER = """
 import torch
 from rheo.envs.suites import make
 
-def main():
-    env = make("fragile:Fragile-v0", 2, seed=0, workers=2, fault="hang", at=2, bad=0)
-    env.reset()
-    env.step(torch.zeros(2, 2))
-    print(*(worker.process.pid for worker in env._team), flush=True)
-    env.step(torch.zeros(2, 2))
-
-if __name__ == "__main__":
-    main()
+env = make("fragile:Fragile-v0", 2, seed=0, workers=2, fault="hang", at=2, bad=0)
+env.reset()
+env.step(torch.zeros(2, 2))
+print(*env.pids, flush=True)
+env.step(torch.zeros(2, 2))
 """
 
 
 def test_nothing_is_left_of_a_learner_that_is_killed(tmp_path: Path) -> None:
-    """One worker waits for it, the other is in a step that never ends."""
+    """One worker waits for it, the other is in a step that never ends.
+
+    The program needs no guard: workers do not run it again.
+    """
     script = tmp_path / "learner.py"
     script.write_text(LEARNER)
     before = set(os.listdir("/dev/shm"))
@@ -444,7 +442,7 @@ def test_what_is_dropped_or_closed_ends_its_processes() -> None:
     before = set(os.listdir("/dev/shm"))
     first, second = (make(FRAGILE, 2, seed=0, workers=2) for _ in "ab")
     assert isinstance(first, Workers) and isinstance(second, Workers)
-    pids = processes(first) + processes(second)
+    pids = first.pids + second.pids
     for env in (first, second):
         env.reset()
     del env

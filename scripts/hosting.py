@@ -1,0 +1,105 @@
+"""Speed of environments in worker processes beside the same ones in one process."""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import process_time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from rheo.envs.families import step_ms
+from rheo.envs.suites import make
+from rheo.envs.vector import VectorEnv
+from rheo.envs.workers import Workers
+from rheo.errors import EnvError
+
+from .limits import random_actions
+from .paired import Goal, Plan, Row, alternate, faster, with_ratio
+
+COUNT, WORKERS, CHUNK = 4, 2, 8
+TASKS = {  # and how many times the frames two workers should make, on two cores that are idle
+    "robosuite/Lift-v0": (Goal("ratio", ">=", 1.8),),
+    "cube-single-play-singletask-v0": (Goal("ratio", ">=", 1.6),),
+    "Pendulum-v1": (),  # the exchange and little else: what a worker costs
+}
+ALONE = "one process"
+LEARNERS = (Goal("ours", "<=", 0.25),)
+
+
+class Spent(NamedTuple):
+    """Seconds of processor time that a call takes."""
+
+    learner: float
+    all: float
+
+
+def rows(plan: Plan) -> Iterator[Row]:
+    """Every task that runs with the packages that are installed here; in short those soon made."""
+    for task, goals in TASKS.items():
+        if plan.quick and step_ms(task) is not None:
+            continue
+        try:
+            alone = make(task, COUNT, seed=0)
+        except EnvError:
+            continue  # of the other set of packages
+        shared = make(task, COUNT, seed=0, workers=WORKERS, execute=CHUNK)
+        assert isinstance(shared, Workers)
+        yield from compared(plan, task, goals, alone, shared)
+        alone.close()
+        shared.close()
+
+
+def compared(
+    plan: Plan, task: str, goals: tuple[Goal, ...], alone: VectorEnv, shared: Workers
+) -> Iterator[Row]:
+    """Frames of both, and the processor time of a frame: the learner's and that of all."""
+    name = f"{task} x {COUNT}, {WORKERS} workers"
+    sides = {"ours": stepped(shared), ALONE: stepped(alone)}
+    times = alternate(plan, sides)
+    yield faster(Row(name, "frames/s", 0.0, goals=goals), times, ALONE, COUNT)
+    lasting = int(plan.seconds * plan.repeats / np.median(times["ours"]))
+    calls = 4 if plan.quick else max(lasting, 60)
+    ours, theirs = (spent(side, calls, shared.pids) for side in sides.values())
+    unit = 1e3 / COUNT
+    row = Row(f"{name}: CPU of all", "ms/frame", ours.all * unit, ALONE, theirs.all * unit)
+    yield with_ratio(row, np.array([ours.all / theirs.all]))
+    yield Row(f"{name}: learner", "ms/frame", ours.learner * unit, goals=LEARNERS)
+    whole = spent(chunks(shared), max(calls // CHUNK, 2), shared.pids).learner * unit / CHUNK
+    yield Row(f"{name}: learner, {CHUNK} steps at once", "ms/frame", whole, goals=LEARNERS)
+
+
+def stepped(env: VectorEnv) -> Callable[[], object]:
+    """One step of random actions in all environments."""
+    actions = random_actions(np.random.default_rng(0), env.action_dim, COUNT)
+    env.reset(0)
+    feed = itertools.cycle(torch.from_numpy(actions))
+    return lambda: env.step(next(feed))
+
+
+def chunks(env: VectorEnv) -> Callable[[], object]:
+    """A chunk of random actions in all environments."""
+    actions = random_actions(np.random.default_rng(0), env.action_dim, COUNT)[:CHUNK]
+    action: Any = torch.from_numpy(actions.swapaxes(0, 1).copy())
+    return lambda: env.ahead(action)
+
+
+def spent(side: Callable[[], object], count: int, pids: list[int]) -> Spent:
+    """Processor time of a call, over `count` of them; all: with what the workers take."""
+    before, others = process_time(), taken(pids)
+    for _ in range(count):
+        side()
+    mine = process_time() - before
+    return Spent(mine / count, (mine + taken(pids) - others) / count)
+
+
+def taken(pids: list[int]) -> float:
+    """Seconds of processor time that processes have taken; 0 where the system does not say."""
+    ticks = 0
+    for pid in pids:
+        file = Path(f"/proc/{pid}/stat")
+        if file.is_file():
+            ticks += sum(map(int, file.read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
