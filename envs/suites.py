@@ -1,6 +1,7 @@
 """Environments by name."""
 
 import logging
+import math
 from typing import Any, Literal
 
 import torch
@@ -67,7 +68,9 @@ def crew(env_id: str, num_envs: int, workers: int | str, execute: int) -> int:
         return count
     count = min(int(workers), num_envs)
     if count < int(workers):
-        say(f"env.workers={workers}: {count}, as there are no more environments (env.num_envs)")
+        say(
+            f"env.workers={workers}: {count} for {num_envs} environments, there is no more to share"
+        )
     if count > cores():
         say(f"env.workers={count}: {cores()} cores can be used, so they share them")
     return count
@@ -76,13 +79,14 @@ def crew(env_id: str, num_envs: int, workers: int | str, execute: int) -> int:
 def side_by_side(env_id: str, rows: int, workers: int | str) -> int:
     """How many environments to make for so many rows of an evaluation.
 
-    Of those that take long to make and much memory a tile of rows, for which acting costs what it
-    costs for one, and no fewer than workers; the others in turn. Of the rest all: a larger batch is
-    acted on more quickly.
+    Of those that take long to make and much memory at most a tile of rows, for which acting costs
+    what it costs for one, or as many as workers; the rows take turns, as even as it goes. Of the
+    rest all: a larger batch is acted on more quickly.
     """
     if step_ms(env_id) is None:
         return rows
-    return min(rows, max(TILE, 0 if workers == "auto" else int(workers)))
+    most = max(TILE, 0 if workers == "auto" else int(workers))
+    return math.ceil(rows / math.ceil(rows / most))
 
 
 def make(

@@ -42,8 +42,8 @@ class Workers(VectorEnv):
 
     options: of the environment's constructor. steps: the longest chunk that is given at once.
     step_timeout: seconds without any progress after which a worker is taken for hung. restarts:
-    workers that are replaced; the next failure raises EnvError, and so does one before the first
-    step is done.
+    workers that are replaced (counters have them too); the next failure raises EnvError, and so
+    does one before the first step is done.
     """
 
     backend = "gymnasium"  # whose state it has
@@ -110,6 +110,8 @@ class Workers(VectorEnv):
 
         Raises RuntimeError for a fault of ours in one of them.
         """
+        if not self._team:
+            raise RuntimeError(f"{self.id}: asked for something after it was closed")
         for w, given in words.items():
             with contextlib.suppress(OSError):  # one that died is named where its answer is read
                 send(self._team[w].pipe, *given)

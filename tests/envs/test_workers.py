@@ -120,6 +120,26 @@ def test_mujoco_in_workers_is_mujoco_in_the_loop() -> None:
     shared.close()
 
 
+@pytest.mark.parametrize(
+    "task", ["cube-single-play-singletask-v0", "robosuite/Lift-v0", "metaworld/reach-v3"]
+)
+def test_manipulation_in_workers_is_manipulation_in_the_loop(task: str) -> None:
+    try:
+        loop = make(task, 2, seed=4, max_episode_steps=6)
+    except EnvError:
+        pytest.skip("of the other set of packages")
+    shared = make(task, 2, seed=4, workers=2, max_episode_steps=6)
+    assert torch.equal(loop.reset(), shared.reset())
+    told = actions(loop, 9)
+    assert all(same(loop.step(action), shared.step(action)) for action in told)
+    state = loop.state_dict()  # in the middle of second episodes
+    begun, other = loop.load_state_dict(state), shared.load_state_dict(state)
+    assert same([begun], [other])  # of the cube, whose state cannot be saved, new ones
+    assert all(same(loop.step(action), shared.step(action)) for action in told)
+    loop.close()
+    shared.close()
+
+
 @pytest.mark.parametrize("flushed", [False, True])
 def test_small_numbers_are_treated_as_in_the_learner(flushed: bool) -> None:
     torch.set_flush_denormal(flushed)
@@ -387,15 +407,16 @@ def test_more_workers_than_environments_or_cores_is_said(
     caplog.set_level(logging.INFO)
     assert crew("Pendulum-v1", 3, 8, 1) == 3
     assert [record.getMessage() for record in caplog.records] == [
-        "env.workers=8: 3, as there are no more environments (env.num_envs)",
+        "env.workers=8: 3 for 3 environments, there is no more to share",
         "env.workers=3: 2 cores can be used, so they share them",
     ]
 
 
 def test_an_evaluation_makes_no_more_heavy_environments_than_pay() -> None:
     assert side_by_side("Hopper-v5", 50, "auto") == 50
-    assert [side_by_side("robosuite/Lift-v0", n, "auto") for n in (3, 50)] == [3, 8]
-    assert side_by_side("robosuite/Lift-v0", 50, 12) == 12
+    lift = "robosuite/Lift-v0"
+    assert [side_by_side(lift, n, "auto") for n in (3, 8, 10, 50)] == [3, 8, 5, 8]
+    assert [side_by_side(lift, n, 12) for n in (10, 24, 50)] == [10, 12, 10]
 
 
 # ---- what is left --------------------------------------------------------------------------------
@@ -448,6 +469,8 @@ def test_what_is_dropped_or_closed_ends_its_processes() -> None:
     del env
     first.close()
     first.close()
+    with pytest.raises(RuntimeError, match="after it was closed"):
+        first.step(torch.zeros(2, 2))
     del second
     wait_until_gone(pids)
     assert set(os.listdir("/dev/shm")) <= before

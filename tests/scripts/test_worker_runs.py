@@ -122,7 +122,11 @@ def test_when_the_restarts_are_used_up_the_run_is_saved_and_ends(
     said = capsys.readouterr().err
     assert "exit code 7; env.restarts=1: no worker is started again" in said
     assert "torn: saved at step" in said and "rheo resume" in said
-    assert loaded("torn")["source"]["frames"] > 0
+    frames = loaded("torn")["source"]["frames"]
+    assert frames > 0
+    assert main(["resume", "torn", "env.restarts=0"]) == 3  # it still fails, after new episodes
+    assert "running episodes were replaced by new ones" in capsys.readouterr().err
+    assert loaded("torn")["source"]["frames"] > frames
 
 
 @pytest.mark.parametrize(
