@@ -139,7 +139,7 @@ class Worker:
         self.pipe.close()
         if self.process.pid is not None:
             self.process.kill()
-            self.process.join()
+            self.process.join(CLOSING)
 
 
 class Gone(Exception):
