@@ -110,6 +110,16 @@ def test_seeds_whose_last_rollout_ended_later_are_one_row(capsys):
     assert "| 11 | 2 | 11.0 [" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("key", "groups"), [("workers", 1), ("threads", 1), ("num_envs", 2)])
+def test_what_steps_the_environments_does_not_part_runs(key, groups, capsys):
+    for seed in (0, 1):
+        folder = evaluated(f"a-s{seed}", [1.0, 2.0], seed=seed)
+        config = json.loads((folder / "config.yaml").read_text()) | {"env": {key: seed + 1}}
+        (folder / "config.yaml").write_text(json.dumps(config))
+    assert main(["compare", "a-s0", "a-s1", "metric=return"]) == 0
+    assert len(capsys.readouterr().out.splitlines()[2:]) == groups
+
+
 def test_growth_and_a_limit_of_minutes(capsys):
     trained("a-hopper-s0", 0, [6, 60, 121], [[100, 300], [400, 400], [900, 1100]])
     trained("a-hopper-s1", 1, [6, 90, 119], [[200, 200], [500, 700], [100, 100]])

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from rheo.envs.data.read import read
+from rheo.scripts.assemble import elsewhere
 from rheo.scripts.cli import main
 from rheo.scripts.store.run import Run
 
@@ -62,6 +63,10 @@ def test_workers_change_no_number_of_a_run_and_may_change_on_the_way() -> None:
         (file,) = Path("runs/shared/eval").glob("*-7.json")
         results.append(json.loads(file.read_text())["episodes"])
     assert results[0] == results[1] and len(results[0]) == 7
+    for workers in (0, 2):
+        words = [f"env.workers={workers}", "steps=40", "num_envs=3", f"out={workers}.npz"]
+        assert main(["collect", "shared", *words]) == 0
+    assert_same_recordings()
 
 
 def test_chunks_on_policy_are_the_same_in_workers() -> None:
@@ -75,12 +80,21 @@ def test_chunks_on_policy_are_the_same_in_workers() -> None:
 
 
 def test_a_recording_is_the_same_in_workers() -> None:
-    found = []
     for workers in (0, 2):
-        out = f"{workers}.npz"
         words = ["env=gym", FRAGILE, f"env.workers={workers}", "steps=50", "num_envs=3"]
-        assert main(["collect", "random", *words, f"out={out}"]) == 0
-        found.append(read(out))
+        assert main(["collect", "random", *words, f"out={workers}.npz"]) == 0
+    assert_same_recordings()
+
+
+def test_what_steps_a_run_elsewhere_is_the_runs_own_unless_typed() -> None:
+    node = {"id": "Pendulum-v1", "backend": "auto", "workers": 3, "restarts": 5, "options": {}}
+    other = elsewhere(node, ["env.workers=2"], [])
+    assert (other["id"], other["workers"], other["restarts"]) == ("Pendulum-v1", 2, 5)
+    assert elsewhere(node, ["env=hopper"], [])["workers"] == 3
+
+
+def assert_same_recordings() -> None:
+    found = [read("0.npz"), read("2.npz")]
     for name in ("obs", "action", "reward", "terminated", "ends"):
         assert np.array_equal(getattr(found[0], name), getattr(found[1], name))
 
