@@ -63,10 +63,11 @@ class Workers(VectorEnv):
     ) -> None:
         self._team: list[Worker] = []
         self._end = Finalize(self, shut, (self._team,), exitpriority=10)
-        self._team += [Worker(job) for job in jobs(env_id, num_envs, workers, options)]
         try:
-            self._sizes = [worker.sizes() for worker in self._team][0]
-            obs_dim, low, high, limit, self.obs_parts = self._sizes
+            for job in jobs(env_id, num_envs, workers, options):
+                self._team.append(Worker(job))
+            sizes = [worker.sizes() for worker in self._team]
+            obs_dim, low, high, limit, self.obs_parts = sizes[0]
             box = spaces.Box(low, high, dtype=np.float64)
             super().__init__(env_id, num_envs, obs_dim, box, limit, dtype)
             self._layout = Layout(num_envs, workers, steps, obs_dim, self.action_dim)
@@ -220,7 +221,7 @@ class Workers(VectorEnv):
         self._seed = self._seed if seed is None else seed
         words = ("reset", seed)
         for w, cause in self._ask(dict.fromkeys(range(len(self._team)), words))[1].items():
-            self._recover(w, cause, words)
+            self._recover(w, cause, None if seed is None else words)
         self._lost[:] = False
         self._started = True
         return self._tensor(self._views["obs"])

@@ -55,11 +55,16 @@ def rows(plan: Plan) -> Iterator[Row]:
 def compared(
     plan: Plan, task: str, goals: tuple[Goal, ...], alone: VectorEnv, shared: Workers
 ) -> Iterator[Row]:
-    """Frames of both, and the processor time of a frame: the learner's and that of all."""
+    """Frames of both, and the processor time of a frame: the learner's and that of all.
+
+    In a chunk rows that end wait for the others, which these tasks' hardly do.
+    """
     name = f"{task} x {COUNT}, {WORKERS} workers"
     sides = {"ours": stepped(shared), ALONE: stepped(alone)}
-    times = alternate(plan, sides)
+    times = alternate(plan, sides | {"chunks": chunks(shared)})
     yield faster(Row(name, "frames/s", 0.0, goals=goals), times, ALONE, COUNT)
+    whole = {"ours": times["chunks"] / CHUNK, ALONE: times[ALONE]}
+    yield faster(Row(f"{name}, {CHUNK} steps at once", "frames/s", 0.0), whole, ALONE, COUNT)
     lasting = int(plan.seconds * plan.repeats / np.median(times["ours"]))
     calls = 4 if plan.quick else max(lasting, 60)
     ours, theirs = (spent(side, calls, shared.pids) for side in sides.values())
@@ -67,8 +72,8 @@ def compared(
     row = Row(f"{name}: CPU of all", "ms/frame", ours.all * unit, ALONE, theirs.all * unit)
     yield with_ratio(row, np.array([ours.all / theirs.all]))
     yield Row(f"{name}: learner", "ms/frame", ours.learner * unit, goals=LEARNERS)
-    whole = spent(chunks(shared), max(calls // CHUNK, 2), shared.pids).learner * unit / CHUNK
-    yield Row(f"{name}: learner, {CHUNK} steps at once", "ms/frame", whole, goals=LEARNERS)
+    part = spent(chunks(shared), max(calls // CHUNK, 2), shared.pids).learner * unit / CHUNK
+    yield Row(f"{name}: learner, {CHUNK} steps at once", "ms/frame", part, goals=LEARNERS)
 
 
 def stepped(env: VectorEnv) -> Callable[[], object]:

@@ -331,6 +331,21 @@ def test_one_that_fails_at_its_first_step_is_no_case_for_a_restart(fault: str, t
     env.close()
 
 
+def test_a_worker_that_dies_before_a_reset_begins_at_the_seeds_asked_for_or_its_own() -> None:
+    loop, begun = make(FRAGILE, 3), []
+    for seed in (None, None, 9):
+        env = make(FRAGILE, 3, seed=4, workers=2)
+        assert isinstance(env, Workers)
+        env.reset()
+        env.step(torch.zeros(3, 2))
+        os.kill(env.pids[0], signal.SIGKILL)
+        begun.append(env.reset(seed))
+        assert env.counters["restarts"] == 1 and env.step(torch.zeros(3, 2)).valid.all()
+        env.close()
+    assert torch.equal(begun[0], begun[1])  # not what no seed at all would give
+    assert torch.equal(begun[2], loop.reset(9))
+
+
 def test_a_worker_that_dies_while_its_state_is_asked_for_is_cut_at_the_next_step() -> None:
     env = make(FRAGILE, 4, seed=0, workers=2)
     assert isinstance(env, Workers)
