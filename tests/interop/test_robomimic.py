@@ -11,6 +11,7 @@ import pytest
 
 from rheo.envs.data.read import read
 from rheo.scripts.cli import main
+from rheo.scripts.rollout_policy import RolloutPolicy
 
 OBS = ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object"]
 EPISODES = 5
@@ -69,10 +70,15 @@ def test_its_data_set_reads_what_we_read(robomimic: Any, demos: Path) -> None:
     assert (train.n_demos, valid.n_demos) == (EPISODES - 1, 1)
 
 
+def made_from(robomimic: Any, file: Path) -> Any:
+    """Its environment of a file."""
+    with h5py.File(file) as content:
+        meta = json.loads(content["data"].attrs["env_args"])  # type: ignore[arg-type]
+    return robomimic.env_utils.create_env_from_metadata(env_meta=meta, render_offscreen=False)
+
+
 def test_its_environment_plays_our_demonstrations_back(robomimic: Any, demos: Path) -> None:
-    with h5py.File(demos) as file:
-        meta = json.loads(file["data"].attrs["env_args"])  # type: ignore[arg-type]
-    env = robomimic.env_utils.create_env_from_metadata(env_meta=meta, render_offscreen=False)
+    env = made_from(robomimic, demos)
     assert env.name == "Lift" and env.action_dimension == 7
     solved = 0
     with h5py.File(demos) as file:
@@ -99,3 +105,23 @@ def test_a_converted_file_is_read_too(robomimic: Any, demos: Path, tmp_path: Pat
     assert len(one) == len(other)
     for key in OBS:
         np.testing.assert_allclose(one[20]["obs"][key], other[20]["obs"][key], atol=1e-6)
+
+
+def test_a_policy_of_ours_acts_in_its_environment(
+    robomimic: Any, demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["steps=20", "log_every=10", "eval_every=20", "save_every=20", "episodes=1"]
+    words += ["policy.net.width=16", "policy.net.depth=1", "source.batch_size=8", "name=a"]
+    words += ["horizon=4", "env.num_envs=1", "env.options.max_episode_steps=4"]
+    assert main(["train", "algo=bc", f"data={demos}", *words]) == 0
+    policy, env = RolloutPolicy("a"), made_from(robomimic, demos)
+    assert policy.parts == dict(zip(OBS, (3, 4, 2, 10), strict=True))
+    for _ in range(2):
+        ob = env.reset()
+        policy.start_episode()
+        for _ in range(6):
+            action = policy(ob=ob, goal=None)
+            assert action.shape == (7,) and (np.abs(action) <= 1).all()
+            ob, _, done, _ = env.step(action)
+            assert not done
