@@ -19,6 +19,7 @@ from rheo.envs.data.demos import FLAT
 from rheo.envs.manipulation.robosuite_tasks import OTHER_OBJECT, numbers
 from rheo.envs.noise import TILE, EpisodeNoise, filled
 from rheo.envs.parts import listed_parts, read_parts
+from rheo.envs.rollout import TILE_GPU
 from rheo.errors import RheoError, nearest
 
 from .assemble import executed, make_env, prepare, revived
@@ -59,6 +60,8 @@ class RolloutPolicy:
                 f"{opened.path}: a {type(self.algo).__name__} run acts inside its environment "
                 f"({self.algo.beyond}); roll it out with `rheo eval`"
             )
+        device = self.algo.generator.device
+        tile = TILE if device.type == "cpu" else TILE_GPU
         self.deploy = fast_deploy(self.algo, config["fast"], TILE)
         self.steps = int(inside(config, "env.obs_steps") or inside(config, "source.obs_steps") or 1)
         self.parts, self.half, self.centre = meaning(opened, sizes.obs_dim // self.steps)
@@ -67,8 +70,8 @@ class RolloutPolicy:
         if not 1 <= self.execute <= longest:
             raise RheoError(f"execute={execute}: plans have {longest} steps; give 1 to {longest}")
         warn_of_older(opened)
-        self.noise = EpisodeNoise(seed, 1, str(self.algo.generator.device))
-        self.noise.rows = filled(np.arange(1))
+        self.noise = EpisodeNoise(seed, 1, str(device))
+        self.noise.rows = filled(np.arange(1), tile)
         self.history: deque[NDArray] = deque(maxlen=self.steps)
         self.queue: deque[NDArray] = deque()
         self.begun = False

@@ -226,11 +226,14 @@ def arguments(task: str, env_args: str | Mapping[str, Any] | None) -> dict[str, 
 def described(
     task: str, env_args: str | Mapping[str, Any] | None = None, hard_reset: bool = False, **_: Any
 ) -> dict[str, Any]:
-    """A task with its options in robomimic's words, from which its tools make the same one."""
+    """A task with its options in robomimic's words, from which its tools make the same one.
+
+    The version is that of the env_args, if they tell one: it says what `object` is.
+    """
     settings = arguments(task, env_args) | {"hard_reset": hard_reset}
     return {
         "env_name": task,
-        "env_version": package().__version__,
+        "env_version": read(env_args).get("env_version") or package().__version__,
         "type": 1,
         "env_kwargs": settings,
     }

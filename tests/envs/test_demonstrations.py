@@ -109,9 +109,11 @@ def test_noise_is_an_attempts_own() -> None:
 
 
 class Broken(gymnasium.Wrapper):
-    """An environment that raises at the first step of an episode, or answers NaN at each."""
+    """Raises at the first step of an episode (None: of each), or pays `answer` at all of them."""
 
-    def __init__(self, env: gymnasium.Env, episode: int, answer: float | None = None) -> None:
+    def __init__(
+        self, env: gymnasium.Env, episode: int | None, answer: float | None = None
+    ) -> None:
         super().__init__(env)
         self.episode, self.answer, self.begun = episode, answer, -1
 
@@ -120,7 +122,7 @@ class Broken(gymnasium.Wrapper):
         return self.env.reset(**how)
 
     def step(self, action: Any) -> Any:
-        if self.begun != self.episode:
+        if self.episode not in (None, self.begun):
             return self.env.step(action)
         if self.answer is None:
             raise RuntimeError("the arm fell off")
@@ -168,11 +170,20 @@ def test_an_attempt_with_broken_numbers_is_discarded() -> None:
 
 
 def test_a_script_that_never_solves_is_given_up() -> None:
-    demos = played("FetchPush-v4", episodes=1, noise=5.0)
-    count = len(list(demos))
-    if count == 0:
-        assert demos.broken == "FetchPush-v4: given up after 10 attempts"
-    assert demos.attempts <= 10
+    demos = played("FetchReach-v4", episodes=1, keep="all")
+    demos.env = Broken(demos.env, None, float("nan"))
+    assert not list(demos)
+    assert demos.broken == "FetchReach-v4: given up after 10 attempts"
+
+
+def test_a_file_of_an_older_version_tells_that_version() -> None:
+    ready("robosuite/Lift-v0")
+    args = {"env_version": "1.4.1", "env_kwargs": {"lite_physics": True}}
+    demos = Demonstrations("robosuite/Lift-v0", {"env_args": args}, episodes=1)
+    (demo,) = demos
+    assert demos.about()["env_args"]["env_version"] == "1.4.1"
+    apart = demo.obs["robot0_eef_pos"] - demo.obs["object"][:, :3]
+    np.testing.assert_allclose(demo.obs["object"][:, 7:], apart)
 
 
 def test_a_recording_of_demonstrations_holds_what_a_policy_observes() -> None:
