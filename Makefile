@@ -21,7 +21,7 @@ test-rounding: $(STAMP)
 MANIPULATION := .venv-manipulation
 test-manipulation: $(MANIPULATION)/.installed
 	OMP_NUM_THREADS=1 $(MANIPULATION)/bin/python -m pytest -q -n auto tests/envs \
-		tests/scripts/test_configs.py -k "not learn"
+		tests/interop tests/scripts/test_configs.py -k "not learn"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,6 +3,15 @@
 import os
 from pathlib import Path
 
+from ..errors import EnvError
+
+LAYOUTS = {  # of files that are written, with their suffixes
+    "npz": (".npz",),
+    "d4rl": (".hdf5", ".h5"),
+    "robomimic": (".hdf5", ".h5"),
+}
+SUFFIXES = (".hdf5", ".h5", ".npz")
+
 
 def expanded(name: str | os.PathLike) -> Path:
     """The path with a leading ~ replaced; that of a user who is not there stays as it is typed."""
@@ -24,3 +33,16 @@ def absolute(name: str) -> str:
     any other name, of a known data set for example, as it is.
     """
     return str(expanded(name).absolute()) if exists(name) else name
+
+
+def layout_of(file: Path, asked: str | None) -> str:
+    """The layout that a file is written in: the one asked for, else its suffix's first one.
+
+    Raises EnvError for a suffix that nothing is written in, or not this layout.
+    """
+    fitting = [name for name, endings in LAYOUTS.items() if file.suffix in endings]
+    if not fitting:
+        raise EnvError(f"{file}: unknown suffix {file.suffix!r}; there are {', '.join(SUFFIXES)}")
+    if asked is not None and asked not in fitting:
+        raise EnvError(f"{file}: layout={asked} is written to {' or '.join(LAYOUTS[asked])}")
+    return fitting[0] if asked is None else asked

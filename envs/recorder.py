@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import EnvError
 from .batch import Step
 from .chunk import ChunkEnv
 from .data.recording import Recording
@@ -114,8 +115,10 @@ def collect(
 
     Steps are shared out evenly among the environments and episodes are the first ones of each, so
     short episodes are not favoured; with `steps` the last episode of each environment may be cut.
-    Raises ValueError unless one of the two is given, and EnvError for an episode that is waited for
-    and does not end (`rollout.Patience`).
+    Where the environment or the behaviour fails midway, about["stopped"] says why, and what was
+    recorded until then is kept, running episodes as cut ones. Raises ValueError unless one of the
+    two is given, EnvError for an episode that is waited for and does not end (`rollout.Patience`),
+    and what failed where nothing was recorded yet.
     """
     if (steps is None) == (episodes is None):
         raise ValueError("give either steps or episodes")
@@ -126,6 +129,7 @@ def collect(
     inner = env.env
     recorder, patience = Recorder(inner, owed), Patience(env)
     env.env = recorder  # type: ignore[assignment]  # it answers like the environment it holds
+    about: dict[str, Any] = {"env_id": inner.id}
     try:
         obs = env.reset(seed)
         while True:
@@ -133,10 +137,16 @@ def collect(
                 break
             if owed is not None and (recorder.finished >= owed).all():
                 break
-            step = env.step(act(obs))
+            try:
+                step = env.step(act(obs))
+            except (EnvError, FloatingPointError) as error:
+                if not recorder.steps.any():
+                    raise
+                about["stopped"] = str(error)
+                break
             obs = step.obs
             if owed is not None:
                 patience.wait(step.episode_length, recorder.finished < owed)
     finally:
         env.env = inner
-    return recorder.recording(steps, owed, env_id=inner.id)
+    return recorder.recording(steps, owed, **about)

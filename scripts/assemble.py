@@ -23,6 +23,9 @@ from .fast import settle
 from .store.run import Run
 from .store.state import restore
 
+# options that decide what a policy observes and what its actions do
+OBSERVED = ("env_args", "obs_keys")
+
 
 class Sizes(NamedTuple):
     """What a network must know of the world."""
@@ -91,14 +94,17 @@ def elsewhere(
     """A run's environment with the one that env=NAME, env.id=ID, env.options.X=Y name in its place.
 
     How it is acted in (chunks, histories, discount) stays the run's, and what steps it (STEPPING),
-    unless typed. Options are kept unless a
-    file was named. flagged: the --config-dir words. Raises RheoError.
+    unless typed. Options are kept unless a file was named; of the same environment what decides its
+    observations is kept then too. flagged: the --config-dir words. Raises RheoError.
     """
     keys = {word.partition("=")[0] for word in words}
     named, chosen = "env" in keys, bool({"env", "env.id"} & keys)
     start = [] if named else ["env=gym"] if chosen else ["env=hopper"]
     other = compose(["algo=sac", *start, *words, *flagged])["env"]
-    kept = {} if named else dict(node.get("options") or {})
+    kept = dict(node.get("options") or {})
+    if named:
+        same = other["id"] == node.get("id")
+        kept = {key: kept[key] for key in OBSERVED if key in kept and same}
     moved = {"id": other["id"], "backend": other["backend"]} if chosen else {}
     moved |= {key: other[key] for key in STEPPING if f"env.{key}" in keys}
     return {**node, **moved, "options": {**kept, **other["options"]}}

@@ -15,18 +15,20 @@ from torch import Tensor
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.data.recording import Recording, joined
 from rheo.envs.data.writing import write
+from rheo.envs.manipulation.registry import told_of
 from rheo.envs.paths import expanded
 from rheo.envs.recorder import collect
 from rheo.envs.rollout import evaluate
 from rheo.envs.scores import normalized_score
-from rheo.errors import RheoError
+from rheo.errors import MACHINE, RheoError
 from rheo.files import put_text, sha256
 from rheo.policies.plain import PlainActor
 
+from . import scripted
 from .assemble import elsewhere, make_env, prepare, refuse_other_world, revived
 from .config.compose import allow_typed, compose
 from .config.top import EVAL_SEED
-from .config.verbs import Collecting
+from .config.verbs import SCRIPTED, Collecting
 from .config.words import is_there
 from .store.provenance import versions
 from .store.run import Run
@@ -96,7 +98,14 @@ class Maker:
         env = make_env({"env": node}, count)
         assert env is not None
         self.env_id, self.max_steps = env.env.id, env.env.max_steps
+        self.parts, self.env_options = env.env.obs_parts or {}, dict(node.get("options") or {})
         return env
+
+    def told(self) -> dict[str, Any]:
+        """What the file says of the environment and of its observations."""
+        keys = {"obs_keys": list(self.parts), "obs_widths": list(self.parts.values())}
+        known = {"env_id": self.env_id} | (keys if self.parts else {})
+        return known | told_of(self.env_id, self.env_options)
 
     def of_run(self, name: str, count: int, generator: torch.Generator) -> tuple[ChunkEnv, Act]:
         """A run folder's deployed policy, in its own environment unless another is named."""
@@ -228,19 +237,29 @@ def of_actor(path: Path, env: ChunkEnv, sample: bool, generator: torch.Generator
 
 def main(asked: Collecting) -> int:
     """Collects and writes a data set with its card."""
+    if asked.set == SCRIPTED:
+        return scripted.main(asked)
     maker = Maker(asked)
     if asked.set is None:
         parts = [(Source(asked.names[0], asked.noise, asked.sample), asked.steps)]
     else:
         parts = maker.plan(asked.set)
     recordings, sources = [], []
+    stopped = None
     for index, (source, steps) in enumerate(parts):
         recording = maker.record(source, steps, asked.seed + 1000 * index)
         recordings.append(recording)
         sources.append(about(source) | figures(recording, maker))
         print(f"{source.name}: {describe(sources[-1])}", flush=True)
+        stopped = recording.about.get("stopped")
+        if stopped is not None:
+            break
     whole = recordings[0] if len(recordings) == 1 else joined(recordings)
+    if stopped is not None:
+        whole = whole._replace(about=whole.about | {"stopped": stopped})
     finish(expanded(asked.out), whole, maker, asked, sources)
+    if stopped is not None:
+        raise RheoError(f"{stopped}\nWhat was collected until then is in {asked.out}", MACHINE)
     return 0
 
 
@@ -248,8 +267,8 @@ def finish(
     out: Path, recording: Recording, maker: Maker, asked: Collecting, sources: list[dict[str, Any]]
 ) -> None:
     """Writes the file and its card, and says so."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write(recording, out, env_id=maker.env_id)
+    recording = recording._replace(about={**recording.about, **maker.told()})
+    write(recording, out, layout=asked.layout)
     card = {
         "file": out.name,
         "sha256": sha256(out),
@@ -257,6 +276,8 @@ def finish(
         "set": asked.set,
         "seed": asked.seed,
         "sources": sources,
+        "obs_keys": list(maker.parts),
+        "stopped": recording.about.get("stopped"),
         **figures(recording, maker),
         "versions": versions(),
     }

@@ -10,9 +10,9 @@ from rheo.envs.data.catalogue import fits
 from rheo.envs.data.faults import faults, saturated
 from rheo.envs.data.read import AUTO, load, mended
 from rheo.envs.data.recording import Reading, Recording, Refused, refuse
-from rheo.envs.data.writing import SUFFIXES, write
+from rheo.envs.data.writing import write
 from rheo.envs.memory import size_text
-from rheo.envs.paths import expanded
+from rheo.envs.paths import SUFFIXES, expanded, layout_of
 from rheo.envs.scores import normalized_score
 from rheo.errors import USER, RheoError
 
@@ -171,12 +171,19 @@ def files(paths: list[str]) -> list[str]:
     return found
 
 
+def tell_left_out(recording: Recording) -> None:
+    """Says what of a file its copy does not have."""
+    about = recording.about
+    lost = [*about.get("left_out", ()), *about.get("unread", ())]
+    if lost:
+        print(f"{about['path']}: not in the copy: {', '.join(map(str, lost))}")
+
+
 def convert(source: str, target: Path, options: Options) -> int:
     """Writes a file in another format. Refuses to write over one."""
     if target.exists():
         raise RheoError(f"{target} exists; remove it or choose another name")
-    if target.suffix not in SUFFIXES:
-        raise RheoError(f"{target}: the suffix must be one of {', '.join(SUFFIXES)}")
+    layout = layout_of(target, options["layout"])
     recording = opened(source, options)
     if options["on_bad"] != "keep":
         recording = mended(recording, options["on_bad"])
@@ -185,7 +192,8 @@ def convert(source: str, target: Path, options: Options) -> int:
     elif "jumps" in recording.about:
         text = "next_observations that are not the following ones cannot be kept; --on-bad drop"
         raise refuse(source, text)
-    write(recording, target)
+    write(recording, target, layout=layout)
+    tell_left_out(recording)
     steps, episodes = len(recording.action), len(recording.ends)
     print(f"{target}: {steps:,} steps in {episodes:,} episodes, {on_disk(str(target))[2:]}")
     return 0

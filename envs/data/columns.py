@@ -198,12 +198,17 @@ def can_be_read(
 
 
 def choose(
-    path: str, widths: Mapping[str, int], other: Mapping[str, str], reading: Reading, env_id: Any
+    path: str,
+    widths: Mapping[str, int],
+    other: Mapping[str, str],
+    reading: Reading,
+    env_id: Any,
+    told: Sequence[str] = (),
 ) -> list[str]:
     """The parts of a dictionary that are read, in order: the user's, the environment's, the usual.
 
     widths: the parts that can be read, with their columns. other: those that cannot, and what they
-    are. Raises Refused for a part that is not there.
+    are. told: the usual ones as the file names them. Raises Refused for a part that is not there.
     """
     keys, env = reading.obs_keys, reading.env_parts
     if keys is not None:
@@ -213,11 +218,12 @@ def choose(
         text = f"no low-dimensional observations; it holds {', '.join(listed(other)) or 'none'}"
         raise refuse(path, text, "obs")
     else:
-        keys = list(env) if env else usual(widths, env_id)
+        keys = list(env) if env else list(told) or usual(widths, env_id)
         lacking = [key for key in keys if key not in widths]
         if lacking:
+            whose = f"the environment's {listed_parts(env)}" if env else "the file's obs_keys"
             text = (
-                f"{', '.join(lacking)} of the environment's {listed_parts(env or {})}: not in the "
+                f"{', '.join(lacking)} of {whose}: not in the "
                 f"data, which hold {listed_parts(widths)}; data.obs_keys=[...] names what stands "
                 "for them, in that order"
             )

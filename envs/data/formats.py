@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import h5py
 
+from ..paths import SUFFIXES
 from .aloha import aloha, is_aloha
 from .columns import refuse_filter
 from .containers import hdf5, hdf5_attributes, hdf5_columns, hdf5_groups, kind_of, npz, tree
@@ -28,7 +29,6 @@ from .replay_zarr import Store
 from .robomimic import Robomimic, is_robomimic, natural
 
 OURS = "rheo"
-SUFFIXES = (".hdf5", ".h5", ".npz")
 SAME = ("obs_keys", "env_id", "control_mode")  # in all files that tell them
 UNIT = ("action_scale", "action_low", "action_high")  # in all files or in none, if they are read
 log = logging.getLogger("rheo")

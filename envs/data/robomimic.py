@@ -19,6 +19,7 @@ from . import trees
 from .catalogue import ROBOSUITE
 from .columns import choose
 from .containers import hdf5_attributes
+from .demos import DONES
 from .episodes import LEAVE_OUT, fault, misfits, upright
 from .recording import Fault, Part, Reading, Recording, Sizes, differing, refuse, stack
 from .successors import believed
@@ -48,7 +49,8 @@ class Robomimic:
 
     Which, and in which order, `parts.choose` says; parts of nested groups are named a/b. A
     demonstration ended by the task where `dones` is set at its last step and the reward there, if
-    any are stored, is positive: robomimic sets dones at the end of failed demonstrations too.
+    any are stored, is positive: robomimic sets dones at the end of failed demonstrations too, and
+    `demos.py`, whose files say so, does not.
     `filter` and `held` of the reading name lists of demonstrations in the file's group `mask`.
     """
 
@@ -95,7 +97,9 @@ class Robomimic:
             raise refuse(self.path, RAW if {"states", "actions"} <= set(held) else text, "obs")
         widths = {key: what for key, what in obs.items() if isinstance(what, int)}
         other = {key: what for key, what in obs.items() if isinstance(what, str)}
-        self.keys = choose(self.path, widths, other, self.reading, self.env_args().get("env_name"))
+        told = self.attributes.get("obs_keys") or ()  # as `demos.py` writes
+        name = self.env_args().get("env_name")
+        self.keys = choose(self.path, widths, other, self.reading, name, told)
         action = held.get("actions", "missing")
         if not isinstance(action, int):
             raise refuse(self.path, f"{action}; numbers [steps, dims] are needed", "actions")
@@ -148,7 +152,8 @@ class Robomimic:
         if after is not None:
             successor, jumps = after[-1], differing(after[:-1], obs[1:])
         ended = done is not None and bool(done.flat[-1])
-        ended = ended and (reward is None or bool(reward.flat[-1] > 0))
+        if not self.ours:
+            ended = ended and (reward is None or bool(reward.flat[-1] > 0))
         reward = None if reward is None else reward.reshape(-1)
         return Part(obs, upright(action), reward, ended, successor, jumps)
 
@@ -169,6 +174,11 @@ class Robomimic:
                     f"{group}/{new}".lstrip("/"), f"(not in all, {name} has it)"
                 )
 
+    @property
+    def ours(self) -> bool:
+        """Whether `demos.py` wrote it."""
+        return self.attributes.get("dones_are") == DONES
+
     def env_args(self) -> dict[str, Any]:
         """What robomimic builds the environment from."""
         args = self.attributes.get("env_args")
@@ -186,9 +196,12 @@ class Robomimic:
         about |= {"demos": self.demos, "left_out": listed(self.left_out), "unread": self.unread}
         about |= {"dt": 1 / rate} if rate else {}
         about |= {"env_args": args} if args else {}
-        about |= {"env_options": {"env_args": args}} if name in ROBOSUITE else {}
-        bounds = ("action_low", "action_high")  # attributes that a user may add
-        about |= {key: self.attributes[key] for key in bounds if key in self.attributes}
+        if name in ROBOSUITE:
+            about |= {"env_options": {"env_args": args}}
+        elif self.ours and args.get("env_kwargs"):
+            about |= {"env_options": args["env_kwargs"]}
+        units = ("action_low", "action_high", "action_scale")  # attributes that a user may add
+        about |= {key: self.attributes[key] for key in units if key in self.attributes}
         return about | (self.told_filters() if self.filters else {})
 
     def told_filters(self) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Writes a recording: HDF5 in D4RL's layout with attributes of ours, or npz with the same keys."""
+"""Writes a recording: HDF5 in D4RL's layout with attributes of ours, npz with the same keys, or
+robomimic's layout (`demos.py`).
+"""
 
 import json
 import os
@@ -12,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...files import atomically
-from ..paths import expanded
+from ..paths import expanded, layout_of
 from .columns import held
-from .formats import OURS, SUFFIXES
-from .recording import Column, Recording, block_rows, refuse
+from .demos import write_robomimic
+from .formats import OURS
+from .recording import Column, Recording, block_rows
 
 VERSION = 1
 OWN = {
@@ -23,30 +26,37 @@ OWN = {
     *("remarks", "limit", "undecided", "unit", "broken", "episodes", "filters", "filtered"),
     "unread",
 }
+BOUNDS = ("action_low", "action_high")  # told in robomimic's layout, which has words for the rest
 LEVEL = 4  # of gzip
 CHUNK = 4096  # rows of an HDF5 chunk
 
 
-def write(recording: Recording, path: str | os.PathLike, **attrs: Any) -> None:
+def write(
+    recording: Recording, path: str | os.PathLike, *, layout: str | None = None, **attrs: Any
+) -> None:
     """Writes a recording without loss; `read` of the file gives it back.
 
-    The suffix chooses: .hdf5 and .h5 are D4RL's keys (observations, actions, rewards, terminals,
-    timeouts, next_observations where any is known) and ours (episode_ends, successor_known,
-    attributes); .npz holds the same keys. Where a successor is not known, next_observations repeats
-    the last observation. Actions are stored in [-1, 1] (action_scale="unit"); action_low and
-    action_high in `attrs` are what they stand for. The file appears whole or not at all.
+    layout: one of `paths.LAYOUTS`; none: the first of the suffix. "d4rl" (.hdf5 and .h5) are D4RL's
+    keys (observations, actions, rewards, terminals, timeouts, next_observations where any is known)
+    and ours (episode_ends, successor_known, attributes); "npz" holds the same keys; for
+    "robomimic" see `demos.write_robomimic`. Where a successor is not known, next_observations
+    repeats the last observation. Actions are stored in [-1, 1] (action_scale="unit"); action_low
+    and action_high in `attrs` are what they stand for. The file appears whole or not at all.
 
-    Raises Refused for another suffix.
+    Raises EnvError for another suffix.
     """
     file = expanded(path)
-    if file.suffix not in SUFFIXES:
-        raise refuse(path, f"unknown suffix {file.suffix!r}; there are {', '.join(SUFFIXES)}")
+    layout = layout_of(file, layout)
     told = {k: v for k, v in recording.about.items() if k not in OWN}
-    told |= {"env_id": recording.about.get("env_id"), **attrs}
-    told |= {"format": OURS, "version": VERSION, "action_scale": "unit"}
-    told = {key: value for key, value in told.items() if value is not None}
-    writer = write_npz if file.suffix == ".npz" else write_hdf5
+    told |= {"env_id": recording.about.get("env_id"), **attrs, "action_scale": "unit"}
     file.parent.mkdir(parents=True, exist_ok=True)
+    if layout == "robomimic":
+        told = {key: told[key] for key in BOUNDS if told.get(key) is not None}
+        atomically(file, lambda part: write_robomimic(part, recording, told))
+        return
+    told |= {"format": OURS, "version": VERSION}
+    told = {key: value for key, value in told.items() if value is not None}
+    writer = write_npz if layout == "npz" else write_hdf5
     atomically(file, lambda part: writer(part, columns(recording), told))
 
 

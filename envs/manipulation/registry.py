@@ -5,6 +5,8 @@ and Meta-World need the versions of constraints-manipulation.txt.
 """
 
 import importlib
+from collections.abc import Mapping
+from typing import Any
 
 # module of a suite's package -> the file here that registers its tasks
 SUITES = {
@@ -17,3 +19,17 @@ SUITES = {
 def register(module: str) -> None:
     """Registers a suite's tasks. Raises ImportError where its package cannot be imported."""
     importlib.import_module(f"{__package__}.{SUITES[module]}").register()
+
+
+def told_of(env_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What recorded data say of the environment they are of, so that it can be made anew.
+
+    env_options: with what it is made here, if anything. env_args: robosuite's tasks in robomimic's
+    words.
+    """
+    suite, _, task = env_id.partition("/")
+    if suite != "robosuite":
+        return {"env_options": dict(options)} if options else {}
+    tasks = importlib.import_module(f"{__package__}.{SUITES[suite]}")
+    args = tasks.described(task.removesuffix("-v0"), **options)
+    return {"env_args": args, "env_options": {**options, "env_args": args}}

@@ -48,6 +48,21 @@ OURS = {
 }  # fmt: skip
 CAMERAS = ("camera_names", "camera_heights", "camera_widths", "camera_depths")
 FULL_PHYSICS = (1, 4, 1)  # versions up to this one computed every quantity in every substep
+OTHER_OBJECT = (1, 5)  # versions before this one made `object` in another way: see `before`
+# What `object` was made of then: objects with their pose from the gripper too, or parts as they are
+POSED = {
+    "PickPlaceCan": ("Can",), "NutAssemblySquare": ("SquareNut",),
+    "ToolHang": ("base", "frame", "tool"),
+}  # fmt: skip
+BESIDE = {
+    "ToolHang": ("frame_is_assembled", "tool_on_frame"),
+    "TwoArmTransport": (
+        "payload_pos", "payload_quat", "trash_pos", "trash_quat", "lid_handle_pos",
+        "lid_handle_quat", "target_bin_pos", "trash_bin_pos", "gripper0_to_payload",
+        "gripper0_to_lid_handle", "gripper1_to_payload", "gripper1_to_trash",
+        "payload_in_target_bin", "trash_in_trash_bin",
+    ),
+}  # fmt: skip
 
 
 @functools.cache
@@ -73,7 +88,8 @@ class Robosuite(gymnasium.Env):
     """One of TASKS. Its randomness is numpy's global generator (`seeded.Seeded` wraps it).
 
     task: robosuite's name. env_args: a robomimic file's, as JSON or a tree, which decide arms,
-    controller and control frequency; none: those of robomimic's public sets. obs_keys: which
+    controller, control frequency and, by their version, what `object` is (`before`); none: those
+    of robomimic's public sets with the `object` of the installed version. obs_keys: which
     observations, side by side; none: robomimic's usual ones (`parts.usual`). stop: whether success
     ends an episode, as robomimic evaluates; without, every solved step pays 1 until the time is up
     (DPPO, arXiv:2409.00588). hard_reset: build the model anew at every reset, which takes a second
@@ -94,11 +110,13 @@ class Robosuite(gymnasium.Env):
         hard_reset: bool = False,
     ) -> None:
         settings = arguments(task, env_args) | {"hard_reset": hard_reset}
-        self.task, self.stop, self.settings = task, stop, settings
+        version = read(env_args).get("env_version")
+        self.before = version is not None and numbers(version) < OTHER_OBJECT
+        self.task, self.stop = task, stop
         with drawing_from(np.random.MT19937(0)):
             self.env = package().make(task, **settings)
-        shown = self.env._get_observations(force_update=True)
-        held = {name: np.size(value) for name, value in named(shown).items()}
+        self.seen = self._named(self.env._get_observations(force_update=True))  # of the latest step
+        held = {name: np.size(value) for name, value in self.seen.items()}
         self.obs_keys = list(obs_keys or usual(held))
         for key in self.obs_keys:
             if key not in held:
@@ -111,10 +129,16 @@ class Robosuite(gymnasium.Env):
         low, high = self.env.action_spec
         self.action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32))
 
+    def _named(self, observations: Mapping[str, Any]) -> dict[str, Any]:
+        """Numbers of a step by their names, `object` as the version of the file made it."""
+        seen = named(observations)
+        return seen | {"object": before(self.task, seen)} if self.before else seen
+
     def _flat(self, observations: Mapping[str, Any]) -> NDArray:
         """The parts side by side, [Do]."""
-        held = named(observations)
-        return np.concatenate([np.ravel(held[key]) for key in self.obs_keys]).astype(np.float64)
+        self.seen = self._named(observations)
+        parts = [np.ravel(self.seen[key]) for key in self.obs_keys]
+        return np.concatenate(parts).astype(np.float64)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -128,14 +152,18 @@ class Robosuite(gymnasium.Env):
         ends = self.stop and success
         return self._flat(observations), float(reward), ends, False, {"success": success}
 
-    def env_args(self) -> dict[str, Any]:
-        """This environment in robomimic's words."""
-        return {
-            "env_name": self.task,
-            "env_version": package().__version__,
-            "type": 1,
-            "env_kwargs": copy.deepcopy(self.settings),
-        }
+    def shown(self) -> dict[str, NDArray]:
+        """What robomimic keeps of the latest step, all of the arms and `object`, and obs_keys."""
+        kept = [key for key in self.seen if key.startswith(("robot", "object"))]
+        return {key: np.array(self.seen[key]) for key in dict.fromkeys([*kept, *self.obs_keys])}
+
+    def sim_state(self) -> NDArray:
+        """The simulator's state: time, positions, velocities."""
+        return np.array(self.env.sim.get_state().flatten())
+
+    def model_xml(self) -> str:
+        """The simulator's model as XML."""
+        return self.env.sim.model.get_xml()
 
     def close(self) -> None:
         self.env.close()
@@ -148,6 +176,28 @@ def named(observations: Mapping[str, Any]) -> dict[str, Any]:
     """
     parts = {"object" if key == "object-state" else key: v for key, v in observations.items()}
     return {key: v for key, v in parts.items() if not key.endswith("-state") and np.ndim(v) < 2}
+
+
+def before(task: str, seen: Mapping[str, Any]) -> NDArray:
+    """`object` as robosuite made it before 1.5, which robomimic's public sets were recorded with.
+
+    Lift's last part was hand - cube, now it is cube - hand. Of every object of can, square and tool
+    hang the pose came first, then that pose from the gripper at the same step; now the latter comes
+    first, is 0 at the start and is of the object's place one step earlier. Transport told at its
+    end whether it is done, now in the middle.
+    """
+    if task == "Lift":
+        cube = seen["cube_pos"]
+        return np.concatenate([cube, seen["cube_quat"], seen["robot0_eef_pos"] - cube])
+    poses = importlib.import_module("robosuite.utils.transform_utils")
+    parts: list[Any] = []
+    for name in POSED.get(task, ()):
+        pose = seen[f"{name}_pos"], seen[f"{name}_quat"]
+        hand = poses.pose2mat((seen["robot0_eef_pos"], seen["robot0_eef_quat"]))
+        turned = poses.pose_in_A_to_pose_in_B(poses.pose2mat(pose), poses.pose_inv(hand))
+        parts += [*pose, *poses.mat2pose(turned)]
+    parts += [seen[name] for name in BESIDE.get(task, ())]
+    return np.concatenate([np.ravel(part) for part in parts])
 
 
 def arguments(task: str, env_args: str | Mapping[str, Any] | None) -> dict[str, Any]:
@@ -167,10 +217,26 @@ def arguments(task: str, env_args: str | Mapping[str, Any] | None) -> dict[str, 
     configs = [controller(one, robot) for one, robot in zip(old, robots, strict=True)]
     version = told.get("env_version")
     if version is not None:
-        settings["lite_physics"] = numbers(version) > FULL_PHYSICS
+        settings.setdefault("lite_physics", numbers(version) > FULL_PHYSICS)
     for key in CAMERAS:
         settings.pop(key, None)
     return settings | OURS | {"controller_configs": configs if arms > 1 else configs[0]}
+
+
+def described(
+    task: str, env_args: str | Mapping[str, Any] | None = None, hard_reset: bool = False, **_: Any
+) -> dict[str, Any]:
+    """A task with its options in robomimic's words, from which its tools make the same one.
+
+    The version is that of the env_args, if they tell one: it says what `object` is.
+    """
+    settings = arguments(task, env_args) | {"hard_reset": hard_reset}
+    return {
+        "env_name": task,
+        "env_version": read(env_args).get("env_version") or package().__version__,
+        "type": 1,
+        "env_kwargs": settings,
+    }
 
 
 def read(env_args: str | Mapping[str, Any] | None) -> dict[str, Any]:

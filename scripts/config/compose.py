@@ -85,7 +85,7 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     if not any(one.key_or_group == "env" for one in groups):
         chosen += recorded_in(told)
     base = compose_groups(chosen, roots[1:], errors)
-    made_as_recorded(base, told, overrides)
+    made_as_recorded(base, told, overrides, chosen)
     base["config_dir"] = [str(root) for root in roots[1:]]
     for word in [word for word in chosen if word.startswith("source=")][-1:]:
         others = [other for other in chosen if not other.startswith("source=")]
@@ -195,10 +195,20 @@ def recorded_in(told: Any) -> list[str]:
     return [f"env={found[0]}"] if found and not lacking else []
 
 
-def made_as_recorded(base: dict[str, Any], told: Any, overrides: list[Override]) -> None:
-    """Gives the environment of the data what their file says that it was made with."""
+def made_as_recorded(
+    base: dict[str, Any], told: Any, overrides: list[Override], chosen: list[str]
+) -> None:
+    """Gives the environment of the data what their file says that it was made with.
+
+    Where the file of its suite leaves the id open, and none is typed, that is the data's.
+    """
     env, values = base.get("env"), {one.key_or_group: one.value() for one in overrides}
-    if told is not None and isinstance(env, dict) and environment_of(base, values) == told.env_id:
+    if told is None or told.env_id is None or not isinstance(env, dict):
+        return
+    suite = f"env={told.env_id.partition('/')[0]}"
+    if "env.id" not in values and env.get("id") == "???" and suite in chosen:
+        env["id"] = told.env_id
+    if environment_of(base, values) == told.env_id:
         env["options"] = {**told.options, **(env.get("options") or {})}
 
 

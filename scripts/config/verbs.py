@@ -6,7 +6,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rheo.envs.paths import expanded
+from rheo.envs.paths import LAYOUTS, expanded, layout_of
 from rheo.errors import RheoError, nearest
 
 from ..store.where import existing
@@ -49,17 +49,23 @@ usage: rheo compare RUN... [metric=score|return|success_once|success_at_end] [ou
 usage: rheo collect RUN|ACTOR.npz|random out=FILE [env=NAME] [steps=N | episodes=N]
                     [noise=0] [sample=true|false] [seed=0] [num_envs=20]
        rheo collect set=random|medium|medium_replay|medium_expert|expert out=FILE
-                    env=NAME actors=FOLDER|FILE,FILE,... [steps=1000000]""",
+                    env=NAME actors=FOLDER|FILE,FILE,... [steps=1000000]
+       rheo collect set=scripted out=FILE env=lift|can|fetch_reach|fetch_push|
+                    fetch_pick_and_place|metaworld/TASK [episodes=100] [noise=0]
+                    [keep=success|all] [past=5] [seed=0]
+options: layout=npz|d4rl|robomimic   how the file is written: npz, or .hdf5 in a layout
+         past=N   steps that a demonstration goes on after its task is solved""",
     "data": """\
 usage: rheo data info FILE...                what is in files, or minari:DATASET_ID
        rheo data check FILE|FOLDER...       what is wrong, a line each; 2 when something is
-       rheo data convert IN OUT             to .hdf5 or .npz, without loss
+       rheo data convert IN OUT             to .npz, or .hdf5 in D4RL's or robomimic's layout
        rheo data fetch NAME [--from FILE|URL] [--to DIR] [--yes]
 options: --time-limit N   steps after which an episode is cut where its end is not marked
          --obs-keys A,B   observations of robomimic and Minari data sets
          --action-scale auto|unit|physical|extremes   actions in [-1, 1], or in bounds
          --filter KEY     the demonstrations of a filter key (mask/KEY) of robomimic files
-         --on-bad refuse|drop|clip|keep   what convert does with errors""",
+         --on-bad refuse|drop|clip|keep   what convert does with errors
+         --layout npz|d4rl|robomimic      what convert writes""",
     "doctor": "usage: rheo doctor",
 }
 # ------------------------------------------------------------------ runs
@@ -208,7 +214,8 @@ def compare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
 # ------------------------------------------------------------------ data
 
-SETS = ("random", "medium", "medium_replay", "medium_expert", "expert")
+SCRIPTED = "scripted"
+SETS = ("random", "medium", "medium_replay", "medium_expert", "expert", SCRIPTED)
 
 
 class Collecting(NamedTuple):
@@ -227,6 +234,9 @@ class Collecting(NamedTuple):
     num_envs: int
     set: str | None
     actors: str | None
+    keep: str  # of demonstrations: success or all
+    past: int  # steps that they go on after their task is solved
+    layout: str | None
 
 
 def amount(text: str) -> float:
@@ -241,7 +251,11 @@ COLLECTING = {
     **{"steps": Option(None, count), "episodes": Option(None, count)},
     **{"noise": Option(0.0, amount), "sample": Option(False, switch), "seed": Option(0, natural)},
     **{"num_envs": Option(20, count), "set": Option(None, one_of(*SETS))},
+    **{"keep": Option("success", one_of("success", "all")), "past": Option(5, natural)},
+    "layout": Option(None, one_of(*LAYOUTS)),
 }
+# what says nothing of scripted demonstrations, and what is said of nothing else
+NOT_SCRIPTED, OF_SCRIPTED = ("actors", "steps", "sample", "num_envs"), ("keep", "past")
 
 
 def collect(argv: Sequence[str]) -> Collecting:
@@ -254,27 +268,45 @@ def collect(argv: Sequence[str]) -> Collecting:
         raise RheoError(f"out=FILE has to be given\n{usage}")
     if found["steps"] is not None and found["episodes"] is not None:
         raise RheoError("steps= and episodes= contradict each other; give one of them")
+    typed = {word.partition("=")[0] for word in own}
+    scripted = found["set"] == SCRIPTED
+    for key in NOT_SCRIPTED if scripted else OF_SCRIPTED:
+        if key in typed:
+            kind = "is not for" if scripted else "is for"
+            raise RheoError(f"{key}= {kind} set={SCRIPTED}; leave it out")
     if found["set"] is not None:
         refuse_set(found)
     if len(words.runs) != (found["set"] is None):
         raise RheoError(usage)
-    if found["episodes"] is None and found["steps"] is None:
+    if scripted:
+        found["episodes"] = found["episodes"] or 100
+        inner = [*of_metaworld(found), *inner]
+    elif found["episodes"] is None and found["steps"] is None:
         found["steps"] = 1_000_000 if found["set"] else 10_000
     out = expanded(found["out"])
-    if out.suffix not in (".hdf5", ".npz"):
-        raise RheoError(f"out={out}: must end in .hdf5 or .npz")
+    layout_of(out, found["layout"])
     if out.exists():
         raise RheoError(f"out={out}: exists; choose another name")
     return Collecting(words.runs, words.flagged, inner, **found)
 
 
+def of_metaworld(found: dict[str, Any]) -> list[str]:
+    """env=metaworld/TASK as the file of Meta-World's tasks and the id of one."""
+    suite, _, task = found["env"].partition("/")
+    if suite != "metaworld" or not task:
+        return []
+    env_id, found["env"] = found["env"], suite
+    return [f"env.id={env_id}"]
+
+
 def refuse_set(found: Mapping[str, Any]) -> None:
     """Raises RheoError for a set that cannot be built."""
-    if found["episodes"] is not None:
+    graded = found["set"] != SCRIPTED
+    if graded and found["episodes"] is not None:
         raise RheoError("set= is measured in steps; give steps= instead of episodes=")
     if found["env"] is None:
-        raise RheoError("set= needs env=NAME, for example env=hopper_v4")
-    if found["set"] != "random" and found["actors"] is None:
+        raise RheoError(f"set= needs env=NAME, for example env={'hopper_v4' if graded else 'lift'}")
+    if graded and found["set"] != "random" and found["actors"] is None:
         raise RheoError(
             f"set={found['set']} needs actors=FOLDER of .npz actors, or actors=RUN,RUN,... of "
             "runs of different quality (rheo train algo=sac env=NAME, stopped at other steps)"
@@ -294,7 +326,11 @@ READING = {
 DATA = {  # verb -> its options, and how many names it takes at most
     **{"info": (READING, None), "check": (READING, None)},
     "convert": (
-        {**READING, "on_bad": Option("refuse", one_of("refuse", "drop", "clip", "keep"))},
+        {
+            **READING,
+            "on_bad": Option("refuse", one_of("refuse", "drop", "clip", "keep")),
+            "layout": Option(None, one_of(*LAYOUTS)),
+        },
         2,
     ),
     "fetch": ({"from": Option(None), "to": Option(None), "yes": Option(False, switch)}, 1),

@@ -8,8 +8,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 from shipped import env_id, skip_where_it_cannot_run
 
+from rheo.envs import families
 from rheo.envs.suites import chunked, make
 from rheo.errors import EnvError, RheoError
 from rheo.scripts.cli import main
@@ -203,6 +205,49 @@ def test_an_old_controllers_keys_are_todays() -> None:
     assert (arm["input_type"], arm["input_ref_frame"]) == ("absolute", "world")
     assert settings["lite_physics"] is False
     assert arguments("Lift", {"env_version": "1.5.1"})["lite_physics"] is True
+
+
+def seen_twice(task: str, steps: int = 3) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The same steps as observed for a file of robosuite 1.4, and as 1.5 observes them."""
+    skip_where_it_cannot_run("lift")
+    families.register(f"robosuite/{task}-v0")
+    kwargs = {"env_version": "1.4.1", "env_kwargs": {"lite_physics": True}}
+    old, new = (families.make(f"robosuite/{task}-v0", o) for o in ({"env_args": kwargs}, {}))
+    rng, found = np.random.default_rng(0), []
+    for env in (old, new):
+        env.reset(seed=1)
+    for _ in range(steps):
+        action = rng.uniform(-1, 1, new.action_space.shape)
+        for env in (old, new):
+            env.step(action)
+        bases: tuple[Any, Any] = (old.unwrapped, new.unwrapped)
+        found.append((dict(bases[0].seen), dict(bases[1].seen)))
+    return found
+
+
+def test_lifts_object_of_an_older_file_ends_with_hand_minus_cube() -> None:
+    for old, new in seen_twice("Lift"):
+        np.testing.assert_array_equal(old["object"][:7], new["object"][:7])
+        np.testing.assert_allclose(old["object"][7:], new["robot0_eef_pos"] - new["cube_pos"])
+        np.testing.assert_allclose(old["object"][7:], -new["object"][7:])
+
+
+def test_cans_object_of_an_older_file_is_its_pose_and_then_that_from_the_hand() -> None:
+    for old, new in seen_twice("PickPlaceCan"):
+        place, turn = new["Can_pos"], Rotation.from_quat(new["Can_quat"])
+        hand = Rotation.from_quat(new["robot0_eef_quat"])
+        np.testing.assert_array_equal(old["object"][:7], [*place, *new["Can_quat"]])
+        apart = hand.inv().apply(place - new["robot0_eef_pos"])
+        np.testing.assert_allclose(old["object"][7:10], apart, atol=1e-6)
+        turned = Rotation.from_quat(old["object"][10:])
+        assert (turned.inv() * hand.inv() * turn).magnitude() < 1e-3
+        np.testing.assert_array_equal(new["object"][7:], [*place, *new["Can_quat"]])
+
+
+def test_transports_object_of_an_older_file_tells_at_its_end_whether_it_is_done() -> None:
+    ((old, new),) = seen_twice("TwoArmTransport", 1)
+    order = [*range(27), *range(29, 41), 27, 28]
+    np.testing.assert_array_equal(old["object"], new["object"][order])
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,14 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import gymnasium
+import h5py
 import numpy as np
 import pytest
 
-from rheo.envs.data.read import read
+from rheo.envs.data.read import played_in, read
 from rheo.envs.scores import REFERENCES
 from rheo.scripts.cli import main
 
@@ -139,3 +142,70 @@ def test_files_are_never_overwritten(collect, tmp_path):
 def test_an_actor_of_another_environment_is_refused_with_both_sizes(collect):
     code, _, printed = collect(str(EXPERTS / "walker2d_tqc_sb3.npz"), "env=hopper_v4", "steps=5")
     assert code == 2 and "gives 6, but Hopper-v4 has 11 observations and 3 actions" in printed
+
+
+class Falling(gymnasium.Env):
+    """Episodes of four steps; the step after the eleventh of all raises."""
+
+    def __init__(self, steps: int = 11):
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+        self.action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+        self.left, self.count = steps, 0
+
+    def reset(self, *, seed=None, options=None):
+        self.count = 0
+        return np.zeros(2), {}
+
+    def step(self, action):
+        self.left, self.count = self.left - 1, self.count + 1
+        if self.left < 0:
+            raise RuntimeError("no power")
+        return np.full(2, self.count), 1.0, self.count == 4, False, {}
+
+
+FALLING: Any = Falling
+
+
+@pytest.mark.parametrize("amount", ["steps=30", "episodes=9"])
+@pytest.mark.parametrize("out", ["set.hdf5", "set.npz"])
+def test_what_was_collected_before_an_environment_failed_is_kept_and_said(
+    collect, capsys, amount, out
+):
+    if "RheoFalling-v0" not in gymnasium.registry:
+        gymnasium.register("RheoFalling-v0", FALLING)
+    words = ("env=gym", "env.id=RheoFalling-v0", amount, "num_envs=1")
+    code, _, printed = collect("random", *words, out=out)
+    assert code == 3
+    assert (
+        "environment 0 (seed 0, episode 3), step 4: step raised RuntimeError: no power" in printed
+    )
+    assert f"What was collected until then is in {out}" in printed
+    kept = read(out)
+    assert kept.ends.tolist() == [4, 8, 11] and kept.terminated.nonzero()[0].tolist() == [3, 7]
+    assert kept.obs[kept.successor[2]].tolist() == [3, 3]
+    card = card_of(out)
+    assert card["steps"] == 11 and "no power" in card["stopped"]
+
+
+def test_an_environment_that_fails_at_once_leaves_no_file(collect, tmp_path):
+    if "RheoFalling-v0" not in gymnasium.registry:
+        gymnasium.register("RheoFalling-v0", FALLING)
+    words = ("env=gym", "env.id=RheoFalling-v0", "env.options.steps=0", "steps=30", "num_envs=2")
+    code, _, printed = collect("random", *words)
+    assert code == 2 and "step 1: step raised RuntimeError: no power" in printed
+    assert not list(tmp_path.glob("set*"))
+
+
+@pytest.mark.parametrize("words", [("layout=robomimic",), ()])
+def test_parts_and_options_of_the_environment_are_written(collect, words):
+    pytest.importorskip("gymnasium_robotics")
+    made = ("env=pointmaze_umaze", "env.options.max_episode_steps=20", "steps=60", "num_envs=2")
+    code, recording, _ = collect("random", *made, *words)
+    assert code == 0 and recording.about["obs_keys"] == ["observation", "desired_goal"]
+    assert recording.about["obs_widths"] == [4, 2]
+    assert card_of("set.hdf5")["obs_keys"] == ["observation", "desired_goal"]
+    told = played_in("set.hdf5")
+    assert told.env_id == "PointMaze_UMaze-v3"
+    assert told.options["max_episode_steps"] == 20
+    with h5py.File("set.hdf5") as file:
+        assert ("data" in file) == bool(words)

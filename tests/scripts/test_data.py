@@ -174,7 +174,7 @@ def test_a_conversion_never_writes_over_a_file(
     assert "exists; remove it or choose another name" in capsys.readouterr().err
     assert out.read_text() == "mine"
     assert main(["data", "convert", str(path), str(tmp_path / "b.zarr")]) == 2
-    assert "must be one of .hdf5, .h5, .npz" in capsys.readouterr().err
+    assert "there are .hdf5, .h5, .npz" in capsys.readouterr().err
 
 
 def test_a_conversion_refuses_clips_or_keeps_what_is_wrong(

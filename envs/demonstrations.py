@@ -1,0 +1,193 @@
+"""Demonstrations: episodes of the script that solves a task, played one after the other."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from time import perf_counter
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EnvError
+from . import families
+from .data.demos import FLAT, Demo
+from .data.recording import Part, Recording, Sizes, stack
+from .guard import ours, reset_warnings, told, truth
+from .manipulation.registry import told_of
+from .manipulation.scripted import script_of
+from .mujoco import snapshot
+from .parts import places
+
+log = logging.getLogger("rheo")
+GIVE_UP = 10  # attempts for each demonstration that is wanted
+SAID = 30.0  # seconds after which, again and again, the count is said
+NOISE = 1  # tells the noise's seeds from the environment's
+STOPPING = ("robosuite/", "metaworld/")  # whose success ends an episode unless `stop` is false
+
+
+class Demonstrations:
+    """Episodes of an environment's script. They are played while they are iterated over.
+
+    Attempt i starts from seed + i and has noise of its own. What the environment was told is kept:
+    the script's action plus noise (of deviation `noise` times the script's `spread`), clipped to
+    [-1, 1], in float32. An attempt goes on until `past` steps beside the first were solved, as
+    people do, or its time is up, and is a success if its last step is solved.
+
+    options: the environment's. episodes: how many are kept. keep: "success" discards the others.
+    attempts, successes, kept: counted so far. broken: what ended the iteration early, None if
+    nothing did; the demonstrations before it hold.
+
+    Raises EnvError for an environment without a script.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        options: Mapping[str, Any],
+        *,
+        episodes: int,
+        noise: float = 0.0,
+        keep: Literal["success", "all"] = "success",
+        past: int = 5,
+        seed: int = 0,
+    ) -> None:
+        families.register(env_id)
+        self.script = script_of(env_id)
+        self.id, self.episodes, self.noise, self.keep = env_id, episodes, noise, keep
+        self.past, self.seed = past, seed
+        self.attempts = self.successes = self.kept = 0
+        self.broken: str | None = None
+        self.told = told_of(env_id, options)
+        stopping = env_id.startswith(STOPPING)
+        self.stops = stopping and bool(options.get("stop"))
+        same = {**options, **self.told.get("env_options", {})}  # as it is told, so made anew
+        self.env = families.make(env_id, same | ({"stop": False} if stopping else {}))
+        width = self.env.observation_space.shape
+        assert width is not None
+        self.observed = families.parts_of(self.env) or {FLAT: width[0]}  # by a policy
+        self.step = 0
+
+    def start(self) -> NDArray:
+        """A new attempt's first observation [Do]."""
+        self.step = 0
+        return self.env.reset(seed=self.seed + self.attempts)[0]
+
+    def parts(self, obs: NDArray) -> dict[str, NDArray]:
+        """What is kept of a step: at least the parts of `obs` [Do]."""
+        shown = getattr(self.env.unwrapped, "shown", None)
+        if shown is not None:
+            return shown()
+        spans = places(self.observed)
+        return {key: obs[at : at + width].copy() for key, (at, width) in spans.items()}
+
+    def seen(self, kept: dict[str, NDArray]) -> Mapping[str, NDArray]:
+        """What the script sees of a step: all that robosuite observes, elsewhere what is kept."""
+        return getattr(self.env.unwrapped, "seen", kept)
+
+    def __iter__(self) -> Iterator[Demo]:
+        due = perf_counter() + SAID
+        while self.kept < self.episodes:
+            if self.attempts >= GIVE_UP * self.episodes:
+                self.broken = f"{self.id}: given up after {self.attempts} attempts"
+                return
+            try:
+                demo = self.attempt()
+            except Exception as error:
+                if ours(error) and not isinstance(error, EnvError):
+                    raise
+                self.broken = f"{self.place()}: {told(error)}"
+                return
+            self.attempts += 1
+            if demo is not None:
+                self.kept += 1
+                yield demo
+            if perf_counter() > due:
+                due += SAID
+                text = "%s: %d of %d demonstrations in %d attempts"
+                log.info(text, self.id, self.kept, self.episodes, self.attempts)
+
+    def place(self) -> str:
+        """'Id-v0, attempt 3 (seed 10), step 12'."""
+        seed = self.seed + self.attempts
+        return f"{self.id}, attempt {self.attempts} (seed {seed}), step {self.step}"
+
+    def attempt(self) -> Demo | None:
+        """One episode; None where it is discarded."""
+        rng = np.random.default_rng((NOISE, self.seed + self.attempts))
+        kept, states, actions, rewards = [self.parts(self.start())], [], [], []
+        xml = self.model()
+        plan = self.script.plan(self.seen(kept[0]))
+        action = next(plan)
+        solved, success, over = 0, False, False
+        while not over:
+            states.append(state_of(self.env))
+            actions.append(self.noisy(action, rng))
+            self.step += 1
+            obs, reward, ends, cut, info = self.env.step(actions[-1])
+            if self.unsound(obs, reward):
+                log.warning("%s: the physics broke; the attempt is discarded", self.place())
+                return None
+            kept.append(self.parts(obs))
+            rewards.append(float(reward))
+            success = bool(truth(info.get(families.success_key(info) or "")))
+            solved += success
+            over = bool(ends or cut or solved > self.past)
+            action = action if over else plan.send(self.seen(kept[-1]))
+        self.successes += success
+        if not success and self.keep == "success":
+            return None
+        told_env = np.stack(actions).astype(np.float64), np.array(rewards)
+        ended, places = success and self.stops, None if states[0] is None else np.stack(states)
+        return Demo(table(kept), *told_env, ended, places, xml)
+
+    def model(self) -> str | None:
+        """The model's XML, where the environment gives it."""
+        model = getattr(self.env.unwrapped, "model_xml", None)
+        return None if model is None else model()
+
+    def noisy(self, action: NDArray, rng: np.random.Generator) -> NDArray:
+        """What the environment is told [Da], float32."""
+        noise = self.noise * np.array(self.script.spread) * rng.standard_normal(len(action))
+        return np.clip(action + noise, -1, 1).astype(np.float32)
+
+    def unsound(self, obs: NDArray, reward: Any) -> bool:
+        """Whether the simulator reset itself inside a step, or gave a number that is none."""
+        data = snapshot.simulator(self.env)
+        reset = data is not None and data.warning.number[reset_warnings()].any()
+        return bool(reset) or not (np.isfinite(obs).all() and np.isfinite(reward))
+
+    def about(self) -> dict[str, Any]:
+        """What data of these episodes tell of their environment and their observations."""
+        parts = {"obs_keys": list(self.observed), "obs_widths": list(self.observed.values())}
+        return {"env_id": self.id, **parts, **self.told}
+
+    def close(self) -> None:
+        """Frees what the environment holds open."""
+        self.env.close()
+
+
+def table(rows: Sequence[Mapping[str, NDArray]]) -> dict[str, NDArray]:
+    """Parts of observations, one after the other."""
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def state_of(env: gymnasium.Env) -> NDArray | None:
+    """The simulator's state as robomimic keeps it: time, positions, velocities; None without."""
+    own: Any = getattr(env.unwrapped, "sim_state", None)
+    if own is not None:
+        return own()
+    data = snapshot.simulator(env)
+    return None if data is None else np.concatenate([[data.time], data.qpos, data.qvel])
+
+
+def recording_of(demos: Iterable[Demo], about: Mapping[str, Any]) -> Recording:
+    """Demonstrations as a recording of what `about` says that a policy observes."""
+    parts = []
+    for demo in demos:
+        obs = np.concatenate([demo.obs[key] for key in about["obs_keys"]], axis=1)
+        steps, none = len(demo.action), np.empty(0, np.int64)
+        parts.append(Part(obs[:steps], demo.action, demo.reward, demo.terminated, obs[steps], none))
+    steps, count = sum(len(part.action) for part in parts), len(parts)
+    sizes = Sizes(steps, count, count, parts[0].obs.shape[1], parts[0].action.shape[1], True)
+    return stack("memory", parts, sizes, "ram", dict(about))
