@@ -9,6 +9,7 @@ import functools
 import importlib
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ...errors import EnvError, nearest
+from ..cameras import SIZE, SUFFIX, Cameras
 from ..parts import usual
 from ..seeded import drawing_from
 
@@ -47,6 +49,7 @@ OURS = {
     "ignore_done": True, "use_object_obs": True, "reward_shaping": False,
 }  # fmt: skip
 CAMERAS = ("camera_names", "camera_heights", "camera_widths", "camera_depths")
+HIDDEN = (0,)  # group of geometries: what collides, which robosuite's own images do not show
 FULL_PHYSICS = (1, 4, 1)  # versions up to this one computed every quantity in every substep
 
 
@@ -74,7 +77,9 @@ class Robosuite(gymnasium.Env):
 
     task: robosuite's name. env_args: a robomimic file's, as JSON or a tree, which decide arms,
     controller and control frequency; none: those of robomimic's public sets. obs_keys: which
-    observations, side by side; none: robomimic's usual ones (`parts.usual`). stop: whether success
+    observations, side by side; none: robomimic's usual ones (`parts.usual`). cameras: whose images
+    are observed too, packed behind them (`pixels`); a key CAMERA_image names one as well. size:
+    their pixels, of a side or [height, width]. stop: whether success
     ends an episode, as robomimic evaluates; without, every solved step pays 1 until the time is up
     (DPPO, arXiv:2409.00588). hard_reset: build the model anew at every reset, which takes a second
     and draws Lift's cube in another size.
@@ -90,6 +95,8 @@ class Robosuite(gymnasium.Env):
         task: str,
         env_args: str | Mapping[str, Any] | None = None,
         obs_keys: list[str] | None = None,
+        cameras: list[str] | None = None,
+        size: int | list[int] = SIZE,
         stop: bool = True,
         hard_reset: bool = False,
     ) -> None:
@@ -99,7 +106,12 @@ class Robosuite(gymnasium.Env):
             self.env = package().make(task, **settings)
         shown = self.env._get_observations(force_update=True)
         held = {name: np.size(value) for name, value in named(shown).items()}
-        self.obs_keys = list(obs_keys or usual(held))
+        asked = list(obs_keys or usual(held))
+        views = [key.removesuffix(SUFFIX) for key in asked if key.endswith(SUFFIX)]
+        views += [name for name in cameras or [] if name not in views]
+        self.cameras = Cameras(views, size, HIDDEN)
+        self.obs_images = self.cameras.images
+        self.obs_keys = [key for key in asked if key not in self.obs_images]
         for key in self.obs_keys:
             if key not in held:
                 raise EnvError(
@@ -107,14 +119,19 @@ class Robosuite(gymnasium.Env):
                     + ", ".join(held)
                 )
         self.obs_parts = {key: held[key] for key in self.obs_keys}
-        self.observation_space = spaces.Box(-np.inf, np.inf, (sum(self.obs_parts.values()),))
+        self.obs_parts |= {key: math.prod(size) for key, size in self.obs_images.items()}
+        self.observation_space = spaces.Box(-np.inf, np.inf, self._flat(shown).shape)
         low, high = self.env.action_spec
         self.action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32))
 
     def _flat(self, observations: Mapping[str, Any]) -> NDArray:
         """The parts side by side, [Do]."""
         held = named(observations)
-        return np.concatenate([np.ravel(held[key]) for key in self.obs_keys]).astype(np.float64)
+        rows = [np.ravel(held[key]).astype(np.float64) for key in self.obs_keys]
+        if self.obs_images:
+            sim = self.env.sim
+            rows.append(self.cameras.look(sim.model._model, sim.data._data))
+        return np.concatenate(rows)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
