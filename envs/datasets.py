@@ -1,6 +1,7 @@
 """Recorded episodes as batches: windows for cloning, transitions for learning from rewards."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, Literal, TypeVar
 
@@ -14,9 +15,14 @@ from .batch import Batch, Windows
 from .chunk import ChunkEnv
 from .data.read import read
 from .data.recording import Reading, Recording, Stage
+from .encoded import See
+from .pixels import Images
+from .shift import Shift, shifted
 
 HELD_WINDOWS = 8192  # at most so many validation windows: a validation is one batch
+HELD_BYTES = 1 << 28  # and no more memory than this for their observations
 RETURN_RANGE = 1000.0  # what reward_norm=return_range scales the spread of returns to
+PIECE = 256  # observations that are encoded at a time
 SPARSE = 0.05  # rewards are sparse when fewer steps than this share have an unusual one
 AnyBatch = TypeVar("AnyBatch", Batch, Windows)
 
@@ -76,12 +82,14 @@ class Dataset:
     `env` (`units.in_unit`). storage: "mmap" keeps the large arrays in a temporary file. obs_keys:
     which observations of a file that names several; without it those of the environment, where
     there is one with names. filter: the filter key whose demonstrations are read. time_limit: steps
-    after which an episode is cut where the file marks no end.
+    after which an episode is cut where the file marks no end. features: how many numbers a trained
+    encoder makes of a step's images, which `encode` puts in their place; None: these stay.
     """
 
     generator: torch.Generator
     horizon: int
     env: InitVar[ChunkEnv | None] = None
+    features: Callable[[Images], int] | None = None
     _: KW_ONLY
     path: str | list[str]
     batch_size: Count
@@ -99,6 +107,7 @@ class Dataset:
         if not named and not 0.0 <= float(self.holdout) < 1.0:
             raise ValueError(f"data.holdout={self.holdout} must lie in [0, 1)")
         self.updates, device = 0, self.generator.device
+        self.shift: Shift | None = None  # of images, before they are learned from
         how = {name: getattr(self, name) for name in Reading._fields if hasattr(self, name)}
         recording = read(
             self.path,
@@ -108,9 +117,14 @@ class Dataset:
             env_parts=None if env is None else env.env.obs_parts,
         )
         self.about = recording.about
+        self.obs_images = recording.images
+        self.state_dim = recording.state.shape[1]
         self.digest = fingerprint(recording)
         self.obs = torch.from_numpy(recording.obs).to(device)  # [S + F, Do]
         self.action = torch.from_numpy(recording.action).to(device)  # [S, Da]
+        self.width = self.obs.shape[1]  # of an observation, as it is learned from
+        if self.features is not None and self.obs_images:
+            self.width = self.state_dim + self.features(self.obs_images)
         ends, lengths = map(torch.from_numpy, (recording.ends, recording.lengths))
         held = held_out_episodes(recording, self.holdout).repeat_interleave(lengths)
         small = torch.int32 if len(self.obs) < 2**31 else torch.int64
@@ -130,8 +144,18 @@ class Dataset:
 
     @property
     def obs_size(self) -> int:
-        """Size of an observation history."""
-        return self.obs.shape[1] * self.obs_steps
+        """Size of an observation history, as it is learned from."""
+        return self.width * self.obs_steps
+
+    @torch.no_grad()
+    def encode(self, see: See) -> None:
+        """Puts features in the place of all images, where there are to be some; once."""
+        if self.width == self.obs.shape[1]:
+            return
+        obs = torch.empty(len(self.obs), self.width, device=self.obs.device)
+        for start in range(0, len(obs), PIECE):
+            obs[start : start + PIECE] = see(self.obs[start : start + PIECE])
+        self.obs = obs
 
     @property
     def action_dim(self) -> int:
@@ -146,24 +170,33 @@ class Dataset:
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Training observations [S, To*Do] and actions [S, Da], for fitting normalisers.
 
-        Every place of a history holds the same observation, so that all get the same scale.
+        Every place of a history holds the same observation, so that all get the same scale. Of
+        observations with images only what stands before these.
         """
-        obs = self.obs[self.train_steps].repeat(1, self.obs_steps)
-        return obs, self.action[self.train_steps]
+        state = self.obs[:, : self.state_dim]
+        return state[self.train_steps].repeat(1, self.obs_steps), self.action[self.train_steps]
+
+    def beginning(self, count: int) -> Tensor:
+        """Observation histories of the first training steps, [count, To*Do] at most."""
+        return self.rows(self.train_steps[:count]).obs
 
     def next(self, act: Any) -> Any:
         """A batch of training rows; `act` is not needed."""
         self.updates += 1
         count, device = (self.batch_size,), self.generator.device
         pick = torch.randint(len(self.train_steps), count, generator=self.generator, device=device)
-        return self.rows(self.train_steps[pick])
+        return shifted(self.rows(self.train_steps[pick]), self.shift, self.generator)
 
     def held_out(self) -> Any:
-        """The validation rows, at most HELD_WINDOWS evenly spaced ones; None without any."""
+        """The validation rows, evenly spaced ones where there are many; None without any.
+
+        At most HELD_WINDOWS, whose observations take at most HELD_BYTES.
+        """
         count = len(self.held_steps)
         if not count:
             return None
-        stride = -(-count // HELD_WINDOWS)
+        most = min(HELD_WINDOWS, max(HELD_BYTES // (self.obs.element_size() * self.obs_size), 1))
+        stride = -(-count // most)
         return self.rows(self.held_steps[::stride])
 
     def rows(self, step: Tensor) -> Any:
@@ -341,6 +374,7 @@ class Mixed:
                 f"{replay.env.env.id} has {replay.env.obs_dim} and {replay.env.action_dim}"
             )
         self.obs_size, self.action_dim = dataset.obs_size, dataset.action_dim
+        self.obs_images, self.obs_steps = dataset.obs_images, dataset.obs_steps
         self.statistics, self.metrics = dataset.statistics, replay.metrics
 
     @property
@@ -351,6 +385,10 @@ class Mixed:
     def updates_in(self, steps: int) -> int:
         """Batches of a run of so many frames."""
         return self.replay.updates_in(steps)
+
+    def encode(self, see: See) -> None:
+        """See Dataset; the replay's environments encode for it."""
+        self.dataset.encode(see)
 
     def next(self, act: Any) -> Batch:
         """A batch: rows of the replay and recorded ones, shuffled.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rheo.algos.contract import Algorithm, completed
 from rheo.errors import RheoError
+from rheo.policies.normalize import affine
 
 from .assemble import twins
 from .config.build import target_of
@@ -30,6 +31,7 @@ log = logging.getLogger("rheo")
 APART = (
     *("algo.noise.std_min", "algo.noise.std_max", "algo.noise.schedule", "algo.noise.tuned_steps"),
     *("algo.editor.scale", "algo.noise_map.kind", "algo.noise_map.bound"),
+    *("eye.shift", "eye.frozen"),
 )
 SHAPING = ("algo.relative", "horizon", "env.obs_steps")  # what sizes of networks follow too
 OPTIONS = "env.options"
@@ -90,9 +92,14 @@ def donor_of(config: Mapping[str, Any]) -> Donor:
 
 
 def goes_on(config: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether a run takes all of another: its algorithm is the same and nothing else was asked."""
+    """Whether a run takes all of another: its algorithm is the same and nothing else was asked.
+
+    Where one of them keeps its encoder of images and the other does not, what acts is all that both
+    have: of several copies of an encoder the deployed policy's is the one to keep.
+    """
     same = config["algo"]["_target_"] == theirs["algo"]["_target_"]
-    return same and config.get("init_part", "auto") == "auto"
+    still = bool(inside(config, "eye.frozen")) == bool(inside(theirs, "eye.frozen"))
+    return same and still and config.get("init_part", "auto") == "auto"
 
 
 def modules(algo: Algorithm) -> dict[str, torch.nn.Module]:
@@ -218,7 +225,7 @@ def share_statistics(algo: Algorithm) -> None:
     for part in vars(algo).values():
         norm = getattr(part, "obs_norm", None)
         if given is not None and norm is not None and not norm.ready and norm.kind == given.kind:
-            norm.load_state_dict(given.state_dict())
+            affine(norm).load_state_dict(affine(given).state_dict())
 
 
 # ---- what weights mean -------------------------------------------------------------------------
@@ -238,6 +245,8 @@ def meaning(node: Mapping[str, Any], place: str) -> dict[str, Any]:
 def networks(algo: Algorithm, config: Mapping[str, Any], same: bool) -> dict[str, Any]:
     """`meaning` of all networks that are taken over."""
     found = meaning(config["policy"], "policy")
+    if hasattr(getattr(algo.policy, "obs_norm", None), "encode"):
+        found |= meaning(config.get("eye") or {}, "eye")
     parts = modules(algo) if same else {}
     nodes = {"critic": config["critic"]} if "critic" in parts else {}
     nodes |= {f"algo.{name}": config["algo"].get(name) for name in parts}
