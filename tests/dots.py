@@ -29,7 +29,7 @@ class Dots(gymnasium.Env):
         shown = Box(0, 255, (size, size, 3), np.uint8)
         names = ["front_image", "side_image"][:cameras]
         self.size, self.names = size, names
-        parts: dict[str, Any] = {name: shown for name in names}
+        parts: dict[str, Any] = dict.fromkeys(names, shown)
         self.observation_space = Dict({**parts, "tip": Box(-1, 1, (1,))})
         self.action_space = Box(-1, 1, (1,), np.float32)
 

@@ -128,10 +128,12 @@ class Robosuite(gymnasium.Env):
         """The parts side by side, [Do]."""
         held = named(observations)
         rows = [np.ravel(held[key]).astype(np.float64) for key in self.obs_keys]
-        if self.obs_images:
-            sim = self.env.sim
-            rows.append(self.cameras.look(sim.model._model, sim.data._data))
-        return np.concatenate(rows)
+        return np.concatenate([*rows, self.look()] if self.obs_images else rows)
+
+    def look(self) -> NDArray:
+        """What the cameras see, packed."""
+        sim = self.env.sim
+        return self.cameras.look(sim.model._model, sim.data._data)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
