@@ -1,6 +1,7 @@
 """Images of MuJoCo's cameras, without a window: of any environment that has a model and data."""
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import os
@@ -51,10 +52,11 @@ def context() -> Any:
 
 
 def leave(drawing: Any) -> None:
-    """Frees what is drawn on while the driver is still there."""
-    for held in canvases.values():
-        held.context.free()
-    drawing.free()
+    """Frees what is drawn on while the driver is still there, unless others have closed it."""
+    with contextlib.suppress(Exception):
+        for held in canvases.values():
+            held.context.free()
+        drawing.free()
 
 
 class Canvas:
