@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import dots
+import numpy as np
 import pytest
 import torch
 from shipped import ALGOS, config, small, tunes
 
+from rheo.envs.data.read import read
+from rheo.envs.pixels import unpacked
 from rheo.errors import RheoError
 from rheo.scripts.assemble import Sizes, entered, fit_statistics, make_algo, make_env
 from rheo.scripts.cli import main
@@ -177,6 +180,7 @@ def test_with_a_frozen_eye_a_run_begins_as_its_base_and_learns_from_features(
     assert main(["eval", f"runs/still-{algo}", "episodes=4"]) == 0
     assert rows_of(next((run.path / "eval").glob("*-4.json"))) == before
     assert main(["resume", f"still-{algo}", "steps=144"]) == 0
+    assert main(["collect", f"runs/still-{algo}", "episodes=1", "out=x.hdf5"]) == 2
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
@@ -207,8 +211,6 @@ def test_recorded_images_are_encoded_once(base, monkeypatch, caplog) -> None:
     first, *_, last = told("more", "val/loss")
     assert first == pytest.approx(told("base", "val/loss")[-1], rel=1e-4) and last < 1.5 * first
     assert main(["resume", "more", "steps=60"]) == 0
-    iql = [*words[:1], "algo=iql", *words[2:4], *small("iql"), "init=base", "init_part=policy"]
-    assert main([*iql, "eye.frozen=true", "eye.channels=8", "steps=4", "name=worth"]) in (0, 2)
 
 
 def test_both_ways_of_an_evaluation_are_the_same_to_the_last_bit(base, monkeypatch) -> None:
@@ -238,5 +240,19 @@ def test_what_cannot_be_kept_is_refused(base, monkeypatch, capsys) -> None:
     words = ["train", "algo=bc", "data=dots.hdf5", "init=tips", "eye.frozen=true", "steps=1"]
     assert main(words) == 2
     assert "there are no images among the observations" in capsys.readouterr().err
+    for verb in ("eval", "resume"):
+        assert main([verb, "runs/base", "eye.frozen=true"]) == 2
+        assert "unknown option 'eye.frozen'" in capsys.readouterr().err
     assert main(["train", "algo=bc", *data, "init=base", "eye=vit", *SMALL[:3], "name=x"]) == 2
     assert "eye=" in capsys.readouterr().err
+
+
+def test_what_a_policy_of_images_did_is_recorded_with_them(base, monkeypatch) -> None:
+    monkeypatch.chdir(base)
+    assert main(["collect", "runs/base", "episodes=6", "out=again.hdf5"]) == 0
+    recording = read("again.hdf5")
+    assert recording.images == {"front_image": [12, 12]} and len(recording.ends) == 6
+    front = unpacked(recording.obs[:, 1:], 12)
+    assert set(np.unique(front[..., 0])) == {30, 250}
+    words = ["train", "algo=iql", "data=again.hdf5", *small("iql"), "eye.channels=8", "name=iql"]
+    assert main([*words, "steps=2"]) == 0
