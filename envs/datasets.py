@@ -1,6 +1,5 @@
 """Recorded episodes as batches: windows for cloning, transitions for learning from rewards."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, Literal, TypeVar
@@ -14,9 +13,10 @@ from ..ranges import Count, Rate, Share
 from .batch import Batch, Windows
 from .chunk import ChunkEnv
 from .data.read import read
-from .data.recording import Reading, Recording, Stage
+from .data.recording import Reading, Recording
 from .encoded import See
 from .pixels import Images
+from .recorded import fingerprint, held_out_episodes, stage_of
 from .shift import Shift, shifted
 
 HELD_WINDOWS = 8192  # at most so many validation windows: a validation is one batch
@@ -25,44 +25,6 @@ RETURN_RANGE = 1000.0  # what reward_norm=return_range scales the spread of retu
 PIECE = 256  # observations that are encoded at a time
 SPARSE = 0.05  # rewards are sparse when fewer steps than this share have an unusual one
 AnyBatch = TypeVar("AnyBatch", Batch, Windows)
-
-
-def fingerprint(recording: Recording) -> str:
-    """SHA-256 of everything that is learned from."""
-    digest = hashlib.sha256()
-    for array in recording:
-        if isinstance(array, np.ndarray):
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def held_out_episodes(recording: Recording, share: float | str) -> Tensor:
-    """Which episodes [E] bool validate: a share, or those of a filter key.
-
-    Raises ValueError when none can be spared.
-    """
-    count = len(recording.ends)
-    held = torch.zeros(count, dtype=torch.bool)
-    if isinstance(share, str):
-        names = set(recording.about["filters"][share])
-        held[:] = torch.tensor([demo in names for demo in recording.about["demos"]])
-        if not held.any():
-            raise ValueError(f"data.holdout={share}: no demonstration of it is left to validate")
-        return held
-    if share == 0.0:
-        return held
-    if count < 2:
-        raise ValueError(f"data.holdout={share} needs two episodes and there is one; set it to 0")
-    spared = min(max(round(share * count), 1), count - 1)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    held[order[count - spared :]] = True
-    return held
-
-
-def stage_of(env: ChunkEnv | None) -> Stage | None:
-    """What a run's environment says of recorded actions."""
-    return None if env is None else Stage(env.env.id, env.env.action_low, env.env.action_high)
 
 
 @dataclass(eq=False)

@@ -123,8 +123,12 @@ def entered(algo: Any, env: ChunkEnv, seed: int) -> Any:
 
 
 def seeing(algo: Any) -> See:
-    """What encodes for a run: the eye of its policy."""
-    eye, device = algo.policy.obs_norm, algo.generator.device
+    """What encodes for a run: the eye of its policy. Raises RheoError where it has none."""
+    eye: Any = getattr(algo.policy, "obs_norm", None)
+    device = algo.generator.device
+    if not hasattr(eye, "see"):
+        name = type(algo.policy).__name__
+        raise RheoError(f"eye.frozen=true: a {name} has no eye whose encoder could be kept")
 
     def see(step: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import mujoco
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from shipped import skip_where_it_cannot_run
 from rheo.envs import cameras, families
 from rheo.envs.cameras import Cameras
 from rheo.envs.mujoco import physics
+from rheo.envs.mujoco.physics import mujoco
 from rheo.envs.parts import LOW_DIM
 from rheo.envs.pixels import unpacked
 from rheo.envs.suites import make

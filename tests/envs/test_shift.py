@@ -1,5 +1,8 @@
 """Random shifts of images, and who sees them."""
 
+from functools import partial
+from typing import Any
+
 import dots
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from rheo.envs.pixels import pack, unpacked
 from rheo.envs.shift import Shift, shifted
 from rheo.envs.sources import Replay, Rollouts
 from rheo.envs.suites import make
+from rheo.errors import EnvError
 
 dots.register()
 SIZES = {"front": (5, 7), "side": (4, 4)}
@@ -95,6 +99,21 @@ def test_off_policy_the_replay_keeps_them_as_they_were() -> None:
     assert {float(row[0]) for row in batch.obs} <= {
         float(row[0]) for row in source.buffer.rows[: source.buffer.size]
     }
+
+
+def test_a_replay_of_images_that_would_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rheo.envs.sources.available", lambda: 10**6)
+    settings: dict[str, Any] = {"batch_size": 8, "warmup": 12, "update_ratio": 1.0}
+    for capacity, fits in ((500, True), (5000, False)):
+        make_it = partial(Replay, world(), generator(), 1, capacity=capacity, **settings)
+        if fits:
+            make_it()
+            continue
+        with pytest.raises(EnvError, match=r"5.8 MB, and 1.0 MB .* lower source.capacity, or keep"):
+            make_it()
+    encoded = Encoded(make(dots.NAME, 1, seed=0), 2)
+    env = ChunkEnv(encoded, execute=1, obs_steps=1, gamma=0.9)
+    Replay(env, generator(), 1, capacity=5000, **settings)
 
 
 def see(obs: torch.Tensor) -> torch.Tensor:
