@@ -44,6 +44,13 @@ def last(keys: list[str], images: Images) -> list[str]:
     return sorted(keys, key=lambda key: key in images)
 
 
+def alike(images: Images, others: Images) -> bool:
+    """Whether images can stand for others: of their sizes, and those of the same names in order."""
+    sizes = [[list(size) for size in each.values()] for each in (images, others)]
+    ordered = set(images) != set(others) or list(images) == list(others)
+    return sizes[0] == sizes[1] and ordered
+
+
 def listed_images(images: Images) -> str:
     """front_image (84 x 84), wrist_image (84 x 84)"""
     return ", ".join(f"{name} ({height} x {width})" for name, (height, width) in images.items())

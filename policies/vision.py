@@ -60,6 +60,7 @@ class Eye(nn.Module):
     ) -> None:
         super().__init__()
         self.steps, self.shift, self.frozen = view.steps, shift, frozen
+        self.images = view.images
         sizes = [(int(height), int(width)) for height, width in view.images.values()]
         self.heights, self.sizes = [height for height, _ in sizes], [math.prod(s) for s in sizes]
         self.nets = nn.ModuleList(map(encoder, sizes))

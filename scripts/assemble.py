@@ -15,7 +15,7 @@ from rheo.algos.contract import Algorithm, completed
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.encoded import Encoded, See
 from rheo.envs.parts import displaced, listed_parts, names, read_parts
-from rheo.envs.pixels import listed_images, pixels
+from rheo.envs.pixels import alike, listed_images, pixels
 from rheo.envs.shift import Shift
 from rheo.errors import RheoError
 from rheo.policies.normalize import affine
@@ -41,10 +41,10 @@ class Sizes(NamedTuple):
     images: Mapping[str, Sequence[int]] = {}  # heights and widths of those at a step's end
     obs_steps: int = 1  # To
 
-    @property
-    def shape(self) -> tuple[Any, ...]:
-        """What two worlds must share, whatever their images are called."""
-        return self.obs_dim, self.action_dim, [list(size) for size in self.images.values()]
+    def fits(self, other: "Sizes") -> bool:
+        """Whether what learned from one can act in the other, whatever its images are called."""
+        same = (self.obs_dim, self.action_dim) == (other.obs_dim, other.action_dim)
+        return same and alike(self.images, other.images)
 
     @property
     def images_text(self) -> str:
@@ -157,12 +157,12 @@ def elsewhere(
 def refuse_other_world(env: ChunkEnv, sizes: Sizes, run: Any) -> None:
     """Raises RheoError for an environment that a run's policy cannot act in."""
     here = sizes_of(env)
-    if here.shape != sizes.shape:
+    if not here.fits(sizes):
         raise RheoError(
             f"env.id={env.env.id} has {env.obs_dim} observations and {env.action_dim} actions"
             f"{here.images_text}, but the policy of {run.path} takes {sizes.obs_dim} and gives "
             f"{sizes.action_dim}{sizes.images_text} (with its history); choose an environment of "
-            "these sizes"
+            "these sizes and this order"
         )
     refuse_other_order(env, run)
 
@@ -362,7 +362,7 @@ def agree(cfg: Mapping[str, Any], env: ChunkEnv | None, source: Any) -> Sizes:
     if not found:
         raise RheoError("nothing to learn from: set env=NAME, or data=FILE with algo=bc")
     sizes = next(iter(found.values()))
-    if any(other.shape != sizes.shape for other in found.values()):
+    if not all(sizes.fits(other) for other in found.values()):
         text = "; ".join(
             f"{name} has {each.obs_dim} and {each.action_dim}{each.images_text}"
             for name, each in found.items()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rheo.algos.contract import Algorithm, completed
+from rheo.envs.pixels import alike, listed_images
 from rheo.errors import RheoError
 from rheo.policies.normalize import affine
 
@@ -51,6 +52,7 @@ class Donor(NamedTuple):
     config: dict[str, Any]
     kind: Any  # its algorithm's class
     saved: Mapping[str, Any]  # the parts of its algorithm, by attribute
+    images: Mapping[str, Any] = {}  # heights and widths of those that it observed, in order
 
 
 class Pair(NamedTuple):
@@ -70,6 +72,7 @@ def start_from(algo: Algorithm, config: dict[str, Any]) -> Run:
     """
     donor = donor_of(config)
     same = goes_on(config, donor.config)
+    refuse_other_images(algo, donor)
     pairs = continued(algo, donor) if same else handed_over(algo, donor, config)
     refuse_other_meaning(algo, pairs, config, donor, same)
     for pair in pairs:
@@ -88,7 +91,8 @@ def donor_of(config: Mapping[str, Any]) -> Donor:
     if tree is None:
         raise RheoError(f"{who}: that run has no checkpoint yet")
     kind = completed(target_of(run.config["algo"], "algo"))
-    return Donor(who, run, run.config, kind, kind.upgrade(tree["algo"]))
+    images = tree["sizes"].get("images", {})
+    return Donor(who, run, run.config, kind, kind.upgrade(tree["algo"]), images)
 
 
 def goes_on(config: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
@@ -240,6 +244,20 @@ def meaning(node: Mapping[str, Any], place: str) -> dict[str, Any]:
         elif f"{place}.{key}" not in (*AT_WILL, *APART):
             settings[f"{place}.{key}"] = value
     return settings
+
+
+def refuse_other_images(algo: Algorithm, donor: Donor) -> None:
+    """Raises RheoError for images that the donor's encoders did not learn from.
+
+    Weights of most encoders fit images of any size, and mean something else there.
+    """
+    images = getattr(getattr(algo.policy, "obs_norm", None), "images", {})
+    if not alike(images, donor.images):
+        there, here = (listed_images(each) or "none" for each in (donor.images, images))
+        raise RheoError(
+            f"{donor.who}: its images are {there} and here they are {here}; make data and "
+            "environment show the same ones (data.obs_keys, env.options.size)"
+        )
 
 
 def networks(algo: Algorithm, config: Mapping[str, Any], same: bool) -> dict[str, Any]:

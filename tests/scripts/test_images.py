@@ -74,6 +74,9 @@ def test_images_of_another_size_or_number_are_refused(base, monkeypatch, capsys,
     err = capsys.readouterr().err
     told = err.splitlines()[-1]
     assert "with front_image (12 x 12)" in told and "choose an environment of these sizes" in told
+    assert main(["train", "algo=reinflow", "init=base", *HERE, "name=tuned", option]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "init=base: its images are front_image (12 x 12) and here they are front" in told
     data = base / "dots.hdf5"
     words = ["train", "algo=bc", f"data={data}", SEEN, *HERE, *SMALL, "name=other", option]
     assert main(words) == 2
@@ -96,6 +99,14 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(tmp_path, monkeypatch) -> Non
     for part in ("policy", "average"):
         mine, theirs = one["algo"][part], two["algo"][part]
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_images_of_the_same_names_in_another_order_are_others() -> None:
+    here = Sizes(10, 1, {"front": [2, 2], "side": [2, 2]})
+    assert here.fits(here._replace(images={"front": [2, 2], "side": [2, 2]}))
+    assert here.fits(here._replace(images={"left": [2, 2], "right": [2, 2]}))  # other names
+    assert not here.fits(here._replace(images={"side": [2, 2], "front": [2, 2]}))
+    assert not here.fits(here._replace(images={"front": [2, 2], "side": [1, 4]}))
 
 
 @pytest.mark.parametrize("algo", ALGOS)
