@@ -233,7 +233,7 @@ class PartsVector(gymnasium.ObservationWrapper):
 
     def observation(self, observation: Mapping[str, Any]) -> NDArray:
         rows: Any = [
-            pack(value(observation, name))
+            pack(np.asarray(value(observation, name)))
             if name in self.images
             else spaces.flatten(part, value(observation, name))
             for name, part in self.held.items()
@@ -256,6 +256,8 @@ def images_of(env: gymnasium.Env) -> Images:
             return {**images_of(env.env), **env.cameras.images}
         if isinstance(env, PartsVector):
             return env.images
+        if isinstance(env, gymnasium.ObservationWrapper):
+            return {}
         env = env.env
     return getattr(env, "obs_images", {})
 

@@ -17,7 +17,12 @@ Images = Mapping[str, Sequence[int]]
 
 
 def pack(images: NDArray) -> NDArray:
-    """uint8 [..., H, W, 3] -> float32 [..., H W]: 65536 r + 256 g + b, exact below 2^24."""
+    """uint8 [..., H, W, 3] -> float32 [..., H W]: 65536 r + 256 g + b, exact below 2^24.
+
+    Raises ValueError for numbers of another type, which would be other colours.
+    """
+    if images.dtype != np.uint8:
+        raise ValueError(f"an image of {images.dtype}, where uint8 is needed")
     wide = images.astype(np.uint32)
     number = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
     return number.reshape(*images.shape[:-3], -1).astype(np.float32)

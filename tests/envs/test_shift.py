@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import dots
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -138,3 +139,18 @@ def test_encoded_environments_are_the_others_with_features_for_pixels() -> None:
 def test_an_encoded_environment_that_was_given_no_encoder_says_so() -> None:
     with pytest.raises(RuntimeError, match="has to be set before"):
         Encoded(make(dots.NAME, 1, seed=0), 2).reset(0)
+
+
+class Bright(dots.Dots):
+    """Images of another type than its space says."""
+
+    def look(self) -> dict[str, Any]:
+        seen = super().look()
+        return seen | {"front_image": seen["front_image"] / 255}
+
+
+def test_images_of_another_type_than_promised_are_refused_by_name() -> None:
+    kind: Any = Bright  # this module has no name that could be imported
+    gymnasium.register("RheoBright-v0", kind)
+    with pytest.raises(EnvError, match="RheoBright-v0, environment 0 .*float64, where uint8"):
+        make("RheoBright-v0", 1).reset(0)
