@@ -232,13 +232,17 @@ class PartsVector(gymnasium.ObservationWrapper):
         self.observation_space = spaces.Box(low, high, dtype=np.float64)
 
     def observation(self, observation: Mapping[str, Any]) -> NDArray:
-        rows: Any = [
-            pack(np.asarray(value(observation, name)))
-            if name in self.images
-            else spaces.flatten(part, value(observation, name))
-            for name, part in self.held.items()
-        ]
+        rows: Any = [self.row(name, value(observation, name)) for name in self.held]
         return np.concatenate(rows)
+
+    def row(self, name: str, part: Any) -> Any:
+        """A part as numbers. Raises EnvError for an image of another type than its space says."""
+        if name not in self.images:
+            return spaces.flatten(self.held[name], part)
+        try:
+            return pack(np.asarray(part))
+        except ValueError as error:
+            raise EnvError(f"{name} is {error}") from error
 
 
 def flat_space(part: spaces.Space) -> spaces.Space:
