@@ -55,7 +55,7 @@ class GymnasiumVector(VectorEnv):
         )
         assert shape is not None
         super().__init__(env_id, num_envs, shape[0], first.action_space, limit, dtype)
-        self.obs_parts = families.parts_of(first)
+        self.obs_parts, self.obs_images = families.parts_of(first), families.images_of(first)
         self._kind = first.action_space.dtype
         self._next_seed = seed
         self._obs = np.zeros((num_envs, self.obs_dim))

@@ -1,6 +1,6 @@
 """Recorded episodes as batches: windows for cloning, transitions for learning from rewards."""
 
-import hashlib
+from collections.abc import Callable
 from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, Literal, TypeVar
 
@@ -13,50 +13,18 @@ from ..ranges import Count, Rate, Share
 from .batch import Batch, Windows
 from .chunk import ChunkEnv
 from .data.read import read
-from .data.recording import Reading, Recording, Stage
+from .data.recording import Reading, Recording
+from .encoded import See
+from .pixels import Images
+from .recorded import fingerprint, held_out_episodes, stage_of
+from .shift import Shift, shifted
 
 HELD_WINDOWS = 8192  # at most so many validation windows: a validation is one batch
+HELD_BYTES = 1 << 28  # and no more memory than this for their observations
 RETURN_RANGE = 1000.0  # what reward_norm=return_range scales the spread of returns to
+PIECE = 256  # observations that are encoded at a time
 SPARSE = 0.05  # rewards are sparse when fewer steps than this share have an unusual one
 AnyBatch = TypeVar("AnyBatch", Batch, Windows)
-
-
-def fingerprint(recording: Recording) -> str:
-    """SHA-256 of everything that is learned from."""
-    digest = hashlib.sha256()
-    for array in recording:
-        if isinstance(array, np.ndarray):
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def held_out_episodes(recording: Recording, share: float | str) -> Tensor:
-    """Which episodes [E] bool validate: a share, or those of a filter key.
-
-    Raises ValueError when none can be spared.
-    """
-    count = len(recording.ends)
-    held = torch.zeros(count, dtype=torch.bool)
-    if isinstance(share, str):
-        names = set(recording.about["filters"][share])
-        held[:] = torch.tensor([demo in names for demo in recording.about["demos"]])
-        if not held.any():
-            raise ValueError(f"data.holdout={share}: no demonstration of it is left to validate")
-        return held
-    if share == 0.0:
-        return held
-    if count < 2:
-        raise ValueError(f"data.holdout={share} needs two episodes and there is one; set it to 0")
-    spared = min(max(round(share * count), 1), count - 1)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    held[order[count - spared :]] = True
-    return held
-
-
-def stage_of(env: ChunkEnv | None) -> Stage | None:
-    """What a run's environment says of recorded actions."""
-    return None if env is None else Stage(env.env.id, env.env.action_low, env.env.action_high)
 
 
 @dataclass(eq=False)
@@ -76,12 +44,14 @@ class Dataset:
     `env` (`units.in_unit`). storage: "mmap" keeps the large arrays in a temporary file. obs_keys:
     which observations of a file that names several; without it those of the environment, where
     there is one with names. filter: the filter key whose demonstrations are read. time_limit: steps
-    after which an episode is cut where the file marks no end.
+    after which an episode is cut where the file marks no end. features: how many numbers a trained
+    encoder makes of a step's images, which `encode` puts in their place; None: these stay.
     """
 
     generator: torch.Generator
     horizon: int
     env: InitVar[ChunkEnv | None] = None
+    features: Callable[[Images], int] | None = None
     _: KW_ONLY
     path: str | list[str]
     batch_size: Count
@@ -99,6 +69,7 @@ class Dataset:
         if not named and not 0.0 <= float(self.holdout) < 1.0:
             raise ValueError(f"data.holdout={self.holdout} must lie in [0, 1)")
         self.updates, device = 0, self.generator.device
+        self.shift: Shift | None = None  # of images, before they are learned from
         how = {name: getattr(self, name) for name in Reading._fields if hasattr(self, name)}
         recording = read(
             self.path,
@@ -108,9 +79,14 @@ class Dataset:
             env_parts=None if env is None else env.env.obs_parts,
         )
         self.about = recording.about
+        self.obs_images = recording.images
+        self.state_dim = recording.state.shape[1]
         self.digest = fingerprint(recording)
         self.obs = torch.from_numpy(recording.obs).to(device)  # [S + F, Do]
         self.action = torch.from_numpy(recording.action).to(device)  # [S, Da]
+        self.width = self.obs.shape[1]  # of an observation, as it is learned from
+        if self.features is not None and self.obs_images:
+            self.width = self.state_dim + self.features(self.obs_images)
         ends, lengths = map(torch.from_numpy, (recording.ends, recording.lengths))
         held = held_out_episodes(recording, self.holdout).repeat_interleave(lengths)
         small = torch.int32 if len(self.obs) < 2**31 else torch.int64
@@ -130,8 +106,18 @@ class Dataset:
 
     @property
     def obs_size(self) -> int:
-        """Size of an observation history."""
-        return self.obs.shape[1] * self.obs_steps
+        """Size of an observation history, as it is learned from."""
+        return self.width * self.obs_steps
+
+    @torch.no_grad()
+    def encode(self, see: See) -> None:
+        """Puts features in the place of all images, where there are to be some; once."""
+        if self.width == self.obs.shape[1]:
+            return
+        obs = torch.empty(len(self.obs), self.width, device=self.obs.device)
+        for start in range(0, len(obs), PIECE):
+            obs[start : start + PIECE] = see(self.obs[start : start + PIECE])
+        self.obs = obs
 
     @property
     def action_dim(self) -> int:
@@ -146,24 +132,33 @@ class Dataset:
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Training observations [S, To*Do] and actions [S, Da], for fitting normalisers.
 
-        Every place of a history holds the same observation, so that all get the same scale.
+        Every place of a history holds the same observation, so that all get the same scale. Of
+        observations with images only what stands before these.
         """
-        obs = self.obs[self.train_steps].repeat(1, self.obs_steps)
-        return obs, self.action[self.train_steps]
+        state = self.obs[:, : self.state_dim]
+        return state[self.train_steps].repeat(1, self.obs_steps), self.action[self.train_steps]
+
+    def beginning(self, count: int) -> Tensor:
+        """Observation histories of the first training steps, [count, To*Do] at most."""
+        return self.rows(self.train_steps[:count]).obs
 
     def next(self, act: Any) -> Any:
         """A batch of training rows; `act` is not needed."""
         self.updates += 1
         count, device = (self.batch_size,), self.generator.device
         pick = torch.randint(len(self.train_steps), count, generator=self.generator, device=device)
-        return self.rows(self.train_steps[pick])
+        return shifted(self.rows(self.train_steps[pick]), self.shift, self.generator)
 
     def held_out(self) -> Any:
-        """The validation rows, at most HELD_WINDOWS evenly spaced ones; None without any."""
+        """The validation rows, evenly spaced ones where there are many; None without any.
+
+        At most HELD_WINDOWS, whose observations take at most HELD_BYTES.
+        """
         count = len(self.held_steps)
         if not count:
             return None
-        stride = -(-count // HELD_WINDOWS)
+        most = min(HELD_WINDOWS, max(HELD_BYTES // (self.obs.element_size() * self.obs_size), 1))
+        stride = -(-count // most)
         return self.rows(self.held_steps[::stride])
 
     def rows(self, step: Tensor) -> Any:
@@ -341,6 +336,7 @@ class Mixed:
                 f"{replay.env.env.id} has {replay.env.obs_dim} and {replay.env.action_dim}"
             )
         self.obs_size, self.action_dim = dataset.obs_size, dataset.action_dim
+        self.obs_images, self.obs_steps = dataset.obs_images, dataset.obs_steps
         self.statistics, self.metrics = dataset.statistics, replay.metrics
 
     @property
@@ -351,6 +347,10 @@ class Mixed:
     def updates_in(self, steps: int) -> int:
         """Batches of a run of so many frames."""
         return self.replay.updates_in(steps)
+
+    def encode(self, see: See) -> None:
+        """See Dataset; the replay's environments encode for it."""
+        self.dataset.encode(see)
 
     def next(self, act: Any) -> Batch:
         """A batch: rows of the replay and recorded ones, shuffled.

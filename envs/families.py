@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import inspect
 import io
 import warnings
 from collections.abc import Mapping
@@ -18,15 +19,18 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
 from ..errors import EnvError, nearest
-from .dicts import leaves, value
+from . import cameras
+from .dicts import image, leaves, value
 from .guard import told
 from .manipulation import registry
 from .mujoco import dmc
 from .packages import home, lacking
 from .parts import listed_parts, usual
+from .pixels import Images, last, pack
 from .seeded import Seeded
 from .vector import gymnasium_make, say, unmade
 
@@ -97,7 +101,39 @@ def success_key(info: Mapping[str, Any]) -> str | None:
 
 
 def make(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
-    """A registered environment with a 1-D Box observation. Raises EnvError."""
+    """A registered environment with a 1-D Box observation. Raises EnvError.
+
+    Its option `cameras` adds images of these to what it observes, of `size` pixels, unless its own
+    constructor does.
+    """
+    if "cameras" not in options or takes(env_id, "cameras"):
+        return vector(env_id, options)
+    kept = {key: value for key, value in options.items() if key not in ("cameras", "size")}
+    env = vector(env_id, kept)
+    try:
+        seen = cameras.WithCameras(
+            env, parts_of(env), options["cameras"], options.get("size", cameras.SIZE)
+        )
+    except EnvError as error:
+        env.close()
+        raise EnvError(f"{env_id}: env.options.{error}") from error
+    say(f"{env_id}: observed are {listed_parts(seen.parts)}, in this order")
+    return seen
+
+
+def takes(env_id: str, option: str) -> bool:
+    """Whether the constructor of a registered environment has an option of that name."""
+    spec = gymnasium.registry.get(env_id)
+    entry = None if spec is None else spec.entry_point
+    try:
+        made = load_env_creator(entry) if isinstance(entry, str) else entry
+        return made is not None and option in inspect.signature(made).parameters
+    except Exception:  # noqa: BLE001 - making it says what is wrong
+        return False
+
+
+def vector(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
+    """`make` without cameras."""
     module = home(env_id)[0]
     if module != "ogbench":
         env = gymnasium_make(env_id, options, functools.partial(installed, env_id))
@@ -177,16 +213,19 @@ def flat_box(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
 class PartsVector(gymnasium.ObservationWrapper):
     """A dictionary observation as one vector of the parts that `parts.usual` names, in its order.
 
-    parts: their widths, in that order. A part is laid out as gymnasium's FlattenObservation does.
+    parts: their widths, in that order. A part is laid out as gymnasium's FlattenObservation does;
+    images (uint8 [H, W, 3]) are the last ones, packed (`pixels`). images: their sizes.
     """
 
     def __init__(self, env: gymnasium.Env, env_id: str) -> None:
         super().__init__(env)
         assert isinstance(env.observation_space, spaces.Dict)
         held = dict(leaves(env.observation_space))
-        self.held = {name: held[name] for name in usual(held, env_id)}
+        chosen = usual(held, env_id)
+        self.images = {name: size for name in chosen if (size := image(held[name]))}
+        self.held = {name: held[name] for name in last(chosen, self.images)}
         self.left_out = [name for name in held if name not in self.held]
-        boxes: Any = [spaces.flatten_space(part) for part in self.held.values()]
+        boxes: Any = [flat_space(part) for part in self.held.values()]
         self.parts = {name: box.shape[0] for name, box in zip(self.held, boxes, strict=True)}
         low, high = (
             np.concatenate([getattr(box, end) for box in boxes]).astype(np.float64)
@@ -195,8 +234,38 @@ class PartsVector(gymnasium.ObservationWrapper):
         self.observation_space = spaces.Box(low, high, dtype=np.float64)
 
     def observation(self, observation: Mapping[str, Any]) -> NDArray:
-        rows: Any = [spaces.flatten(p, value(observation, name)) for name, p in self.held.items()]
+        rows: Any = [self.row(name, value(observation, name)) for name in self.held]
         return np.concatenate(rows)
+
+    def row(self, name: str, part: Any) -> Any:
+        """A part as numbers. Raises EnvError for an image of another type than its space says."""
+        if name not in self.images:
+            return spaces.flatten(self.held[name], part)
+        try:
+            return pack(np.asarray(part))
+        except ValueError as error:
+            raise EnvError(f"{name} is {error}") from error
+
+
+def flat_space(part: spaces.Space) -> spaces.Space:
+    """A part's space as a row of numbers, of an image one for each pixel."""
+    size = image(part)
+    if size is None:
+        return spaces.flatten_space(part)
+    return spaces.Box(0.0, float((1 << 24) - 1), (size[0] * size[1],))
+
+
+def images_of(env: gymnasium.Env) -> Images:
+    """Sizes of the images among the parts of the observation vector."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, cameras.WithCameras):
+            return {**images_of(env.env), **env.cameras.images}
+        if isinstance(env, PartsVector):
+            return env.images
+        if isinstance(env, gymnasium.ObservationWrapper):
+            return {}
+        env = env.env
+    return getattr(env, "obs_images", {})
 
 
 def parts_of(env: gymnasium.Env) -> dict[str, int] | None:
@@ -206,7 +275,7 @@ def parts_of(env: gymnasium.Env) -> dict[str, int] | None:
     in another way is not.
     """
     while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, PartsVector):
+        if isinstance(env, PartsVector | cameras.WithCameras):
             return env.parts
         if isinstance(env, gymnasium.wrappers.FlattenObservation):
             inner = env.env.observation_space

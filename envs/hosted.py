@@ -196,7 +196,8 @@ def answers(pipe: Connection, job: Job) -> Iterator[Any]:
     families.register(job.env_id)
     env = GymnasiumVector(job.env_id, job.share, dtype=torch.float64, **job.options)
     env.first = job.first
-    yield env.obs_dim, env.action_low, env.action_high, env.max_steps, env.obs_parts
+    box = env.action_low, env.action_high
+    yield env.obs_dim, *box, env.max_steps, env.obs_parts, env.obs_images
     (layout,) = receive(pipe)
     handle = recv_handle(pipe)
     host = Host(env, layout, mmap.mmap(handle, layout.size), job)

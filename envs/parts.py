@@ -42,6 +42,12 @@ def displaced(parts: Mapping[str, int], env: Mapping[str, int]) -> str:
     return f"{orders}: {moved[0]} lies elsewhere" if moved else ""
 
 
+def resized(parts: Mapping[str, int], env: Mapping[str, int]) -> str:
+    """The first part that has another size in the other; "" where none has."""
+    both = [name for name in parts if name in env and parts[name] != env[name]]
+    return f"{both[0]} has {parts[both[0]]} numbers, and {env[both[0]]} there" if both else ""
+
+
 def places(parts: Mapping[str, int]) -> dict[str, tuple[int, int]]:
     """Name -> first column and number of columns, side by side."""
     ends = accumulate(parts.values())

@@ -149,4 +149,13 @@ def collect(
                 patience.wait(step.episode_length, recorder.finished < owed)
     finally:
         env.env = inner
-    return recorder.recording(steps, owed, **about)
+    return recorder.recording(steps, owed, **{**shown(inner), **about})
+
+
+def shown(env: VectorEnv) -> dict[str, Any]:
+    """What a recording has to tell of observations with images."""
+    if not env.obs_images:
+        return {}
+    parts = env.obs_parts or {}
+    images = {name: list(size) for name, size in env.obs_images.items()}
+    return {"obs_keys": [*parts], "obs_widths": [*parts.values()], "obs_images": images}

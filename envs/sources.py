@@ -21,8 +21,10 @@ from ..ranges import Count, Natural, Positive
 from .batch import Batch, Choice, Coded, Rollout
 from .buffer import Buffer
 from .chunk import ChunkEnv, ChunkStep
+from .encoded import Encoded
 from .memory import available, size_text
 from .nstep import Pending
+from .shift import Shift, shifted
 
 log = logging.getLogger("rheo")
 ROLLOUT_SHARE = 0.5  # of free memory: an update needs as much again
@@ -125,6 +127,7 @@ class Acting:
         self.env, self.generator, self.horizon = env, generator, horizon
         self.frames = 0
         self.obs: Tensor | None = None
+        self.shift: Shift | None = None  # of images, before they are learned from
         self.finished = EpisodeStats()
 
     @property
@@ -210,6 +213,7 @@ class Replay(Acting):
         self.batch_size, self.warmup, self.update_ratio = batch_size, warmup, update_ratio
         self.warmup_policy = warmup_policy
         device, rows = str(generator.device), kept_rows or horizon
+        refuse_large(env, capacity)
         self.buffer = Buffer(capacity, env.obs_dim, rows, env.action_dim, device)
         self.pending = Pending(n_step)
         self.remember: Remember | None = None
@@ -234,7 +238,8 @@ class Replay(Acting):
         while self.batches >= self.owed():
             self.collect(act)
         self.batches += 1
-        return self.buffer.sample(self.batch_size, self.generator)
+        batch = self.buffer.sample(self.batch_size, self.generator)
+        return shifted(batch, self.shift, self.generator)
 
     def owed(self) -> int:
         """Batches that the frames since the warm-up pay for (counted anew: no rounding adds up)."""
@@ -293,11 +298,30 @@ class Replay(Acting):
         return begun
 
 
+def refuse_large(env: ChunkEnv, capacity: int) -> None:
+    """Says what a replay of images takes. Raises EnvError where that is more than there is.
+
+    Memory is touched as a replay fills, so that the machine itself refuses too late.
+    """
+    if not env.env.obs_images or isinstance(env.env, Encoded):
+        return
+    needed, free = 8 * capacity * env.obs_dim, available()
+    text = f"replay: {capacity} transitions of images take {size_text(needed)}"
+    if free is not None and needed > free:
+        raise EnvError(
+            f"{text}, and {size_text(free)} of memory are free; lower source.capacity, or keep "
+            "what a trained encoder makes of them (init=RUN eye.frozen=true)"
+        )
+    log.info(text)
+
+
 class Rollouts(Acting):
     """On-policy experience: `decisions` chunks in every environment per call.
 
     decisions: chunks per environment and rollout (S). A rollout lives until the next call, which
     writes over it. Actions are clipped to [-1, 1] where they are executed, not where they are kept.
+    Images are shifted before they are acted on and kept so: the policy that learns from a decision
+    sees what the one that took it saw.
     """
 
     def __init__(
@@ -313,6 +337,7 @@ class Rollouts(Acting):
         """The next rollout, [S, N, ...]."""
         for s in range(self.decisions):
             obs = self.seen()
+            obs = obs if self.shift is None else self.shift(obs, self.generator)
             choice = act(obs)
             if self.store is None:
                 self.store = self.reserve(choice)

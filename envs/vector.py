@@ -23,6 +23,7 @@ from ..errors import EnvError
 from .batch import Step
 from .guard import ours, refuse_non_finite, told
 from .mujoco.physics import mujoco
+from .pixels import Images
 
 log = logging.getLogger("rheo")
 
@@ -37,10 +38,12 @@ class VectorEnv(ABC):
     counters: `physics_resets` (episodes that MuJoCo reset inside a step) and `bad_obs` (episodes
     cut for a non-finite observation or reward). Rows cut this way are truncated and not valid.
     obs_parts: the named parts of an observation with their widths, in order; None without names.
+    obs_images: heights and widths of those that are images, its last ones (`pixels`).
     """
 
     backend: str
     obs_parts: dict[str, int] | None = None
+    obs_images: Images = {}
 
     def __init__(
         self,

@@ -67,7 +67,7 @@ class Workers(VectorEnv):
             for job in jobs(env_id, num_envs, workers, options):
                 self._team.append(Worker(job))
             sizes = [worker.sizes() for worker in self._team]
-            obs_dim, low, high, limit, self.obs_parts = sizes[0]
+            obs_dim, low, high, limit, self.obs_parts, self.obs_images = sizes[0]
             box = spaces.Box(low, high, dtype=np.float64)
             super().__init__(env_id, num_envs, obs_dim, box, limit, dtype)
             self._layout = Layout(num_envs, workers, steps, obs_dim, self.action_dim)

@@ -96,6 +96,10 @@ class Normalizer(nn.Module):
         self._check_ready()
         return x * self.scale + self.shift
 
+    def own(self, x: Tensor) -> Tensor:
+        """The numbers that the statistics are of: the first ones, where more are shown."""
+        return x[..., : self.dim]
+
     def walls(self) -> tuple[Tensor, Tensor]:
         """Where -1 and 1, the ends of an action's box, lie in normalised units, [dim] each."""
         one = torch.ones_like(self.shift)
@@ -121,6 +125,11 @@ class Normalizer(nn.Module):
 def statistics(dim: int, given: Normalizer | None) -> Normalizer:
     """The given statistics, or the identity where there are none."""
     return Normalizer(dim, kind="none") if given is None else given
+
+
+def affine(norm: Any) -> Any:
+    """The statistics of a network's `obs_norm`: itself, or what an eye has for its numbers."""
+    return getattr(norm, "affine", norm)
 
 
 def _read_ready(module: nn.Module, _keys: Any) -> None:

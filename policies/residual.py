@@ -76,5 +76,5 @@ class HeadValue(nn.Module):
 
 def normal(norm: Normalizer, seen: Tensor) -> Tensor:
     """The first numbers normalised, as many as the normaliser has, and the others as they are."""
-    size = norm.shift.numel()
+    size = norm.dim
     return torch.cat([norm(seen[..., :size]), seen[..., size:]], -1)

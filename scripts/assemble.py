@@ -1,30 +1,40 @@
 """From a configuration to the objects of a run: environments, policy, critic, algorithm, source."""
 
 import inspect
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import yaml
 
 from rheo.algos.contract import Algorithm, completed
 from rheo.envs.chunk import ChunkEnv
+from rheo.envs.encoded import Encoded, See
 from rheo.envs.parts import displaced, listed_parts, names, read_parts
+from rheo.envs.pixels import alike, listed_images, pixels
 from rheo.envs.rollout import rows_of
+from rheo.envs.shift import Shift
 from rheo.envs.suites import side_by_side
 from rheo.errors import RheoError
+from rheo.policies.normalize import affine
 from rheo.policies.numpy_mlp import quicken
+from rheo.policies.vision import View
 
 from .config.build import build, target_of
 from .config.compose import compose
-from .config.top import STEPPING
+from .config.schema import from_source
+from .config.top import HOME, STEPPING
 from .fast import settle
 from .store.run import Run
 from .store.state import restore
 
+log = logging.getLogger("rheo")
 # options that decide what a policy observes and what its actions do
-OBSERVED = ("env_args", "obs_keys")
+OBSERVED = ("env_args", "obs_keys", "cameras", "size")
 
 
 class Sizes(NamedTuple):
@@ -32,6 +42,18 @@ class Sizes(NamedTuple):
 
     obs_dim: int  # flattened observation history, To * Do
     action_dim: int
+    images: Mapping[str, Sequence[int]] = {}  # heights and widths of those at a step's end
+    obs_steps: int = 1  # To
+
+    def fits(self, other: "Sizes") -> bool:
+        """Whether what learned from one can act in the other, whatever its images are called."""
+        same = (self.obs_dim, self.action_dim) == (other.obs_dim, other.action_dim)
+        return same and alike(self.images, other.images)
+
+    @property
+    def images_text(self) -> str:
+        """' with front_image (84 x 84)', nothing without images."""
+        return f" with {listed_images(self.images)}" if self.images else ""
 
 
 class Experiment(NamedTuple):
@@ -77,7 +99,46 @@ def make_env(cfg: Mapping[str, Any], num_envs: int | None = None) -> ChunkEnv | 
         return None
     if num_envs is not None:
         node["num_envs"] = num_envs
-    return offer(node, "env")
+    env: ChunkEnv = offer(node, "env")
+    if frozen(cfg) and env.env.obs_images:
+        features = features_of(cfg, env.env.obs_images)
+        inner, kind = Encoded(env.env, features), {"obs_steps": env.obs_steps, "gamma": env.gamma}
+        return ChunkEnv(inner, execute=env.execute, **kind)
+    return env
+
+
+def frozen(cfg: Mapping[str, Any]) -> bool:
+    """Whether a run keeps its encoder of images, and learns from the features that it gives."""
+    return bool((cfg.get("eye") or {}).get("frozen"))
+
+
+def features_of(cfg: Mapping[str, Any], images: Mapping[str, Any]) -> int:
+    """How many numbers an eye makes of a step's images."""
+    shape = {"obs_dim": pixels(images), "images": images, "obs_steps": 1}
+    with torch.random.fork_rng(devices=[]):
+        return make_eye("none", "", {**shape, "eye": {**cfg["eye"], "frozen": False}}).features
+
+
+def entered(algo: Any, env: ChunkEnv, seed: int) -> Any:
+    """The environment as an algorithm meets it, with its policy's encoder where that is frozen."""
+    if isinstance(env.env, Encoded):
+        env.env.see = seeing(algo)
+    return algo.wrap(env, seed)
+
+
+def seeing(algo: Any) -> See:
+    """What encodes for a run: the eye of its policy. Raises RheoError where it has none."""
+    eye: Any = getattr(algo.policy, "obs_norm", None)
+    device = algo.generator.device
+    if not hasattr(eye, "see"):
+        name = type(algo.policy).__name__
+        raise RheoError(f"eye.frozen=true: a {name} has no eye whose encoder could be kept")
+
+    def see(step: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return eye.see(step.to(device)).to(step.device)
+
+    return see
 
 
 def make_eval_env(cfg: Mapping[str, Any], episodes: int) -> ChunkEnv | None:
@@ -112,13 +173,21 @@ def elsewhere(
 
 def refuse_other_world(env: ChunkEnv, sizes: Sizes, run: Any) -> None:
     """Raises RheoError for an environment that a run's policy cannot act in."""
-    refuse_other_order(env, run)
-    if (env.obs_dim, env.action_dim) != tuple(sizes):
+    here = sizes_of(env)
+    if not here.fits(sizes):
         raise RheoError(
-            f"env.id={env.env.id} has {env.obs_dim} observations and {env.action_dim} actions, but "
-            f"the policy of {run.path} takes {sizes.obs_dim} and gives {sizes.action_dim} (with "
-            "its history); choose an environment of these sizes"
+            f"env.id={env.env.id} has {env.obs_dim} observations and {env.action_dim} actions"
+            f"{here.images_text}, but the policy of {run.path} takes {sizes.obs_dim} and gives "
+            f"{sizes.action_dim}{sizes.images_text} (with its history); choose an environment of "
+            "these sizes and this order"
         )
+    refuse_other_order(env, run)
+
+
+def sizes_of(env: ChunkEnv) -> Sizes:
+    """The sizes of an environment."""
+    images = {name: [*size] for name, size in env.env.obs_images.items()}
+    return Sizes(env.obs_dim, env.action_dim, images, env.obs_steps)
 
 
 def refuse_other_order(env: ChunkEnv, run: Any) -> None:
@@ -136,7 +205,7 @@ def make_algo(cfg: Mapping[str, Any], sizes: Sizes, run_updates: int) -> Any:
     device = device_of(cfg["device"])
     weights, noise = np.random.SeedSequence(cfg["seed"]).generate_state(2).tolist()
     torch.manual_seed(weights)
-    shape = {**sizes._asdict(), "horizon": cfg["horizon"]}
+    shape = {**sizes._asdict(), "horizon": cfg["horizon"], "eye": cfg.get("eye")}
     policy = make_part(cfg["policy"], "policy", shape).to(device)
     critic = None
     if cfg["critic"] and cfg["critic"]["_target_"] is not None:
@@ -184,21 +253,44 @@ def refuse_misfit(node: Mapping[str, Any], **parts: Any) -> None:
 
 
 def make_part(
-    node: Mapping[str, Any], key: str, shape: Mapping[str, int], **given: Any
+    node: Mapping[str, Any], key: str, shape: Mapping[str, Any], **given: Any
 ) -> torch.nn.Module:
-    """A node's object; its nested nodes (network, normalisers, state value) are built first.
+    """A node's object; its nested nodes (normalisers, network, state value) are built first.
 
-    Its copies take the quick way for one state too, wherever the algorithm keeps them.
+    Where observations hold images an eye stands in place of `obs_norm`, and what is behind it sees
+    its features. Its copies take the quick way for one state too, wherever the algorithm keeps
+    them. Raises RheoError for a network that would take packed pixels for numbers.
     """
     node = dict(node)
-    dims = {"obs_norm": shape["obs_dim"], "action_norm": shape["action_dim"]}
-    for name in [name for name, value in node.items() if isinstance(value, Mapping)]:
-        more = {"dim": dims[name], "feature": name.removesuffix("_norm")} if name in dims else {}
-        given[name] = make_part(node.pop(name), f"{key}.{name}", shape, **more)
+    nested = [name for name, value in node.items() if isinstance(value, Mapping)]
+    for name in sorted(nested, key=lambda name: name != "obs_norm"):
+        child, place, more = node.pop(name), f"{key}.{name}", {}
+        if name == "obs_norm" and shape["images"]:
+            given[name] = eye = make_eye(child["kind"], place, shape)
+            shape = {**shape, "obs_dim": eye.out_dim, "images": {}}
+            continue
+        if name in ("obs_norm", "action_norm"):
+            feature = name.removesuffix("_norm")
+            more = {"dim": shape[f"{feature}_dim"], "feature": feature}
+        given[name] = make_part(child, place, shape, **more)
+    if shape["images"] and "obs_dim" in from_source(node["_target_"]).slots:
+        raise RheoError(
+            f"{key}: {node['_target_'].rpartition('.')[2]} has no obs_norm, so it would take the "
+            f"pixels of {', '.join(shape['images'])} for numbers; leave these out (data.obs_keys)"
+        )
     part = offer(node, key, **shape, **given)
     if isinstance(part, torch.nn.Module):
         quicken(part)
     return part
+
+
+def make_eye(kind: str, place: str, shape: Mapping[str, Any]) -> Any:
+    """What stands in place of a normaliser of that kind."""
+    view = View(
+        shape["obs_dim"], shape["images"], shape["obs_steps"], kind,  # type: ignore[arg-type]
+        holds=place == "policy.obs_norm",
+    )  # fmt: skip
+    return offer(shape["eye"], "eye", view=view)
 
 
 def assemble(cfg: Mapping[str, Any]) -> Experiment:
@@ -207,12 +299,16 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
     prepare(cfg)
     env = make_env(cfg)
     _, _, sampling, episodes = np.random.SeedSequence(cfg["seed"]).generate_state(4).tolist()
-    if env is not None:
-        env.reset(episodes)
     generator = torch.Generator(device).manual_seed(sampling)
-    source = offer(cfg["source"], "source", env=env, generator=generator, horizon=cfg["horizon"])
+    given = {"env": env, "generator": generator, "horizon": cfg["horizon"]}
+    given["features"] = partial(features_of, cfg) if frozen(cfg) else None
+    source = offer(cfg["source"], "source", **given)
     sizes = agree(cfg, env, source)
     algo = make_algo(cfg, sizes, run_updates(source, cfg["steps"]))
+    acted = None if env is None else entered(algo, env, episodes)
+    if env is not None:
+        env.reset(episodes)
+    give_shift(cfg, source, sizes)
     if hasattr(source, "statistics"):
         fit_statistics(algo, *source.statistics())
     if algo.memo_rows > 0 and hasattr(source, "memorise"):
@@ -221,8 +317,25 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
         except ValueError as error:
             raise RheoError(f"{error}, or keep fewer answers: algo.base_cache") from error
     if env is not None and hasattr(source, "env"):
-        source.env = algo.wrap(env, episodes)
+        source.env = acted
     return Experiment(algo, source, sizes, device)
+
+
+def give_shift(cfg: Mapping[str, Any], source: Any, sizes: Sizes) -> None:
+    """Lets a source shift images at random before they are learned from."""
+    pad = (cfg.get("eye") or {}).get("shift")
+    if not sizes.images or frozen(cfg) or not pad:
+        return
+    shift = Shift(sizes.images, sizes.obs_steps, sizes.obs_dim, pad)
+    parts: list[Any] = [source, *(getattr(source, name, None) for name in ("replay", "dataset"))]
+    for part in [part for part in parts if hasattr(part, "shift")]:
+        part.shift = shift
+
+
+def encode_data(algo: Any, source: Any) -> None:
+    """Encodes recorded images once, where a run's encoder is frozen: when its weights are known."""
+    if hasattr(source, "encode") and getattr(algo.policy.obs_norm, "frozen", False):
+        source.encode(seeing(algo))
 
 
 def run_updates(source: Any, steps: int) -> int:
@@ -239,7 +352,8 @@ def fit_statistics(algo: Algorithm, obs: torch.Tensor, action: torch.Tensor) -> 
     data = {"obs_norm": obs, "action_norm": action}
     fitted: dict[tuple[str, str], Any] = {}
     networks = [part for part in vars(algo).values() if isinstance(part, torch.nn.Module)]
-    for name, norm in ((n, getattr(net, n)) for net in networks for n in data if hasattr(net, n)):
+    norms = ((n, affine(getattr(net, n))) for net in networks for n in data if hasattr(net, n))
+    for name, norm in norms:
         first = fitted.setdefault((name, norm.kind), norm)
         if first is norm:
             norm.fit(data[name])
@@ -257,14 +371,18 @@ def agree(cfg: Mapping[str, Any], env: ChunkEnv | None, source: Any) -> Sizes:
     """The sizes that environment and data share. Raises RheoError when they differ."""
     found = {}
     if env is not None:
-        found[f"env.id={cfg['env']['id']}"] = Sizes(env.obs_dim, env.action_dim)
+        found[f"env.id={cfg['env']['id']}"] = sizes_of(env)
     if hasattr(source, "obs_size"):
-        found[f"data={cfg['data']}"] = Sizes(source.obs_size, source.action_dim)
+        found[f"data={cfg['data']}"] = Sizes(
+            source.obs_size, source.action_dim, source.obs_images, source.obs_steps
+        )
     if not found:
         raise RheoError("nothing to learn from: set env=NAME, or data=FILE with algo=bc")
-    if len(set(found.values())) > 1:
+    sizes = next(iter(found.values()))
+    if not all(sizes.fits(other) for other in found.values()):
         text = "; ".join(
-            f"{name} has {sizes.obs_dim} and {sizes.action_dim}" for name, sizes in found.items()
+            f"{name} has {each.obs_dim} and {each.action_dim}{each.images_text}"
+            for name, each in found.items()
         )
         parts = read_parts(getattr(source, "about", {}))
         keys = f"; the data are read as {listed_parts(parts)}, data.obs_keys=[...] chooses"
@@ -272,4 +390,19 @@ def agree(cfg: Mapping[str, Any], env: ChunkEnv | None, source: Any) -> Sizes:
             f"observation and action sizes differ: {text} (with their histories); "
             f"choose a matching pair{keys if parts else ''}"
         )
-    return next(iter(found.values()))
+    say_images(cfg, sizes)
+    return sizes
+
+
+def say_images(cfg: Mapping[str, Any], sizes: Sizes) -> None:
+    """Says how images are seen. Raises RheoError where an encoder is to be kept and none is."""
+    eye = cfg.get("eye") or {}
+    if sizes.images:
+        still = "; its encoder is kept, and the run learns from what it gives" * frozen(cfg)
+        text = "images: %s, seen by %s (eye=NAME)%s"
+        name = eye["_target_"].rpartition(".")[2]
+        log.info(text, listed_images(sizes.images), name, still)
+    elif frozen(cfg):
+        raise RheoError("eye.frozen=true: there are no images among the observations")
+    elif eye and eye != yaml.safe_load((HOME / "eye" / "cnn.yaml").read_text()):
+        log.warning("eye: not used, there are no images among the observations")

@@ -25,7 +25,7 @@ from rheo.files import put_text, sha256
 from rheo.policies.plain import PlainActor
 
 from . import scripted
-from .assemble import elsewhere, make_env, prepare, refuse_other_world, revived
+from .assemble import elsewhere, frozen, make_env, prepare, refuse_other_world, revived
 from .config.compose import allow_typed, compose
 from .config.top import EVAL_SEED
 from .config.verbs import SCRIPTED, Collecting
@@ -118,6 +118,11 @@ class Maker:
             node = elsewhere(node, self.words, self.flagged)
         if node.get("id") is None:
             raise RheoError(f"{run.path} was trained without an environment; give env=NAME")
+        if frozen(run.config):
+            raise RheoError(
+                f"{run.path} acts on features of images (eye.frozen=true), which are not recorded; "
+                f"name a run that sees images itself, such as {run.config['init']}"
+            )
         env = self.make(node, count)
         refuse_other_world(env, sizes, run)
         env = algo.wrap(env, self.options.seed)

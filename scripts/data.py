@@ -13,6 +13,7 @@ from rheo.envs.data.recording import Reading, Recording, Refused, refuse
 from rheo.envs.data.writing import write
 from rheo.envs.memory import size_text
 from rheo.envs.paths import SUFFIXES, expanded, layout_of
+from rheo.envs.pixels import listed_images
 from rheo.envs.scores import normalized_score
 from rheo.errors import USER, RheoError
 
@@ -93,6 +94,8 @@ def described(recording: Recording) -> list[str]:
     for key, table in recording.tables.items():
         lines.append(f"  {key:12} {table.shape[1]} dimensions, {bounds(table)}")
     lines[-1] += f", {100 * saturated(recording):.1f} % at a bound"
+    if recording.images:
+        lines.append(f"  images       {listed_images(recording.images)}")
     return [*lines, *(f"  {fault.level:12} {fault.line()}" for fault in faults(recording))]
 
 
@@ -129,6 +132,8 @@ def returns(recording: Recording) -> str:
 
 def bounds(table: np.ndarray) -> str:
     """Smallest and largest number."""
+    if not table.size:
+        return "no numbers"
     low, high = np.fmin.reduce(table, axis=None), np.fmax.reduce(table, axis=None)  # pass over NaN
     return f"{low:.4g} to {high:.4g}"
 

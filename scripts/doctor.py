@@ -6,13 +6,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 from rheo.errors import EnvError
 
 from .store.provenance import versions
 
+DRAWN = 9  # images whose cost is told by their median
 OPTIONAL = {
     "envpool": "pip install 'rheo-rl[envpool]' to compare speeds with it in rheo bench",
     "stable_baselines3": "pip install 'rheo-rl[sb3]' to compare speeds with it in rheo bench",
@@ -169,6 +170,34 @@ def families_here() -> Iterator[Finding]:
         yield Finding("ok", f"environments of other packages that run: {', '.join(running)}")
 
 
+def rendering() -> Iterator[Finding]:
+    """Whether cameras can be observed, and what an image costs."""
+    from rheo.envs import cameras, families
+    from rheo.envs.packages import home
+
+    scenes = {"robosuite/Lift-v0": "agentview", "Hopper-v5": "track"}
+    env_id = next(i for i in scenes if importlib.util.find_spec(home(i)[0]) is not None)
+    try:
+        context = cameras.context()
+        families.register(env_id)
+        env: Any = families.make(env_id, {"cameras": [scenes[env_id]]})
+    except EnvError as error:
+        what, _, fix = str(error).partition(": ")
+        yield Finding("note", what, fix)
+        return
+    env.reset(seed=0)
+    look, times = env.get_wrapper_attr("look"), []
+    for _ in range(DRAWN):
+        start = process_time()
+        look()
+        times.append(process_time() - start)
+    env.close()
+    cost = 1e3 * sorted(times)[DRAWN // 2]
+    by = type(context).__module__.rpartition(".")[2]
+    what = f"rendering by {by} works: an image of {cameras.SIZE} pixels of {env_id} takes"
+    yield Finding("ok", f"{what} {cost:.1f} ms of processor time")
+
+
 def optional_packages() -> Iterator[Finding]:
     """Packages that add environments, data formats and comparisons."""
     for module, fix in OPTIONAL.items():
@@ -179,4 +208,7 @@ def optional_packages() -> Iterator[Finding]:
         yield Finding("note", "tensorboard is missing: events/ stays empty", fix)
 
 
-CHECKS = (*(required_packages, batched_physics, learning, disk, families_here, optional_packages),)
+CHECKS = (
+    *(required_packages, batched_physics, learning, disk, families_here, rendering),
+    optional_packages,
+)

@@ -16,15 +16,18 @@ import yaml
 
 from rheo.algos.contract import Algorithm
 from rheo.envs.chunk import ChunkEnv
+from rheo.envs.encoded import Encoded
 from rheo.envs.noise import TILE
 from rheo.envs.rollout import Deploy, Episode, as_rows, evaluate, rows_of, summary
 from rheo.envs.scores import REFERENCES, scaled
 from rheo.errors import NUMERICS, RheoError, nearest
 from rheo.policies.flow import FlowPolicy
+from rheo.policies.normalize import affine
 from rheo.policies.steer import Chain, Settings
 
 from .assemble import (
     elsewhere,
+    entered,
     executed,
     make_eval_env,
     prepare,
@@ -88,7 +91,7 @@ def evaluate_folder(
     """
     config = run.config
     algo, env = made(run, episodes)
-    env = algo.wrap(env, seed)
+    env = entered(algo, env, seed)
     if steer:
         algo = steered(algo, steer, env.execute)
         changed = [*changed, *(f"{key}={value}" for key, value in steer.items())]
@@ -131,13 +134,17 @@ def made(run: Run, episodes: int) -> tuple[Any, ChunkEnv]:
 def decision_ms(env: Any, algo: Any) -> float:
     """Milliseconds of a deployed decision for one observation, the median of DECISIONS.
 
-    Of a corrected base its plan counts too, as where a new one is due.
+    Of a corrected base its plan counts too, as where a new one is due; and what encodes images for
+    a policy that is shown their features.
     """
     device, times = algo.generator.device, []
     obs, generator = torch.zeros((1, env.obs_dim), device=device), torch.Generator(device)
-    plan = getattr(env, "plan", None)
+    plan, inner = getattr(env, "plan", None), env.env
+    image = torch.zeros((1, inner.env.obs_dim)) if isinstance(inner, Encoded) else None
     for _ in range(DECISIONS):
         start = perf_counter()
+        if image is not None:
+            inner.see(image)
         if plan is not None:
             plan(obs[:, : env.base_dim], generator)
         algo.deploy(obs, generator).cpu()  # waits for a GPU
@@ -186,12 +193,11 @@ class Watched:
     """A deployed behaviour, and the largest normalised observation that it was asked about."""
 
     def __init__(self, deploy: Deploy, norm: Any) -> None:
-        self.deploy, self.norm = deploy, norm
-        self.most = torch.zeros_like(norm.scale)  # [Do], in scales
+        self.deploy, self.norm, self.numbers = deploy, norm, affine(norm)
+        self.most = torch.zeros_like(self.numbers.scale)  # [Do], in scales
 
     def __call__(self, obs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        own = obs[:, : len(self.most)]  # a corrected base is shown more
-        self.most = torch.maximum(self.most, self.norm(own).abs().amax(0))
+        self.most = torch.maximum(self.most, self.numbers(self.norm.own(obs)).abs().amax(0))
         return self.deploy(obs, generator)
 
     def tell(self) -> None:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from rheo.algos.contract import Algorithm, completed
+from rheo.envs.pixels import alike, listed_images
 from rheo.errors import RheoError
+from rheo.policies.normalize import affine
 
 from .assemble import twins
 from .config.build import target_of
@@ -30,6 +32,7 @@ log = logging.getLogger("rheo")
 APART = (
     *("algo.noise.std_min", "algo.noise.std_max", "algo.noise.schedule", "algo.noise.tuned_steps"),
     *("algo.editor.scale", "algo.noise_map.kind", "algo.noise_map.bound"),
+    *("eye.shift", "eye.frozen"),
 )
 SHAPING = ("algo.relative", "horizon", "env.obs_steps")  # what sizes of networks follow too
 OPTIONS = "env.options"
@@ -49,6 +52,7 @@ class Donor(NamedTuple):
     config: dict[str, Any]
     kind: Any  # its algorithm's class
     saved: Mapping[str, Any]  # the parts of its algorithm, by attribute
+    images: Mapping[str, Any] = {}  # heights and widths of those that it observed, in order
 
 
 class Pair(NamedTuple):
@@ -68,6 +72,7 @@ def start_from(algo: Algorithm, config: dict[str, Any]) -> Run:
     """
     donor = donor_of(config)
     same = goes_on(config, donor.config)
+    refuse_other_images(algo, donor)
     pairs = continued(algo, donor) if same else handed_over(algo, donor, config)
     refuse_other_meaning(algo, pairs, config, donor, same)
     for pair in pairs:
@@ -86,13 +91,19 @@ def donor_of(config: Mapping[str, Any]) -> Donor:
     if tree is None:
         raise RheoError(f"{who}: that run has no checkpoint yet")
     kind = completed(target_of(run.config["algo"], "algo"))
-    return Donor(who, run, run.config, kind, kind.upgrade(tree["algo"]))
+    images = tree["sizes"].get("images", {})
+    return Donor(who, run, run.config, kind, kind.upgrade(tree["algo"]), images)
 
 
 def goes_on(config: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether a run takes all of another: its algorithm is the same and nothing else was asked."""
+    """Whether a run takes all of another: its algorithm is the same and nothing else was asked.
+
+    Where one of them keeps its encoder of images and the other does not, what acts is all that both
+    have: of several copies of an encoder the deployed policy's is the one to keep.
+    """
     same = config["algo"]["_target_"] == theirs["algo"]["_target_"]
-    return same and config.get("init_part", "auto") == "auto"
+    still = bool(inside(config, "eye.frozen")) == bool(inside(theirs, "eye.frozen"))
+    return same and still and config.get("init_part", "auto") == "auto"
 
 
 def modules(algo: Algorithm) -> dict[str, torch.nn.Module]:
@@ -218,7 +229,7 @@ def share_statistics(algo: Algorithm) -> None:
     for part in vars(algo).values():
         norm = getattr(part, "obs_norm", None)
         if given is not None and norm is not None and not norm.ready and norm.kind == given.kind:
-            norm.load_state_dict(given.state_dict())
+            affine(norm).load_state_dict(affine(given).state_dict())
 
 
 # ---- what weights mean -------------------------------------------------------------------------
@@ -235,9 +246,25 @@ def meaning(node: Mapping[str, Any], place: str) -> dict[str, Any]:
     return settings
 
 
+def refuse_other_images(algo: Algorithm, donor: Donor) -> None:
+    """Raises RheoError for images that the donor's encoders did not learn from.
+
+    Weights of most encoders fit images of any size, and mean something else there.
+    """
+    images = getattr(getattr(algo.policy, "obs_norm", None), "images", {})
+    if not alike(images, donor.images):
+        there, here = (listed_images(each) or "none" for each in (donor.images, images))
+        raise RheoError(
+            f"{donor.who}: its images are {there} and here they are {here}; make data and "
+            "environment show the same ones (data.obs_keys, env.options.size)"
+        )
+
+
 def networks(algo: Algorithm, config: Mapping[str, Any], same: bool) -> dict[str, Any]:
     """`meaning` of all networks that are taken over."""
     found = meaning(config["policy"], "policy")
+    if hasattr(getattr(algo.policy, "obs_norm", None), "encode"):
+        found |= meaning(config.get("eye") or {}, "eye")
     parts = modules(algo) if same else {}
     nodes = {"critic": config["critic"]} if "critic" in parts else {}
     nodes |= {f"algo.{name}": config["algo"].get(name) for name in parts}

@@ -15,7 +15,14 @@ from rheo.envs.rollout import as_rows
 from rheo.envs.sources import Rollouts, placed
 from rheo.errors import MACHINE, NUMERICS, REQUEUE, EnvError, RheoError, command
 
-from .assemble import Experiment, assemble, make_eval_env, refuse_other_order
+from .assemble import (
+    Experiment,
+    assemble,
+    encode_data,
+    entered,
+    make_eval_env,
+    refuse_other_order,
+)
 from .config.top import EVAL_SEED
 from .config.words import Words, stem_of
 from .display import Display, Timer, time_frozen_base
@@ -54,6 +61,7 @@ def train(config: dict[str, Any], name: str) -> int:
             loop = Loop(run, assemble(config))
             if config["init"] is not None:
                 loop.goes_with(start_from(loop.algo, config))
+            encode_data(loop.algo, loop.source)
             refuse_unfitted(loop.algo)
             if config["init"] is not None:
                 tell_shift(loop.algo, loop.source)
@@ -99,6 +107,7 @@ def resume(asked: tuple[str, Words]) -> int:
             loop.restore(fitted(tree, loop.algo, words.options))
         elif run.config["init"] is not None:
             loop.goes_with(start_from(loop.algo, run.config))
+        encode_data(loop.algo, loop.source)
         run.go_on(tree is not None)
         with closing(loop):
             return loop.finish(stop)
@@ -152,7 +161,7 @@ class Loop:
         if hasattr(recorded, "about"):
             run.note_data(recorded.about, recorded.digest)
         env = make_eval_env(self.cfg, self.cfg["episodes"])
-        self.eval_env = None if env is None else self.algo.wrap(env, EVAL_SEED)
+        self.eval_env = None if env is None else entered(self.algo, env, EVAL_SEED)
         self.update = fast(self.algo, self.cfg["fast"])
         self.acting = one_thread() if isinstance(self.source, Rollouts) else nullcontext()
         self.timer = Timer()
@@ -194,8 +203,8 @@ class Loop:
         """
         if self.eval_env is not None:
             obs = self.eval_env.reset(EVAL_SEED)
-        elif hasattr(self.source, "statistics"):
-            obs = self.source.statistics()[0][:PROBED]
+        elif hasattr(self.source, "beginning"):
+            obs = self.source.beginning(PROBED)
         else:
             obs = torch.zeros((1, self.sizes.obs_dim))
         trial = Trial(placed(obs, self.device), self.eval_env, self.cfg["episodes"])

@@ -12,6 +12,7 @@ from rheo.envs.chunk import ChunkEnv
 from rheo.envs.rollout import Deploy, Episode, evaluate, rows_of
 from rheo.envs.sources import Rollouts
 from rheo.errors import RheoError
+from rheo.policies.normalize import affine
 
 from .assemble import Sizes
 from .config.top import EVAL_SEED
@@ -57,8 +58,9 @@ def tell_shift(algo: Algorithm, source: Any) -> None:
     norm, env = getattr(algo.policy, "obs_norm", None), getattr(source, "env", None)
     if norm is None or norm.kind == "none" or env is None:
         return
-    obs = env.reset().to(norm.shift.device)[:, : norm.shift.numel()]
-    worst, dim = norm(obs).abs().mean(0).max(0)
+    numbers = affine(norm)
+    obs = norm.own(env.reset().to(numbers.shift.device))
+    worst, dim = numbers(obs).abs().mean(0).max(0)
     unit = "standard deviations" if norm.kind == "gaussian" else "half ranges"
     text = "first observations lie up to %.1f %s from the base's data (dimension %d)"
     if worst > FAR:

@@ -1,6 +1,7 @@
 """Columns whose rows lie end to end as a layout, and which keys of a file are observed."""
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..packages import READERS, lacking
-from ..parts import displaced, listed, listed_parts, names, usual
+from ..parts import displaced, listed, listed_parts, names, resized, usual
+from ..pixels import Images, last, listed_images
 from .catalogue import limit_of
 from .ends import every_nth, is_list
 from .recording import (
@@ -200,6 +202,7 @@ def can_be_read(
 def choose(
     path: str,
     widths: Mapping[str, int],
+    images: Images,
     other: Mapping[str, str],
     reading: Reading,
     env_id: Any,
@@ -207,28 +210,39 @@ def choose(
 ) -> list[str]:
     """The parts of a dictionary that are read, in order: the user's, the environment's, the usual.
 
-    widths: the parts that can be read, with their columns. other: those that cannot, and what they
-    are. told: the usual ones as the file names them. Raises Refused for a part that is not there.
+    widths: the parts that can be read, with their columns. images: those that are images; the user
+    or the environment has to name them, and they are the last ones. other: those that cannot be
+    read, and what they are. told: the usual ones as the file names them. Raises Refused for a part
+    that is not there.
     """
     keys, env = reading.obs_keys, reading.env_parts
+    readable = {**widths, **{key: math.prod(size) for key, size in images.items()}}
     if keys is not None:
         others = {key: f"{what}, not columns of numbers" for key, what in other.items()}
-        can_be_read(path, keys, widths, others, "obs/")
+        can_be_read(path, keys, readable, others, "obs/")
+    elif env and not set(env) - set(readable):
+        keys = list(env)
+    elif env and widths:
+        lacking = [key for key in env if key not in readable]
+        text = (
+            f"{', '.join(lacking)} of the environment's {listed_parts(env)}: not in the "
+            f"data, which hold {listed_parts(readable)}; data.obs_keys=[...] names what stands "
+            "for them, in that order"
+        )
+        raise refuse(path, text, "obs_keys")
     elif not widths:
         text = f"no low-dimensional observations; it holds {', '.join(listed(other)) or 'none'}"
+        if images:
+            text = f"images alone: {listed_images(images)}; data.obs_keys=[...] reads them"
         raise refuse(path, text, "obs")
     else:
-        keys = list(env) if env else list(told) or usual(widths, env_id)
-        lacking = [key for key in keys if key not in widths]
+        keys = list(told) or usual(widths, env_id)
+        lacking = [key for key in keys if key not in readable]
         if lacking:
-            whose = f"the environment's {listed_parts(env)}" if env else "the file's obs_keys"
-            text = (
-                f"{', '.join(lacking)} of {whose}: not in the "
-                f"data, which hold {listed_parts(widths)}; data.obs_keys=[...] names what stands "
-                "for them, in that order"
-            )
+            text = f"{', '.join(lacking)} of the file's obs_keys: not in the data"
+            text += f", which hold {listed_parts(readable)}; data.obs_keys=[...] names others"
             raise refuse(path, text, "obs_keys")
-    return keys
+    return last(keys, images)
 
 
 def refuse_clash(path: str, parts: Mapping[str, int], env: Mapping[str, int] | None) -> None:
@@ -236,6 +250,9 @@ def refuse_clash(path: str, parts: Mapping[str, int], env: Mapping[str, int] | N
 
     Parts of other names are the user's word for it; their sizes are compared later, in all.
     """
+    if env and (clash := resized(parts, env)):
+        text = f"{clash}, in the environment; make it observe what was recorded (env.options)"
+        raise refuse(path, text, "obs_keys")
     if env and (clash := displaced(parts, env)):
         text = f"the data are read as {clash}; data.obs_keys={names(env)} is its order"
         raise refuse(path, text, "obs_keys")

@@ -90,7 +90,7 @@ def bad_rows(recording: Recording) -> dict[str, tuple[NDArray, NDArray]]:
     if recording.reward is not None:
         arrays["rewards"] = recording.reward[:, None]
     found = {key: (rows_not_finite(array), array) for key, array in arrays.items()}
-    after = recording.obs[recording.successor[recording.successor >= 0]]
+    after = recording.state[recording.successor[recording.successor >= 0]]
     last = recording.ends[recording.successor >= 0] - 1
     broken = rows_not_finite(after)
     result = {key: (rows, array[rows[0]]) for key, (rows, array) in found.items() if len(rows)}

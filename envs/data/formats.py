@@ -29,7 +29,7 @@ from .replay_zarr import Store
 from .robomimic import Robomimic, is_robomimic, natural
 
 OURS = "rheo"
-SAME = ("obs_keys", "env_id", "control_mode")  # in all files that tell them
+SAME = ("obs_keys", "obs_images", "env_id", "control_mode")  # in all files that tell them
 UNIT = ("action_scale", "action_low", "action_high")  # in all files or in none, if they are read
 log = logging.getLogger("rheo")
 

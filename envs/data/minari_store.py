@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces.utils import flatdim
 
-from ..dicts import leaves, numbers, table, value
+from ..dicts import image, leaves, numbers, size, table, value
 from ..parts import listed
 from .columns import choose, package
 from .episodes import LEAVE_OUT, fault, misfits, upright
@@ -48,7 +48,10 @@ class Minari:
         self.spaces, self.left_out = self.choose(reading)
         self.seen = {key: f"observations/{key}".rstrip("/") for key in self.spaces}
         self.widths = {"actions": len(self.low), "rewards": 1, "terminations": 1}
-        self.widths |= {self.seen[key]: numbers(part) or 0 for key, part in self.spaces.items()}
+        self.widths |= {
+            self.seen[key]: flatdim(part) if image(part) else numbers(part) or 0
+            for key, part in self.spaces.items()
+        }
 
     def choose(self, reading: Reading) -> tuple[dict[str, Any], list[str]]:
         """The spaces of what is read, in order, and what is left out.
@@ -65,11 +68,14 @@ class Minari:
         if not isinstance(space.spaces, dict):
             raise refuse(self.path, f"{space}, expected a Box or a Dict", "observations")
         held = self.recorded()
+        images = {name: shown for name, part in held.items() if (shown := image(part))}
         other = {name: str(part) for name, part in held.items() if not numbers(part)}
         widths = {name: flatdim(part) for name, part in held.items() if name not in other}
-        keys = choose(self.path, widths, other, reading, self.env_id())
-        unread = {name: "" for name in widths if name not in keys}
-        return {key: held[key] for key in keys}, listed(unread | other)
+        strange = {name: what for name, what in other.items() if name not in images}
+        keys = choose(self.path, widths, images, strange, reading, self.env_id())
+        unread = {name: what for name, what in other.items() if name not in keys}
+        unread = {name: "" for name in widths if name not in keys} | unread
+        return {key: held[key] for key in keys}, listed(unread)
 
     def recorded(self) -> dict[str, Any]:
         """The parts of dictionary observations in the order of the environment they come from.
@@ -85,7 +91,7 @@ class Minari:
     @cached_property
     def sizes(self) -> Sizes:
         """See Layout."""
-        obs_dim = sum(map(flatdim, self.spaces.values()))
+        obs_dim = sum(map(size, self.spaces.values()))
         return Sizes(
             int(self.data.total_steps), self.total, self.total, obs_dim, len(self.low), True
         )
@@ -116,7 +122,8 @@ class Minari:
         held = {"actions": episode.actions, "rewards": episode.rewards}
         held |= {"terminations": episode.terminations}
         held |= {place: value(episode.observations, key) for key, place in self.seen.items()}
-        found = list(misfits(index, name, held, self.widths, more="observations"))
+        flat = {key: flattened(table) for key, table in held.items()}
+        found = list(misfits(index, name, flat, self.widths, more="observations"))
         if found:
             return found
         try:
@@ -142,7 +149,14 @@ class Minari:
         if "" in self.spaces:
             return about
         about |= {"obs_keys": list(self.spaces), "left_out": self.left_out}
-        return about | {"obs_widths": [flatdim(part) for part in self.spaces.values()]}
+        images = {name: [*shown] for name, part in self.spaces.items() if (shown := image(part))}
+        about |= {"obs_images": images} if images else {}
+        return about | {"obs_widths": [size(part) for part in self.spaces.values()]}
+
+
+def flattened(values: Any) -> Any:
+    """Images [L, H, W, 3] as rows of their numbers; all else as it is."""
+    return values.reshape(len(values), -1) if getattr(values, "ndim", 0) == 4 else values
 
 
 def paths(node: Mapping[str, Any], under: str = "") -> Iterator[str]:

@@ -48,16 +48,16 @@ class Played(NamedTuple):
     options: Mapping[str, Any] = {}
 
 
-def played_in(path_or_name: str | Sequence[str]) -> Played:
+def played_in(path_or_name: str | Sequence[str], obs_keys: list[str] | None = None) -> Played:
     """The environment of a recording: as the file tells, else as its name does.
 
-    Sizes of observations by keys are not asked: which of them are read is still open. Raises
-    Refused.
+    Sizes of observations by keys are not asked: which of them are read is still open, unless
+    obs_keys are. Raises Refused.
     """
     file = where(path_or_name)
     if not is_there(file):
         return Played(env_by_name(file) if isinstance(file, str) else None)
-    sizes, about = head(file, Reading())
+    sizes, about = head(file, Reading(obs_keys=obs_keys))
     alike = "obs_keys" in about or fits(about["env_id"], sizes.obs_dim, sizes.action_dim)
     return Played(about["env_id"], alike, about.get("env_options") or {})
 

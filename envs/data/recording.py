@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...errors import EnvError
 from ..paths import expanded
+from ..pixels import Images, pixels
 
 BLOCK_BYTES = 1 << 22  # a file is read, checked and written in pieces of about this size
 SHOWN = 5  # faults that a message lists
@@ -73,9 +74,19 @@ class Recording(NamedTuple):
         return np.diff(self.ends, prepend=0)
 
     @property
+    def images(self) -> Images:
+        """Heights and widths of the images at the end of every observation."""
+        return self.about.get("obs_images", {})
+
+    @property
+    def state(self) -> NDArray:
+        """The observations without their images, [S + F, Ds]."""
+        return self.obs[:, : self.obs.shape[1] - pixels(self.images)]
+
+    @property
     def tables(self) -> dict[str, NDArray]:
-        """The per-step tables by their key in a file."""
-        return {"observations": self.obs[: len(self.action)], "actions": self.action}
+        """The per-step tables by their key in a file; of observations all but their images."""
+        return {"observations": self.state[: len(self.action)], "actions": self.action}
 
     def episode_of(self, rows: Any) -> NDArray:
         """The episode of each step."""

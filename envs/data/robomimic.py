@@ -6,7 +6,7 @@ demonstrations are common, so each array is opened once, and of headers only tho
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..parts import listed
+from ..pixels import is_image, pack
 from . import trees
 from .catalogue import ROBOSUITE
 from .columns import choose
@@ -45,12 +46,13 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 class Robomimic:
-    """Low-dimensional observations side by side: columns [T, D] or [T] of any kind of number.
+    """Observations side by side: columns [T, D] or [T] of any kind of number, then images.
 
-    Which, and in which order, `parts.choose` says; parts of nested groups are named a/b. A
-    demonstration ended by the task where `dones` is set at its last step and the reward there, if
-    any are stored, is positive: robomimic sets dones at the end of failed demonstrations too, and
-    `demos.py`, whose files say so, does not.
+    Which, and in which order, `columns.choose` says; parts of nested groups are named a/b. Images
+    (uint8 [T, H, W, 3]) are read when they are named, and packed (`pixels`), one demonstration
+    after the other. A demonstration ended by the task where `dones` is set at its last step and the
+    reward there, if any are stored, is positive: robomimic sets dones at the end of failed
+    demonstrations too, and `demos.py`, whose files say so, does not.
     `filter` and `held` of the reading name lists of demonstrations in the file's group `mask`.
     """
 
@@ -95,20 +97,29 @@ class Robomimic:
         if not obs:
             text = f"no observations; its demonstrations hold {', '.join(held) or 'nothing'}"
             raise refuse(self.path, RAW if {"states", "actions"} <= set(held) else text, "obs")
+        shown = {key: image_of(seen[f"obs/{key}"]) for key in obs}
+        images = {key: size for key, size in shown.items() if size is not None}
         widths = {key: what for key, what in obs.items() if isinstance(what, int)}
-        other = {key: what for key, what in obs.items() if isinstance(what, str)}
+        texts = {key: what for key, what in obs.items() if isinstance(what, str)}
+        other = {key: what for key, what in texts.items() if key not in images}
         told = self.attributes.get("obs_keys") or ()  # as `demos.py` writes
         name = self.env_args().get("env_name")
-        self.keys = choose(self.path, widths, other, self.reading, name, told)
+        self.keys = choose(self.path, widths, images, other, self.reading, name, told)
+        self.images = {key: images[key] for key in self.keys if key in images}
+        self.columns = [key for key in self.keys if key not in images]
+        widths |= {key: height * width for key, (height, width) in images.items()}
         action = held.get("actions", "missing")
         if not isinstance(action, int):
             raise refuse(self.path, f"{action}; numbers [steps, dims] are needed", "actions")
-        self.widths = {"actions": action} | {f"obs/{key}": widths[key] for key in self.keys}
+        self.widths = {"actions": action} | {f"obs/{key}": widths[key] for key in self.columns}
         self.reward = isinstance(held.get("rewards"), int)
         self.widths |= {"rewards": 1} if self.reward else {}
-        optional = {f"next_obs/{key}": widths[key] for key in self.keys} | {"dones": 1}
+        self.followed = f"next_obs/{self.keys[0]}" in held
+        optional = {f"next_obs/{key}": widths[key] for key in self.columns} | {"dones": 1}
         self.optional = {key: width for key, width in optional.items() if key in held}
-        self.left_out = {key: "" for key in widths if key not in self.keys} | other
+        self.obs_widths = [widths[key] for key in self.keys]
+        unread = {key: texts.get(key, "") for key in obs if key not in self.keys}
+        self.left_out = {key: unread[key] for key in (*widths, *other) if key in unread}
         used = {"actions", "dones"} | ({"rewards"} if self.reward else set())
         self.unread = [k for k in held if k not in used and not k.startswith(("obs/", "next_obs/"))]
         self.known = levels(obs)
@@ -121,8 +132,8 @@ class Robomimic:
     @cached_property
     def sizes(self) -> Sizes:
         """See Layout."""
-        known = len(self.demos) * (f"next_obs/{self.keys[0]}" in self.optional)
-        dims = sum(self.widths[f"obs/{key}"] for key in self.keys), self.widths["actions"]
+        known = len(self.demos) * self.followed
+        dims = sum(self.obs_widths), self.widths["actions"]
         return Sizes(self.steps, len(self.demos), known, *dims, self.reward)
 
     def read(self, storage: str) -> Recording:
@@ -145,24 +156,52 @@ class Robomimic:
         found = list(misfits(index, name, held, self.widths | self.optional, more=""))
         if found:
             return found
+        shown = {key: trees.array(demo, f"obs/{key}") for key in self.images}
+        last = {key: trees.tail(demo, f"next_obs/{key}") for key in self.images}
+        steps: Any = held["actions"]
+        found = [*self.blind(index, name, "obs", shown, len(steps))]
+        there = {key: image for key, image in last.items() if image is not None}
+        found += self.blind(index, name, "next_obs", there, 1)
+        if found:
+            return found
         obs, after = self.beside(held, "obs/"), self.beside(held, "next_obs/")
         action, reward, done = (held.get(key) for key in ("actions", "rewards", "dones"))
         assert obs is not None and action is not None
         successor, jumps = None, np.empty(0, np.int64)
         if after is not None:
-            successor, jumps = after[-1], differing(after[:-1], obs[1:])
+            jumps = differing(after[:-1], obs[1:])
+            if len(there) == len(last):
+                successor = np.concatenate([after[-1:], *map(pack, there.values())], 1)[0]
+        if shown:
+            obs = np.concatenate(
+                [obs, *(pack(image) for image in shown.values() if image is not None)], 1
+            )
         ended = done is not None and bool(done.flat[-1])
         if not self.ours:
             ended = ended and (reward is None or bool(reward.flat[-1] > 0))
         reward = None if reward is None else reward.reshape(-1)
         return Part(obs, upright(action), reward, ended, successor, jumps)
 
+    def blind(
+        self, index: int, name: str, group: str, shown: Mapping[str, NDArray | None], steps: int
+    ) -> Iterator[Fault]:
+        """Faults of one demonstration's images: missing, or of another size, type or number."""
+        for key, table in shown.items():
+            size = (steps, *self.images[key], 3)
+            if table is None:
+                yield fault(f"{group}/{key}", index, f"missing in {name}; {LEAVE_OUT}")
+            elif table.shape != size or table.dtype != np.uint8:
+                text = f"{name} has {table.shape} {table.dtype}, expected images {size} uint8"
+                yield fault(f"{group}/{key}", index, f"{text}; {LEAVE_OUT}")
+
     def beside(self, held: Mapping[str, NDArray | None], group: str) -> NDArray | None:
-        """The parts that are read [T, Do]; None where one is missing."""
-        tables = [held.get(group + key) for key in self.keys]
+        """The columns that are read [T, Ds]; None where one is missing."""
+        tables = [held.get(group + key) for key in self.columns]
         whole = [upright(table) for table in tables if table is not None]
         if len(whole) < len(tables):
             return None
+        if not whole:
+            return np.empty((len(held["actions"]), 0), np.float32)  # type: ignore[arg-type]
         return whole[0] if len(whole) == 1 else np.concatenate(whole, axis=1)
 
     def notice(self, demo: Any, name: str) -> None:
@@ -192,17 +231,27 @@ class Robomimic:
         name = args.get("env_name")
         env_id = f"robosuite/{name}-v0" if name in ROBOSUITE else name
         about = {"format": "robomimic", "path": self.path, "env_id": env_id}
-        about |= {"obs_keys": self.keys, "obs_widths": [self.widths[f"obs/{k}"] for k in self.keys]}
+        about |= {"obs_keys": self.keys, "obs_widths": self.obs_widths}
+        images = {key: [*size] for key, size in self.images.items()}
+        about |= {"obs_images": images} if images else {}
         about |= {"demos": self.demos, "left_out": listed(self.left_out), "unread": self.unread}
         about |= {"dt": 1 / rate} if rate else {}
         about |= {"env_args": args} if args else {}
         if name in ROBOSUITE:
-            about |= {"env_options": {"env_args": args}}
+            about |= {"env_options": self.env_options(args)}
         elif self.ours and args.get("env_kwargs"):
             about |= {"env_options": args["env_kwargs"]}
         units = ("action_low", "action_high", "action_scale")  # attributes that a user may add
         about |= {key: self.attributes[key] for key in units if key in self.attributes}
         return about | (self.told_filters() if self.filters else {})
+
+    def env_options(self, args: dict[str, Any]) -> dict[str, Any]:
+        """What makes robosuite's environment observe what is read here."""
+        options: dict[str, Any] = {"env_args": args}
+        if self.reading.obs_keys is not None:
+            options["obs_keys"] = self.keys
+        sizes = {tuple(size) for size in self.images.values()}
+        return options | ({"size": list(*sizes)} if len(sizes) == 1 else {})
 
     def told_filters(self) -> dict[str, Any]:
         """The file's filter keys, and which of its demonstrations are read."""
@@ -230,6 +279,12 @@ def columns(tables: Counter[tuple[Any, ...]], demos: int) -> int | str:
         return f"{'a single one' if tail is None else tail or ''} {kind}".strip()
     rare = 2 * tables.total() < demos
     return f"(in {tables.total()} of {demos} demonstrations)" if rare else (*tail, 1)[0]
+
+
+def image_of(tables: Counter[tuple[Any, ...]]) -> tuple[int, int] | None:
+    """Height and width of an array of images, as most of its demonstrations have it."""
+    tail, dtype = tables.most_common(1)[0][0]
+    return tuple(map(int, tail[:2])) if is_image(tail, dtype) else None  # type: ignore[return-value]
 
 
 def levels(paths: Iterable[str]) -> dict[str, set[str]]:

@@ -79,11 +79,10 @@ def goes_on(recording: Recording, rows: NDArray) -> bool:
     steps = np.flatnonzero(inside)
     if not len(steps):
         return False
-    steps = steps[:: -(-len(steps) // SAMPLE)]
+    steps, obs = steps[:: -(-len(steps) // SAMPLE)], recording.state
     with np.errstate(invalid="ignore", over="ignore"):  # of NaN and Inf, which a check refuses
         inner, across = (
-            np.square(np.asarray(recording.obs[at + 1] - recording.obs[at], np.float64))
-            for at in (steps, rows)
+            np.square(np.asarray(obs[at + 1] - obs[at], np.float64)) for at in (steps, rows)
         )
         scale = inner.mean(0)
         scale[scale == 0] = np.finfo(np.float32).tiny  # a jump of what never moves inside

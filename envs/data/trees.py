@@ -59,6 +59,18 @@ def array(group: Any, path: str) -> NDArray | None:
     return values
 
 
+def tail(group: Any, path: str) -> NDArray | None:
+    """An array's last row alone, [1, ...]; None where there is none."""
+    data, rows = member(group, path), count(group, path)
+    if not rows:
+        return None
+    values = np.zeros((1, *data.shape[1:]), data.dtype)
+    picked = data.get_space()
+    picked.select_hyperslab((rows - 1, *[0] * (data.rank - 1)), values.shape)
+    data.read(h5s.create_simple(values.shape), picked, values)
+    return values
+
+
 def count(group: Any, path: str) -> int:
     """Rows of an array, from its header; 0 where there is none."""
     data = member(group, path)

@@ -64,6 +64,11 @@ class MetaWorld(gymnasium.Env):
         """MuJoCo's data, whose warnings the guards read."""
         return self.env.data
 
+    @property
+    def model(self) -> Any:
+        """MuJoCo's model, for cameras."""
+        return self.env.model
+
     def close(self) -> None:
         self.env.close()
 

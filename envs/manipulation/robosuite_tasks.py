@@ -9,6 +9,7 @@ import functools
 import importlib
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ...errors import EnvError, nearest
+from ..cameras import SIZE, SUFFIX, Cameras
 from ..parts import usual
 from ..seeded import drawing_from
 
@@ -47,6 +49,7 @@ OURS = {
     "ignore_done": True, "use_object_obs": True, "reward_shaping": False,
 }  # fmt: skip
 CAMERAS = ("camera_names", "camera_heights", "camera_widths", "camera_depths")
+HIDDEN = (0,)  # group of geometries: what collides, which robosuite's own images do not show
 FULL_PHYSICS = (1, 4, 1)  # versions up to this one computed every quantity in every substep
 OTHER_OBJECT = (1, 5)  # versions before this one made `object` in another way: see `before`
 # What `object` was made of then: objects with their pose from the gripper too, or parts as they are
@@ -90,7 +93,9 @@ class Robosuite(gymnasium.Env):
     task: robosuite's name. env_args: a robomimic file's, as JSON or a tree, which decide arms,
     controller, control frequency and, by their version, what `object` is (`before`); none: those
     of robomimic's public sets with the `object` of the installed version. obs_keys: which
-    observations, side by side; none: robomimic's usual ones (`parts.usual`). stop: whether success
+    observations, side by side; none: robomimic's usual ones (`parts.usual`). cameras: whose images
+    are observed too, packed behind them (`pixels`); a key CAMERA_image names one as well. size:
+    their pixels, of a side or [height, width]. stop: whether success
     ends an episode, as robomimic evaluates; without, every solved step pays 1 until the time is up
     (DPPO, arXiv:2409.00588). hard_reset: build the model anew at every reset, which takes a second
     and draws Lift's cube in another size.
@@ -106,6 +111,8 @@ class Robosuite(gymnasium.Env):
         task: str,
         env_args: str | Mapping[str, Any] | None = None,
         obs_keys: list[str] | None = None,
+        cameras: list[str] | None = None,
+        size: int | list[int] = SIZE,
         stop: bool = True,
         hard_reset: bool = False,
     ) -> None:
@@ -115,9 +122,15 @@ class Robosuite(gymnasium.Env):
         self.task, self.stop = task, stop
         with drawing_from(np.random.MT19937(0)):
             self.env = package().make(task, **settings)
-        self.seen = self._named(self.env._get_observations(force_update=True))  # of the latest step
+        first = self.env._get_observations(force_update=True)
+        self.seen = self._named(first)  # of the latest step
         held = {name: np.size(value) for name, value in self.seen.items()}
-        self.obs_keys = list(obs_keys or usual(held))
+        asked = list(obs_keys or usual(held))
+        views = [key.removesuffix(SUFFIX) for key in asked if key.endswith(SUFFIX)]
+        views += [name for name in cameras or [] if name not in views]
+        self.cameras = Cameras(views, size, HIDDEN)
+        self.obs_images = self.cameras.images
+        self.obs_keys = [key for key in asked if key not in self.obs_images]
         for key in self.obs_keys:
             if key not in held:
                 raise EnvError(
@@ -125,7 +138,8 @@ class Robosuite(gymnasium.Env):
                     + ", ".join(held)
                 )
         self.obs_parts = {key: held[key] for key in self.obs_keys}
-        self.observation_space = spaces.Box(-np.inf, np.inf, (sum(self.obs_parts.values()),))
+        self.obs_parts |= {key: math.prod(size) for key, size in self.obs_images.items()}
+        self.observation_space = spaces.Box(-np.inf, np.inf, self._flat(first).shape)
         low, high = self.env.action_spec
         self.action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32))
 
@@ -137,8 +151,13 @@ class Robosuite(gymnasium.Env):
     def _flat(self, observations: Mapping[str, Any]) -> NDArray:
         """The parts side by side, [Do]."""
         self.seen = self._named(observations)
-        parts = [np.ravel(self.seen[key]) for key in self.obs_keys]
-        return np.concatenate(parts).astype(np.float64)
+        rows = [np.ravel(self.seen[key]).astype(np.float64) for key in self.obs_keys]
+        return np.concatenate([*rows, self.look()] if self.obs_images else rows)
+
+    def look(self) -> NDArray:
+        """What the cameras see, packed."""
+        sim = self.env.sim
+        return self.cameras.look(sim.model._model, sim.data._data)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -47,6 +47,7 @@ TASKS: dict[str, type[Task]] = {
 }
 RENDERING = frozenset(
     [
+        "cameras",
         "render_mode",
         "width",
         "height",

@@ -171,8 +171,10 @@ def played(overrides: list[Override]) -> Any:
         return None
     from rheo.envs.data.read import played_in  # h5py takes 0.1 s; not torch
 
+    keys: list[Any] = [o.value() for o in overrides if o.key_or_group.endswith(".obs_keys")]
+    listed = keys and isinstance(keys[-1], list) and all(isinstance(k, str) for k in keys[-1])
     try:
-        return played_in(named[-1])
+        return played_in(named[-1], keys[-1] if listed else None)
     except ValueError:  # the checks say what is wrong with the file
         return None
 

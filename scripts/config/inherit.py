@@ -40,6 +40,8 @@ def inherit(base: dict[str, Any], overrides: list[Override], roots: list[Path]) 
     for place, node in replays(base["source"]):
         if f"{place}.warmup_policy" not in values:
             node["warmup_policy"] = True
+    if theirs.get("eye") and "eye" not in values:  # what is typed of it is put in later
+        base["eye"] = theirs["eye"]
     given = acting_policy(theirs, {**base, "init_part": values.get("init_part", "auto")})
     mine = base["policy"]
     if given.get("_target_") != mine["_target_"]:

@@ -28,7 +28,7 @@ def run(tree: dict[str, Any], inputs: Sequence[Check], *, careful: bool = False)
 
     careful: the tree is known to be wrong somewhere; a check that trips over that is left out.
     """
-    checks = (chunk, heads, levels, device, environment, world, program, *inputs, limits)
+    checks = (chunk, heads, levels, device, environment, world, program, still, *inputs, limits)
     errors = []
     for check in checks:
         try:
@@ -192,6 +192,13 @@ def program(tree: dict[str, Any]) -> list[str]:
     if inside(tree, "policy._target_") != EXPORTED or path is None:
         return []
     return [] if exists(path) else [f"policy.path={path}: there is no such file"]
+
+
+def still(tree: dict[str, Any]) -> list[str]:
+    """An encoder of images that does not learn is one that another run has trained."""
+    if not inside(tree, "eye.frozen") or tree.get("init"):
+        return []
+    return ["eye.frozen=true: keeps the encoder of another run; add init=RUN, or leave it false"]
 
 
 def data(tree: dict[str, Any], run: str | None = None) -> list[str]:

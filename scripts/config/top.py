@@ -11,6 +11,7 @@ TOP = {
     "algo": "dict",
     "policy": "dict",
     "critic": NODE,
+    "eye": NODE,
     "source": "dict",
     "env": NODE,
     "data": "str | list[str] | None",

@@ -36,7 +36,8 @@ logger = logging.getLogger("rheo")
 KEEP = 2  # checkpoints
 FAILURES = 5  # saves in a row
 MEANING = (  # of what the data tell: all that a policy's inputs and outputs stand for
-    *("format", "path", "env_id", "dt", "obs_keys", "obs_widths", "left_out"),
+    *("format", "path", "env_id", "dt", "obs_keys", "obs_widths", "obs_images"),
+    "left_out",
     *("unit", "action_low", "action_high", "control_mode"),
 )
 

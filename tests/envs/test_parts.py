@@ -179,6 +179,9 @@ def test_what_is_left_out_is_told_everywhere(
     with caplog.at_level(logging.INFO, "rheo"):
         dataset(path)
     assert f"left out: sub/{name}" in caplog.text and "read are pos (3)" in caplog.text
+    if key == "image":  # which can be read where it is named
+        assert read(path, obs_keys=["pos", f"sub/{key}"]).images == {f"sub/{key}": [8, 8]}
+        return
     with pytest.raises(EnvError, match=rf"obs/sub/{key}: .*can name pos"):
         read(path, obs_keys=[f"sub/{key}"])
 
@@ -206,8 +209,12 @@ def test_a_file_with_groups_is_never_said_to_hold_nothing(tmp_path: Path) -> Non
         read(str(tmp_path / "a.hdf5"))
     view: Any = {"view/left": np.zeros((4, 8, 8, 3), np.uint8)}
     path = demos(tmp_path / "b.hdf5", **view)
+    with pytest.raises(EnvError, match=r"images alone: view/left \(8 x 8\); .*obs_keys"):
+        read(path)
+    view = {"view/left": np.zeros((4, 8, 8, 2), np.uint8)}
+    path = demos(tmp_path / "c.hdf5", **view)
     with pytest.raises(
-        EnvError, match=r"no low-dimensional .*it holds view/left \(8, 8, 3\) uint8"
+        EnvError, match=r"no low-dimensional .*it holds view/left \(8, 8, 2\) uint8"
     ):
         read(path)
 

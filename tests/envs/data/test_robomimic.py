@@ -70,8 +70,11 @@ def test_robomimic_files_need_neither_env_args_nor_next_obs_nor_rewards(tmp_path
     assert (recording.successor == -1).all() and recording.about["env_id"] is None
     others = ["other", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"]
     assert recording.about["obs_keys"] == others
-    with pytest.raises(EnvError, match="agentview_image: .* uint8, not .* can name other, robot0"):
-        read(path, obs_keys=["agentview_image"])
+    for demo in ("demo_0", "demo_1"):
+        with h5py.File(path, "a") as file:
+            file[f"data/{demo}/obs/depth"] = np.zeros((5 - int(demo[-1]), 4, 4, 1))
+    with pytest.raises(EnvError, match="depth: .* float64, not .* can name other, robot0"):
+        read(path, obs_keys=["depth"])
     with pytest.raises(EnvError, match="obs/objekt: not there"):
         read(path, obs_keys=["objekt"])
 

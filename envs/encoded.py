@@ -1,0 +1,72 @@
+"""Environments whose images a trained encoder replaces by its features, step by step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batch import Step
+from .pixels import pixels
+from .vector import VectorEnv
+
+See = Callable[[Tensor], Tensor]  # [N, state and pixels] -> [N, state and features]
+
+
+class Encoded(VectorEnv):
+    """The environments of another one, which observe [state, features] for [state, pixels].
+
+    Whatever learns here, replays included, meets small observations, and each image is encoded
+    once. features: how many there are; see: what encodes, which is set before the first reset.
+    obs_parts and obs_images are those of the environment within: what the features are made of.
+    """
+
+    def __init__(self, env: VectorEnv, features: int) -> None:
+        self.env = env
+        self.see: See = unset
+        self.id, self.num_envs, self.action_dim = env.id, env.num_envs, env.action_dim
+        self.max_steps, self.dtype, self.backend = env.max_steps, env.dtype, env.backend
+        self.action_low, self.action_high = env.action_low, env.action_high
+        self.obs_parts, self.obs_images = env.obs_parts, env.obs_images
+        self.counters = env.counters
+        self.obs_dim = env.obs_dim - pixels(env.obs_images) + features
+        self.seen = torch.zeros(env.num_envs, self.obs_dim, dtype=env.dtype)
+
+    def look(self, obs: Tensor, rows: Tensor, before: Tensor) -> Tensor:
+        """What was encoded before, anew in some rows [N] bool of observations [N, Do]."""
+        after = before.clone()
+        if rows.any():
+            after[rows] = self.see(obs[rows]).to(after)
+        return after
+
+    def reset(self, seed: int | None = None) -> Tensor:
+        obs = self.env.reset(seed)
+        self.seen = self.look(obs, torch.ones(len(obs), dtype=torch.bool), self.seen)
+        return self.seen
+
+    def step(self, action: Tensor, active: Tensor | None = None) -> Step:
+        out = self.env.step(action, active)
+        rows = torch.ones(self.num_envs, dtype=torch.bool) if active is None else active
+        final = self.seen = self.look(out.final_obs, rows, self.seen)
+        if out.obs is not out.final_obs:
+            self.seen = self.look(out.obs, out.terminated | out.truncated, final)
+        return out._replace(obs=self.seen, final_obs=final)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"env": self.env.state_dict(), "seen": self.seen.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> Tensor | None:
+        obs = self.env.load_state_dict(state["env"])
+        if obs is None:
+            self.seen = torch.as_tensor(state["seen"]).clone()
+            return None
+        self.seen = self.look(obs, torch.ones(len(obs), dtype=torch.bool), self.seen)
+        return self.seen
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def unset(obs: Tensor) -> Tensor:
+    """There is no encoder yet."""
+    raise RuntimeError("Encoded.see has to be set before the environments are reset")

@@ -1,0 +1,209 @@
+"""Images of MuJoCo's cameras as parts of an observation."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from shipped import skip_where_it_cannot_run
+
+from rheo.envs import cameras, families
+from rheo.envs.cameras import Cameras
+from rheo.envs.mujoco import physics
+from rheo.envs.mujoco.physics import mujoco
+from rheo.envs.parts import LOW_DIM
+from rheo.envs.pixels import unpacked
+from rheo.envs.suites import make
+from rheo.errors import EnvError
+from rheo.scripts.assemble import make_env
+from rheo.scripts.config.compose import compose
+
+HERE: dict[str, Any] = {"cameras": ["track"], "size": 20}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drawing() -> None:
+    """Skips where nothing can be rendered, as the message of `Cameras` says."""
+    try:
+        cameras.context()
+    except EnvError as error:
+        pytest.skip(str(error))
+
+
+def image(obs: torch.Tensor, width: int, height: int) -> np.ndarray:
+    """The last numbers of an observation as an image."""
+    return unpacked(obs[..., -width * height :].numpy(), height)
+
+
+def test_a_camera_s_image_follows_the_numbers_and_the_seed() -> None:
+    env, plain = make("Hopper-v5", 2, **HERE), make("Hopper-v5", 2, backend="gymnasium")
+    assert env.obs_parts == {"observation": 11, "track_image": 400}
+    assert env.obs_images == {"track_image": (20, 20)} and env.backend == "gymnasium"
+    obs, numbers = env.reset(3), plain.reset(3)
+    for _ in range(3):
+        assert torch.equal(obs[:, :11], numbers)
+        shown = image(obs, 20, 20)
+        assert shown.max() > 100 and shown.std() > 10 and not (shown[0] == shown[1]).all()
+        action = torch.full((2, 3), 0.7)
+        obs, numbers = env.step(action).obs, plain.step(action).obs
+    other = make("Hopper-v5", 2, **HERE)
+    assert torch.equal(other.reset(3), env.reset(3))
+
+
+def test_it_is_what_mujoco_s_own_renderer_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the smoothing of edges, which is left out here; the first row is the top one."""
+    env = families.make("Hopper-v5", {"cameras": ["track"], "size": [40, 60]})
+    obs = torch.from_numpy(env.reset(seed=0)[0])
+    base = env.unwrapped
+    model, data = base.model, base.data  # type: ignore[attr-defined]
+    before = model.vis.quality.offsamples
+    seen = image(obs, 60, 40).astype(int)
+    own = type(cameras.context())  # whatever MUJOCO_GL said when MuJoCo was imported
+    monkeypatch.setattr("mujoco.rendering.classic.gl_context.GLContext", own)
+    with mujoco.Renderer(model, 40, 60) as renderer:
+        renderer.update_scene(data, "track")
+        wanted = renderer.render().astype(int)
+    assert np.abs(seen - wanted).mean() < 4 < np.abs(seen[::-1] - wanted).mean()
+    assert model.vis.quality.offsamples == before > 0
+
+
+def test_copies_of_an_environment_share_what_is_drawn_on() -> None:
+    env = make("Hopper-v5", 3, **HERE)
+    made = {id(one.cameras.canvas) for one in env._envs}  # type: ignore[attr-defined]
+    assert len(made) == 1
+    other = make("Walker2d-v5", 1, **HERE)
+    assert other._envs[0].cameras.canvas is not env._envs[0].cameras.canvas  # type: ignore
+
+
+def test_an_environment_with_a_camera_goes_on_to_the_last_bit() -> None:
+    env, again = make("Hopper-v5", 2, **HERE), make("Hopper-v5", 2, **HERE)
+    env.reset(0)
+    action = torch.full((2, 3), 0.3)
+    env.step(action)
+    again.reset(9)
+    assert again.load_state_dict(env.state_dict()) is None
+    assert torch.equal(env.step(action).obs, again.step(action).obs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cameras": ["front"]}, "Hopper-v5: env.options.cameras: there is no 'front'; .*track"),
+        ({"cameras": "track"}, "cameras='track': a list of names is needed"),
+        ({"cameras": ["track"], "size": 0}, "size=0: pixels of a side are needed"),
+        ({"cameras": ["track"], "size": [4, 4, 4]}, r"or \[height,width\]"),
+        ({"cameras": ["track"], "backend": "native"}, "cameras is a rendering option"),
+    ],
+)
+def test_a_camera_that_is_not_there_is_one_line(options: dict[str, Any], message: str) -> None:
+    if options.get("backend") == "native" and not physics.available():
+        pytest.skip("no native environments here")
+    with pytest.raises(EnvError, match=message) as caught:
+        make("Hopper-v5", 1, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_has_no_model_has_no_cameras() -> None:
+    with pytest.raises(EnvError, match="no model of MuJoCo's to be rendered"):
+        make("Pendulum-v1", 1, cameras=["track"])
+
+
+@pytest.fixture
+def blind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine on which nothing can be rendered."""
+    cameras.context.cache_clear()
+    cameras.canvases.clear()
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.setitem(sys.modules, "mujoco.osmesa", None)
+    yield
+    monkeypatch.undo()
+    cameras.context.cache_clear()
+
+
+def test_a_machine_that_cannot_render_is_told_what_to_install(blind: None) -> None:
+    with pytest.raises(EnvError, match="nothing can be rendered here .*libegl1.*MUJOCO_GL=osmesa"):
+        make("Hopper-v5", 1, **HERE)
+
+
+def test_groups_of_geometries_can_be_hidden() -> None:
+    model = mujoco.MjModel.from_xml_string(
+        "<mujoco><worldbody><light pos='0 0 3'/><camera name='top' pos='0 0 2'/>"
+        "<geom size='.5' group='0' rgba='1 0 0 1'/></worldbody></mujoco>"
+    )
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    shown, hidden = (Cameras(["top"], 8, groups).look(model, data) for groups in ((), (0,)))
+    assert unpacked(shown, 8)[4, 4, 0] > 50 and unpacked(hidden, 8)[4, 4, 0] == 0
+
+
+# ---- manipulation --------------------------------------------------------------------------------
+
+LIFT: dict[str, Any] = {"cameras": ["agentview", "robot0_eye_in_hand"], "size": 48}
+
+
+def test_robosuite_s_images_are_those_of_its_own_sensors() -> None:
+    skip_where_it_cannot_run("lift")
+    from rheo.envs.manipulation import robosuite_tasks
+    from rheo.envs.seeded import drawing_from
+
+    env = make("robosuite/Lift-v0", 1, **LIFT)
+    assert list(env.obs_images) == ["agentview_image", "robot0_eye_in_hand_image"]
+    assert list(env.obs_parts or ())[:4] == LOW_DIM
+    obs = env.reset(4)
+    settings = robosuite_tasks.arguments("Lift", None) | {"hard_reset": False}
+    with drawing_from(np.random.MT19937(0)):
+        own = robosuite_tasks.package().make(
+            "Lift", **settings | {
+                "has_offscreen_renderer": True, "use_camera_obs": True, "camera_heights": 48,
+                "camera_widths": 48, "camera_names": LIFT["cameras"],
+            },
+        )  # fmt: skip
+    with drawing_from(np.random.MT19937(4)):
+        wanted = own.reset()
+    for i, name in enumerate(env.obs_images):
+        pixels = obs[0, 19 + 48 * 48 * i : 19 + 48 * 48 * (i + 1)].numpy()
+        theirs = wanted[name][::-1].astype(int)  # they are upside down, as OpenGL has them
+        mine = unpacked(pixels, 48).astype(int)
+        assert np.abs(mine - theirs).mean() < 4 < np.abs(mine[::-1] - theirs).mean()
+    own.close()
+
+
+def test_keys_of_a_robomimic_file_choose_the_cameras() -> None:
+    skip_where_it_cannot_run("lift")
+    keys = ["robot0_eef_pos", "agentview_image", "robot0_gripper_qpos"]
+    env = make("robosuite/Lift-v0", 1, obs_keys=keys, size=[16, 24])
+    assert env.obs_parts == {"robot0_eef_pos": 3, "robot0_gripper_qpos": 2, "agentview_image": 384}
+    assert env.obs_images == {"agentview_image": (16, 24)}
+    with pytest.raises(EnvError, match="cameras: there is no 'wrist'; it has frontview, .*hand"):
+        make("robosuite/Lift-v0", 1, cameras=["wrist"])
+
+
+def test_a_file_with_images_brings_the_environment_that_shows_them(tmp_path: Path) -> None:
+    skip_where_it_cannot_run("lift")
+    args = {"env_name": "Lift", "type": 1, "env_kwargs": {"control_freq": 20}}
+    with h5py.File(tmp_path / "lift.hdf5", "w") as file:
+        file.create_group("data").attrs["env_args"] = json.dumps(args)
+        file["data/demo_0/obs/robot0_eef_pos"] = np.random.default_rng(0).normal(size=(4, 3))
+        file["data/demo_0/obs/agentview_image"] = np.zeros((4, 16, 16, 3), np.uint8)
+        file["data/demo_0/actions"] = np.zeros((4, 7))
+    keys = "source.obs_keys=[robot0_eef_pos,agentview_image]"
+    config = compose(["algo=bc", f"data={tmp_path / 'lift.hdf5'}", keys])
+    env = make_env(config, 1)
+    assert env is not None and env.obs_dim == 3 + 256
+    assert env.env.obs_images == {"agentview_image": (16, 16)}
+
+
+def test_fetch_and_metaworld_have_cameras_too() -> None:
+    skip_where_it_cannot_run("fetch_push")
+    env = make("FetchPush-v4", 1, cameras=["external_camera_0"], size=16)
+    assert env.obs_parts == {"observation": 25, "desired_goal": 3, "external_camera_0_image": 256}
+    shown = image(env.reset(0), 16, 16)
+    assert shown.std() > 10
+    pytest.importorskip("metaworld")
+    env = make("metaworld/reach-v3", 1, cameras=["corner"], size=16)
+    assert image(env.reset(0), 16, 16).std() > 10 and env.obs_dim == 39 + 256
