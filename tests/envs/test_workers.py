@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,21 @@ HERE = Path(__file__).parent
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(HERE)
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What the library says meanwhile, whether or not a command has set its logger up before."""
+    texts: list[str] = []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: texts.append(record.getMessage())
+    logger = logging.getLogger("rheo")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield texts
+    logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 def actions(env: Any, *lead: int, seed: int = 0) -> torch.Tensor:
@@ -222,10 +238,7 @@ def test_a_state_goes_on_with_any_number_of_workers(task: str, before: int, afte
     second.close()
 
 
-def test_where_a_state_cannot_be_kept_new_episodes_are_the_loops(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("rheo"), "propagate", True)
+def test_where_a_state_cannot_be_kept_new_episodes_are_the_loops(said: list[str]) -> None:
     loop, shared = (make("Pendulum-v1", 3, seed=4, workers=count) for count in (0, 2))
     for env in (loop, shared):
         env.reset()
@@ -233,11 +246,10 @@ def test_where_a_state_cannot_be_kept_new_episodes_are_the_loops(
         gone_on(env, actions(env, 5))
     one, two = loop.state_dict(), shared.state_dict()
     begun = loop.load_state_dict(one)
-    caplog.clear()
+    said.clear()
     other = shared.load_state_dict(two)
     assert begun is not None and other is not None and torch.equal(begun, other)
-    texts = [record.getMessage() for record in caplog.records]
-    assert [text.partition("(environment")[2] for text in texts] == ["s 0 to 1)", " 2)"]
+    assert sorted(text.partition("(environment")[2] for text in said) == [" 2)", "s 0 to 1)"]
     shared.close()
 
 
@@ -254,9 +266,8 @@ CAUSES = {
 @pytest.mark.parametrize("execute", [1, 3])
 @pytest.mark.parametrize("fault", CAUSES)
 def test_a_worker_that_fails_is_named_cut_and_replaced(
-    fault: str, execute: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    fault: str, execute: int, said: list[str]
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("rheo"), "propagate", True)
     seed = next(s for s in range(99) if length_of(s + 1) > 5)
     options: dict[str, Any] = {"fault": fault, "at": 4, "bad": seed + 1, "execute": execute}
     made = make(FRAGILE, 4, seed=seed, workers=2, step_timeout=4.0, **options)
@@ -276,7 +287,7 @@ def test_a_worker_that_fails_is_named_cut_and_replaced(
             assert out.reward[:2].tolist() == [0, 0] and torch.isfinite(out.next_obs).all()
             assert (out.obs[:2, 2] == 0).all()  # the first of new episodes
     assert made.counters["restarts"] == 1
-    (text,) = [record.getMessage() for record in caplog.records if "new process" in record.message]
+    (text,) = [text for text in said if "new process" in text]
     where = f"{FRAGILE}, environment 1 (seed {seed + 1}, episode 1)"
     assert text.startswith(f"{where}, {CAUSES[fault]}")
     assert "; environments 0 to 1: new episodes in a new process (restart 1 of" in text
@@ -414,14 +425,12 @@ def test_auto_takes_processes_where_a_step_costs_more_than_the_exchange(
 
 
 def test_more_workers_than_environments_or_cores_is_said(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("rheo"), "propagate", True)
     monkeypatch.setattr(suites, "cores", lambda: 2)
     suites.say.cache_clear()
-    caplog.set_level(logging.INFO)
     assert crew("Pendulum-v1", 3, 8, 1) == 3
-    assert [record.getMessage() for record in caplog.records] == [
+    assert said == [
         "env.workers=8: 3 for 3 environments, there is no more to share",
         "env.workers=3: 2 cores can be used, so they share them",
     ]
