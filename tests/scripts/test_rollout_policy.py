@@ -8,10 +8,13 @@ import h5py
 import numpy as np
 import pytest
 
+from rheo.envs.noise import TILE
+from rheo.envs.rollout import evaluate
 from rheo.errors import RheoError
 from rheo.scripts.cli import main
 from rheo.scripts.config.top import EVAL_SEED
-from rheo.scripts.evaluate import episodes_of, made
+from rheo.scripts.evaluate import made
+from rheo.scripts.fast import fast_deploy
 from rheo.scripts.rollout_policy import RolloutPolicy
 from rheo.scripts.store.run import Run
 
@@ -48,7 +51,8 @@ def rollouts(policy: RolloutPolicy, episodes: int) -> list[tuple[float, int]]:
 def test_its_episodes_are_those_of_the_evaluation(cloned: str) -> None:
     run = Run.open(cloned)
     algo, env = made(run, 1)
-    rows = episodes_of(env, algo, 4, run.config["fast"])
+    deploy = fast_deploy(algo, run.config["fast"], TILE)
+    rows = evaluate(env, deploy, 4, EVAL_SEED, on_end=algo.ended)  # all of the first environment
     policy = RolloutPolicy(cloned)
     assert policy.execute == 3 and policy.half.item() == 3
     assert rollouts(policy, 4) == [(row.ret, row.length) for row in rows]
