@@ -106,6 +106,7 @@ class GymnasiumVector(VectorEnv):
             result = self._envs[i].reset(seed=seed)
         except Exception as error:
             raise self._raised(i, "reset", error) from error
+        self._mujoco[i] = snapshot.simulator(self._envs[i])  # some make a new one
         if not isinstance(result, tuple) or len(result) != 2:
             raise self._wrong(i, "reset returned", shown(result), RETURNS["reset"])
         obs = self._checked(i, result[0])

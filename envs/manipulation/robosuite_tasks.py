@@ -184,6 +184,11 @@ class Robosuite(gymnasium.Env):
         """The simulator's model as XML."""
         return self.env.sim.model.get_xml()
 
+    @property
+    def data(self) -> Any:
+        """MuJoCo's data, whose warnings the guards read; another one after a hard reset."""
+        return self.env.sim.data._data
+
     def close(self) -> None:
         self.env.close()
 

@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from shipped import env_id, skip_where_it_cannot_run
 
 from rheo.envs import families
+from rheo.envs.adapter import GymnasiumVector
 from rheo.envs.suites import chunked, make
 from rheo.errors import EnvError, RheoError
 from rheo.scripts.cli import main
@@ -293,3 +294,19 @@ def test_what_is_bound_to_another_mujoco_is_advised_into_an_environment_of_its_o
         pytest.skip("this is that environment")
     with pytest.raises(RheoError, match=r"\.venv-manipulation"):
         compose(["algo=sac", "env=lift"])
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_simulation_that_blows_up_is_cut_and_counted(hard: bool) -> None:
+    skip_where_it_cannot_run("lift")
+    env = make("robosuite/Lift-v0", 1, hard_reset=hard)
+    assert isinstance(env, GymnasiumVector)
+    env.reset(0)
+    whole = env.step(torch.zeros(1, env.action_dim))
+    assert whole.valid.all() and not whole.truncated.any()
+    task: Any = env._envs[0].unwrapped
+    task.env.sim.data._data.qvel[:] = 1e12
+    out = env.step(torch.zeros(1, env.action_dim))
+    assert out.truncated.all() and not out.valid.any()
+    assert env.counters["physics_resets"] == 1
+    env.close()
