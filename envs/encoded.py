@@ -28,7 +28,7 @@ class Encoded(VectorEnv):
         self.max_steps, self.dtype, self.backend = env.max_steps, env.dtype, env.backend
         self.action_low, self.action_high = env.action_low, env.action_high
         self.obs_parts, self.obs_images = env.obs_parts, env.obs_images
-        self.counters = env.counters
+        self.counters = env.counters  # one dictionary of both
         self.obs_dim = env.obs_dim - pixels(env.obs_images) + features
         self.seen = torch.zeros(env.num_envs, self.obs_dim, dtype=env.dtype)
 
@@ -45,8 +45,23 @@ class Encoded(VectorEnv):
         return self.seen
 
     def step(self, action: Tensor, active: Tensor | None = None) -> Step:
-        out = self.env.step(action, active)
-        rows = torch.ones(self.num_envs, dtype=torch.bool) if active is None else active
+        return self.encoded(self.env.step(action, active), self.rows(active))
+
+    def ahead(self, action: Tensor, active: Tensor | None = None) -> list[Step] | None:
+        steps, rows, found = self.env.ahead(action, active), self.rows(active), []
+        if steps is None:
+            return None
+        for out in steps:
+            found.append(self.encoded(out, rows))
+            rows = rows & ~(out.terminated | out.truncated)
+        return found
+
+    def rows(self, active: Tensor | None) -> Tensor:
+        """Which rows [N] are stepped."""
+        return torch.ones(self.num_envs, dtype=torch.bool) if active is None else active
+
+    def encoded(self, out: Step, rows: Tensor) -> Step:
+        """A step of the rows [N] with features for pixels."""
         final = self.seen = self.look(out.final_obs, rows, self.seen)
         if out.obs is not out.final_obs:
             self.seen = self.look(out.obs, out.terminated | out.truncated, final)
