@@ -30,7 +30,7 @@ from .inherit import environment_of, inherit
 from .intent import Typed
 from .mixing import keep_own
 from .overrides import RESOLVER, SCRATCH, choice, is_group, parse, put
-from .top import HOME, TOP, files_of, inside
+from .top import HOME, TOP, files_of, inside, walk
 from .wording import covered, worded
 from .words import flags
 
@@ -352,17 +352,6 @@ def resolve(
             errors.append(f"{place}: follows {origin or one_line(error)}{why}; set {remedy}")
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}, followed, broken
-
-
-def walk(node: Any, place: str = "") -> list[tuple[str, Any]]:
-    """All leaves of a tree with their full keys."""
-    if isinstance(node, Mapping):
-        pairs = [(f"{place}.{key}" if place else str(key), value) for key, value in node.items()]
-    elif isinstance(node, list):
-        pairs = [(f"{place}[{index}]", value) for index, value in enumerate(node)]
-    else:
-        return [(place, node)]
-    return [leaf for inner, value in pairs for leaf in walk(value, inner)]
 
 
 def validate(tree: dict[str, Any]) -> list[str]:

@@ -52,6 +52,17 @@ def inside(tree: Mapping[str, Any], place: str) -> Any:
     return node
 
 
+def walk(node: Any, place: str = "") -> list[tuple[str, Any]]:
+    """All leaves of a tree with their full keys."""
+    if isinstance(node, Mapping):
+        pairs = [(f"{place}.{key}" if place else str(key), value) for key, value in node.items()]
+    elif isinstance(node, list):
+        pairs = [(f"{place}[{index}]", value) for index, value in enumerate(node)]
+    else:
+        return [(place, node)]
+    return [leaf for inner, value in pairs for leaf in walk(value, inner)]
+
+
 def files_of(env_id: str) -> list[str]:
     """The names of the files of configs/env that have this environment.
 

@@ -58,7 +58,7 @@ def learn(words, updates=6):
 @pytest.mark.parametrize("name", TASKS)
 def test_every_environment_file_is_a_registered_task_that_steps(name):
     skip_where_it_cannot_run(name)
-    config = compose(["algo=sac", f"env={name}", "env.num_envs=2"])
+    config = compose(["algo=sac", f"env={name}", "env.num_envs=2", "env.workers=0"])
     env = make_env(config)
     assert config["env"]["id"] in gymnasium.registry
     assert isinstance(env, ChunkEnv) and env.reset(0).shape == (2, env.obs_dim)
