@@ -62,8 +62,10 @@ def leave(drawing: Any) -> None:
 class Canvas:
     """A model's meshes and textures where they are drawn, and the image that is read back.
 
-    Drawn without multisampling and with shadows no finer than the image: in software both cost more
-    than all else in small images, of which they change no pixel but those of edges.
+    Drawn without multisampling and reflections, and with shadows no finer than the image: in
+    software each costs as much as all else in small images or more. What they change is little:
+    edges, and the shine of floors and tables (robosuite's Lift: 0.5 of 255 in the mean, at most
+    12).
     """
 
     def __init__(self, model: Any, size: tuple[int, int]) -> None:
@@ -129,6 +131,7 @@ class Cameras:
         if model is not self.model:
             self.places = [place(model, name) for name in self.names]
             self.canvas, self.scene = canvas(model, self.size), mujoco.MjvScene(model, MOST)
+            self.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
             self.model = model
         return np.concatenate([pack(self.draw(data, index)) for index in self.places])
 
