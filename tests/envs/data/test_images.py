@@ -4,17 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import dots
 import h5py
 import numpy as np
 import pytest
 import torch
 
+from rheo.envs.chunk import ChunkEnv
 from rheo.envs.data import read as reading
 from rheo.envs.data.faults import faults
 from rheo.envs.data.read import played_in, read
 from rheo.envs.data.writing import write
 from rheo.envs.datasets import Dataset
 from rheo.envs.pixels import unpacked
+from rheo.envs.suites import make
 from rheo.errors import EnvError
 from rheo.scripts.cli import main
 
@@ -154,12 +157,14 @@ def test_a_file_of_robosuite_tells_which_images_its_environment_has_to_show(
     assert asked["obs_keys"] == ["tip", "front_image"] and asked["size"] == [6, 8]
 
 
+SETTINGS: dict[str, Any] = {
+    **{"batch_size": 4, "holdout": 0.3, "obs_steps": 2, "on_bad": "refuse", "storage": "ram"},
+    **{"obs_keys": KEYS, "filter": None, "time_limit": None, "action_scale": "auto"},
+}
+
+
 def dataset(path: str, **changes: Any) -> Dataset:
-    settings: dict[str, Any] = {
-        **{"batch_size": 4, "holdout": 0.3, "obs_steps": 2, "on_bad": "refuse", "storage": "ram"},
-        **{"obs_keys": KEYS, "filter": None, "time_limit": None, "action_scale": "auto"},
-    }
-    return Dataset(torch.Generator().manual_seed(0), 1, None, path=path, **settings | changes)
+    return Dataset(torch.Generator().manual_seed(0), 1, None, path=path, **SETTINGS | changes)
 
 
 def test_statistics_are_of_numbers_alone_and_histories_of_all(tmp_path: Path) -> None:
@@ -178,6 +183,18 @@ def test_a_validation_keeps_to_its_memory(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(data.held_out().obs) == count
     monkeypatch.setattr("rheo.envs.datasets.HELD_BYTES", 132 * 4 * 2 + 8)
     assert len(data.held_out().obs) <= 2 < count
+
+
+def test_an_environment_that_shows_images_chooses_them(tmp_path: Path) -> None:
+    dots.register()
+    env = ChunkEnv(make(dots.NAME, 1), execute=1, obs_steps=1, gamma=0.9)
+    settings = {"obs_keys": None, "obs_steps": 1, "holdout": 0.0}
+    path = dots.demos(tmp_path / "a.hdf5", 3)
+    data = Dataset(torch.Generator(), 1, env, path=path, **SETTINGS | settings)
+    assert data.about["obs_keys"] == ["tip", "front_image"] and data.obs_size == env.obs_dim
+    small = ChunkEnv(make(dots.NAME, 1, size=8), execute=1, obs_steps=1, gamma=0.9)
+    with pytest.raises(EnvError, match="front_image has 144 numbers, and 64 there"):
+        Dataset(torch.Generator(), 1, small, path=path, **SETTINGS | settings)
 
 
 minari = pytest.importorskip("minari")
