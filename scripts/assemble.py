@@ -181,6 +181,11 @@ def refuse_other_world(env: ChunkEnv, sizes: Sizes, run: Any) -> None:
             f"{sizes.action_dim}{sizes.images_text} (with its history); choose an environment of "
             "these sizes and this order"
         )
+    if list(here.images) != list(sizes.images):
+        seen, learned = (listed_images(each.images) for each in (here, sizes))
+        log.warning(
+            "images are %s here, and %s in %s: taken to be the same", seen, learned, run.path
+        )
     refuse_other_order(env, run)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict
 
 NAME, STEPS, NEAR = "RheoDots-v0", 4, 0.35
-KEYS = ["tip", "front_image"]
+KEYS, NAMES = ["tip", "front_image"], ["front_image", "side_image"]
 
 
 def picture(place: float, size: int = 12) -> np.ndarray:
@@ -27,7 +27,7 @@ class Dots(gymnasium.Env):
 
     def __init__(self, size: int = 12, cameras: int = 1) -> None:
         shown = Box(0, 255, (size, size, 3), np.uint8)
-        names = ["front_image", "side_image"][:cameras]
+        names = NAMES[:cameras]
         self.size, self.names = size, names
         parts: dict[str, Any] = dict.fromkeys(names, shown)
         self.observation_space = Dict({**parts, "tip": Box(-1, 1, (1,))})

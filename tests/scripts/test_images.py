@@ -101,6 +101,14 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(tmp_path, monkeypatch) -> Non
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+def test_images_of_other_names_are_told(base, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(base)
+    monkeypatch.setattr(dots, "NAMES", ["left_image", "side_image"])
+    assert main(["eval", "runs/base", "episodes=1"]) == 0
+    told = capsys.readouterr().err
+    assert "images are left_image (12 x 12) here, and front_image (12 x 12) in runs/base" in told
+
+
 def test_images_of_the_same_names_in_another_order_are_others() -> None:
     here = Sizes(10, 1, {"front": [2, 2], "side": [2, 2]})
     assert here.fits(here._replace(images={"front": [2, 2], "side": [2, 2]}))
