@@ -18,6 +18,7 @@ from .manipulation.registry import told_of
 from .manipulation.scripted import script_of
 from .mujoco import snapshot
 from .parts import places
+from .pixels import pack, unpacked
 
 log = logging.getLogger("rheo")
 GIVE_UP = 10  # attempts for each demonstration that is wanted
@@ -66,6 +67,7 @@ class Demonstrations:
         width = self.env.observation_space.shape
         assert width is not None
         self.observed = families.parts_of(self.env) or {FLAT: width[0]}  # by a policy
+        self.images = families.images_of(self.env)
         self.step = 0
 
     def start(self) -> NDArray:
@@ -75,11 +77,10 @@ class Demonstrations:
 
     def parts(self, obs: NDArray) -> dict[str, NDArray]:
         """What is kept of a step: at least the parts of `obs` [Do]."""
-        shown = getattr(self.env.unwrapped, "shown", None)
-        if shown is not None:
-            return shown()
-        spans = places(self.observed)
-        return {key: obs[at : at + width].copy() for key, (at, width) in spans.items()}
+        spans, shown = places(self.observed), getattr(self.env.unwrapped, "shown", None)
+        held = {key: obs[at : at + width].copy() for key, (at, width) in spans.items()}
+        images = {key: unpacked(held[key], size[0]) for key, size in self.images.items()}
+        return (held if shown is None else shown()) | images
 
     def seen(self, kept: dict[str, NDArray]) -> Mapping[str, NDArray]:
         """What the script sees of a step: all that robosuite observes, elsewhere what is kept."""
@@ -159,7 +160,10 @@ class Demonstrations:
 
     def about(self) -> dict[str, Any]:
         """What data of these episodes tell of their environment and their observations."""
-        parts = {"obs_keys": list(self.observed), "obs_widths": list(self.observed.values())}
+        parts: dict[str, Any] = {"obs_keys": list(self.observed)}
+        parts["obs_widths"] = list(self.observed.values())
+        images = {key: list(size) for key, size in self.images.items()}
+        parts |= {"obs_images": images} if images else {}
         return {"env_id": self.id, **parts, **self.told}
 
     def close(self) -> None:
@@ -185,7 +189,9 @@ def recording_of(demos: Iterable[Demo], about: Mapping[str, Any]) -> Recording:
     """Demonstrations as a recording of what `about` says that a policy observes."""
     parts = []
     for demo in demos:
-        obs = np.concatenate([demo.obs[key] for key in about["obs_keys"]], axis=1)
+        held = (demo.obs[key] for key in about["obs_keys"])
+        rows = [pack(one) if one.dtype == np.uint8 and one.ndim == 4 else one for one in held]
+        obs = np.concatenate(rows, axis=1)
         steps, none = len(demo.action), np.empty(0, np.int64)
         parts.append(Part(obs[:steps], demo.action, demo.reward, demo.terminated, obs[steps], none))
     steps, count = sum(len(part.action) for part in parts), len(parts)

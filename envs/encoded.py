@@ -45,8 +45,23 @@ class Encoded(VectorEnv):
         return self.seen
 
     def step(self, action: Tensor, active: Tensor | None = None) -> Step:
-        out = self.env.step(action, active)
-        rows = torch.ones(self.num_envs, dtype=torch.bool) if active is None else active
+        return self.encoded(self.env.step(action, active), self.rows(active))
+
+    def ahead(self, action: Tensor, active: Tensor | None = None) -> list[Step] | None:
+        steps, rows, found = self.env.ahead(action, active), self.rows(active), []
+        if steps is None:
+            return None
+        for out in steps:
+            found.append(self.encoded(out, rows))
+            rows = rows & ~(out.terminated | out.truncated)
+        return found
+
+    def rows(self, active: Tensor | None) -> Tensor:
+        """Which rows [N] are stepped."""
+        return torch.ones(self.num_envs, dtype=torch.bool) if active is None else active
+
+    def encoded(self, out: Step, rows: Tensor) -> Step:
+        """A step of the rows [N] with features for pixels."""
         final = self.seen = self.look(out.final_obs, rows, self.seen)
         if out.obs is not out.final_obs:
             self.seen = self.look(out.obs, out.terminated | out.truncated, final)

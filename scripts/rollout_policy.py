@@ -3,6 +3,8 @@
 policy = RolloutPolicy("runs/lift")
 policy.start_episode()
 action = policy(observation)        # {"robot0_eef_pos": [3], ..., "object": [10]} -> [7]
+
+Images are uint8 [H, W, 3], or float [3, H, W] in [0, 1] as robomimic hands them on.
 """
 
 import logging
@@ -19,10 +21,11 @@ from rheo.envs.data.demos import FLAT
 from rheo.envs.manipulation.robosuite_tasks import OTHER_OBJECT, numbers
 from rheo.envs.noise import TILE, EpisodeNoise, filled
 from rheo.envs.parts import listed_parts, read_parts
+from rheo.envs.pixels import pack, pixels
 from rheo.envs.rollout import TILE_GPU
 from rheo.errors import RheoError, nearest
 
-from .assemble import executed, make_env, prepare, revived
+from .assemble import executed, frozen, make_env, prepare, revived
 from .config.top import EVAL_SEED, inside
 from .fast import fast_deploy
 from .store.run import Run
@@ -64,7 +67,11 @@ class RolloutPolicy:
         tile = TILE if device.type == "cpu" else TILE_GPU
         self.deploy = fast_deploy(self.algo, config["fast"], TILE)
         self.steps = int(inside(config, "env.obs_steps") or inside(config, "source.obs_steps") or 1)
-        self.parts, self.half, self.centre = meaning(opened, sizes.obs_dim // self.steps)
+        width, self.images = sizes.obs_dim // self.steps, sizes.images
+        self.eye = self.algo.policy.obs_norm if frozen(config) else None
+        if self.eye is not None:  # which is shown features
+            width = self.eye.state_dim + pixels(self.images)
+        self.parts, self.half, self.centre = meaning(opened, width)
         longest = config["horizon"]
         self.execute = executed(config) if execute is None else execute
         if not 1 <= self.execute <= longest:
@@ -100,6 +107,9 @@ class RolloutPolicy:
         self.begun = True
         if not self.queue:
             rows = torch.from_numpy(np.stack([np.concatenate(self.history)]))
+            if self.eye is not None:
+                with torch.no_grad():
+                    rows = self.eye.encode(rows.to(self.algo.generator.device))
             rows = rows.expand(len(self.noise.rows), -1).to(self.algo.generator.device)
             plan = self.deploy(rows.contiguous(), self.noise)[0, : self.execute]
             self.queue.extend(plan.cpu().numpy().astype(np.float64))
@@ -111,13 +121,23 @@ class RolloutPolicy:
         for key, width in self.parts.items():
             if key not in ob:
                 raise ValueError(f"no {key!r} in the observation{nearest(key, ob)}")
-            part = np.ravel(np.asarray(ob[key], np.float32))
+            if key in self.images:
+                part = picture(np.asarray(ob[key]))
+            else:
+                part = np.ravel(np.asarray(ob[key], np.float32))
             if len(part) != width:
                 raise ValueError(
                     f"{key}: {np.shape(ob[key])}, and the policy reads {width} numbers"
                 )
             found.append(part)
         return np.concatenate(found)
+
+
+def picture(image: NDArray) -> NDArray:
+    """An image packed: uint8 [H, W, 3], or as robomimic gives them, [3, H, W] in [0, 1]."""
+    if image.dtype.kind == "f":
+        image = (255 * np.moveaxis(image, 0, -1)).round().astype(np.uint8)
+    return pack(image)
 
 
 def meaning(run: Run, width: int) -> tuple[dict[str, int], NDArray, NDArray]:

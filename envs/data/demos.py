@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..parts import places, read_parts
+from ..pixels import unpacked
 from .catalogue import ROBOSUITE
 from .recording import Recording, refuse
 
@@ -130,12 +131,13 @@ def masked(filters: Mapping[str, Sequence[str]], names: set[str]) -> dict[str, l
 
 def demos_of(recording: Recording) -> Iterator[Demo]:
     """The episodes of a recording."""
-    parts = parts_of(recording)
+    parts, images = parts_of(recording), recording.images
     for part in recording.parts():
         rows = part.obs
         if part.successor is not None:
             rows = np.concatenate([rows, part.successor[None]])
         obs = {key: rows[:, at : at + width] for key, (at, width) in places(parts).items()}
+        obs |= {key: unpacked(obs[key], size[0]) for key, size in images.items() if key in obs}
         yield Demo(obs, part.action, part.reward, part.terminated)
 
 

@@ -248,7 +248,7 @@ class Robomimic:
     def env_options(self, args: dict[str, Any]) -> dict[str, Any]:
         """What makes robosuite's environment observe what is read here."""
         options: dict[str, Any] = {"env_args": args}
-        if self.reading.obs_keys is not None:
+        if self.reading.obs_keys is not None or self.images:
             options["obs_keys"] = self.keys
         sizes = {tuple(size) for size in self.images.values()}
         return options | ({"size": list(*sizes)} if len(sizes) == 1 else {})

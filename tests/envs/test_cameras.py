@@ -14,6 +14,9 @@ from shipped import skip_where_it_cannot_run
 
 from rheo.envs import cameras, families
 from rheo.envs.cameras import Cameras
+from rheo.envs.chunk import ChunkEnv
+from rheo.envs.data.read import read
+from rheo.envs.encoded import Encoded
 from rheo.envs.mujoco import physics
 from rheo.envs.mujoco.physics import mujoco
 from rheo.envs.parts import LOW_DIM
@@ -21,6 +24,7 @@ from rheo.envs.pixels import unpacked
 from rheo.envs.suites import make
 from rheo.errors import EnvError
 from rheo.scripts.assemble import make_env
+from rheo.scripts.cli import main
 from rheo.scripts.config.compose import compose
 
 HERE: dict[str, Any] = {"cameras": ["track"], "size": 20}
@@ -130,6 +134,36 @@ def test_a_machine_that_cannot_render_is_told_what_to_install(blind: None) -> No
         make("Hopper-v5", 1, **HERE)
 
 
+def test_worker_processes_show_and_encode_what_one_process_does() -> None:
+    """Chunks at once, over the ends of episodes."""
+    options = {**HERE, "max_episode_steps": 5}
+    worlds = []
+    for workers in (0, 1):
+        inner = [make("Hopper-v5", 2, workers=workers, execute=3, **options) for _ in range(2)]
+        encoded = Encoded(inner[1], 1)
+        encoded.see = brightest
+        pair = [ChunkEnv(env, execute=3, obs_steps=2, gamma=0.9) for env in (inner[0], encoded)]
+        worlds.append(pair)
+        assert inner[0].obs_images == {"track_image": (20, 20)}
+    starts = [[env.reset(1) for env in pair] for pair in worlds]
+    assert torch.equal(starts[0][0], starts[1][0]) and torch.equal(starts[0][1], starts[1][1])
+    for count in range(4):
+        action = torch.full((2, 3, 3), 0.2 * count)
+        (one, seen), (two, again) = ([env.step(action) for env in pair] for pair in worlds)
+        for name in ("obs", "next_obs", "reward", "truncated"):
+            assert torch.equal(getattr(one, name), getattr(two, name))
+            assert torch.equal(getattr(seen, name), getattr(again, name))
+        wanted = brightest(one.obs.unflatten(1, (2, -1))).flatten(1)
+        assert torch.equal(seen.obs, wanted)
+    for env in (env for pair in worlds for env in pair):
+        env.close()
+
+
+def brightest(obs: torch.Tensor) -> torch.Tensor:
+    """The numbers, and one of the image."""
+    return torch.cat([obs[..., :11], obs[..., 11:].amax(-1, True)], -1)
+
+
 def test_groups_of_geometries_can_be_hidden() -> None:
     model = mujoco.MjModel.from_xml_string(
         "<mujoco><worldbody><light pos='0 0 3'/><camera name='top' pos='0 0 2'/>"
@@ -207,3 +241,14 @@ def test_fetch_and_metaworld_have_cameras_too() -> None:
     pytest.importorskip("metaworld")
     env = make("metaworld/reach-v3", 1, cameras=["corner"], size=16)
     assert image(env.reset(0), 16, 16).std() > 10 and env.obs_dim == 39 + 256
+
+
+def test_scripts_record_what_cameras_see(tmp_path: Path) -> None:
+    skip_where_it_cannot_run("lift")
+    words = ["collect", "set=scripted", "env=lift", "episodes=2", f"out={tmp_path / 'a.hdf5'}"]
+    assert main([*words, "env.options.cameras=[robot0_eye_in_hand]", "env.options.size=16"]) == 0
+    recording = read(str(tmp_path / "a.hdf5"))
+    assert recording.images == {"robot0_eye_in_hand_image": [16, 16]}
+    env = make_env(compose(["algo=bc", f"data={tmp_path / 'a.hdf5'}"]), 1)
+    assert env is not None and env.env.obs_images == {"robot0_eye_in_hand_image": (16, 16)}
+    assert list(env.env.obs_parts or ()) == recording.about["obs_keys"]

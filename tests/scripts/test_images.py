@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dots
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -15,11 +16,15 @@ from shipped import ALGOS, config, small, tunes
 
 from rheo.envs.data.read import read
 from rheo.envs.pixels import unpacked
+from rheo.envs.rollout import evaluate
 from rheo.errors import RheoError
 from rheo.scripts.assemble import Sizes, entered, fit_statistics, make_algo, make_env
 from rheo.scripts.cli import main
 from rheo.scripts.config.top import EVAL_SEED
 from rheo.scripts.evaluate import episodes_of
+from rheo.scripts.evaluate import made as evaluate_made
+from rheo.scripts.fast import fast_deploy
+from rheo.scripts.rollout_policy import RolloutPolicy
 from rheo.scripts.store.run import Run
 from rheo.scripts.store.state import restore
 
@@ -265,6 +270,45 @@ def test_what_cannot_be_kept_is_refused(base, monkeypatch, capsys) -> None:
         assert "unknown option 'eye.frozen'" in told or "fixed by the checkpoint" in told
     assert main(["train", "algo=bc", *data, "init=base", "eye=vit", *SMALL[:3], "name=x"]) == 2
     assert "eye=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("still", [False, True])
+def test_another_programs_rollouts_give_the_episodes_of_the_evaluation(
+    base, monkeypatch, still
+) -> None:
+    """Shown images as they are, or as robomimic hands them on."""
+    monkeypatch.chdir(base)
+    if still:
+        words = ["train", "algo=bc", "data=dots.hdf5", SEEN, *HERE, *SMALL, "init=base"]
+        assert main([*words, "eye.frozen=true", "steps=2", "name=kept"]) == 0
+    name = "kept" if still else "base"
+    run = Run.open(name)
+    algo, world = evaluate_made(run, 1)
+    env = entered(algo, world, EVAL_SEED)
+    rows = evaluate(env, fast_deploy(algo, run.config["fast"], 8), 3, EVAL_SEED)
+    for processed in (False, True):
+        policy, task, found = RolloutPolicy(name), gymnasium.make(dots.NAME), []
+        for i in range(3):
+            obs, _ = task.reset(seed=EVAL_SEED if i == 0 else None)
+            policy.start_episode()
+            total, over = 0.0, False
+            while not over:
+                if processed:
+                    image = np.moveaxis(obs["front_image"], -1, 0).astype(np.float32) / 255
+                    obs = {**obs, "front_image": image}
+                obs, reward, _, over, _ = task.step(policy(obs).astype(np.float32))
+                total += float(reward)
+            found.append(total)
+        assert found == [row.ret for row in rows]
+
+
+def test_images_are_written_in_robomimic_s_layout(base, monkeypatch) -> None:
+    monkeypatch.chdir(base)
+    words = ["data", "convert", "dots.hdf5", "again.h5", "--obs-keys", "front_image,tip"]
+    assert main([*words, "layout=robomimic"]) == 0
+    one, two = read("dots.hdf5", obs_keys=dots.KEYS), read("again.h5")
+    assert two.images == {"front_image": [12, 12]} and two.about["format"] == "robomimic"
+    np.testing.assert_array_equal(one.obs, two.obs)
 
 
 def test_what_a_policy_of_images_did_is_recorded_with_them(base, monkeypatch) -> None:
