@@ -9,26 +9,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 
 from rheo.algos.contract import Algorithm, completed
 from rheo.envs.chunk import ChunkEnv
-from rheo.envs.encoded import Encoded, See
+from rheo.envs.encoded import Encoded
 from rheo.envs.parts import displaced, listed_parts, names, read_parts
-from rheo.envs.pixels import alike, listed_images, pixels
+from rheo.envs.pixels import alike, listed_images
 from rheo.envs.rollout import rows_of
-from rheo.envs.shift import Shift
 from rheo.envs.suites import side_by_side
 from rheo.errors import RheoError
 from rheo.policies.normalize import affine
 from rheo.policies.numpy_mlp import quicken
-from rheo.policies.vision import View
 
-from .config.build import build, target_of
+from .config.build import offer, target_of
 from .config.compose import compose
 from .config.schema import from_source
-from .config.top import HOME, STEPPING
+from .config.top import STEPPING
 from .fast import settle
+from .sight import features_of, frozen, give_shift, make_eye, say_images, seeing
 from .store.run import Run
 from .store.state import restore
 
@@ -84,14 +82,6 @@ def prepare(cfg: Mapping[str, Any]) -> None:
     settle(cfg["fast"])
 
 
-def offer(node: Mapping[str, Any], key: str, **given: Any) -> Any:
-    """`build`, with a constructor's ValueError as a message for the user."""
-    try:
-        return build(node, key=key, **given)
-    except ValueError as error:
-        raise RheoError(str(error)) from error
-
-
 def make_env(cfg: Mapping[str, Any], num_envs: int | None = None) -> ChunkEnv | None:
     """The configured environment with `num_envs` copies; None when the run has none."""
     node: dict[str, Any] = dict(cfg["env"] or {})
@@ -107,38 +97,11 @@ def make_env(cfg: Mapping[str, Any], num_envs: int | None = None) -> ChunkEnv | 
     return env
 
 
-def frozen(cfg: Mapping[str, Any]) -> bool:
-    """Whether a run keeps its encoder of images, and learns from the features that it gives."""
-    return bool((cfg.get("eye") or {}).get("frozen"))
-
-
-def features_of(cfg: Mapping[str, Any], images: Mapping[str, Any]) -> int:
-    """How many numbers an eye makes of a step's images."""
-    shape = {"obs_dim": pixels(images), "images": images, "obs_steps": 1}
-    with torch.random.fork_rng(devices=[]):
-        return make_eye("none", "", {**shape, "eye": {**cfg["eye"], "frozen": False}}).features
-
-
 def entered(algo: Any, env: ChunkEnv, seed: int) -> Any:
     """The environment as an algorithm meets it, with its policy's encoder where that is frozen."""
     if isinstance(env.env, Encoded):
         env.env.see = seeing(algo)
     return algo.wrap(env, seed)
-
-
-def seeing(algo: Any) -> See:
-    """What encodes for a run: the eye of its policy. Raises RheoError where it has none."""
-    eye: Any = getattr(algo.policy, "obs_norm", None)
-    device = algo.generator.device
-    if not hasattr(eye, "see"):
-        name = type(algo.policy).__name__
-        raise RheoError(f"eye.frozen=true: a {name} has no eye whose encoder could be kept")
-
-    def see(step: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return eye.see(step.to(device)).to(step.device)
-
-    return see
 
 
 def make_eval_env(cfg: Mapping[str, Any], episodes: int) -> ChunkEnv | None:
@@ -289,15 +252,6 @@ def make_part(
     return part
 
 
-def make_eye(kind: str, place: str, shape: Mapping[str, Any]) -> Any:
-    """What stands in place of a normaliser of that kind."""
-    view = View(
-        shape["obs_dim"], shape["images"], shape["obs_steps"], kind,  # type: ignore[arg-type]
-        holds=place == "policy.obs_norm",
-    )  # fmt: skip
-    return offer(shape["eye"], "eye", view=view)
-
-
 def assemble(cfg: Mapping[str, Any]) -> Experiment:
     """Everything for training. Fits the policy's statistics when the source has data."""
     device = device_of(cfg["device"])
@@ -324,23 +278,6 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
     if env is not None and hasattr(source, "env"):
         source.env = acted
     return Experiment(algo, source, sizes, device)
-
-
-def give_shift(cfg: Mapping[str, Any], source: Any, sizes: Sizes) -> None:
-    """Lets a source shift images at random before they are learned from."""
-    pad = (cfg.get("eye") or {}).get("shift")
-    if not sizes.images or frozen(cfg) or not pad:
-        return
-    shift = Shift(sizes.images, sizes.obs_steps, sizes.obs_dim, pad)
-    parts: list[Any] = [source, *(getattr(source, name, None) for name in ("replay", "dataset"))]
-    for part in [part for part in parts if hasattr(part, "shift")]:
-        part.shift = shift
-
-
-def encode_data(algo: Any, source: Any) -> None:
-    """Encodes recorded images once, where a run's encoder is frozen: when its weights are known."""
-    if hasattr(source, "encode") and getattr(algo.policy.obs_norm, "frozen", False):
-        source.encode(seeing(algo))
 
 
 def run_updates(source: Any, steps: int) -> int:
@@ -397,17 +334,3 @@ def agree(cfg: Mapping[str, Any], env: ChunkEnv | None, source: Any) -> Sizes:
         )
     say_images(cfg, sizes)
     return sizes
-
-
-def say_images(cfg: Mapping[str, Any], sizes: Sizes) -> None:
-    """Says how images are seen. Raises RheoError where an encoder is to be kept and none is."""
-    eye = cfg.get("eye") or {}
-    if sizes.images:
-        still = "; its encoder is kept, and the run learns from what it gives" * frozen(cfg)
-        text = "images: %s, seen by %s (eye=NAME)%s"
-        name = eye["_target_"].rpartition(".")[2]
-        log.info(text, listed_images(sizes.images), name, still)
-    elif frozen(cfg):
-        raise RheoError("eye.frozen=true: there are no images among the observations")
-    elif eye and eye != yaml.safe_load((HOME / "eye" / "cnn.yaml").read_text()):
-        log.warning("eye: not used, there are no images among the observations")

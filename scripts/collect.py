@@ -25,11 +25,12 @@ from rheo.files import put_text, sha256
 from rheo.policies.plain import PlainActor
 
 from . import scripted
-from .assemble import elsewhere, frozen, make_env, prepare, refuse_other_world, revived
+from .assemble import elsewhere, make_env, prepare, refuse_other_world, revived
 from .config.compose import allow_typed, compose
 from .config.top import EVAL_SEED
 from .config.verbs import SCRIPTED, Collecting
 from .config.words import is_there
+from .sight import frozen
 from .store.provenance import versions
 from .store.run import Run
 from .store.where import existing

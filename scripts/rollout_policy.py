@@ -25,9 +25,10 @@ from rheo.envs.pixels import pack, pixels
 from rheo.envs.rollout import TILE_GPU
 from rheo.errors import RheoError, nearest
 
-from .assemble import executed, frozen, make_env, prepare, revived
+from .assemble import executed, make_env, prepare, revived
 from .config.top import EVAL_SEED, inside
 from .fast import fast_deploy
+from .sight import frozen
 from .store.run import Run
 
 log = logging.getLogger("rheo")

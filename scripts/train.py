@@ -18,7 +18,6 @@ from rheo.errors import MACHINE, NUMERICS, REQUEUE, EnvError, RheoError, command
 from .assemble import (
     Experiment,
     assemble,
-    encode_data,
     entered,
     make_eval_env,
     refuse_other_order,
@@ -29,6 +28,7 @@ from .display import Display, Timer, time_frozen_base
 from .evaluate import episodes_of, known_references, score
 from .fast import fast, one_thread
 from .plot import plot
+from .sight import encode_data
 from .start import start_from
 from .stopping import Stop, diagnosis, stop_signals
 from .store.run import Run

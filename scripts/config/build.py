@@ -39,6 +39,14 @@ def build(node: Mapping[str, Any], /, *, key: str = "", **given: Any) -> Any:
     return target(**passed)
 
 
+def offer(node: Mapping[str, Any], key: str, **given: Any) -> Any:
+    """`build`, with a constructor's ValueError as a message for the user."""
+    try:
+        return build(node, key=key, **given)
+    except ValueError as error:
+        raise RheoError(str(error)) from error
+
+
 def target_of(node: Mapping[str, Any], key: str = "") -> Any:
     """The class or function that a node names. Raises RheoError."""
     if not isinstance(node, Mapping) or "_target_" not in node:

@@ -165,16 +165,14 @@ def trust(overrides: list[Override]) -> None:
 
 def played(overrides: list[Override]) -> Any:
     """What the data tell of the environment that they were recorded in; None without data."""
-    values: list[Any] = [one.value() for one in overrides if one.key_or_group == "data"]
-    named = [value for value in values if value]
-    if not named:
+    given: dict[str, Any] = {o.key_or_group.rpartition(".")[2]: o.value() for o in overrides}
+    if not given.get("data"):
         return None
     from rheo.envs.data.read import played_in  # h5py takes 0.1 s; not torch
 
-    keys: list[Any] = [o.value() for o in overrides if o.key_or_group.endswith(".obs_keys")]
-    listed = keys and isinstance(keys[-1], list) and all(isinstance(k, str) for k in keys[-1])
+    keys = given.get("obs_keys")
     try:
-        return played_in(named[-1], keys[-1] if listed else None)
+        return played_in(given["data"], keys if isinstance(keys, list) else None)
     except ValueError:  # the checks say what is wrong with the file
         return None
 
