@@ -162,7 +162,8 @@ def make_learner(
     if policy is None:
         policy = small_policy(tree["policy"], obs_dim, action_dim)
     critic = make_critic(obs_dim, action_dim, width=64) if critic is None else critic
-    shape = {"obs_dim": obs_dim, "action_dim": action_dim, "horizon": policy.horizon}
+    shape: dict[str, Any] = {"obs_dim": obs_dim, "images": {}, "action_dim": action_dim}
+    shape["horizon"] = policy.horizon
     given = {"generator": torch.Generator().manual_seed(0), "run_updates": run_updates}
     given["executed"] = executed
     return make_part(node, "algo", shape, policy=policy, critic=critic, **given)
