@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Override
 from rheo.errors import RheoError
 
 from ..store.where import existing, stored
-from .top import AT_WILL
+from .top import AT_WILL, files_of
 
 # settings of a base that are told at the start of a run: sampling, units, chunks
 POLICY_KEYS = (
@@ -30,11 +30,8 @@ def inherit(base: dict[str, Any], overrides: list[Override], roots: list[Path]) 
     uniform actions would teach another: half of what a mixed batch clones were theirs.
     """
     values = {one.key_or_group: one.value() for one in overrides}
-    if not values.get("init"):
-        return
-    try:
-        theirs = stored(existing(str(values["init"])))
-    except RheoError:  # the checks say what is wrong with it
+    theirs = base_of(values)
+    if theirs is None:
         return
     same_world(base, theirs, values)
     for place, node in replays(base["source"]):
@@ -61,13 +58,29 @@ def inherit(base: dict[str, Any], overrides: list[Override], roots: list[Path]) 
             base["env"][key] = theirs["env"][key]
 
 
+def base_of(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The configuration of init=RUN; None without, and for what is no run."""
+    if not values.get("init"):
+        return None
+    try:
+        return stored(existing(str(values["init"])))
+    except RheoError:  # the checks say what is wrong with it
+        return None
+
+
 def same_world(base: dict[str, Any], theirs: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Makes an environment of the base's id with the options that the base's was made with.
 
-    They say what its actions and observations mean (a robomimic file's controller, say).
+    They say what its actions and observations mean (a robomimic file's controller, say). An
+    id that the chosen file leaves open is the base's too.
     """
     env, other = base.get("env"), theirs.get("env") or {}
-    if isinstance(env, dict) and other.get("id") == environment_of(base, values):
+    if not isinstance(env, dict) or not other.get("id"):
+        return
+    files = files_of(other["id"]) or ["gym"]
+    if env["id"] == "???" and "env.id" not in values and values.get("env", files[0]) in files:
+        env["id"] = other["id"]
+    if other["id"] == environment_of(base, values):
         env["options"] = {**(env.get("options") or {}), **(other.get("options") or {})}
 
 

@@ -136,7 +136,8 @@ def unnamed(tree: dict[str, Any], firsts: set[str]) -> list[str]:
         told.append(f"algo: not given, so {name} is trained")
     given = firsts & {"env", "env.id", "data"}
     if not given and inside(tree, "env.id") is not None:
-        told.append(f"env: not given, so the run is in {tree['env']['id']}")
+        whose = ", as its base" if tree.get("init") else ""
+        told.append(f"env: not given, so the run is in {tree['env']['id']}{whose}")
     return told
 
 

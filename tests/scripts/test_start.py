@@ -13,6 +13,7 @@ from rheo.errors import RheoError
 from rheo.scripts.assemble import Sizes, fit_statistics, make_algo
 from rheo.scripts.cli import main
 from rheo.scripts.config.compose import HOME, compose
+from rheo.scripts.config.intent import remarks
 from rheo.scripts.evaluate import reference
 from rheo.scripts.start import modules, start_from
 from rheo.scripts.store.run import Run
@@ -490,6 +491,24 @@ def test_a_base_is_trained_further_in_the_world_it_was_made_in(tiny, caplog):
         start_from(algo, typed)
     assert "env.options.reset_noise_scale 0.05 -> 0.1 (" in caplog.text
     assert "env.options.frame_skip=3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "env_id"),
+    [
+        (["env=inverted_pendulum"], "InvertedPendulum-v5"),
+        (["env=gym", "env.id=InvertedPendulum-v4"], "InvertedPendulum-v4"),
+    ],
+)
+def test_a_base_is_trained_further_in_its_environment_where_none_is_named(tiny, words, env_id):
+    """It was trained on Hopper, whatever it came from, and refused for its sizes."""
+    cloned(tiny, *words)
+    asked = ["algo=expo", "init=a"]
+    config = compose(asked)
+    assert config["env"]["id"] == env_id
+    assert f"env: not given, so the run is in {env_id}, as its base" in remarks(config, asked)
+    assert compose([*asked, "env=swimmer"])["env"]["id"] == "Swimmer-v5"
+    assert compose([*asked, "env.id=Swimmer-v5"])["env"]["id"] == "Swimmer-v5"
 
 
 def test_what_an_algorithms_file_needs_is_used_where_another_algorithm_starts(tiny):
