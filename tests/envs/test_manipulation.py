@@ -13,6 +13,7 @@ from shipped import env_id, skip_where_it_cannot_run
 
 from rheo.envs import families
 from rheo.envs.adapter import GymnasiumVector
+from rheo.envs.manipulation.scripted import script_of
 from rheo.envs.suites import chunked, make
 from rheo.errors import EnvError, RheoError
 from rheo.scripts.cli import main
@@ -113,6 +114,25 @@ def test_metaworld_is_the_packages_own_step_for_step() -> None:
         step = env.step(action)
         seen, reward, *_ = own.step(action[0].double().numpy())
         assert np.array_equal(step.obs[0].numpy(), seen) and step.reward.item() == reward
+
+
+def test_metaworlds_pads_touch_what_the_package_says_they_touch() -> None:
+    """Asked in every step of push and pick-place, with forces that come and go."""
+    pytest.importorskip("metaworld")
+    families.register("metaworld/push-v3")
+    env = families.make("metaworld/push-v3", {})
+    own = type(env.unwrapped.env).touching_object
+    seen = {"flat": env.reset(seed=1)[0]}
+    plan = script_of("metaworld/push-v3").plan(seen)
+    action, said = next(plan), []
+    for _ in range(70):
+        seen = {"flat": env.step(action)[0]}
+        inner: Any = env.unwrapped.env
+        touched = [inner.touching_object(geom) for geom in range(inner.model.ngeom)]
+        assert touched == [own(inner, geom) for geom in range(inner.model.ngeom)]
+        said.append(any(touched))
+        action = plan.send(seen)
+    assert 5 < sum(said) < 65
 
 
 def test_a_goal_that_is_not_observed_is_zeros() -> None:
