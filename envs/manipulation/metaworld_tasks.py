@@ -84,7 +84,7 @@ def touching(env: Any, geom: int) -> bool:
     met = (contact.geom == geom).any(axis=1)
     for pad in ("leftpad_geom", "rightpad_geom"):
         pressed = met & (contact.geom == env.data.geom(pad).id).any(axis=1)
-        if not 0 < sum(forces[contact.efc_address[pressed]]):
+        if not sum(forces[contact.efc_address[pressed]]) > 0:
             return False
     return True
 
