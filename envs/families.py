@@ -58,7 +58,7 @@ OLDER = ("Fetch", "FrankaKitchen", "HandManipulate", "HandReach", "kitchen/")
 # Milliseconds of a core that a step takes, by the beginning of the id: of those that take long to
 # step and to make. Others: 0.05-0.4.
 STEP_MS = {
-    **{"robosuite/TwoArm": 20.0, "robosuite/": 8.0, "gym_aloha/": 5.0},
+    **{"robosuite/TwoArm": 9.0, "robosuite/": 4.0, "gym_aloha/": 5.0},
     **{"kitchen/": 2.9, "FrankaKitchen": 2.9, "Fetch": 1.8, "Hand": 1.8},
     **{"cube-": 1.5, "scene-": 1.5, "puzzle-": 1.5, "AdroitHand": 0.5, "metaworld/": 0.4},
 }

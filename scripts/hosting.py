@@ -1,16 +1,17 @@
-"""Speed of environments in worker processes beside the same ones in one process."""
+"""Speed of environments in worker processes beside one process, and beside robosuite's own loop."""
 
 import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import process_time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 
-from rheo.envs.families import step_ms
+from rheo.envs.families import make as make_one
+from rheo.envs.families import register, step_ms
 from rheo.envs.suites import make
 from rheo.envs.vector import VectorEnv
 from rheo.envs.workers import Workers
@@ -27,6 +28,14 @@ TASKS = {  # and how many times the frames two workers should make, on two cores
 }
 ALONE = "one process"
 LEARNERS = (Goal("ours", "<=", 0.25),)
+OWN = "robosuite's loop"
+LOOPS = {  # and how many times the steps of robosuite's own loop
+    "robosuite/Lift-v0": (Goal("ratio", ">=", 2.0),),
+    "robosuite/PickPlaceCan-v0": (),
+    "robosuite/NutAssemblySquare-v0": (),
+    "robosuite/ToolHang-v0": (),
+    "robosuite/TwoArmTransport-v0": (),
+}
 
 
 class Spent(NamedTuple):
@@ -50,6 +59,34 @@ def rows(plan: Plan) -> Iterator[Row]:
         yield from compared(plan, task, goals, alone, shared)
         alone.close()
         shared.close()
+    if not plan.quick:
+        yield from loops(plan)
+
+
+def loops(plan: Plan) -> Iterator[Row]:
+    """Steps of robosuite's tasks, beside those of robosuite's own loop: the same to the last bit.
+
+    In processor time, for both keep one thread busy. No episode ends.
+    """
+    for task, goals in LOOPS.items():
+        try:
+            register(task)
+            envs = [make_one(task, {}) for _ in range(2)]
+        except EnvError:
+            return  # of the other set of packages
+        for env in envs:
+            env.reset(seed=0)
+        ours, theirs = (cast(Any, env.unwrapped) for env in envs)
+        actions = random_actions(np.random.default_rng(0), len(ours.action_space.low), 1)[:, 0]
+        feeds = [itertools.cycle(actions) for _ in envs]
+        sides = {
+            "ours": lambda feed=feeds[0], env=ours: env.step(next(feed)),
+            OWN: lambda feed=feeds[1], env=theirs.env: env.step(next(feed)),
+        }
+        times = alternate(plan, sides, cpu=True)
+        yield faster(Row(f"{task}, its control", "steps/CPU s", 0.0, goals=goals), times, OWN)
+        for env in envs:
+            env.close()
 
 
 def compared(

@@ -2,6 +2,7 @@
 
 Observations are robomimic's low-dimensional keys in its order, actions those of an operational
 space controller, rewards 1 in a step that is solved and 0 in all others, horizons robomimic's.
+A step is robosuite's to the last bit, in a shorter loop (`osc.Loop`).
 """
 
 import copy
@@ -23,6 +24,7 @@ from ...errors import EnvError, nearest
 from ..cameras import SIZE, SUFFIX, Cameras
 from ..parts import usual
 from ..seeded import drawing_from
+from .osc import Loop
 
 VERSION = "1.5.1"
 # robomimic's public sets were recorded with robosuite 1.4 and older, whose arms move in the world's
@@ -122,6 +124,7 @@ class Robosuite(gymnasium.Env):
         self.task, self.stop = task, stop
         with drawing_from(np.random.MT19937(0)):
             self.env = package().make(task, **settings)
+        self.loop = Loop(self.env)
         first = self.env._get_observations(force_update=True)
         self.seen = self._named(first)  # of the latest step
         held = {name: np.size(value) for name, value in self.seen.items()}
@@ -166,7 +169,7 @@ class Robosuite(gymnasium.Env):
         return self._flat(self.env.reset()), {}
 
     def step(self, action: NDArray) -> tuple[NDArray, float, bool, bool, dict[str, Any]]:
-        observations, reward, _, _ = self.env.step(np.asarray(action, np.float64))
+        observations, reward = self.loop.step(np.asarray(action, np.float64))
         success = bool(self.env._check_success())
         ends = self.stop and success
         return self._flat(observations), float(reward), ends, False, {"success": success}

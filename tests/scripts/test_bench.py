@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shipped import skip_where_it_cannot_run
 
 from rheo.errors import RheoError
-from rheo.scripts import bench, limits
+from rheo.scripts import bench, hosting, limits
 from rheo.scripts.config.compose import compose
 from rheo.scripts.paired import Goal, Plan, Row, alternate, faster, gigaflop, shorter
 
@@ -50,6 +51,13 @@ def test_rows_carry_their_goals(table: tuple[list[dict[str, Any]], Path]) -> Non
     )
     assert by_name["Ant-v5 x 64"]["goal"] == "share >= 0.85"
     assert by_name["act, batch 1"]["goal"] == "ratio <= 0.35"
+
+
+def test_a_step_of_lift_takes_less_than_in_robosuites_loop() -> None:
+    skip_where_it_cannot_run("lift")
+    row = next(hosting.loops(Plan(repeats=3, seconds=0.1)))
+    assert row.name.startswith("robosuite/Lift") and row.versus == "robosuite's loop"
+    assert row.ratio is not None and row.ratio > 1.3, row
 
 
 def test_the_files_hold_the_same_rows(table: tuple[list[dict[str, Any]], Path]) -> None:
