@@ -68,6 +68,7 @@ SUCCESS_KEYS = ("success", "is_success", "goal_achieved")
 
 def register(env_id: str) -> None:
     """Make sure the id is registered; EnvError with the nearest id or the missing package."""
+    refuse_image(env_id)
     if ":" in env_id or env_id in gymnasium.registry:
         return
     module, package = home(env_id)
@@ -88,6 +89,16 @@ def register(env_id: str) -> None:
         ) from error
     if env_id not in gymnasium.registry and module != "ogbench":
         raise EnvError(f"unknown environment {env_id!r}{nearest(env_id, gymnasium.registry)}")
+
+
+def refuse_image(env_id: str) -> None:
+    """Raises EnvError for OGBench's tasks whose whole observation is an image."""
+    task = env_id.removeprefix("visual-")
+    if task != env_id:
+        raise EnvError(
+            f"{env_id} observes nothing but an image: cameras see other tasks as well, "
+            f"env.id={task} env.options.cameras=[front]"
+        )
 
 
 def step_ms(env_id: str) -> float | None:
@@ -138,7 +149,6 @@ def vector(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
     if module != "ogbench":
         env = gymnasium_make(env_id, options, functools.partial(installed, env_id))
         return flat_box(Seeded(env) if module == "robosuite" else env, env_id)
-    refuse_image(env_id)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a missing display, and the precision of its bounds
         registered = env_id in gymnasium.registry
@@ -176,16 +186,6 @@ def _ogbench(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
         ) from error
     except Exception as error:  # the package is somebody else's code
         raise EnvError(unmade(env_id, options, error) + installed(env_id)) from error
-
-
-def refuse_image(env_id: str) -> None:
-    """Raises EnvError for OGBench's tasks whose whole observation is an image."""
-    task = env_id.removeprefix("visual-")
-    if task != env_id:
-        raise EnvError(
-            f"{env_id} observes nothing but an image: cameras see other tasks as well, "
-            f"env.id={task} env.options.cameras=[front]"
-        )
 
 
 def refuse_unseen_goal(env: gymnasium.Env, env_id: str) -> None:

@@ -17,9 +17,13 @@ from .plans import Plan, Script, Seen
 
 SOLVED = 0.04  # m between a thing and its goal up to which OGBench takes it for solved
 CLEAR = 0.08  # m of the hand above a thing that was moved, before the next one's turn
+PACE = 0.2  # of the hand, at least, as OGBench's oracles measure it; their own 0.4 upsets stacks
+OPEN = 0.1  # of a hand whose closing is at most 1: below it is open
+PATIENCE, RETREAT = 100, 10  # steps of a turn; of going up after so many without success
 WIDTH = 0.04  # of a cube, m
 APART = 0.1  # between cubes and a place where one is put aside, m
 DRAWER_FLOOR = 0.05  # height above which a cube's goal in the scene is inside its drawer, m
+DROP = 0.7  # of the drawer's way, from a cube's goal, where it is let go; it slides to the front
 OPENED, UNLOCKED = -0.16, 1  # the scene's drawer, and the button that lets it move
 LOCKS = {"drawer": 0, "window": 1}  # what slides -> its button
 
@@ -147,7 +151,7 @@ def next_in_scene(seen: Seen) -> Turn | None:
     states, opened = seen["button_states"], seen["privileged/drawer_pos"] - seen["drawer_goal"]
     (at,), (goal,) = seen["cubes"], seen["cube_goals"]
     inside = goal[2] > DRAWER_FLOOR
-    goal = goal + inside * opened * seen["drawer_axis"]  # the drawer takes along what is in it
+    goal = goal + inside * DROP * opened * seen["drawer_axis"]
     off = far(at, goal) > SOLVED
     wanted = {what: seen[f"{what}_goal"] for what in LOCKS}
     if off and not inside:
@@ -181,7 +185,7 @@ def fewest(wrong: NDArray) -> NDArray:
     A press changes its light and those beside it, so whatever is wrong in a row above is for the
     row below to press: the first row's presses decide all others, and all 2^C of them are tried.
     """
-    before = 0
+    before: Any = 0
     rows = [np.array(list(product((0, 1), repeat=wrong.shape[1])))]  # [2^C, C] each
     for lights in wrong:
         beside = np.pad(rows[-1], ((0, 0), (1, 1)))
@@ -194,16 +198,29 @@ def fewest(wrong: NDArray) -> NDArray:
 
 
 def toward(seen: Seen, turn: Turn) -> Plan:
-    """As its oracle does until a thing is where it should be, and the hand above it."""
+    """As its oracle does until a thing is where it should be, and the hand above it.
+
+    A hand that does not get there is stuck: it opens and goes up, turning, to begin anew.
+    """
     module = importlib.import_module(f"ogbench.manipspace.oracles.markov.{turn.kind}_markov")
-    oracle = getattr(module, f"{turn.kind.title()}MarkovOracle")(env=seen["env"], **turn.how)
+    kind = getattr(module, f"{turn.kind.title()}MarkovOracle")
+    oracle = kind(env=seen["env"], min_norm=PACE, **turn.how)
     oracle.reset(None, seen)
-    while not oracle.done:
-        aim = turn.aim(seen)
-        if aim.reached and seen["proprio/effector_pos"][2] - aim.at[2] > CLEAR:
-            break
+    aim = turn.aim(seen)
+    for _ in range(PATIENCE):
         told = {f"privileged/{key}": value for key, value in aim.told.items()}
-        seen = yield oracle.select_action(None, {**seen, **told})
+        action = oracle.select_action(None, {**seen, **told})
+        opening = action[4] < 0 and seen["proprio/gripper_opening"] > OPEN
+        if turn.kind == "cube" and aim.reached and opening:
+            action[:4] = 0  # a hand that leaves before it is open takes the cube along
+        seen = yield action
+        aim = turn.aim(seen)
+        above = seen["proprio/effector_pos"][2] - aim.at[2] > CLEAR
+        if oracle.done or (aim.reached and above):
+            return seen
+    away = np.array([0, 0, 1, np.random.uniform(-1, 1), -1])  # noqa: NPY002 - as the oracles
+    for _ in range(RETREAT):
+        seen = yield away
     return seen
 
 

@@ -87,7 +87,7 @@ def test_what_is_kept_is_what_the_environment_was_told_and_answered(env_id: str)
         seen = [again.reset(seed=7 + i)[0]]
         rewards = []
         for action in demo.action:
-            obs, reward, *_ = again.step(action)
+            obs, reward, *_ = again.step(action.astype(np.float32))  # as it was told
             seen.append(obs)
             rewards.append(reward)
         flat = [demo.obs[key] for key in demos.observed]

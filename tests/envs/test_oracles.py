@@ -141,10 +141,55 @@ def test_a_cube_goes_into_the_opened_drawer_which_is_closed_then() -> None:
     second = scene(**there)
     assert second is not None and second[0] == "cube"
     place = second[1]["target_block_pos"]
-    np.testing.assert_allclose(place, IN_DRAWER + [0, 0.16, 0])
+    np.testing.assert_allclose(place, IN_DRAWER + [0, 0.16 * oracles.DROP, 0])
     third = scene(**there, cubes=place[None])
     assert third is not None and third[0] == "drawer"
     np.testing.assert_allclose(third[1]["target_drawer_handle_pos"], [0, -0.16, 0])
+
+
+def hand(**changed: Any) -> dict[str, Any]:
+    """A hand that holds a cube at A, and what else OGBench's oracle of cubes reads."""
+    bounds = SimpleNamespace(_arm_sampling_bounds=np.array([[0.3, -0.3, 0.2], [0.5, 0.3, 0.3]]))
+    return {
+        **{"proprio/effector_pos": np.array(A), "proprio/effector_yaw": np.zeros(1)},
+        **{"proprio/gripper_opening": np.array([0.5]), "proprio/gripper_contact": np.ones(1)},
+        **{"privileged/block_0_pos": np.array(A), "privileged/block_0_yaw": np.zeros(1)},
+        **{"cubes": np.array([A]), "env": SimpleNamespace(unwrapped=bounds)},
+        **changed,
+    }
+
+
+def test_a_hand_opens_before_it_leaves_a_cube() -> None:
+    pytest.importorskip("ogbench")
+    there = oracles.cube(0, np.array(A))
+    np.testing.assert_array_equal(next(oracles.toward(hand(), there)), [0, 0, 0, 0, -1])
+    free = {"proprio/gripper_opening": np.zeros(1), "proprio/gripper_contact": np.zeros(1)}
+    action = next(oracles.toward(hand(**free), there))
+    assert action[2] > 0 and action[4] == -1
+
+
+def test_a_turn_is_over_when_the_hand_is_above_what_it_moved() -> None:
+    pytest.importorskip("ogbench")
+    plan = oracles.toward(hand(), oracles.cube(0, np.array(A)))
+    next(plan)
+    low, high = (A + np.array([0, 0, oracles.CLEAR + more]) for more in (-0.01, 0.01))
+    plan.send(hand(**{"proprio/effector_pos": low}))
+    with pytest.raises(StopIteration):
+        plan.send(hand(**{"proprio/effector_pos": high}))
+
+
+def test_a_hand_that_is_stuck_opens_goes_up_and_begins_anew() -> None:
+    pytest.importorskip("ogbench")
+    seen = hand()
+    plan = oracles.toward(seen, oracles.cube(0, np.array(B)))
+    actions = [next(plan)]
+    with pytest.raises(StopIteration):
+        while True:
+            actions.append(plan.send(seen))
+    assert len(actions) == oracles.PATIENCE + oracles.RETREAT
+    assert all(action[4] == 1 for action in actions[: oracles.PATIENCE])
+    for action in actions[oracles.PATIENCE :]:
+        np.testing.assert_array_equal(action[[0, 1, 2, 4]], [0, 0, 1, -1])
 
 
 def test_a_seed_gives_the_same_file_whatever_was_drawn_before(tmp_path: Path) -> None:
