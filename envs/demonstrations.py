@@ -14,6 +14,7 @@ from . import families
 from .data.demos import FLAT, Demo
 from .data.recording import Part, Recording, Sizes, stack
 from .guard import ours, reset_warnings, told, truth
+from .manipulation.plans import drawing
 from .manipulation.registry import told_of
 from .manipulation.scripted import script_of
 from .mujoco import snapshot
@@ -23,8 +24,11 @@ from .pixels import pack, unpacked
 log = logging.getLogger("rheo")
 GIVE_UP = 10  # attempts for each demonstration that is wanted
 SAID = 30.0  # seconds after which, again and again, the count is said
-NOISE = 1  # tells the noise's seeds from the environment's
-STOPPING = ("robosuite/", "metaworld/")  # whose success ends an episode unless `stop` is false
+NOISE, DRAWS = 1, 2  # tell the noise's seeds, and a script's own, from the environment's
+STOPPING = {  # the option by which success ends an episode, and whether it does without
+    **dict.fromkeys(("robosuite/", "metaworld/"), ("stop", False)),
+    **dict.fromkeys(("cube-", "scene-", "puzzle-"), ("terminate_at_goal", True)),
+}
 
 
 class Demonstrations:
@@ -60,10 +64,10 @@ class Demonstrations:
         self.attempts = self.successes = self.kept = 0
         self.broken: str | None = None
         self.told = told_of(env_id, options)
-        stopping = env_id.startswith(STOPPING)
-        self.stops = stopping and bool(options.get("stop"))
+        stopping = [STOPPING[start] for start in STOPPING if env_id.startswith(start)]
+        self.stops = any(options.get(option, usual) for option, usual in stopping)
         same = {**options, **self.told.get("env_options", {})}  # as it is told, so made anew
-        self.env = families.make(env_id, same | ({"stop": False} if stopping else {}))
+        self.env = families.make(env_id, same | {option: False for option, _ in stopping})
         width = self.env.observation_space.shape
         assert width is not None
         self.observed = families.parts_of(self.env) or {FLAT: width[0]}  # by a policy
@@ -83,7 +87,12 @@ class Demonstrations:
         return (held if shown is None else shown()) | images
 
     def seen(self, kept: dict[str, NDArray]) -> Mapping[str, NDArray]:
-        """What the script sees of a step: all that robosuite observes, elsewhere what is kept."""
+        """What the script sees of a step: all that robosuite observes, elsewhere what is kept.
+
+        Or what it looks at itself.
+        """
+        if self.script.sees is not None:
+            return self.script.sees(self.env)
         return getattr(self.env.unwrapped, "seen", kept)
 
     def __iter__(self) -> Iterator[Demo]:
@@ -115,10 +124,11 @@ class Demonstrations:
 
     def attempt(self) -> Demo | None:
         """One episode; None where it is discarded."""
-        rng = np.random.default_rng((NOISE, self.seed + self.attempts))
+        seed = self.seed + self.attempts
+        rng, bits = np.random.default_rng((NOISE, seed)), np.random.MT19937((DRAWS, seed))
         kept, states, actions, rewards = [self.parts(self.start())], [], [], []
         xml = self.model()
-        plan = self.script.plan(self.seen(kept[0]))
+        plan = drawing(self.script.plan(self.seen(kept[0])), bits)
         action = next(plan)
         solved, success, over = 0, False, False
         while not over:

@@ -68,6 +68,7 @@ SUCCESS_KEYS = ("success", "is_success", "goal_achieved")
 
 def register(env_id: str) -> None:
     """Make sure the id is registered; EnvError with the nearest id or the missing package."""
+    refuse_image(env_id)
     if ":" in env_id or env_id in gymnasium.registry:
         return
     module, package = home(env_id)
@@ -88,6 +89,16 @@ def register(env_id: str) -> None:
         ) from error
     if env_id not in gymnasium.registry and module != "ogbench":
         raise EnvError(f"unknown environment {env_id!r}{nearest(env_id, gymnasium.registry)}")
+
+
+def refuse_image(env_id: str) -> None:
+    """Raises EnvError for OGBench's tasks whose whole observation is an image."""
+    task = env_id.removeprefix("visual-")
+    if task != env_id:
+        raise EnvError(
+            f"{env_id} observes nothing but an image: cameras see other tasks as well, "
+            f"env.id={task} env.options.cameras=[front]"
+        )
 
 
 def step_ms(env_id: str) -> float | None:

@@ -24,6 +24,7 @@ ELSEWHERE = {
     "puzzle-": ("ogbench", "ogbench"),
     "robosuite/": ("robosuite", "robosuite"),
     "scene-": ("ogbench", "ogbench"),
+    "visual-": ("ogbench", "ogbench"),
 }
 # Packages that read recorded data: module -> pip name.
 READERS = {

@@ -1,4 +1,5 @@
-"""Scripts that solve a task: own ones of robosuite's Lift and can and of Fetch, and Meta-World's.
+"""Scripts that solve a task: own ones of robosuite's Lift and can and of Fetch; with the policies
+of their packages Meta-World's, and OGBench's (`oracles.py`).
 
 A plan is a generator: it is given what is seen, yields an action in [-1, 1] and is sent what is
 seen next. Its stages follow one another as its lines do.
@@ -6,16 +7,16 @@ seen next. Its stages follow one another as its lines do.
 
 import importlib
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import EnvError
+from . import oracles
+from .plans import Plan, Script, Seen
 
-Seen = Mapping[str, NDArray]  # parts of an observation by their names
-Plan = Generator[NDArray, Seen, Seen]
 Gap = Callable[[Seen], NDArray]  # where the hand should go, from where it is [3], m
 OPEN, CLOSED = -1.0, 1.0  # robosuite's gripper
 OSC_STEP = 0.05  # m that a whole action of robosuite's controller moves the hand
@@ -176,13 +177,6 @@ def metaworld(task: str) -> Callable[[Seen], Plan]:
     return plan
 
 
-class Script(NamedTuple):
-    """A plan, and what noise added to its actions is multiplied with, per dimension."""
-
-    plan: Callable[[Seen], Plan]
-    spread: tuple[float, ...]
-
-
 ARM, HAND = (1, 1, 1, 0.2, 0.2, 0.2, 0), (1, 1, 1, 0)
 SCRIPTS = {
     "robosuite/Lift-v0": Script(lift, ARM),
@@ -198,7 +192,8 @@ def script_of(env_id: str) -> Script:
     suite, _, task = env_id.partition("/")
     if suite == "metaworld":
         return Script(metaworld(task), (1, 1, 1, 1))
-    if env_id not in SCRIPTS:
-        there = ", ".join([*SCRIPTS, "metaworld/TASK"])
+    script = SCRIPTS.get(env_id) or oracles.script_of(env_id)
+    if script is None:
+        there = ", ".join([*SCRIPTS, "metaworld/TASK", oracles.NAMES])
         raise EnvError(f"env.id={env_id}: there is no script that solves it; there are {there}")
-    return SCRIPTS[env_id]
+    return script

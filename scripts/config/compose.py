@@ -30,7 +30,7 @@ from .inherit import base_of, environment_of, inherit
 from .intent import Typed
 from .mixing import keep_own
 from .overrides import RESOLVER, SCRATCH, choice, is_group, parse, put
-from .top import HOME, TOP, files_of, inside, walk
+from .top import HOME, TOP, files_of, inside, suite_of, walk
 from .wording import covered, worded
 from .words import flags
 
@@ -217,7 +217,7 @@ def made_as_recorded(
     env, values = base.get("env"), {one.key_or_group: one.value() for one in overrides}
     if told is None or told.env_id is None or not isinstance(env, dict):
         return
-    suite = f"env={told.env_id.partition('/')[0]}"
+    suite = f"env={suite_of(told.env_id)}"
     if "env.id" not in values and env.get("id") == "???" and suite in chosen:
         env["id"] = told.env_id
     if environment_of(base, values) == told.env_id:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rheo.envs.packages import home
+
 HOME = Path(__file__).resolve().parents[2] / "configs"
 NODE = "dict | None"
 COUNT, NATURAL = "Annotated[int, Range(ge=1)]", "Annotated[int, Range(ge=0)]"
@@ -66,11 +68,15 @@ def walk(node: Any, place: str = "") -> list[tuple[str, Any]]:
 def files_of(env_id: str) -> list[str]:
     """The names of the files of configs/env that have this environment.
 
-    Else the file that is named after its suite and leaves the id open: metaworld.yaml of
-    metaworld/TASK.
+    Else that of its suite, which leaves the id open.
     """
     files = sorted((HOME / "env").glob("*.yaml"))
     ids = {file.stem: file.read_text().splitlines() for file in files}
-    suite, task, _ = env_id.partition("/")
+    suite = suite_of(env_id)
     own = [name for name, lines in ids.items() if f"id: {env_id}" in lines]
-    return own or [suite] * bool(task and "id: ???" in ids.get(suite, ()))
+    return own or [suite] * ("id: ???" in ids.get(suite, ()))
+
+
+def suite_of(env_id: str) -> str:
+    """Of a suite's ids the file of configs/env: metaworld of metaworld/TASK, ogbench of cube-*."""
+    return home(env_id)[0]

@@ -10,7 +10,7 @@ from rheo.envs.paths import LAYOUTS, expanded, layout_of
 from rheo.errors import RheoError, nearest
 
 from ..store.where import existing
-from .top import AT_WILL, EVAL_SEED, OPTIONS, STEPPING
+from .top import AT_WILL, EVAL_SEED, OPTIONS, STEPPING, files_of, suite_of
 from .words import (
     Option,
     Words,
@@ -51,8 +51,8 @@ usage: rheo collect RUN|ACTOR.npz|random out=FILE [env=NAME] [steps=N | episodes
        rheo collect set=random|medium|medium_replay|medium_expert|expert out=FILE
                     env=NAME actors=FOLDER|FILE,FILE,... [steps=1000000]
        rheo collect set=scripted out=FILE env=lift|can|fetch_reach|fetch_push|
-                    fetch_pick_and_place|metaworld/TASK [episodes=100] [noise=0]
-                    [keep=success|all] [past=5] [seed=0]
+                    fetch_pick_and_place|metaworld/TASK|cube-single-singletask-task1-v0|...
+                    [episodes=100] [noise=0] [keep=success|all] [past=5] [seed=0]
 options: layout=npz|d4rl|robomimic   how the file is written: npz, or .hdf5 in a layout
          past=N   steps that a demonstration goes on after its task is solved""",
     "data": """\
@@ -280,7 +280,7 @@ def collect(argv: Sequence[str]) -> Collecting:
         raise RheoError(usage)
     if scripted:
         found["episodes"] = found["episodes"] or 100
-        inner = [*of_metaworld(found), *inner]
+        inner = [*of_suite(found), *inner]
     elif found["episodes"] is None and found["steps"] is None:
         found["steps"] = 1_000_000 if found["set"] else 10_000
     out = expanded(found["out"])
@@ -290,12 +290,12 @@ def collect(argv: Sequence[str]) -> Collecting:
     return Collecting(words.runs, words.flagged, inner, **found)
 
 
-def of_metaworld(found: dict[str, Any]) -> list[str]:
-    """env=metaworld/TASK as the file of Meta-World's tasks and the id of one."""
-    suite, _, task = found["env"].partition("/")
-    if suite != "metaworld" or not task:
+def of_suite(found: dict[str, Any]) -> list[str]:
+    """env=ID of a suite (Meta-World, OGBench) as the suite's file and the id of one task."""
+    env_id, suite = found["env"], suite_of(found["env"])
+    if files_of(env_id) != [suite]:
         return []
-    env_id, found["env"] = found["env"], suite
+    found["env"] = suite
     return [f"env.id={env_id}"]
 
 

@@ -30,6 +30,10 @@ TASKS = {  # episodes, noise, and how many of them at least are solved
     "metaworld/reach-v3": (5, 0.2, 5),
     "metaworld/pick-place-v3": (5, 0.2, 4),
     "metaworld/button-press-v3": (5, 0.2, 5),
+    "cube-single-play-singletask-task1-v0": (10, 0.0, 9),
+    "cube-double-singletask-task4-v0": (3, 0.1, 3),  # the cubes change places
+    "scene-singletask-task5-v0": (2, 0.0, 2),
+    "puzzle-3x3-singletask-task1-v0": (3, 0.1, 3),
 }
 SMALL = [
     *("steps=20", "eval_every=20", "save_every=20", "log_every=10", "episodes=1"),
@@ -39,8 +43,9 @@ SMALL = [
 
 def ready(env_id: str) -> None:
     """Skips where a task's package is missing or runs with another MuJoCo."""
-    if env_id.startswith("metaworld"):
-        pytest.importorskip("metaworld")
+    package = families.home(env_id)[0]
+    if package in ("metaworld", "ogbench"):
+        pytest.importorskip(package)
     else:
         skip_where_it_cannot_run("lift" if env_id.startswith("robosuite") else "fetch_push")
 
@@ -69,7 +74,10 @@ def test_the_place_of_the_cans_bin_is_robosuites() -> None:
     np.testing.assert_allclose(scripted.CAN_BIN, place, atol=1e-12)
 
 
-@pytest.mark.parametrize("env_id", ["robosuite/Lift-v0", "FetchReach-v4", "metaworld/reach-v3"])
+@pytest.mark.parametrize(
+    "env_id",
+    ["robosuite/Lift-v0", "FetchReach-v4", "metaworld/reach-v3", "cube-single-singletask-v0"],
+)
 def test_what_is_kept_is_what_the_environment_was_told_and_answered(env_id: str) -> None:
     demos = played(env_id, noise=0.1, seed=7)
     for i, demo in enumerate(demos):
@@ -79,7 +87,7 @@ def test_what_is_kept_is_what_the_environment_was_told_and_answered(env_id: str)
         seen = [again.reset(seed=7 + i)[0]]
         rewards = []
         for action in demo.action:
-            obs, reward, *_ = again.step(action)
+            obs, reward, *_ = again.step(action.astype(np.float32))  # as it was told
             seen.append(obs)
             rewards.append(reward)
         flat = [demo.obs[key] for key in demos.observed]
@@ -91,7 +99,8 @@ def test_what_is_kept_is_what_the_environment_was_told_and_answered(env_id: str)
 
 def after_success(env_id: str) -> dict[str, Any]:
     """The option that lets an episode go on."""
-    return {"stop": False} if "/" in env_id else {}
+    goes_on = {"stop": False} if "/" in env_id else {}
+    return {"terminate_at_goal": False} if env_id.startswith("cube") else goes_on
 
 
 def test_a_demonstration_goes_on_past_its_success_and_ends_there() -> None:
@@ -99,6 +108,25 @@ def test_a_demonstration_goes_on_past_its_success_and_ends_there() -> None:
         (demo,) = played("metaworld/reach-v3", episodes=1, past=past)
         assert demo.reward is not None
         assert demo.reward.sum() == past + 1 and demo.reward[-1] == 1 and demo.terminated
+
+
+def test_ogbenchs_last_steps_are_solved_ones_and_end_the_task() -> None:
+    for past in (0, 3):
+        (demo,) = played("cube-single-singletask-task1-v0", episodes=1, past=past)
+        assert demo.reward is not None and demo.terminated
+        unsolved = len(demo.reward) - past - 1
+        np.testing.assert_array_equal(demo.reward, [-1.0] * unsolved + [0.0] * (past + 1))
+    env = families.make("cube-single-singletask-task1-v0", {})
+    env.reset(seed=0)
+    ends = [env.step(action)[2] for action in demo.action[: unsolved + 1]]
+    assert ends == [False] * unsolved + [True]
+
+
+def test_an_environment_that_success_does_not_end_is_not_ended_by_it() -> None:
+    options = {"terminate_at_goal": False}
+    ready("cube-single-singletask-task1-v0")
+    (demo,) = Demonstrations("cube-single-singletask-task1-v0", options, episodes=1)
+    assert demo.reward is not None and demo.reward[-1] == 0 and not demo.terminated
 
 
 def test_noise_is_an_attempts_own() -> None:
@@ -199,7 +227,9 @@ def test_a_recording_of_demonstrations_holds_what_a_policy_observes() -> None:
     assert recording.terminated[recording.ends - 1].all()
 
 
-@pytest.mark.parametrize("env", ["lift", "metaworld/reach-v3", "fetch_push"])
+@pytest.mark.parametrize(
+    "env", ["lift", "metaworld/reach-v3", "fetch_push", "cube-single-play-singletask-task1-v0"]
+)
 @pytest.mark.parametrize(("layout", "name"), [("robomimic", "a.hdf5"), ("npz", "a.npz")])
 def test_a_file_trains_and_is_evaluated_where_it_was_collected(
     env: str, layout: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -241,6 +271,9 @@ def test_a_lift_file_holds_what_robomimic_asks_for(tmp_path: Path) -> None:
         (["env=lift", "num_envs=2"], "num_envs= is not for set=scripted"),
         (["env=lift", "keep=some"], "keep=some: not known; there are: all, success"),
         (["env=lift", "layout=zarr"], "layout=zarr: not known; there are: d4rl, npz, robomimic"),
+        (["env=antmaze-large-navigate-singletask-v0"], "no script that solves it; there are"),
+        (["env=cube-singl-singletask-v0"], "unknown environment 'cube-singl-singletask-v0'"),
+        (["env=visual-cube-single-singletask-v0"], "env.id=cube-single-singletask-v0 env.options"),
         (["env=lift", "layout=npz"], "a.hdf5: layout=npz is written to .npz"),
     ],
 )
