@@ -124,7 +124,7 @@ def read_preset(group: str, choice: Any, roots: list[Path]) -> tuple[set[str], l
     for entry in node.get("defaults") or []:
         if isinstance(entry, Mapping):
             algos += [str(value) for key, value in entry.items() if str(key).endswith("/algo")]
-        elif entry != "_self_" and "/" not in entry:
+        elif entry != "_self_" and not entry.startswith("/"):
             keys |= read_preset(group, entry, roots)[0]
     return keys, algos
 

@@ -336,8 +336,9 @@ def test_every_shipped_network_composes(net: str) -> None:
 
 @pytest.mark.parametrize("recipe", sorted(f.stem for f in (HOME / "recipe").glob("*.yaml")))
 def test_every_shipped_recipe_composes(recipe: str, data: Path) -> None:
-    more = {"demo": [], "demo_clone": [f"data={data}"], "demo_tune": ["init=scratch"]}
-    assert compose([f"recipe={recipe}", *more[recipe]])["algo"]
+    kind = recipe.rpartition("_")[2]
+    more = {"demo": [], "clone": [f"data={data}"]}.get(kind, ["init=scratch"])
+    assert compose([f"recipe={recipe}", *more])["algo"]
 
 
 @pytest.mark.parametrize("algo", ALGOS)
