@@ -26,7 +26,7 @@ from rheo.errors import RheoError
 
 from ..store.where import one_line, stored
 from . import annotations, intent, rules, schema
-from .inherit import base_of, environment_of, inherit
+from .inherit import environment_of, inherit, tuned_in
 from .intent import Typed
 from .mixing import keep_own
 from .overrides import RESOLVER, SCRATCH, choice, is_group, parse, put
@@ -193,18 +193,6 @@ def recorded_in(told: Any) -> list[str]:
     if lacking:
         log.warning("%s; without it the run is not evaluated in the data's environment", lacking[0])
     return [f"env={found[0]}"] if found and not lacking else []
-
-
-def tuned_in(overrides: list[Override]) -> list[str]:
-    """The choice of the environment of init=RUN, where neither `env` nor the data tell another.
-
-    An environment without a file of its own is taken by its id (`inherit.same_world`).
-    """
-    values = {one.key_or_group: one.value() for one in overrides}
-    world = (base_of(values) or {}).get("env") or {}
-    if not world.get("id") or {"env.id", "data"} & set(values):
-        return []
-    return [f"env={[*files_of(world['id']), 'gym'][0]}"]
 
 
 def made_as_recorded(

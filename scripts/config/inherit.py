@@ -68,6 +68,18 @@ def base_of(values: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
 
 
+def tuned_in(overrides: list[Override]) -> list[str]:
+    """The choice of the environment of init=RUN, where neither `env` nor the data tell another.
+
+    An environment without a file of its own is taken by its id (`same_world`).
+    """
+    values = {one.key_or_group: one.value() for one in overrides}
+    world = (base_of(values) or {}).get("env") or {}
+    if not world.get("id") or {"env.id", "data"} & set(values):
+        return []
+    return [f"env={[*files_of(world['id']), 'gym'][0]}"]
+
+
 def same_world(base: dict[str, Any], theirs: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Makes an environment of the base's id with the options that the base's was made with.
 
