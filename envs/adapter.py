@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -60,6 +60,7 @@ class GymnasiumVector(VectorEnv):
         self._next_seed = seed
         self._obs = np.zeros((num_envs, self.obs_dim))
         self._mujoco = [snapshot.simulator(env) for env in self._envs]
+        self._cameras = [families.cameras_of(env) for env in self._envs]
         self._success_key: str | None = None  # found in the first info that has one
         self._seeds = np.full(num_envs, -1, np.int64)  # the last one given to each
         self._episodes = np.zeros(num_envs, np.int64)  # of each since then
@@ -99,6 +100,7 @@ class GymnasiumVector(VectorEnv):
         self._elapsed[i] = 0
         self._episodes[i] += 1
         self._turn(i)
+        self._blind(i, 0)
         if self._repeats:
             self._begun[i] = self._generators(self._envs[i]) if seed is None else int(seed)
             self._acted[i].clear()
@@ -165,6 +167,54 @@ class GymnasiumVector(VectorEnv):
         return EnvError(f"{self._place(i)}: {call} raised {told(error)}")
 
     def step(self, action: Tensor, active: Tensor | None = None) -> Step:
+        return self._step(action, active)
+
+    def ahead(
+        self, action: Tensor, active: Tensor | None = None, last: int | None = None
+    ) -> list[Step] | None:
+        fewer = self.obs_images and last is not None and last < action.shape[1]
+        if not fewer or not bool(torch.isfinite(action).all()):
+            return None  # step by step an action that is not finite is refused at its turn
+        return self.chunk(action, active, last)
+
+    def chunk(self, action: Tensor, active: Tensor | None, last: int | None) -> list[Step]:
+        """The steps of `ahead`.
+
+        Images that nobody looks at are not drawn. Which these are is only known at a row's end: an
+        episode that ends in the middle of a chunk has its latest ones drawn after all.
+        """
+        steps = action.shape[1]
+        last, found = steps if last is None else last, []
+        rows = torch.ones(self.num_envs, dtype=torch.bool) if active is None else active
+        for k in range(steps):
+            past = [out.final_obs.numpy() for out in found[max(k + 1 - last, 0) :]]
+            kept = last + 1 if k < steps - last else 0
+            found.append(self._step(action[:, k], None if rows.all() else rows, kept, past))
+            rows = rows & ~(found[k].terminated | found[k].truncated)
+            if not rows.any():
+                break
+        return found
+
+    def _blind(self, i: int, kept: int) -> None:
+        """Row i's cameras do not draw, and keep so many of their views; 0: they draw."""
+        cameras = self._cameras[i]
+        if cameras is not None:
+            cameras.blind = kept
+
+    def _develop(self, i: int, seen: list[NDArray]) -> None:
+        """Draws after all what row i of these observations is of, where its cameras were blind."""
+        cameras = self._cameras[i]
+        if cameras is not None:
+            for obs in seen:
+                cameras.develop(obs[i])
+
+    def _step(
+        self, action: Tensor, active: Tensor | None, kept: int = 0, past: Sequence[NDArray] = ()
+    ) -> Step:
+        """`step`, blind where `kept` is not 0 (`_blind`).
+
+        past: successors [N, Do] of the steps before, which are looked at where a row ends.
+        """
         n = self.num_envs
         rows = np.arange(n) if active is None else np.flatnonzero(active.numpy())
         control = self._physical(action, rows).astype(self._kind, copy=False)
@@ -172,6 +222,7 @@ class GymnasiumVector(VectorEnv):
         terminated, truncated, valid, solved = (np.zeros(n, bool) for _ in range(4))
         final = self._obs.copy()
         for i in rows.tolist():
+            self._blind(i, kept)
             self._step_row(i, control[i], final, reward, terminated, truncated, valid, solved)
         self._obs[...] = final
         ended = terminated | truncated
@@ -179,6 +230,7 @@ class GymnasiumVector(VectorEnv):
         following = last
         if ended.any():
             for i in np.flatnonzero(ended).tolist():
+                self._develop(i, [*past, last.numpy()])
                 self._restart(i)
             following = self._tensor(self._obs)
         return Step(
@@ -318,8 +370,9 @@ class GymnasiumVector(VectorEnv):
             if not isinstance(begun, int):
                 self._set_generators(env, begun)
             self._restart(i, begun if isinstance(begun, int) else None)
-            for action in actions:
+            for k, action in enumerate(actions, 1):
                 self._turn(i)
+                self._blind(i, int(k < len(actions)))  # the last one's image is compared
                 self._acted[i].append(action)
                 self._obs[i] = env.step(action)[0]
             self._elapsed[i] = elapsed

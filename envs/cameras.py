@@ -22,7 +22,7 @@ from .pixels import Images, pack, pixels
 
 SIZE = 84  # pixels of a side where nobody says another
 SHADOW = 8  # points of a shadow's map for a pixel of the image's side
-MOST = 10_000  # geometries of a scene
+SPARE = 1000  # geometries of a scene beside those of its model
 SUFFIX = "_image"  # a camera's observation is named as robomimic names it
 REMEDY = (
     "install Mesa's EGL (Debian and Ubuntu: libegl1 libgl1-mesa-dri) or set MUJOCO_GL=osmesa with "
@@ -109,6 +109,9 @@ class Cameras:
 
     hidden: groups of geometries that are not drawn. images: heights and widths by observation.
     Raises EnvError for what is no list of names and no size.
+
+    blind: where it is not 0, what is seen is not drawn but kept, the latest so many times, to be
+    drawn when somebody asks after all. Where things are costs microseconds, drawing milliseconds.
     """
 
     def __init__(self, names: Any, size: Any = SIZE, hidden: Sequence[int] = ()) -> None:
@@ -125,24 +128,53 @@ class Cameras:
             self.option.geomgroup[group] = 0
         self.camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self.model: Any = None
+        self.blind, self.turn = 0, 0
 
     def look(self, model: Any, data: Any) -> NDArray:
-        """What the cameras see, packed: [C H W]. Raises EnvError for one that is not there."""
+        """What the cameras see, packed: [C H W]; of `blind` ones a mark, for `develop`.
+
+        Raises EnvError for a camera that is not there.
+        """
         if model is not self.model:
             self.places = [place(model, name) for name in self.names]
-            self.canvas, self.scene = canvas(model, self.size), mujoco.MjvScene(model, MOST)
-            self.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-            self.model = model
-        return np.concatenate([pack(self.draw(data, index)) for index in self.places])
+            self.canvas, self.scenes = canvas(model, self.size), scenes(model, len(self.names))
+            self.model, self.kept = model, []
+        if not self.blind:
+            self.arrange(data, self.scenes)
+            return self.draw(self.scenes)
+        self.turn = (self.turn + 1) % self.blind
+        while len(self.kept) <= self.turn:
+            self.kept.append(scenes(model, len(self.names)))
+        self.arrange(data, self.kept[self.turn])
+        return np.full(pixels(self.images), -1 - self.turn, np.float32)  # no pixel is below 0
 
-    def draw(self, data: Any, index: int) -> NDArray:
-        """What one camera sees, uint8 [H, W, 3]."""
-        self.camera.fixedcamid = index
+    def arrange(self, data: Any, views: list[Any]) -> None:
+        """Puts into a scene for each camera what it sees."""
         everything = mujoco.mjtCatBit.mjCAT_ALL
-        mujoco.mjv_updateScene(
-            self.model, data, self.option, None, self.camera, everything, self.scene
-        )
-        return self.canvas.draw(self.scene)
+        for index, scene in zip(self.places, views, strict=True):
+            self.camera.fixedcamid = index
+            mujoco.mjv_updateScene(
+                self.model, data, self.option, None, self.camera, everything, scene
+            )
+
+    def draw(self, views: list[Any]) -> NDArray:
+        """The scenes of all cameras, packed."""
+        return np.concatenate([pack(self.canvas.draw(scene)) for scene in views])
+
+    def develop(self, obs: NDArray) -> None:
+        """Draws in its place what an observation [Do] with a mark is of; no mark, nothing."""
+        images = obs[-pixels(self.images) :]
+        if images[0] < 0:
+            images[:] = self.draw(self.kept[-1 - int(images[0])])
+
+
+def scenes(model: Any, count: int) -> list[Any]:
+    """Empty ones, without reflections."""
+    room = model.ngeom + model.nsite + 2 * model.nwrap + SPARE
+    made = [mujoco.MjvScene(model, room) for _ in range(count)]
+    for scene in made:
+        scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+    return made
 
 
 def place(model: Any, name: str) -> int:

@@ -132,7 +132,7 @@ class ChunkEnv:
         reward, frames = np.zeros(n, self._powers.dtype), np.zeros(n, np.int64)
         first, solved = history[:, 0], None
         all_active = asked is None
-        ahead = self.env.ahead(action, asked)
+        ahead = self.env.ahead(action, asked, self.obs_steps)
         for k in range(self.execute):
             mask = None if all_active else torch.from_numpy(active)
             out = self.env.step(action[:, k], mask) if ahead is None else ahead[k]

@@ -16,8 +16,8 @@ See = Callable[[Tensor], Tensor]  # [N, state and pixels] -> [N, state and featu
 class Encoded(VectorEnv):
     """The environments of another one, which observe [state, features] for [state, pixels].
 
-    Whatever learns here, replays included, meets small observations, and each image is encoded
-    once. features: how many there are; see: what encodes, which is set before the first reset.
+    Whatever learns here, replays included, meets small observations, and each image that is looked
+    at is encoded once. features: how many there are; see: what encodes, set before the first reset.
     obs_parts and obs_images are those of the environment within: what the features are made of.
     """
 
@@ -32,11 +32,17 @@ class Encoded(VectorEnv):
         self.obs_dim = env.obs_dim - pixels(env.obs_images) + features
         self.seen = torch.zeros(env.num_envs, self.obs_dim, dtype=env.dtype)
 
-    def look(self, obs: Tensor, rows: Tensor, before: Tensor) -> Tensor:
-        """What was encoded before, anew in some rows [N] bool of observations [N, Do]."""
-        after = before.clone()
-        if rows.any():
-            after[rows] = self.see(obs[rows]).to(after)
+    def look(self, obs: Tensor, rows: Tensor, before: Tensor, read: Tensor | None = None) -> Tensor:
+        """What was encoded before, anew in some rows [N] bool of observations [N, Do].
+
+        read: those of the rows whose features are asked for, all when None. The others' state is
+        new. They are encoded beside them, for a row's last bits depend on how many there are.
+        """
+        after, asked = before.clone(), rows if read is None else rows & read
+        state = self.env.obs_dim - pixels(self.obs_images)
+        after[rows, :state] = obs[rows, :state]
+        if asked.any():
+            after[asked] = self.see(obs[rows])[asked[rows]].to(after)
         return after
 
     def reset(self, seed: int | None = None) -> Tensor:
@@ -47,22 +53,28 @@ class Encoded(VectorEnv):
     def step(self, action: Tensor, active: Tensor | None = None) -> Step:
         return self.encoded(self.env.step(action, active), self.rows(active))
 
-    def ahead(self, action: Tensor, active: Tensor | None = None) -> list[Step] | None:
-        steps, rows, found = self.env.ahead(action, active), self.rows(active), []
+    def ahead(
+        self, action: Tensor, active: Tensor | None = None, last: int | None = None
+    ) -> list[Step] | None:
+        steps, rows = self.env.ahead(action, active, last), [self.rows(active)]
         if steps is None:
             return None
         for out in steps:
-            found.append(self.encoded(out, rows))
-            rows = rows & ~(out.terminated | out.truncated)
+            rows.append(rows[-1] & ~(out.terminated | out.truncated))
+        found, left = [], torch.stack(rows[: len(steps)]).sum(0)  # steps that a row still takes
+        for out, stepped in zip(steps, rows, strict=False):
+            read = left <= (len(steps) if last is None else last)
+            found.append(self.encoded(out, stepped, read))
+            left -= 1
         return found
 
     def rows(self, active: Tensor | None) -> Tensor:
         """Which rows [N] are stepped."""
         return torch.ones(self.num_envs, dtype=torch.bool) if active is None else active
 
-    def encoded(self, out: Step, rows: Tensor) -> Step:
-        """A step of the rows [N] with features for pixels."""
-        final = self.seen = self.look(out.final_obs, rows, self.seen)
+    def encoded(self, out: Step, rows: Tensor, read: Tensor | None = None) -> Step:
+        """A step of the rows [N] with features for pixels, new ones where they are read."""
+        final = self.seen = self.look(out.final_obs, rows, self.seen, read)
         if out.obs is not out.final_obs:
             self.seen = self.look(out.obs, out.terminated | out.truncated, final)
         return out._replace(obs=self.seen, final_obs=final)

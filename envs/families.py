@@ -28,6 +28,7 @@ from .dicts import image, leaves, value
 from .guard import told
 from .manipulation import registry
 from .mujoco import dmc
+from .mujoco.snapshot import PLAIN_WRAPPERS
 from .packages import home, lacking
 from .parts import listed_parts, usual
 from .pixels import Images, last, pack
@@ -277,6 +278,22 @@ def images_of(env: gymnasium.Env) -> Images:
             return {}
         env = env.env
     return getattr(env, "obs_images", {})
+
+
+def cameras_of(env: gymnasium.Env) -> cameras.Cameras | None:
+    """The cameras behind the observation vector, where nothing but who observes sees them.
+
+    None where something of somebody else's may look at images within a step.
+    """
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, cameras.WithCameras):
+            return env.cameras
+        if type(env).__name__ not in PLAIN_WRAPPERS:
+            return None
+        env = env.env
+    own, module = getattr(env, "cameras", None), type(env).__module__
+    ours = module.startswith(__name__.removesuffix("families"))  # not a class made of ours
+    return own if ours and isinstance(own, cameras.Cameras) and own.images else None
 
 
 def parts_of(env: gymnasium.Env) -> dict[str, int] | None:

@@ -223,26 +223,23 @@ class Host:
         env.share(self.mine, views["at"][job.number])
         self.flags = ("reward", "terminated", "truncated", "valid")
 
-    def step(self, steps: int) -> tuple[int, int]:
-        """The chunk's steps, until no row is left.
+    def step(self, steps: int, last: int | None) -> tuple[int, int]:
+        """The chunk's steps, until no row is left; `last` of each row are looked at, or all.
 
         How many were taken, and from which on a success is known (`steps` when it is not).
         """
-        mine, known, taken = self.mine, steps, 0
-        active = mine["active"].copy()
-        while taken < steps and active.any():
-            k, taken = taken, taken + 1
-            action = torch.from_numpy(mine["action"][:, k].copy())
-            out = self.env.step(action, None if active.all() else torch.from_numpy(active))
+        mine, known = self.mine, steps
+        action, active = (torch.from_numpy(mine[name].copy()) for name in ("action", "active"))
+        found = self.env.chunk(action[:, :steps], active, last)
+        for k, out in enumerate(found):
             mine["final"][:, k] = out.final_obs
             for name in self.flags:
                 mine[name][:, k] = getattr(out, name)
             if out.success is not None:
                 mine["success"][:, k] = out.success
                 known = min(known, k)
-            active = active & ~(out.terminated | out.truncated).numpy()
         self.counters[:] = list(self.env.counters.values())
-        return taken, known
+        return len(found), known
 
     def reset(self, seed: int | None, own: list[int] | None = None) -> None:
         """New episodes; from seeds of its own for each row where `own` has them."""

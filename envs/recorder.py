@@ -69,8 +69,8 @@ class Recorder:
         self.obs = out.obs
         return out
 
-    def ahead(self, action: Tensor, active: Tensor | None = None) -> None:
-        """Nothing: every step is recorded as it is taken."""
+    def ahead(self, action: Tensor, active: Tensor | None = None, last: int | None = None) -> None:
+        """Nothing: every step is recorded as it is taken, its images too."""
 
     def recording(self, steps: int | None, episodes: NDArray | None, **about: Any) -> Recording:
         """Everything so far, environment after environment.

@@ -92,11 +92,15 @@ class VectorEnv(ABC):
         Raises NonFiniteAction.
         """
 
-    def ahead(self, action: Tensor, active: Tensor | None = None) -> list[Step] | None:
+    def ahead(
+        self, action: Tensor, active: Tensor | None = None, last: int | None = None
+    ) -> list[Step] | None:
         """The steps of whole chunks [N, K, Da], where all at once is cheaper than one by one.
 
         As `step` for one action after the other, where a row that ends takes no further part; they
-        end with the last row. None: nothing is gained by it, and nothing was done.
+        end with the last row. last: how many of each row's latest successors are looked at, all
+        when None; the images of those before need not be there. None: nothing is gained by it, and
+        nothing was done.
         """
         return None
 

@@ -227,29 +227,31 @@ class Workers(VectorEnv):
         return self._tensor(self._views["obs"])
 
     def step(self, action: Tensor, active: Tensor | None = None) -> Step:
-        return self._chunk(action[:, None], active)[0]
+        return self._chunk(action[:, None], active, None)[0]
 
-    def ahead(self, action: Tensor, active: Tensor | None = None) -> list[Step] | None:
+    def ahead(
+        self, action: Tensor, active: Tensor | None = None, last: int | None = None
+    ) -> list[Step] | None:
         if action.shape[1] > self._layout.steps or not bool(torch.isfinite(action).all()):
             return None  # step by step an action that is not finite is refused at its turn
-        return self._chunk(action, active)
+        return self._chunk(action, active, last)
 
-    def _chunk(self, action: Tensor, active: Tensor | None) -> list[Step]:
+    def _chunk(self, action: Tensor, active: Tensor | None, last: int | None) -> list[Step]:
         """The steps of action [N, K, Da] in the rows that are active."""
         asked = np.ones(self.num_envs, bool) if active is None else active.numpy()
         self._physical(action[:, 0], None if active is None else np.flatnonzero(asked))  # the guard
         v, steps = self._views, action.shape[1]
         v["active"][:] = asked & ~self._lost
         v["action"][:, :steps] = action.detach().cpu().numpy()
-        v["final"][:, 0] = v["obs"]
+        start = v["final"][:, 0] = v["obs"].copy()
         for name in FLAGS:
             v[name][:, :steps] = 0
         busy = [w for w, worker in enumerate(self._team) if v["active"][worker.rows].any()]
-        told, failed = self._ask(dict.fromkeys(busy, ("step", steps)))
+        told, failed = self._ask(dict.fromkeys(busy, ("step", steps, last)))
         cut = self._lost.copy()
         for w, cause in failed.items():
             rows = self._team[w].rows
-            v["final"][rows, 0] = v["obs"][rows]
+            v["final"][rows, 0] = start[rows]  # what it saw since may not be drawn
             self._recover(w, cause)
             cut[rows] = True
         for name in FLAGS if cut.any() else ():

@@ -1,4 +1,5 @@
-"""An environment for worker processes: `fragile:Fragile-v0`, which breaks where it is told to.
+"""Environments for worker processes that break where they are told to: `fragile:Fragile-v0`, and
+with something to look at `fragile:Cracked-v0`.
 
 A module that other processes can import, where its folder is on sys.path.
 """
@@ -11,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 
 
 class Fragile(gymnasium.Env):
@@ -64,6 +66,28 @@ class Fragile(gymnasium.Env):
         raise ValueError("the gripper is stuck")
 
 
+class Cracked(HopperEnv):
+    """Hopper as a task that repeats. nan_at: step of some episodes at which it is seen nowhere."""
+
+    repeats = True
+
+    def __init__(self, nan_at: int = 0, **options: Any) -> None:
+        super().__init__(**options)
+        self.nan_at = nan_at
+
+    def reset(self, **given: Any) -> Any:
+        found = super().reset(**given)
+        self.steps, self.sound = 0, self.np_random.random() < 0.6
+        return found
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        obs, *rest = super().step(action)
+        cracks = self.steps == self.nan_at and not self.sound
+        return (np.full_like(obs, np.nan) if cracks else obs, *rest)
+
+
 if "Fragile-v0" not in gymnasium.registry:
-    kind: Any = Fragile
-    gymnasium.register("Fragile-v0", kind)
+    kinds: dict[str, Any] = {"Fragile-v0": Fragile, "Cracked-v0": Cracked}
+    for name, kind in kinds.items():
+        gymnasium.register(name, kind)

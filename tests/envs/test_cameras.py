@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import h5py
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ import torch
 from shipped import skip_where_it_cannot_run
 
 from rheo.envs import cameras, families
-from rheo.envs.cameras import Cameras
+from rheo.envs.adapter import GymnasiumVector
+from rheo.envs.cameras import Cameras, Canvas
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.data.read import read
 from rheo.envs.encoded import Encoded
@@ -21,6 +23,7 @@ from rheo.envs.mujoco import physics
 from rheo.envs.mujoco.physics import mujoco
 from rheo.envs.parts import LOW_DIM
 from rheo.envs.pixels import unpacked
+from rheo.envs.recorder import collect
 from rheo.envs.suites import make
 from rheo.errors import EnvError
 from rheo.scripts.assemble import make_env
@@ -28,6 +31,7 @@ from rheo.scripts.cli import main
 from rheo.scripts.config.compose import compose
 
 HERE: dict[str, Any] = {"cameras": ["track"], "size": 20}
+CRACKED = "fragile:Cracked-v0"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -175,6 +179,173 @@ def test_groups_of_geometries_can_be_hidden() -> None:
     assert unpacked(shown, 8)[4, 4, 0] > 50 and unpacked(hidden, 8)[4, 4, 0] == 0
 
 
+# ---- what nobody looks at is not drawn -----------------------------------------------------------
+
+ENDING: dict[str, Any] = {
+    "cameras": ["track"], "size": 12, "max_episode_steps": 11, "seed": 0,
+    "healthy_angle_range": [-0.05, 0.05],
+}  # fmt: skip
+LASTING: dict[str, Any] = {**ENDING, "terminate_when_unhealthy": False}
+
+
+class Drawing(GymnasiumVector):
+    """Draws every step, as it is stepped one by one."""
+
+    def ahead(self, action: Any, active: Any = None, last: int | None = None) -> None:
+        return None
+
+
+def same(one: Any, two: Any) -> bool:
+    """Whether two records of tensors are equal to the last bit; None is only equal to None."""
+    return all(a is b or torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def chunks(env: Any, count: int) -> torch.Tensor:
+    """Random chunks [count, N, 4, Da]."""
+    generator = torch.Generator().manual_seed(2)
+    return 2 * torch.rand((count, env.num_envs, 4, env.action_dim), generator=generator) - 1
+
+
+def compared(drawing: Any, *others: Any, obs_steps: int, count: int) -> Iterator[Any]:
+    """Decisions of environments that draw everything, equal to those of others that do not."""
+    drawn, *some = (
+        ChunkEnv(env, execute=4, obs_steps=obs_steps, gamma=0.9) for env in (drawing, *others)
+    )
+    first = drawn.reset(3)
+    assert all(torch.equal(env.reset(3), first) for env in some)
+    masks = torch.Generator().manual_seed(1)
+    for k, action in enumerate(chunks(drawing, count)):
+        active = None if k % 3 else torch.rand(len(action), generator=masks) < 0.7
+        step = drawn.step(action, active)
+        assert all(same(env.step(action, active), step) for env in some)
+        yield step
+    for env in some:
+        env.close()
+
+
+@pytest.fixture
+def drawings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """One entry for every image that is drawn."""
+    found: list[Any] = []
+    draw = Canvas.draw
+
+    def counted(canvas: Canvas, scene: Any) -> np.ndarray:
+        found.append(scene)
+        return draw(canvas, scene)
+
+    monkeypatch.setattr(Canvas, "draw", counted)
+    return found
+
+
+@pytest.mark.parametrize("obs_steps", [1, 2])
+def test_what_is_looked_at_is_drawn_however_an_episode_ends(
+    obs_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within chunks by either flag, and by a guard; here and in worker processes."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    drawn, ends = Drawing(CRACKED, 3, nan_at=7, **ENDING), set()
+    some = [make(CRACKED, 3, nan_at=7, workers=n, execute=4, **ENDING) for n in (0, 2)]
+    for step in compared(drawn, *some, obs_steps=obs_steps, count=30):
+        for i in np.flatnonzero((step.terminated | step.truncated).numpy()).tolist():
+            how = "terminated" if step.terminated[i] else "truncated"
+            ends.add((int(step.frames[i]), how if step.valid[i] else "broken"))
+        for obs in (step.obs, step.next_obs):
+            assert obs.unflatten(1, (obs_steps, -1))[..., 11:].min() >= 0
+    assert {(at, "terminated") for at in range(1, 5)} < ends
+    assert {(3, "truncated"), (3, "broken")} < ends
+
+
+@pytest.mark.parametrize("obs_steps", [1, 2])
+def test_of_a_chunk_as_many_images_are_drawn_as_are_looked_at(
+    obs_steps: int, drawings: list[Any]
+) -> None:
+    env = ChunkEnv(make("Hopper-v5", 3, **ENDING), execute=4, obs_steps=obs_steps, gamma=0.9)
+    drawings.clear()
+    env.reset()
+    assert len(drawings) == 3
+    frames = 0
+    for action in chunks(env, 20):
+        drawings.clear()
+        step = env.step(action)
+        ended = int((step.terminated | step.truncated).sum())
+        assert len(drawings) == int(step.frames.clamp(max=obs_steps).sum()) + ended
+        frames += int(step.frames.sum())
+    assert frames > 150
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_steps_that_nobody_looks_at_have_numbers_and_no_images(workers: int) -> None:
+    env = make("Hopper-v5", 2, workers=workers, execute=4, **LASTING)
+    drawn = Drawing("Hopper-v5", 2, **LASTING)
+    env.reset()
+    drawn.reset()
+    action = chunks(env, 1)[0]
+    steps = env.ahead(action, None, 2)
+    assert steps is not None and len(steps) == 4
+    for k, step in enumerate(steps):
+        whole = drawn.step(action[:, k]).obs
+        assert torch.equal(step.obs[:, :11], whole[:, :11])
+        assert torch.equal(step.obs, whole) if k > 1 else (step.obs[:, 11:] < 0).all()
+    env.close()
+
+
+def test_a_kept_encoder_sees_what_is_looked_at(drawings: list[Any]) -> None:
+    weight, batches = torch.randn(144, 5, generator=torch.Generator().manual_seed(0)), []
+
+    def see(obs: torch.Tensor) -> torch.Tensor:
+        batches.append(len(obs))
+        return torch.cat([obs[:, :11], obs[:, 11:] @ weight], 1)
+
+    for obs_steps in (1, 2):
+        some, drawn = (
+            Encoded(kind, 5)
+            for kind in (make("Hopper-v5", 3, **ENDING), Drawing("Hopper-v5", 3, **ENDING))
+        )
+        some.see = drawn.see = see
+        assert sum(1 for _ in compared(drawn, some, obs_steps=obs_steps, count=8)) == 8
+    lasting = Encoded(make("Hopper-v5", 3, **LASTING), 5)
+    lasting.see = see
+    env = ChunkEnv(lasting, execute=4, obs_steps=1, gamma=0.9)
+    env.reset()
+    batches.clear()
+    env.step(chunks(env, 1)[0])
+    assert batches == [3]
+
+
+def test_whoever_keeps_every_step_has_every_image(drawings: list[Any]) -> None:
+    env = ChunkEnv(make("Hopper-v5", 2, **ENDING), execute=4, obs_steps=1, gamma=0.9)
+    plan = iter(chunks(env, 60))
+    recording = collect(env, lambda obs: next(plan), steps=None, episodes=4, seed=0)
+    assert recording.obs[:, 11:].min() >= 0
+    assert len({row.tobytes() for row in recording.obs[:, 11:]}) > 0.9 * len(recording.obs)
+
+
+def test_an_episode_that_is_played_again_is_drawn_where_it_goes_on(
+    drawings: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    first, again = (
+        ChunkEnv(make(CRACKED, 2, **LASTING), execute=4, obs_steps=1, gamma=0.9) for _ in range(2)
+    )
+    first.reset(1)
+    plan = chunks(first, 4)
+    for action in plan[:2]:
+        first.step(action)
+    drawings.clear()
+    assert again.load_state_dict(first.state_dict()) is None
+    assert len(drawings) == 2 * 2  # where each began, and where it is
+    for action in plan[2:]:
+        assert same(first.step(action), again.step(action))
+
+
+def test_what_may_look_at_images_itself_is_shown_all() -> None:
+    env = families.make("Hopper-v5", HERE)
+    assert families.cameras_of(env) is env.cameras  # type: ignore[attr-defined]
+    assert families.cameras_of(gymnasium.wrappers.TimeLimit(env, 5)) is not None
+    assert families.cameras_of(gymnasium.wrappers.TransformReward(env, float)) is None
+    assert families.cameras_of(env.env) is None  # type: ignore[attr-defined]
+
+
 # ---- manipulation --------------------------------------------------------------------------------
 
 LIFT: dict[str, Any] = {"cameras": ["agentview", "robot0_eye_in_hand"], "size": 48}
@@ -205,6 +376,27 @@ def test_robosuite_s_images_are_those_of_its_own_sensors() -> None:
         mine = unpacked(pixels, 48).astype(int)
         assert np.abs(mine - theirs).mean() < 4 < np.abs(mine[::-1] - theirs).mean()
     own.close()
+
+
+def test_robosuite_s_images_are_drawn_where_they_are_looked_at(drawings: list[Any]) -> None:
+    skip_where_it_cannot_run("lift")
+    from rheo.envs.manipulation.robosuite_tasks import Robosuite
+
+    class Mine(Robosuite):
+        """Of somebody who may look at images."""
+
+    options = {**LIFT, "size": 16, "max_episode_steps": 11, "seed": 0}
+    task = "robosuite/Lift-v0"
+    for obs_steps in (1, 2):
+        some = make(task, 2, **options)
+        steps = list(compared(Drawing(task, 2, **options), some, obs_steps=obs_steps, count=5))
+        assert any((step.truncated & (step.frames == 3)).any() for step in steps)
+    env = ChunkEnv(make(task, 2, **options), execute=4, obs_steps=1, gamma=0.9)
+    env.reset()
+    drawings.clear()
+    env.step(chunks(env, 1)[0])
+    assert len(drawings) == 2 * 2
+    assert families.cameras_of(Mine("Lift", cameras=["agentview"], size=16)) is None
 
 
 def test_keys_of_a_robomimic_file_choose_the_cameras() -> None:
