@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
@@ -121,13 +121,13 @@ def test_metaworlds_pads_touch_what_the_package_says_they_touch() -> None:
     pytest.importorskip("metaworld")
     families.register("metaworld/push-v3")
     env = families.make("metaworld/push-v3", {})
-    own = type(env.unwrapped.env).touching_object
+    inner = cast(Any, env.unwrapped).env
+    own = type(inner).touching_object
     seen = {"flat": env.reset(seed=1)[0]}
     plan = script_of("metaworld/push-v3").plan(seen)
     action, said = next(plan), []
     for _ in range(70):
         seen = {"flat": env.step(action)[0]}
-        inner: Any = env.unwrapped.env
         touched = [inner.touching_object(geom) for geom in range(inner.model.ngeom)]
         assert touched == [own(inner, geom) for geom in range(inner.model.ngeom)]
         said.append(any(touched))
