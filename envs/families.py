@@ -116,12 +116,14 @@ def make(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
     """A registered environment with a 1-D Box observation. Raises EnvError.
 
     Its option `cameras` adds images of these to what it observes, of `size` pixels, unless its own
-    constructor does.
+    constructor does; an empty list adds none.
     """
     if "cameras" not in options or takes(env_id, "cameras"):
         return vector(env_id, options)
     kept = {key: value for key, value in options.items() if key not in ("cameras", "size")}
     env = vector(env_id, kept)
+    if options["cameras"] == []:
+        return env
     try:
         seen = cameras.WithCameras(
             env, parts_of(env), options["cameras"], options.get("size", cameras.SIZE)

@@ -116,6 +116,13 @@ def test_a_camera_that_is_not_there_is_one_line(options: dict[str, Any], message
     assert "\n" not in str(caught.value)
 
 
+def test_an_empty_list_of_cameras_is_none() -> None:
+    """It was a traceback about arrays that cannot be joined."""
+    env = make("Hopper-v5", 1, backend="gymnasium", cameras=[])
+    plain = make("Hopper-v5", 1, backend="gymnasium")
+    assert not env.obs_images and torch.equal(env.reset(3), plain.reset(3))
+
+
 def test_what_has_no_model_has_no_cameras() -> None:
     with pytest.raises(EnvError, match="no model of MuJoCo's to be rendered"):
         make("Pendulum-v1", 1, cameras=["track"])
