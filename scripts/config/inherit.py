@@ -69,13 +69,13 @@ def base_of(values: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def tuned_in(overrides: list[Override]) -> list[str]:
-    """The choice of the environment of init=RUN, where neither `env` nor the data tell another.
+    """The choice of the environment of init=RUN, where neither `env` nor data tell another.
 
     An environment without a file of its own is taken by its id (`same_world`).
     """
     values = {one.key_or_group: one.value() for one in overrides}
     world = (base_of(values) or {}).get("env") or {}
-    if not world.get("id") or {"env.id", "data"} & set(values):
+    if not world.get("id") or "env.id" in values:
         return []
     return [f"env={[*files_of(world['id']), 'gym'][0]}"]
 

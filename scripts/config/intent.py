@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from rheo.errors import RheoError
 
-from .inherit import replays
+from .inherit import base_of, replays
 from .overrides import SCRATCH
 from .rules import reader
 from .top import STEPPING, inside
@@ -127,18 +127,26 @@ def remarks(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
 
 
 def unnamed(tree: dict[str, Any], firsts: set[str]) -> list[str]:
-    """Algorithm and environment that nobody named."""
-    if "recipe" in firsts:
-        return []
-    told = []
-    if "algo" not in firsts:
-        name = str(inside(tree, "algo._target_")).rpartition(".")[2]
-        told.append(f"algo: not given, so {name} is trained")
-    given = firsts & {"env", "env.id", "data"}
-    if not given and inside(tree, "env.id") is not None:
-        whose = ", as its base" if tree.get("init") else ""
-        told.append(f"env: not given, so the run is in {tree['env']['id']}{whose}")
+    """Algorithm and environment that nobody named: no recipe, no data, not the user."""
+    told, name = [], inside(tree, "env.id")
+    if not firsts & {"algo", "recipe"}:
+        algo = str(inside(tree, "algo._target_")).rpartition(".")[2]
+        told.append(f"algo: not given, so {algo} is trained")
+    if name is None or firsts & {"env", "env.id"}:
+        return told
+    based = name == inside(base_of(tree) or {}, "env.id")
+    if based or not ("recipe" in firsts or recorded_there(tree)):
+        told.append(f"env: not given, so the run is in {name}{', as its base' if based else ''}")
     return told
+
+
+def recorded_there(tree: dict[str, Any]) -> bool:
+    """Whether the data of a run tell its environment."""
+    if not tree.get("data"):
+        return False
+    from rheo.envs.data.read import played_in  # h5py takes 0.1 s; not torch
+
+    return played_in(tree["data"]).env_id == tree["env"]["id"]
 
 
 def unused(tree: dict[str, Any], words: Sequence[str]) -> list[str]:

@@ -507,8 +507,21 @@ def test_a_base_is_trained_further_in_its_environment_where_none_is_named(tiny, 
     config = compose(asked)
     assert config["env"]["id"] == env_id
     assert f"env: not given, so the run is in {env_id}, as its base" in remarks(config, asked)
-    assert compose([*asked, "env=swimmer"])["env"]["id"] == "Swimmer-v5"
+    recipe = ["recipe=manipulation_expo", "init=a"]
+    assert remarks(compose(recipe), recipe)[0].endswith(f"so the run is in {env_id}, as its base")
+    named = [*asked, "env=swimmer"]
+    assert compose(named)["env"]["id"] == "Swimmer-v5" and "env" not in str(remarks(config, named))
     assert compose([*asked, "env.id=Swimmer-v5"])["env"]["id"] == "Swimmer-v5"
+
+
+def test_data_that_tell_no_environment_leave_a_base_in_its_own(tiny):
+    """It was trained on Hopper. Without a base too, the default is said."""
+    cloned(tiny, "env=inverted_pendulum")
+    asked = ["algo=rfm", "source=mixed", "data=data.npz"]
+    config = compose([*asked, "init=a"])
+    assert config["env"]["id"] == "InvertedPendulum-v5"
+    assert remarks(config, [*asked, "init=a"])[0].endswith("InvertedPendulum-v5, as its base")
+    assert "env: not given, so the run is in Hopper-v5" in remarks(compose(asked), asked)
 
 
 def test_what_an_algorithms_file_needs_is_used_where_another_algorithm_starts(tiny):
