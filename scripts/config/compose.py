@@ -26,11 +26,12 @@ from rheo.errors import RheoError
 
 from ..store.where import one_line, stored
 from . import annotations, intent, rules, schema
-from .inherit import environment_of, inherit, tuned_in
+from .inherit import inherit, tuned_in
 from .intent import Typed
 from .mixing import keep_own
 from .overrides import RESOLVER, SCRATCH, choice, is_group, parse, put
-from .top import HOME, TOP, files_of, inside, suite_of, walk
+from .recorded import kept_of_base, made_as_recorded, played, recorded_in
+from .top import HOME, TOP, inside, walk
 from .wording import covered, worded
 from .words import flags
 
@@ -98,6 +99,7 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     typed = typed._replace(given=frozenset(one.key_or_group for one in values))
     demand_base(base, values)
     inherit(base, overrides, roots)
+    kept_of_base(base, told, values)
     inputs = (rules.data, rules.base, partial(intent.unread, algo=typed.algo), intent.unfitted)
     tree = finish(base, values, roots, errors, inputs, typed)
     if inside_target(tree) == rules.EXPORTED:
@@ -161,55 +163,6 @@ def trust(overrides: list[Override]) -> None:
     """A typed `env.id=MODULE:Id` is the user's own will to import that module."""
     ids = [str(one.value()) for one in overrides if one.key_or_group == "env.id"]
     schema.trusted.update(name.partition(":")[0] for name in ids if ":" in name)
-
-
-def played(overrides: list[Override]) -> Any:
-    """What the data tell of the environment that they were recorded in; None without data."""
-    given: dict[str, Any] = {o.key_or_group.rpartition(".")[2]: o.value() for o in overrides}
-    if not given.get("data"):
-        return None
-    from rheo.envs.data.read import played_in  # h5py takes 0.1 s; not torch
-
-    keys = given.get("obs_keys")
-    try:
-        return played_in(given["data"], keys if isinstance(keys, list) else None)
-    except ValueError:  # the checks say what is wrong with the file
-        return None
-
-
-def recorded_in(told: Any) -> list[str]:
-    """The choice of the environment that the data were recorded in, when there is a file for it.
-
-    So a D4RL set is scored without being told where.
-    """
-    if told is None or told.env_id is None:
-        return []
-    found = files_of(told.env_id)
-    if found and not told.alike:
-        text = "the data tell %s, which has other sizes here: the run is not evaluated there"
-        log.warning(text, told.env_id)
-        return []
-    lacking = rules.environment({"env": {"id": told.env_id}}) if found else []
-    if lacking:
-        log.warning("%s; without it the run is not evaluated in the data's environment", lacking[0])
-    return [f"env={found[0]}"] if found and not lacking else []
-
-
-def made_as_recorded(
-    base: dict[str, Any], told: Any, overrides: list[Override], chosen: list[str]
-) -> None:
-    """Gives the environment of the data what their file says that it was made with.
-
-    Where the file of its suite leaves the id open, and none is typed, that is the data's.
-    """
-    env, values = base.get("env"), {one.key_or_group: one.value() for one in overrides}
-    if told is None or told.env_id is None or not isinstance(env, dict):
-        return
-    suite = f"env={suite_of(told.env_id)}"
-    if "env.id" not in values and env.get("id") == "???" and suite in chosen:
-        env["id"] = told.env_id
-    if environment_of(base, values) == told.env_id:
-        env["options"] = {**told.options, **(env.get("options") or {})}
 
 
 def has_none(group: str) -> bool:

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from rheo.envs.batch import Batch
+from rheo.envs.data.read import Played
 from rheo.errors import RheoError
 from rheo.scripts.assemble import Sizes, fit_statistics, make_algo
 from rheo.scripts.cli import main
 from rheo.scripts.config.compose import HOME, compose
 from rheo.scripts.config.intent import remarks
+from rheo.scripts.config.overrides import parse
+from rheo.scripts.config.recorded import kept_of_base
 from rheo.scripts.evaluate import reference
 from rheo.scripts.start import modules, start_from
 from rheo.scripts.store.run import Run
@@ -522,6 +525,23 @@ def test_data_that_tell_no_environment_leave_a_base_in_its_own(tiny):
     assert config["env"]["id"] == "InvertedPendulum-v5"
     assert remarks(config, [*asked, "init=a"])[0].endswith("InvertedPendulum-v5, as its base")
     assert "env: not given, so the run is in Hopper-v5" in remarks(compose(asked), asked)
+
+
+def test_options_of_the_data_that_give_way_to_the_bases_are_said(tiny, caplog):
+    cloned(tiny, "env=inverted_pendulum", "+env.options.frame_skip=3")
+    told = Played("InvertedPendulum-v5", True, {"frame_skip": 2, "reset_noise_scale": 0.05})
+    asked = parse(["init=a", "data=b.hdf5"], [])
+    base = compose(["algo=expo", "init=a"])
+    base["env"]["options"]["reset_noise_scale"] = 0.05
+    caplog.clear()
+    kept_of_base(base, told, asked)
+    (said,) = caplog.messages
+    assert said.startswith("env.options.frame_skip=3: that of init=, ") and said.endswith("with 2")
+    kept_of_base(base, told, asked[1:])  # no base
+    kept_of_base(base, told, parse(["init=a", "+env.options.frame_skip=3"], []))
+    kept_of_base(base, told._replace(env_id="Hopper-v5"), asked)
+    kept_of_base(base, None, asked)
+    assert caplog.messages == [said]
 
 
 def test_what_an_algorithms_file_needs_is_used_where_another_algorithm_starts(tiny):

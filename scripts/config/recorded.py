@@ -1,0 +1,79 @@
+"""What recorded data tell of the environment that they were recorded in; without torch."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from . import rules
+from .inherit import environment_of
+from .top import files_of, suite_of
+
+log = logging.getLogger("rheo")
+
+
+def played(overrides: list[Override]) -> Any:
+    """What the data tell of the environment that they were recorded in; None without data."""
+    given: dict[str, Any] = {o.key_or_group.rpartition(".")[2]: o.value() for o in overrides}
+    if not given.get("data"):
+        return None
+    from rheo.envs.data.read import played_in  # h5py takes 0.1 s; not torch
+
+    keys = given.get("obs_keys")
+    try:
+        return played_in(given["data"], keys if isinstance(keys, list) else None)
+    except ValueError:  # the checks say what is wrong with the file
+        return None
+
+
+def recorded_in(told: Any) -> list[str]:
+    """The choice of the environment that the data were recorded in, when there is a file for it.
+
+    So a D4RL set is scored without being told where.
+    """
+    if told is None or told.env_id is None:
+        return []
+    found = files_of(told.env_id)
+    if found and not told.alike:
+        text = "the data tell %s, which has other sizes here: the run is not evaluated there"
+        log.warning(text, told.env_id)
+        return []
+    lacking = rules.environment({"env": {"id": told.env_id}}) if found else []
+    if lacking:
+        log.warning("%s; without it the run is not evaluated in the data's environment", lacking[0])
+    return [f"env={found[0]}"] if found and not lacking else []
+
+
+def made_as_recorded(
+    base: dict[str, Any], told: Any, overrides: list[Override], chosen: list[str]
+) -> None:
+    """Gives the environment of the data what their file says that it was made with.
+
+    Where the file of its suite leaves the id open, and none is typed, that is the data's.
+    """
+    env, values = base.get("env"), {one.key_or_group: one.value() for one in overrides}
+    if told is None or told.env_id is None or not isinstance(env, dict):
+        return
+    suite = f"env={suite_of(told.env_id)}"
+    if "env.id" not in values and env.get("id") == "???" and suite in chosen:
+        env["id"] = told.env_id
+    if environment_of(base, values) == told.env_id:
+        env["options"] = {**told.options, **(env.get("options") or {})}
+
+
+def kept_of_base(base: Mapping[str, Any], told: Any, values: list[Override]) -> None:
+    """Says which options of the data's environment the base of init=RUN has otherwise.
+
+    They are the base's, whose actions they say the meaning of; `values` are typed.
+    """
+    env, typed = base.get("env") or {}, {one.key_or_group for one in values}
+    if told is None or told.env_id != env.get("id") or "init" not in typed:
+        return
+    for key, value in told.options.items():
+        mine = env["options"].get(key)
+        if mine != value and not {"env.options", f"env.options.{key}"} & typed:
+            log.warning(
+                "env.options.%s=%s: that of init=, where data= were recorded with %s",
+                *(key, mine, value),
+            )
