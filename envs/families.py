@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import EnvError, nearest
 from . import cameras
+from .chosen import ChosenParts
 from .dicts import image, leaves, value
 from .guard import told
 from .manipulation import registry
@@ -63,6 +64,7 @@ STEP_MS = {
     **{"kitchen/": 2.9, "FrankaKitchen": 2.9, "Fetch": 1.8, "Hand": 1.8},
     **{"cube-": 1.5, "scene-": 1.5, "puzzle-": 1.5, "AdroitHand": 0.5, "metaworld/": 0.4},
 }
+ADDED = ("cameras", "obs_keys")  # options that any environment takes
 # Where an environment says in a step's info that its task is solved at that moment.
 SUCCESS_KEYS = ("success", "is_success", "goal_achieved")
 
@@ -115,24 +117,25 @@ def success_key(info: Mapping[str, Any]) -> str | None:
 def make(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
     """A registered environment with a 1-D Box observation. Raises EnvError.
 
-    Its option `cameras` adds images of these to what it observes, of `size` pixels, unless its own
-    constructor does; an empty list adds none.
+    Two options are everybody's whose own constructor does not have them: `cameras` adds images of
+    these to what it observes, of `size` pixels (an empty list adds none), and `obs_keys` says which
+    parts are observed, in which order.
     """
-    if "cameras" not in options or takes(env_id, "cameras"):
-        return vector(env_id, options)
-    kept = {key: value for key, value in options.items() if key not in ("cameras", "size")}
-    env = vector(env_id, kept)
-    if options["cameras"] == []:
-        return env
+    added = [key for key in ADDED if key in options and not takes(env_id, key)]
+    held = {"size"} if "cameras" in added else set()
+    env = vector(env_id, {k: options[k] for k in options if k not in held.union(added)})
     try:
-        seen = cameras.WithCameras(
-            env, parts_of(env), options["cameras"], options.get("size", cameras.SIZE)
-        )
+        if "cameras" in added and options["cameras"] != []:
+            size = options.get("size", cameras.SIZE)
+            env = cameras.WithCameras(env, parts_of(env), options["cameras"], size)
+        if "obs_keys" in added and options["obs_keys"] is not None:
+            env = ChosenParts(env, parts_of(env), images_of(env), options["obs_keys"])
     except EnvError as error:
         env.close()
         raise EnvError(f"{env_id}: env.options.{error}") from error
-    say(f"{env_id}: observed are {listed_parts(seen.parts)}, in this order")
-    return seen
+    if isinstance(env, cameras.WithCameras | ChosenParts):
+        say(f"{env_id}: observed are {listed_parts(env.parts)}, in this order")
+    return env
 
 
 def takes(env_id: str, option: str) -> bool:
@@ -276,6 +279,8 @@ def images_of(env: gymnasium.Env) -> Images:
             return {**images_of(env.env), **env.cameras.images}
         if isinstance(env, PartsVector):
             return env.images
+        if isinstance(env, ChosenParts):
+            return images_of(env.env)
         if isinstance(env, gymnasium.ObservationWrapper):
             return {}
         env = env.env
@@ -305,7 +310,7 @@ def parts_of(env: gymnasium.Env) -> dict[str, int] | None:
     in another way is not.
     """
     while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, PartsVector | cameras.WithCameras):
+        if isinstance(env, PartsVector | cameras.WithCameras | ChosenParts):
             return env.parts
         if isinstance(env, gymnasium.wrappers.FlattenObservation):
             inner = env.env.observation_space

@@ -25,6 +25,7 @@ from .episodes import LEAVE_OUT, fault, misfits, upright
 from .recording import Fault, Part, Reading, Recording, Sizes, differing, refuse, stack
 from .successors import believed
 
+DRAWING = {"cameras", "size"}  # options of an environment that images are observed with
 SAMPLED = 16  # demonstrations, evenly spread, whose headers tell what the others should hold
 RAW = (
     "robosuite's raw demonstrations: states and actions, no observations; robomimic makes them: "
@@ -239,8 +240,8 @@ class Robomimic:
         about |= {"env_args": args} if args else {}
         if name in ROBOSUITE:
             about |= {"env_options": self.env_options(args)}
-        elif self.ours and args.get("env_kwargs"):
-            about |= {"env_options": args["env_kwargs"]}
+        elif self.ours:
+            about |= {"env_options": self.as_read(args.get("env_kwargs") or {})}
         units = ("action_low", "action_high", "action_scale")  # attributes that a user may add
         about |= {key: self.attributes[key] for key in units if key in self.attributes}
         return about | (self.told_filters() if self.filters else {})
@@ -252,6 +253,13 @@ class Robomimic:
             options["obs_keys"] = self.keys
         sizes = {tuple(size) for size in self.images.values()}
         return options | ({"size": list(*sizes)} if len(sizes) == 1 else {})
+
+    def as_read(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of an environment that makes it observe what is read here, where keys choose."""
+        if self.reading.obs_keys is None:
+            return options
+        drawn = options if self.images else {k: options[k] for k in set(options) - DRAWING}
+        return {**drawn, "obs_keys": self.keys}
 
     def told_filters(self) -> dict[str, Any]:
         """The file's filter keys, and which of its demonstrations are read."""

@@ -45,9 +45,10 @@ TASKS: dict[str, type[Task]] = {
     "Ant-v4": walkers.AntV4,
     **control_tasks.TASKS,
 }
-RENDERING = frozenset(
+RENDERING = frozenset(  # what is drawn, and a choice of what is observed
     [
         "cameras",
+        "obs_keys",
         "render_mode",
         "width",
         "height",

@@ -12,7 +12,7 @@ from .physics import INTEGRATION, mujoco
 
 # Wrappers without a state of their own beside the step count.
 PLAIN_WRAPPERS = {"TimeLimit", "OrderEnforcing", "PassiveEnvChecker"} | {
-    *("FlattenObservation", "PartsVector", "Seeded", "WithCameras"),
+    *("FlattenObservation", "PartsVector", "Seeded", "WithCameras", "ChosenParts"),
 }
 # Tasks whose whole state is the simulator's, the generators, the step count, the places in the
 # model that a reset draws (MOVED), and these attributes.

@@ -442,6 +442,36 @@ def test_fetch_and_metaworld_have_cameras_too() -> None:
     assert image(env.reset(0), 16, 16).std() > 10 and env.obs_dim == 39 + 256
 
 
+def test_an_image_can_be_all_that_is_observed() -> None:
+    whole = make("Hopper-v5", 2, **HERE)
+    seen = make("Hopper-v5", 2, obs_keys=["track_image"], **HERE)
+    assert seen.obs_parts == {"track_image": 400} and seen.obs_images == {"track_image": (20, 20)}
+    assert torch.equal(seen.reset(3), whole.reset(3)[:, 11:])
+    action = torch.full((2, 3), 0.7)
+    assert torch.equal(seen.step(action).obs, whole.step(action).obs[:, 11:])
+    envs: list[Any] = [ChunkEnv(one, execute=3, obs_steps=1, gamma=0.9) for one in (seen, whole)]
+    here, there = (env.step(torch.full((2, 3, 3), -0.3)).obs for env in envs)
+    assert torch.equal(here, there[:, 11:])  # those between were not drawn
+    with pytest.raises(EnvError, match="leaves out track_image, which is drawn: name it, or"):
+        make("Hopper-v5", 1, obs_keys=["observation"], **HERE)
+
+
+def test_keys_of_a_file_of_a_script_choose_what_its_environment_shows(tmp_path: Path) -> None:
+    """Fetch's was refused: it observed all, and the data less."""
+    skip_where_it_cannot_run("fetch_push")
+    file, look = tmp_path / "a.hdf5", "external_camera_0"
+    words = ["collect", "set=scripted", "env=fetch_push", "episodes=2", f"out={file}", "noise=0.1"]
+    more = ["layout=robomimic", f"env.options.cameras=[{look}]", "env.options.size=16"]
+    assert main([*words, *more]) == 0
+    given = ["algo=bc", f"data={file}"]
+    env = make_env(compose([*given, f"data.obs_keys=[desired_goal,{look}_image]"]), 1)
+    assert env is not None and env.env.obs_parts == {"desired_goal": 3, f"{look}_image": 256}
+    env = make_env(compose([*given, "data.obs_keys=[desired_goal,observation]"]), 1)
+    assert env is not None and env.env.obs_parts == {"desired_goal": 3, "observation": 25}
+    env = make_env(compose(given), 1)
+    assert env is not None and list(env.env.obs_parts or ())[2:] == [f"{look}_image"]
+
+
 def test_scripts_record_what_cameras_see(tmp_path: Path) -> None:
     skip_where_it_cannot_run("lift")
     words = ["collect", "set=scripted", "env=lift", "episodes=2", f"out={tmp_path / 'a.hdf5'}"]

@@ -118,6 +118,36 @@ def test_a_converted_file_still_tells_its_order(tmp_path: Path) -> None:
             dataset(str(tmp_path / name), world(Dict(tip=box(2), aim=box(2))))
 
 
+def test_keys_choose_among_the_parts_of_any_environment() -> None:
+    space = Dict(tip=box(2), more=Dict(kind=Discrete(3)), aim=box(1))
+    given: dict[str, Any] = {"observation": space, "action": ACTION}
+    some: Any = families.make("RheoSpaces-v0", {**given, "obs_keys": ["aim", "tip"]})
+    whole = families.parts_of(some.env)
+    assert whole == {"tip": 2, "more/kind": 3, "aim": 1}
+    assert families.parts_of(some) == {"aim": 1, "tip": 2}
+    assert some.observation(np.arange(6.0)).tolist() == [5, 0, 1]
+    assert some.observation_space.shape == (3,) and len(some.reset(seed=0)[0]) == 3
+    assert make("RheoSpaces-v0", 1, **given, obs_keys=None).obs_parts == whole
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["top"], r"obs_keys: it observes no 'top'.*tip.*; it observes .*tip \(2\)"),
+        (["tip", "tip"], r"obs_keys=\[tip,tip\]: names a part twice"),
+        ("tip", "obs_keys='tip': a list of names is needed"),
+        ([], r"obs_keys=\[\]: a list of names is needed"),
+    ],
+)
+def test_keys_that_are_not_there_are_one_line(keys: Any, message: str) -> None:
+    space = Dict(tip=box(2), aim=box(1))
+    with pytest.raises(EnvError, match=message) as caught:
+        make("RheoSpaces-v0", 1, observation=space, action=ACTION, obs_keys=keys)
+    assert "RheoSpaces-v0: env.options.obs_keys" in str(caught.value)
+    with pytest.raises(EnvError, match="its observation is one vector without names"):
+        make("InvertedPendulum-v5", 1, obs_keys=["angle"])
+
+
 def test_parts_of_environments_that_their_authors_flattened() -> None:
     space = Dict(tip=box(2), more=Dict(kind=Discrete(3), on=MultiBinary(2)))
     env = gymnasium.make("RheoSpaces-v0", observation=space, action=ACTION)
