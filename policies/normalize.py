@@ -1,6 +1,7 @@
 """Statistics of observations and actions as buffers, so that they live in the checkpoint."""
 
 import logging
+import math
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 logger = logging.getLogger("rheo")
 CONSTANT = 1e-6  # spread, against the size of the numbers (at least 1), that is rounding
 NEARLY = 1e-3  # spread, against the size of the numbers, below which a dimension hardly moves
+REACH = 10.0  # scales from the centre beyond which an observation says no more than "far out"
 
 
 class Normalizer(nn.Module):
@@ -23,6 +25,11 @@ class Normalizer(nn.Module):
     numbers only, so it is the same in every unit: 1e-4 m around 0 beside others of 100 keep their
     scale, and what varies by less than NEARLY of its offset is damped, not lost.
 
+    What lies further out than `reach` scales counts as lying there: a network does not extrapolate
+    without end. An arm that turns where no demonstration was is hundreds of deviations away, where
+    what a policy makes of it, and the gradient of that, are of no size that can be learned from.
+    `scaled` has the distance itself.
+
     Using it before `fit` raises RuntimeError; data of another size raises ValueError. `feature`
     is the name of the normalised quantity in those messages.
     """
@@ -32,12 +39,17 @@ class Normalizer(nn.Module):
     fitted: Tensor
 
     def __init__(
-        self, dim: int, *, kind: Literal["none", "minmax", "gaussian"], feature: str = "input"
+        self,
+        dim: int,
+        *,
+        kind: Literal["none", "minmax", "gaussian"],
+        feature: str = "input",
+        reach: float = math.inf,
     ):
         super().__init__()
         if kind not in ("none", "minmax", "gaussian"):
             raise ValueError(f"normalizer kind={kind!r}: choose none, minmax or gaussian")
-        self.dim, self.kind, self.feature = dim, kind, feature
+        self.dim, self.kind, self.feature, self.reach = dim, kind, feature, reach
         self.register_buffer("shift", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
         self.register_buffer("fitted", torch.tensor(kind == "none"))
@@ -52,8 +64,8 @@ class Normalizer(nn.Module):
 
         The half range (minmax) or standard deviation (gaussian) is the scale. Up to CONSTANT of
         the dimension's magnitude, or of 1, it counts as constant; below NEARLY of the magnitude it
-        becomes that. Dimensions of both kinds are logged. Raises ValueError for no rows, another
-        size, or NaN and infinities.
+        becomes that. Dimensions of both kinds are logged, and those that go beyond the reach.
+        Raises ValueError for no rows, another size, or NaN and infinities.
         """
         self._check(data)
         rows = data.reshape(-1, self.dim).to(torch.float64)
@@ -80,9 +92,18 @@ class Normalizer(nn.Module):
         if near:
             text = "%s: dimensions %s vary by less than %g of their size, which becomes their scale"
             logger.warning(text, self.feature, near, NEARLY)
+        far = (self.scaled(rows).abs().amax(0) > self.reach).nonzero().flatten().tolist()
+        if far:
+            text = "%s: dimensions %s go further than %g scales, and count as that there"
+            logger.warning(text, self.feature, far, self.reach)
         return dims
 
     def forward(self, x: Tensor) -> Tensor:
+        far = self.kind == "none" or self.reach == math.inf
+        return self.scaled(x) if far else self.scaled(x).clamp(-self.reach, self.reach)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """The map without its ends, [..., dim]."""
         if self.kind == "none":
             return x
         self._check(x)

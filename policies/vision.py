@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..ranges import Count, Natural
 from .encoders import ResNet18, SpatialCNN, ViT
-from .normalize import Normalizer
+from .normalize import REACH, Normalizer
 
 PIECE_GPU = 256  # images that are encoded at a time without gradients; on the CPU it is one
 Kind = Literal["none", "minmax", "gaussian"]
@@ -75,7 +75,8 @@ class Eye(nn.Module):
         self.dim, self.feature = view.dim, view.feature
         self.out_dim = view.steps * (self.state_dim + self.features)
         own = view.kind if self.state_dim else "none"
-        self.affine = Normalizer(view.steps * self.state_dim, kind=own, feature=view.feature)
+        width = view.steps * self.state_dim
+        self.affine = Normalizer(width, kind=own, feature=view.feature, reach=REACH)
         if frozen:
             self.nets = self.nets.requires_grad_(False) if view.holds else nn.ModuleList()
 

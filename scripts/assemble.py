@@ -18,7 +18,7 @@ from rheo.envs.pixels import alike, listed_images
 from rheo.envs.rollout import rows_of
 from rheo.envs.suites import side_by_side
 from rheo.errors import RheoError
-from rheo.policies.normalize import affine
+from rheo.policies.normalize import REACH, affine
 from rheo.policies.numpy_mlp import quicken
 
 from .config.build import offer, target_of
@@ -240,6 +240,7 @@ def make_part(
         if name in ("obs_norm", "action_norm"):
             feature = name.removesuffix("_norm")
             more = {"dim": shape[f"{feature}_dim"], "feature": feature}
+            more |= {"reach": REACH} if name == "obs_norm" else {}
         given[name] = make_part(child, place, shape, **more)
     if shape["images"] and "obs_dim" in from_source(node["_target_"]).slots:
         raise RheoError(

@@ -22,7 +22,7 @@ from rheo.envs.rollout import Deploy, Episode, as_rows, evaluate, rows_of, summa
 from rheo.envs.scores import REFERENCES, scaled
 from rheo.errors import NUMERICS, RheoError, nearest
 from rheo.policies.flow import FlowPolicy
-from rheo.policies.normalize import affine
+from rheo.policies.normalize import REACH, affine
 from rheo.policies.steer import Chain, Settings
 
 from .assemble import (
@@ -45,7 +45,6 @@ from .store.where import stored
 
 log = logging.getLogger("rheo")
 DECISIONS = 50  # timed
-STRANGE = 100.0  # scales from the data's centre, beyond which a policy extrapolates
 REFERENCE = "steer.reference"
 SUCCESS = {"success_once": "at any step", "success_at_end": "at the last step"}
 
@@ -197,17 +196,18 @@ class Watched:
         self.most = torch.zeros_like(self.numbers.scale)  # [Do], in scales
 
     def __call__(self, obs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        self.most = torch.maximum(self.most, self.numbers(self.norm.own(obs)).abs().amax(0))
+        self.most = torch.maximum(self.most, self.numbers.scaled(self.norm.own(obs)).abs().amax(0))
         return self.deploy(obs, generator)
 
     def tell(self) -> None:
-        """Warns of observations beyond STRANGE scales."""
-        dims = (self.most > STRANGE).nonzero().flatten().tolist()
+        """Warns of observations beyond REACH scales."""
+        dims = (self.most > REACH).nonzero().flatten().tolist()
         if dims:
             unit = "standard deviations" if self.norm.kind == "gaussian" else "half ranges"
             text = "observations lie up to %.0f %s from the policy's data (dimensions %s): it was "
-            text += "never trained there; compare the data and the environment in these dimensions"
-            log.warning(text, float(self.most.max()), unit, dims)
+            text += "never trained there, and beyond %g all count as %g; compare the data and the "
+            text += "environment in these dimensions"
+            log.warning(text, float(self.most.max()), unit, dims, REACH, REACH)
 
 
 def score(rows: list[Episode], references: References | None) -> dict[str, float]:

@@ -60,7 +60,7 @@ def tell_shift(algo: Algorithm, source: Any) -> None:
         return
     numbers = affine(norm)
     obs = norm.own(env.reset().to(numbers.shift.device))
-    worst, dim = numbers(obs).abs().mean(0).max(0)
+    worst, dim = numbers.scaled(obs).abs().mean(0).max(0)
     unit = "standard deviations" if norm.kind == "gaussian" else "half ranges"
     text = "first observations lie up to %.1f %s from the base's data (dimension %d)"
     if worst > FAR:

@@ -122,6 +122,24 @@ def test_broken_data_is_refused_and_leaves_the_statistics_alone():
     assert not norm.ready and norm.shift.tolist() == [0, 0]
 
 
+def test_what_lies_further_out_than_the_reach_counts_as_lying_there(caplog):
+    data = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+    data[0, 1] = 900.0
+    norm = Normalizer(2, kind="gaussian", feature="obs", reach=5.0)
+    norm.fit(data)
+    assert "obs: dimensions [1] go further than 5 scales, and count as that there" in caplog.text
+    x = torch.tensor([[0.3, -7e4], [-40.0, 0.0]], requires_grad=True)
+    out, far = norm(x), norm.scaled(x)
+    assert out[0, 0] == far[0, 0] and out[1, 1] == far[1, 1]
+    assert out[0, 1] == -5 and out[1, 0] == -5 and far[0, 1] < -1000 and far[1, 0] < -30
+    out.sum().backward()
+    assert x.grad is not None and (x.grad != 0).tolist() == [[True, False], [False, True]]
+    caplog.clear()
+    open_ended = Normalizer(2, kind="gaussian")
+    open_ended.fit(data)
+    assert open_ended(x)[0, 1] < -1000 and caplog.text == ""
+
+
 def test_an_unknown_kind_lists_the_known_ones():
     with pytest.raises(ValueError, match="none, minmax or gaussian"):
         Normalizer(2, kind="zscore")  # type: ignore[arg-type]

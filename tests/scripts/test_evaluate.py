@@ -14,6 +14,7 @@ import torch
 from rheo.envs.rollout import Episode
 from rheo.errors import RheoError
 from rheo.policies.normalize import Normalizer
+from rheo.scripts.assemble import revived
 from rheo.scripts.cli import main
 from rheo.scripts.config.verbs import References
 from rheo.scripts.config.verbs import evaluate as asked
@@ -60,13 +61,27 @@ def test_observations_far_from_the_data_are_reported(kind, caplog, monkeypatch):
     norm, generator = Normalizer(2, kind=kind), torch.Generator()
     norm.fit(torch.tensor([[-1.0, -1e-2], [1.0, 1e-2]]))
     policy = Watched(lambda obs, _: obs, norm)
-    policy(torch.tensor([[-99.0, 0.5, 7.0]]), generator)  # a third number is not the policy's
+    policy(torch.tensor([[-9.0, 0.09, 7.0]]), generator)  # a third number is not the policy's
     policy.tell()
     assert caplog.text == ""
     obs = torch.tensor([[0.0, 0.0], [0.0, -2.5]])
     assert torch.equal(policy(obs, generator), obs)
     policy.tell()
     assert "observations lie up to 250 " in caplog.text and "(dimensions [1])" in caplog.text
+    assert "beyond 10 all count as 10" in caplog.text
+
+
+def test_no_network_of_a_run_looks_further_than_the_reach_and_actions_have_none(tiny):
+    """Far outside its demonstrations weighted matching met gradients of a billion."""
+    assert main(["train", *tiny("dql", "r", "steps=4", "eval_every=1000")]) == 0
+    algo, _ = revived(Run.open("r"))
+    norms = [algo.policy.obs_norm, algo.critic.obs_norm]
+    assert [norm.reach for norm in norms] == [10.0, 10.0]
+    assert algo.policy.action_norm.reach == float("inf")
+    obs = norms[0].shift + norms[0].scale * torch.tensor([[1e4, 0.0, 0.0]])
+    nearer = norms[0].shift + norms[0].scale * torch.tensor([[25.0, 0.0, 0.0]])
+    noise = algo.policy.noise(1, algo.generator)
+    assert torch.equal(algo.policy.act(obs, noise), algo.policy.act(nearer, noise))
 
 
 def test_an_evaluation_says_that_its_world_is_another_one_than_the_datas(tiny, tmp_path, capsys):
