@@ -109,10 +109,12 @@ def join(cuda: bool) -> None:
     """Waits for the others: gradients travel by NCCL between GPUs, all else by gloo."""
     global _hosts, _store, _met
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
-    given = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+    given = next(iter(rendezvous("env://", timeout=PATIENCE)))
     _met += 1
-    _store = dist.PrefixStore(f"rheo/{_met}", given[0])
+    kept = dist.PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+    _store = kept(f"rheo/{_met}", given[0])
     how: Any = {"rank": _place.rank, "world_size": _place.size, "timeout": PATIENCE}
     dist.init_process_group("nccl" if cuda else "gloo", store=_store, **how)
     _hosts = dist.new_group(backend="gloo", timeout=PATIENCE) if cuda else dist.group.WORLD
@@ -134,8 +136,8 @@ def let_first_speak() -> None:
 
     torchrun ends the others then. Where it does not, the mistake is this one's own.
     """
-    several = os.environ.get("WORLD_SIZE", "1") != "1" and not _met
-    if several and os.environ.get("LOCAL_RANK", "0") != "0":
+    several = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+    if several and not _met and os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(SILENCE)
 
 

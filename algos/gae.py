@@ -1,5 +1,6 @@
 """Advantages of rollouts, and the running scale of their rewards."""
 
+import math
 from typing import Any
 
 import torch
@@ -46,12 +47,13 @@ def tells(reward: Tensor, discount: Tensor, frames: Tensor, valid: Tensor) -> bo
     steps, discount gamma^frames or 0.
     """
     reward, discount, frames = reward[valid].double(), discount[valid].double(), frames[valid]
-    gamma = discount.pow(1 / frames)
-    counts = sum(gamma**k * (k < frames) for k in range(int(frames.max())))
-    rate = reward / counts
-    ended = (discount == 0).any().double()
-    found = ranks.most(torch.stack([ended, rate.max(), -rate.min(), rate.abs().max()]))
-    ended, high, low, size = found.tolist()
+    found = reward.new_tensor([0.0, -math.inf, -math.inf, 0.0])  # of no row at all
+    if len(reward):
+        gamma = discount.pow(1 / frames)
+        counts = sum(gamma**k * (k < frames) for k in range(int(frames.max())))
+        rate, ended = reward / counts, (discount == 0).any().double()
+        found = torch.stack([ended, rate.max(), -rate.min(), rate.abs().max()])
+    ended, high, low, size = ranks.most(found).tolist()
     return size > 0 and (ended > 0 or high + low > FLAT_REWARD * size)
 
 

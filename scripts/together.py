@@ -86,7 +86,10 @@ def together(device: Callable[[], str]) -> Iterator[None]:
         ranks.total(0)  # whoever ends first is followed by a SIGTERM of torchrun to the others
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise last_word(error) from error
+        told = last_word(error)
+        if told is error:
+            raise
+        raise told from error
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as above: what is left is to end
         ranks.leave()
@@ -95,14 +98,17 @@ def together(device: Callable[[], str]) -> Iterator[None]:
 def last_word(error: BaseException) -> BaseException:
     """What ends this rank: its own error, told to the others, or what it has heard of one."""
     if not isinstance(error, ranks.Lost):
-        text = str(error) or type(error).__name__
-        text = text if isinstance(error, RheoError) else f"{type(error).__name__}: {text}"
+        kind = "" if isinstance(error, RheoError) else f"{type(error).__name__}: "
         code = error.code if isinstance(error, RheoError) and ranks.leads() else None
-        ranks.leave_word("end", json.dumps({"text": text, "code": code}))
-        own = isinstance(error, RheoError) and not ranks.leads()
-        return RheoError(f"rank {ranks.rank()}: {error}", error.code) if own else error
-    ranks.leave_word("lost", str(error))
-    spoken, lost = overheard()
+        ranks.leave_word("end", json.dumps({"text": f"{kind}{error}", "code": code}))
+        if isinstance(error, RheoError) and not ranks.leads():
+            return RheoError(f"rank {ranks.rank()}: {error}", error.code)
+        return error
+    try:
+        ranks.leave_word("lost", str(error))
+        spoken, lost = overheard()
+    except RuntimeError:  # the place where words are left is gone too
+        return RheoError(f"the other ranks are gone: {error}{error.kept}", MACHINE)
     first = next(iter(spoken.values()), None)
     if first is not None and first["code"] is not None:  # the first rank has said it
         return SystemExit(first["code"])
@@ -238,14 +244,16 @@ def digest(part: Any) -> str:
     packed = pack({"part": part})
     found = hashlib.sha256(dump(packed.state))
     for tensor in packed.tensors.get("part", {}).values():
-        found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
 def on_host(node: Any) -> Any:
     """A state with its tensors in the host's memory: another rank has no use for this one's GPU."""
     if isinstance(node, torch.Tensor):
-        return node.detach().cpu()
+        found = node.detach().cpu()
+        whole = found.untyped_storage().nbytes() == found.nbytes  # what is sent is all of it
+        return found if whole else found.clone()
     if isinstance(node, Mapping):
         return {key: on_host(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)) and type(node) in (list, tuple):

@@ -20,6 +20,7 @@ from rheo.envs.memory import cores
 from rheo.errors import RheoError
 from rheo.scripts.cli import main
 from rheo.scripts.store.run import Run
+from rheo.scripts.together import on_host
 
 WORKER = Path(__file__).with_name("rank_worker.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -156,6 +157,12 @@ def test_a_rank_that_dies_without_a_word_stops_the_other(tmp_path):
     assert ranks_.returncode == 1 and "exitcode  : 3" in said
 
 
+def test_a_mistake_before_ranks_have_met_is_told_once(tmp_path):
+    ranks_ = start(tmp_path, "-m", "rheo.scripts.cli", "train", "algo=sac", "algo.stesp=3")
+    said, _ = ranks_.communicate(timeout=60)
+    assert said.count("rheo: algo.stesp") == 1 and "exitcode  : 2" in said
+
+
 def test_a_signal_to_torchrun_saves_on_all_ranks(tmp_path):
     words = ["-m", "rheo.scripts.cli", "train", "algo=sac", *small("sac"), "steps=1000000"]
     ranks_ = start(tmp_path, *words, "log_every=40", "eval_every=1000000", "name=long")
@@ -187,6 +194,14 @@ def test_the_first_rank_draws_what_a_process_alone_draws(monkeypatch):
     np.testing.assert_array_equal(streams({"seed": 7}).generate_state(4), alone)
     monkeypatch.setattr(ranks, "_place", ranks.Place(1, 2, 1, 2))
     assert not set(streams({"seed": 7}).generate_state(4)) & set(alone)
+
+
+def test_a_replay_that_is_hardly_filled_is_sent_as_small_as_it_is():
+    rows = torch.empty(100_000, 4)
+    sent = on_host({"rows": rows[:3], "deep": [(rows[:1],)], "n": 1})
+    assert sent["rows"].untyped_storage().nbytes() == 3 * 4 * 4
+    assert sent["deep"][0][0].untyped_storage().nbytes() == 4 * 4 and sent["n"] == 1
+    assert on_host(rows).data_ptr() == rows.data_ptr()
 
 
 def test_cores_are_shared_out(monkeypatch):
