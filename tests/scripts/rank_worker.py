@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from shipped import ALGOS, needs, small
 
 from rheo import ranks
+from rheo.algos.gae import tells
 from rheo.algos.onpolicy import OnPolicy
 from rheo.envs.batch import Rollout
 from rheo.errors import EnvError
@@ -29,10 +31,11 @@ from rheo.scripts.assemble import assemble
 from rheo.scripts.cli import main
 from rheo.scripts.config.compose import compose
 from rheo.scripts.store.state import capture, divided
-from rheo.scripts.together import digests
+from rheo.scripts.together import digests, joined
 
 PERIODS = ["steps=240", "log_every=20", "eval_every=120", "save_every=60", "episodes=2"]
 DATA = "data.npz"
+VALUES = (torch.tensor([1.0, 5.0, 2.0]), torch.tensor([4.0, -3.0, 8.0, 8.0, 0.5]))  # by rank
 LOOPS: list[Any] = []  # the one of this rank
 CHUNKS = ["env.execute=2", "horizon=2"]  # an episode that ends in one makes ranks differ in frames
 
@@ -76,6 +79,41 @@ def apart(some: Iterable[Any], others: Iterable[Any]) -> Iterator[float]:
 
 
 # ---- scenes --------------------------------------------------------------------------------------
+
+
+def agreed() -> dict[str, Any]:
+    """What ranks with unlike numbers agree on: 3 values on rank 0, 5 on rank 1, and so on."""
+    ranks.take(ranks.asked())
+    ranks.join(cuda=False)
+    number, none = ranks.rank(), torch.zeros(4, 2)
+    values = VALUES[number].double()
+    one, true = torch.ones(4, 2), torch.ones(4, 2, dtype=torch.bool)
+    paid = none.clone()
+    paid[1, 1] = float(number)
+    told = {
+        "one pays": tells(paid, 0.9 * one, true.long(), true),
+        "unlike": tells(one * (1 + number), 0.9 * one, true.long(), true),
+        "alike": tells(one, 0.9 * one, true.long(), true),
+        "one ends": tells(one, 0.9 * one * (one.cumsum(0) < 4 + number), true.long(), true),
+        "one broke": tells(paid, 0.9 * one, true.long(), true & (number == 1)),
+    }
+    learner: Any = SimpleNamespace(
+        samples=2, generator=torch.Generator(), learn=SimpleNamespace(minibatch=4, kl_stop=0.1)
+    )
+    parts = [part.tolist() for part in OnPolicy.minibatches(learner, 5 - 2 * number)]
+    found = {
+        "moments": [float(each) for each in ranks.moments(values)],
+        "spread": [float(each) for each in ranks.spread(values)],
+        "mean": [each.tolist() for each in ranks.mean(values[:2], values[2])],
+        "most": ranks.most(values[:2]).tolist(),
+        "counts": [ranks.total(3 + number), ranks.largest(3 - number)],
+        "tells": told,
+        "leapt": OnPolicy.leapt(learner, torch.tensor(0.3 * number)),
+        "parts": parts,
+        "row": joined({"env/episodes": 1.0 + number, "env/return": 3.0 * number, "q": number}),
+    }
+    ranks.leave()
+    return found
 
 
 def states() -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_episodes
+from rank_worker import VALUES
 from shipped import ALGOS, small
 from test_resume import assert_equal_runs, rows
 
@@ -24,7 +25,7 @@ from rheo.scripts.together import on_host
 
 WORKER = Path(__file__).with_name("rank_worker.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-SCENES = ["states", "joined_batch", "runs", "fault"]
+SCENES = ["agreed", "states", "joined_batch", "runs", "fault"]
 PLACE = {
     **{"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
     **{"MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
@@ -47,6 +48,28 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
     said, _ = ranks_.communicate(timeout=900)
     assert ranks_.returncode == 0, said[-3000:]
     return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_ranks_with_unlike_numbers_agree_on_those_of_all(played):
+    one, two = (told["agreed"] for told in played[1])
+    for name in ("moments", "spread", "mean", "most", "counts", "tells", "leapt"):
+        assert one[name] == two[name], name
+    both = torch.cat(VALUES).double()
+    square = (both - both.mean()).square().sum()
+    np.testing.assert_allclose(one["moments"], [8, float(both.mean()), float(square)])
+    np.testing.assert_allclose(one["spread"], [float(both.mean()), float(both.std(correction=0))])
+    assert one["mean"] == [[2.5, 1.0], 5.0] and one["most"] == [4.0, 5.0]
+    assert one["counts"] == [7, 3] and one["leapt"] is True
+    assert one["row"] == {"env/episodes": 3.0, "env/return": 2.0, "q": 0.5}
+    told = one["tells"]
+    assert told.pop("alike") is False and all(told.values()) and len(told) == 4
+
+
+def test_ranks_with_unlike_rows_take_as_many_minibatches_of_one_size(played):
+    one, two = (told["agreed"]["parts"] for told in played[1])
+    assert [len(part) for part in one] == [len(part) for part in two] == [4, 4, 2]
+    assert sorted(i for part in one for i in part) == list(range(10))
+    assert {i for part in two for i in part} == set(range(6))
 
 
 @pytest.mark.parametrize("algo", ALGOS)
@@ -152,14 +175,14 @@ def test_weights_that_are_no_longer_alike_are_not_saved(played, monkeypatch):
 
 def test_a_rank_that_dies_without_a_word_stops_the_other(tmp_path):
     ranks_ = start(tmp_path, str(WORKER), str(tmp_path), "killed")
-    said, _ = ranks_.communicate(timeout=120)
+    said, _ = ranks_.communicate(timeout=900)
     assert "rank 1 is gone without a word (killed?); all 2 ranks stop; saved at step 60" in said
     assert ranks_.returncode == 1 and "exitcode  : 3" in said
 
 
 def test_a_mistake_before_ranks_have_met_is_told_once(tmp_path):
     ranks_ = start(tmp_path, "-m", "rheo.scripts.cli", "train", "algo=sac", "algo.stesp=3")
-    said, _ = ranks_.communicate(timeout=60)
+    said, _ = ranks_.communicate(timeout=900)
     assert said.count("rheo: algo.stesp") == 1 and "exitcode  : 2" in said
 
 
@@ -169,7 +192,7 @@ def test_a_signal_to_torchrun_saves_on_all_ranks(tmp_path):
     assert ranks_.stdout is not None
     line = next(line for line in ranks_.stdout if "step 80 /" in line)
     ranks_.send_signal(signal.SIGTERM)
-    said, _ = ranks_.communicate(timeout=60)
+    said, _ = ranks_.communicate(timeout=900)
     assert "stopped by SIGTERM and saved" in said, line + said
     tree = Run.open(str(tmp_path / "runs" / "long")).load()
     assert tree is not None and tree["source"]["frames"] >= 80
