@@ -23,7 +23,7 @@ from rheo.scripts.cli import main
 from rheo.scripts.store.run import Run
 from rheo.scripts.together import on_host
 
-WORKER = Path(__file__).with_name("rank_worker.py")
+WORKER = Path(__file__).parents[1] / "rank_worker.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 SCENES = ["agreed", "states", "joined_batch", "runs", "fault"]
 PLACE = {

@@ -16,9 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from shipped import ALGOS, needs, small
 
 from rheo import ranks
