@@ -1,9 +1,12 @@
 """Advantages of rollouts, and the running scale of their rewards."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .. import ranks
 
 FLAT_REWARD = 1e-4  # rewards per step that differ by less, relatively, are one and the same
 
@@ -40,17 +43,18 @@ def tells(reward: Tensor, discount: Tensor, frames: Tensor, valid: Tensor) -> bo
     They do not where all are 0, and where every environment step was worth the same and none ended
     its task: then all there is to an advantage is what the value happens to say. One reward more,
     or one termination where steps are worth something (a fall, a goal reached at a cost per step),
-    tells. reward [S, N] is the discounted sum over `frames` steps, discount gamma^frames or 0.
+    tells. Of several ranks all rollouts are one. reward [S, N] is the discounted sum over `frames`
+    steps, discount gamma^frames or 0.
     """
     reward, discount, frames = reward[valid].double(), discount[valid].double(), frames[valid]
-    if not bool(reward.any()):
-        return False
-    if not bool(discount.all()):
-        return True
-    gamma = discount.pow(1 / frames)
-    counts = sum(gamma**k * (k < frames) for k in range(int(frames.max())))
-    rate = reward / counts
-    return bool(rate.max() - rate.min() > FLAT_REWARD * rate.abs().max())
+    found = reward.new_tensor([0.0, -math.inf, -math.inf, 0.0])  # of no row at all
+    if len(reward):
+        gamma = discount.pow(1 / frames)
+        counts = sum(gamma**k * (k < frames) for k in range(int(frames.max())))
+        rate, ended = reward / counts, (discount == 0).any().double()
+        found = torch.stack([ended, rate.max(), -rate.min(), rate.abs().max()])
+    ended, high, low, size = ranks.most(found).tolist()
+    return size > 0 and (ended > 0 or high + low > FLAT_REWARD * size)
 
 
 class RewardScale:
@@ -58,9 +62,12 @@ class RewardScale:
 
     The return so far of each environment, G <- reward + gamma^n G with the n steps of the decision
     before, starts anew at boundaries; its variance is pooled over all rollouts (Chan et al.'s
-    parallel update). A decision's own discount is 0 at a termination, where the return of the whole
-    episode has still to be counted. Rewards are not centred, which would change the task.
+    parallel update) and all ranks. A decision's own discount is 0 at a termination, where the
+    return of the whole episode has still to be counted. Rewards are not centred, which would change
+    the task.
     """
+
+    apart = ("running",)  # of a rank's own environments
 
     def __init__(self, clip: float, device: torch.device) -> None:
         self.clip = clip
@@ -81,10 +88,10 @@ class RewardScale:
 
     def pool(self, values: Tensor) -> None:
         """Adds values to the pooled count, mean and sum of squared deviations."""
-        count, mean = len(values), values.mean()
+        count, mean, square = ranks.moments(values)
         total = self.count + count
         gap = mean - self.mean
-        self.square += (values - mean).square().sum() + gap.square() * self.count * count / total
+        self.square += square + gap.square() * self.count * count / total
         self.mean += gap * count / total
         self.count = total
 

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..envs.batch import Batch
 from ..policies import draw
 from ..policies.candidates import candidate_noise
@@ -112,7 +113,8 @@ class Guided(Matching):
         loss, metrics = self.policy_loss(obs, action, draws, pull, self.weight)
         self.learn_policy(loss)
         if self.threshold is not None:
-            excess = (metrics["policy/bc"] - self.threshold).clamp(-1.0, 1.0)
+            error = ranks.mean(metrics["policy/bc"])[0]
+            excess = (error - self.threshold).clamp(-1.0, 1.0)
             self.weight.add_(self.eta_rate * excess).clamp_(ETA_MIN, ETA_MAX)
         return metrics
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .. import ranks
 from ..envs.batch import Choice, Rollout
 from ..ranges import Count, Natural, NonNegative, Positive, Share
 from .contract import Algorithm
@@ -135,10 +136,10 @@ class OnPolicy(Algorithm):
         learn = self.learn
         anneal(self.policy_opt, learn.policy_lr, self.share, learn.lr_floor)
         anneal(self.value_opt, learn.value_lr, self.share, learn.lr_floor)
-        self.frames += int(rollout.frames.sum())
+        self.frames += ranks.total(int(rollout.frames.sum()))
         told = tells(rollout.reward, rollout.discount, rollout.frames, rollout.valid)
         if not told and self.rollouts > 0:  # of survival, by a value that has seen ends before
-            told = bool((rollout.reward[rollout.valid] > 0).all())
+            told = not ranks.largest(int((rollout.reward[rollout.valid] <= 0).any()))
         self.rollouts += told
         rows, metrics = self.judge(rollout)
         metrics["rollout/tells"] = torch.tensor(float(told))
@@ -155,13 +156,17 @@ class OnPolicy(Algorithm):
                     more |= self.policy_step(part, index % self.samples)
                 for name, number in more.items():
                     found.setdefault(name, []).append(number)
-            if found.get("policy/kl") and bool(found["policy/kl"][-1] > learn.kl_stop):
+            if found.get("policy/kl") and self.leapt(found["policy/kl"][-1]):
                 break
         if "policy/ratio_error" in found:
             metrics["policy/first_ratio_error"] = found.pop("policy/ratio_error")[0]
         metrics["policy/minibatches"] = torch.tensor(len(found.get("policy/kl", [])))
         metrics["policy/kl"] = torch.zeros(())  # unless it learned
         return metrics | {name: torch.stack(values).mean() for name, values in found.items()}
+
+    def leapt(self, kl: Tensor) -> bool:
+        """Whether an epoch ended too far from the policy that acted, by the KL [] of all ranks."""
+        return bool(ranks.mean(kl)[0] > self.learn.kl_stop)
 
     def say(self, told: bool, rollout: Rollout) -> None:
         """Says once that a rollout told nothing."""
@@ -175,10 +180,15 @@ class OnPolicy(Algorithm):
             self.said = True
 
     def minibatches(self, rows: int) -> Iterable[Tensor]:
-        """Indices of samples in random order, about equal parts of at most `minibatch`."""
-        count = rows * self.samples
-        device = self.generator.device
-        order = torch.randperm(count, generator=self.generator, device=device)
+        """Indices of samples in random order, about equal parts of at most `minibatch`.
+
+        As many on all ranks: one with fewer valid rows than another takes some twice.
+        """
+        own = rows * self.samples
+        count, device = ranks.largest(own), self.generator.device
+        order = torch.randperm(own, generator=self.generator, device=device)
+        if count > own:
+            order = order[torch.arange(count, device=device) % own]
         return order.chunk(-(-count // self.learn.minibatch))
 
     def policy_step(self, rows: Rows, which: Tensor) -> dict[str, Tensor]:
@@ -201,14 +211,15 @@ class OnPolicy(Algorithm):
         goal = (advantage + value)[valid]
         spread = (goal - value[valid]).var(correction=0) / goal.var(correction=0).clamp_min(1e-8)
         advantage, action = advantage[valid], rollout.action[valid]
+        mean, std = ranks.spread(advantage)
         metrics = {
             "critic/explained_variance": 1 - spread,
             "critic/value": value[valid].mean(),
-            "rollout/advantage_std": advantage.std(correction=0),
+            "rollout/advantage_std": std,
             "rollout/reward_scale": self.scale.std if learn.scale_rewards else torch.ones(()),
             "rollout/saturated": (action[:, : self.executed].abs() >= 1).float().mean(),
         }
-        advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+        advantage = (advantage - mean) / (std + 1e-8)
         kept = {name: column[valid] for name, column in rollout.kept.items()}
         return Rows(rollout.obs[valid], action, kept, advantage, goal), metrics
 

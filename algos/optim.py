@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .. import ranks
+
 
 def adam(
     parameters: Iterable[Tensor], lr: float, weight_decay: float = 0.0
@@ -19,13 +21,16 @@ def step(
 ) -> Tensor | None:
     """One descent step on `loss` [] over the optimiser's parameters; others keep their grads.
 
+    Of several ranks the step follows the mean of all gradients, so that their weights stay equal.
     Returns the gradient's norm [] before it was limited, where there is a limit.
     """
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = None
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if ranks.size() > 1:
+        ranks.average_([p.grad for p in parameters if p.grad is not None])
     if max_norm is not None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()
     return norm

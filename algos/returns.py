@@ -5,6 +5,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from .. import ranks
+
 BOUND = 4 * math.log(10)
 Join = Literal["min", "mean", "lcb"]
 
@@ -46,8 +48,10 @@ def dual_step(log_coef: Tensor, measured: Tensor, target: float, rate: float) ->
 
     A step in log space, `log c <- log c + rate (log target - log measured)`, clamped to one unit
     of log ratio so that one bad measurement cannot throw the coefficient away, and kept inside
-    [1e-4, 1e4]: a target out of reach must not drive it to zero or infinity.
+    [1e-4, 1e4]: a target out of reach must not drive it to zero or infinity. Of several ranks what
+    counts is the mean of their measurements.
     """
+    measured = ranks.mean(measured)[0]
     gap = (target / measured.clamp_min(1e-8)).log().clamp(-1.0, 1.0)
     log_coef.add_(rate * gap).clamp_(-BOUND, BOUND)
 

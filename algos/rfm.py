@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..envs.batch import Batch
 from ..policies import draw
 from ..policies.candidates import candidate_noise, choose, race
@@ -130,7 +131,7 @@ class RFM(Estimation, BestOf, Averaged):
             batch.obs[:rows], batch.action[:rows], self.draw(rows), self.T()
         )
         self.learn_policy(loss)
-        q_std, spread = measured
+        q_std, spread = ranks.mean(*measured)
         # an average that has measured nothing, 1, starts with the first measurement: T means the
         # same from the first step
         self.q_scale.lerp_(q_std, torch.where(self.q_scale == 1, 1.0, self.scale_rate))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..envs.batch import Batch
 from ..policies import draw
 from ..policies.candidates import candidate_noise, choose, race
@@ -82,10 +83,11 @@ class RFMOffline(Implicit, Matching):
             batch.obs[:rows], batch.action[:rows], *self.draw(rows), self.T()
         )
         self.learn_policy(loss)
+        q_std, spread = ranks.mean(*measured)
         # an average that has measured nothing, 1, starts with the first measurement: T means the
         # same from the first step
-        self.q_scale.lerp_(measured.q_std, torch.where(self.q_scale == 1, 1.0, self.scale_rate))
-        self.spread.lerp_(measured.spread, self.scale_rate)
+        self.q_scale.lerp_(q_std, torch.where(self.q_scale == 1, 1.0, self.scale_rate))
+        self.spread.lerp_(spread, self.scale_rate)
         return metrics | more
 
     def draw(self, rows: int) -> tuple[Draws, Tensor, Tensor]:

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from .. import ranks
+
 
 def size_text(count: float) -> str:
     """Bytes for people."""
@@ -10,17 +12,22 @@ def size_text(count: float) -> str:
 
 
 def available() -> int | None:
-    """Memory that can be had without swapping, in bytes; None where the system does not say."""
+    """Memory that can be had without swapping, in bytes; None where the system does not say.
+
+    Of several ranks on this machine each has its share.
+    """
     try:
         text = Path("/proc/meminfo").read_text()
     except OSError:
         return None
     lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
+    if "MemAvailable" not in lines:
+        return None
+    return int(lines["MemAvailable"].split()[0]) * 1024 // ranks.beside()
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use; those of the machine are shared out among its ranks."""
+    known = hasattr(os, "sched_getaffinity")
+    count = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return max(count // ranks.beside(), 1)

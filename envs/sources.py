@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..errors import EnvError
 from ..ranges import Count, Natural, Positive
 from .batch import Batch, Choice, Coded, Rollout
@@ -132,8 +133,12 @@ class Acting:
 
     @property
     def progress(self) -> int:
-        """Environment frames so far."""
+        """Environment frames so far, of all ranks."""
         return self.frames
+
+    def count_all(self, before: int) -> None:
+        """Counts what others stepped since this rank had counted so many frames."""
+        self.frames = before + ranks.total(self.frames - before)
 
     def seen(self) -> Tensor:
         """Where to act, [N, O]; the first call starts the episodes."""
@@ -181,7 +186,8 @@ class Replay(Acting):
     batch_size: transitions a batch. capacity: transitions kept. warmup: environment frames of
     uniform random actions before the first batch, or of the algorithm's own if warmup_policy.
     update_ratio: batches per environment frame after the warm-up, exact at any time up to the
-    batches that one decision pays for. kept_rows: rows of what is kept of a chunk where the
+    batches that one decision pays for. Frames are those of all ranks, batches and transitions those
+    of each. kept_rows: rows of what is kept of a chunk where the
     algorithm keeps a code in its place (`Coded`); None: those of the chunk. n_step: decisions
     whose rewards a transition sums before its bootstrap (`envs.nstep`); 1: none but its own.
     """
@@ -225,14 +231,14 @@ class Replay(Acting):
 
         Exact up to the batches that one decision pays for: an episode may end within a chunk.
         """
-        decision = self.env.num_envs * self.env.execute
+        decision = ranks.size() * self.env.num_envs * self.env.execute
         warm = max(math.ceil(self.warmup / decision), self.pending.size) * decision
         later = max(steps - 1 - warm, 0) // decision * decision
         return 1 + math.floor(later * self.update_ratio + 1e-9)
 
     def next(self, act: Act) -> Batch:
         """The next batch; steps the environments first when the update ratio asks for it."""
-        while self.frames < self.warmup or self.buffer.size == 0:
+        while self.frames < self.warmup or self.empty():
             self.collect(act if self.warmup_policy else self.random_action)
             self.warm_frames = self.frames
         while self.batches >= self.owed():
@@ -241,16 +247,21 @@ class Replay(Acting):
         batch = self.buffer.sample(self.batch_size, self.generator)
         return shifted(batch, self.shift, self.generator)
 
+    def empty(self) -> bool:
+        """Whether some rank has no transition yet."""
+        return self.batches == 0 and ranks.largest(int(self.buffer.size == 0)) > 0
+
     def owed(self) -> int:
         """Batches that the frames since the warm-up pay for (counted anew: no rounding adds up)."""
         return math.floor((self.frames - self.warm_frames) * self.update_ratio + 1e-9)
 
     def collect(self, act: Act) -> None:
         """One decision in every environment."""
-        obs = self.seen()
+        obs, before = self.seen(), self.frames
         choice = act(obs)
         action, kept = choice if isinstance(choice, Coded) else (choice, choice)
         step = self.step(action)
+        self.count_all(before)
         batch = Batch(obs, kept, step.reward, step.discount, step.next_obs)
         joined = self.pending.add(batch, step.terminated | step.truncated, step.valid)
         if joined is not None:
@@ -335,6 +346,7 @@ class Rollouts(Acting):
 
     def next(self, act: Choose) -> Rollout:
         """The next rollout, [S, N, ...]."""
+        before = self.frames
         for s in range(self.decisions):
             obs = self.seen()
             obs = obs if self.shift is None else self.shift(obs, self.generator)
@@ -352,6 +364,7 @@ class Rollouts(Acting):
             for name, value in choice.kept.items():
                 self.store.kept[name][s] = value
         assert self.store is not None
+        self.count_all(before)
         return self.store
 
     def reserve(self, choice: Choice) -> Rollout:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ranks
+
 FLOOR = 0.01  # of the spread, in action units: what moves an action by less is not told apart
 
 
@@ -53,8 +55,12 @@ class Relative(nn.Module):
 
     @torch.no_grad()
     def measure(self, distance: Tensor) -> None:
-        """Takes the spread from distances a - c(s) [N, T, Da] of the base's own actions."""
-        self.spread.copy_(2 * distance.square().mean(0).sqrt()).clamp_(min=FLOOR)
+        """Takes the spread from distances a - c(s) [N, T, Da] of the base's own actions.
+
+        Of several ranks from the distances of all.
+        """
+        square = ranks.mean(distance.square().mean(0))[0]
+        self.spread.copy_(2 * square.sqrt()).clamp_(min=FLOOR)
         self.measured = True
 
     def look(self) -> None:

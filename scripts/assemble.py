@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from rheo import ranks
 from rheo.algos.contract import Algorithm, completed
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.encoded import Encoded
@@ -64,21 +65,38 @@ class Experiment(NamedTuple):
 
 
 def device_of(name: str) -> torch.device:
-    """The device that the configuration names; "auto" takes a GPU when there is one."""
+    """The device that the configuration names; "auto" takes a GPU when there is one.
+
+    Of several ranks each takes a GPU of its own. Raises RheoError where there are fewer.
+    """
+    count = torch.cuda.device_count()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cuda" and (device.index or 0) >= count:
         raise RheoError(
-            f"device={name}: torch sees {torch.cuda.device_count()} GPUs here; "
-            "use device=cpu or device=auto"
+            f"device={name}: torch sees {count} GPUs here; use device=cpu or device=auto"
         )
-    return device
+    if device.type == "cpu" or ranks.size() == 1:
+        return device
+    if device.index is not None:
+        raise RheoError(f"device={name}: each of several ranks takes its own; set device=cuda")
+    if ranks.beside() > count:
+        raise RheoError(
+            f"device={name}: {ranks.beside()} ranks on this machine, and torch sees {count} GPUs; "
+            f"start as many ranks as there are GPUs (--nproc_per_node={count}), or use device=cpu"
+        )
+    return torch.device("cuda", ranks.local())
+
+
+def streams(cfg: Mapping[str, Any]) -> Any:
+    """Seeds of all that is drawn, other ones on every rank; the first one's are those of `seed`."""
+    return np.random.SeedSequence([cfg["seed"], ranks.rank()])
 
 
 def prepare(cfg: Mapping[str, Any]) -> None:
     """Settings of the process that results depend on: the same for training and evaluation."""
-    torch.set_num_threads(cfg["threads"] or os.cpu_count() or 1)
+    torch.set_num_threads(cfg["threads"] or max((os.cpu_count() or 1) // ranks.beside(), 1))
     settle(cfg["fast"])
 
 
@@ -169,10 +187,13 @@ def refuse_other_order(env: ChunkEnv, run: Any) -> None:
 
 
 def make_algo(cfg: Mapping[str, Any], sizes: Sizes, run_updates: int) -> Any:
-    """Policy, critic and algorithm, with weights and noise fixed by the seed."""
+    """Policy, critic and algorithm, with weights and noise fixed by the seed.
+
+    Weights are the same on all ranks, their noise is not.
+    """
     device = device_of(cfg["device"])
-    weights, noise = np.random.SeedSequence(cfg["seed"]).generate_state(2).tolist()
-    torch.manual_seed(weights)
+    torch.manual_seed(int(np.random.SeedSequence(cfg["seed"]).generate_state(1)[0]))
+    _, noise = streams(cfg).generate_state(2).tolist()
     shape = {**sizes._asdict(), "horizon": cfg["horizon"], "eye": cfg.get("eye")}
     policy = make_part(cfg["policy"], "policy", shape).to(device)
     critic = None
@@ -258,7 +279,7 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
     device = device_of(cfg["device"])
     prepare(cfg)
     env = make_env(cfg)
-    _, _, sampling, episodes = np.random.SeedSequence(cfg["seed"]).generate_state(4).tolist()
+    _, _, sampling, episodes = streams(cfg).generate_state(4).tolist()
     generator = torch.Generator(device).manual_seed(sampling)
     given = {"env": env, "generator": generator, "horizon": cfg["horizon"]}
     given["features"] = partial(features_of, cfg) if frozen(cfg) else None

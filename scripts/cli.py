@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any
 
+from rheo import ranks
 from rheo.errors import RheoError, nearest
 
 VERBS = {  # verb -> module and function that do it, and what it is for
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return call(argv[0], argv[1:]) if argv else call("help", [])
     except RheoError as error:
+        ranks.let_first_speak()
         print(f"rheo: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
@@ -72,9 +74,17 @@ def call(verb: str, argv: list[str]) -> int:
         own = programs(reader).USAGE
         print(own.get(verb, f"rheo {verb}: {text}\n\n{usage()}"), flush=True)
         return 0
-    listen()
+    listen(enlisted(verb))
     request = getattr(programs(reader), asked)(argv)
     return getattr(programs(module), does)(request)
+
+
+def enlisted(verb: str) -> ranks.Place:
+    """Which of several ranks this is. Raises RheoError for a verb that one process does."""
+    place = ranks.asked()
+    if place.size > 1 and verb not in ("train", "resume"):
+        raise RheoError(f"rheo {verb} is done by one process: start it without torchrun")
+    return place
 
 
 def programs(module: str) -> Any:
@@ -82,9 +92,10 @@ def programs(module: str) -> Any:
     return importlib.import_module(f"rheo.scripts.{module}")
 
 
-def listen() -> None:
+def listen(place: ranks.Place = ranks.ALONE) -> None:
     """Shows the library's log messages on stderr, whatever stderr is at that moment.
 
+    Of several ranks those of the first, and of the others only errors.
     The live display swaps sys.stderr, so a handler must not keep the stream it started with.
     """
 
@@ -96,7 +107,7 @@ def listen() -> None:
     logger = logging.getLogger("rheo")
     if not logger.handlers:
         logger.addHandler(Stderr())
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.INFO if place.rank == 0 else logging.ERROR)
         logger.propagate = False
 
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
+from rheo import ranks
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -18,6 +20,13 @@ class Stop:
 
     def __bool__(self) -> bool:
         return self.signal is not None
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to; asked by all of them at the same place."""
+        number = ranks.largest(signal.Signals[self.signal] if self.signal else 0)
+        if number:
+            self.signal = signal.Signals(number).name
+        return number > 0
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
 import logging
 import math
+import os
 import re
-import shutil
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rheo import ranks
 from rheo.algos.contract import Algorithm
 from rheo.envs.rollout import as_rows
 from rheo.envs.sources import Rollouts, placed
@@ -31,7 +32,7 @@ from .plot import plot
 from .sight import encode_data
 from .start import start_from
 from .stopping import Stop, diagnosis, stop_signals
-from .store.run import Run
+from .store.run import Run, discard
 from .store.state import (
     capture,
     holds_generators,
@@ -41,6 +42,15 @@ from .store.state import (
     with_generators,
 )
 from .store.where import locate, shown
+from .together import (
+    announce,
+    collected,
+    joined,
+    own_part,
+    refuse_unequal,
+    run_kind,
+    together,
+)
 from .trial import Trial, refuse_unfitted, rehearse, tell_shift
 
 log = logging.getLogger("rheo")
@@ -56,8 +66,10 @@ def train(config: dict[str, Any], name: str) -> int:
     """Makes a run and trains it to its end; a run that cannot be assembled leaves no folder."""
     path = locate(name)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    with stop_signals() as stop, Run.create(name, config) as run:
+    several = together(lambda: config["device"])
+    with several, stop_signals() as stop, run_kind().create(name, config) as run:
         try:
+            announce(config)
             loop = Loop(run, assemble(config))
             if config["init"] is not None:
                 loop.goes_with(start_from(loop.algo, config))
@@ -67,6 +79,7 @@ def train(config: dict[str, Any], name: str) -> int:
                 tell_shift(loop.algo, loop.source)
             loop.try_out()
             rehearse(loop.algo, loop.source, loop.sizes)
+            refuse_unequal(loop.algo, 0)
         except BaseException:
             run.close()
             discard(path, made)
@@ -80,34 +93,26 @@ def train(config: dict[str, Any], name: str) -> int:
             raise
 
 
-def discard(path: Path, made: list[Path]) -> None:
-    """Removes a run that never began, and the folders that were made for it."""
-    if path in made:
-        shutil.rmtree(path, ignore_errors=True)
-    for name in ("config.yaml", "run.json", "data.json"):
-        (path / name).unlink(missing_ok=True)
-    for folder in made[1:]:
-        try:
-            folder.rmdir()
-        except OSError:  # another run lives there by now
-            return
-
-
 def resume(asked: tuple[str, Words]) -> int:
     """Continues a run from its last checkpoint; a new `steps` extends it."""
     name, words = asked
-    with stop_signals() as stop, Run.open(name, words.again, write=True) as run:
+    several = together(lambda: Run.open(name, words.again).config["device"])
+    with several, stop_signals() as stop, run_kind().open(name, words.again, write=True) as run:
+        announce(run.config)
         tree = run.load()
         if tree is None:
             run.refuse_lost()
-        elif run.config["steps"] <= run.step:
-            return nothing_to_do(run, words.options)
+        else:
+            tree = own_part(tree, run)
+            if run.config["steps"] <= run.step:
+                return nothing_to_do(run, words.options)
         loop = Loop(run, assemble(run.config))
         if tree is not None:
             loop.restore(fitted(tree, loop.algo, words.options))
         elif run.config["init"] is not None:
             loop.goes_with(start_from(loop.algo, run.config))
         encode_data(loop.algo, loop.source)
+        refuse_unequal(loop.algo, run.step)
         run.go_on(tree is not None)
         with closing(loop):
             return loop.finish(stop)
@@ -121,7 +126,9 @@ def nothing_to_do(run: Run, options: list[str]) -> int:
             f"steps={steps}: {run.path} has reached step {run.step} already, and nothing was "
             f"changed; to go on give more than that, for example {more}"
         )
-    print(f"{run.path} is at its end, step {run.step} of {steps}: nothing to do; {more} extends it")
+    if ranks.leads():
+        end = f"is at its end, step {run.step} of {steps}"
+        print(f"{run.path} {end}: nothing to do; {more} extends it")
     return 0
 
 
@@ -160,7 +167,7 @@ class Loop:
         recorded = getattr(self.source, "dataset", self.source)
         if hasattr(recorded, "about"):
             run.note_data(recorded.about, recorded.digest)
-        env = make_eval_env(self.cfg, self.cfg["episodes"])
+        env = make_eval_env(self.cfg, self.cfg["episodes"]) if ranks.leads() else None
         self.eval_env = None if env is None else entered(self.algo, env, EVAL_SEED)
         self.update = fast(self.algo, self.cfg["fast"])
         self.acting = one_thread() if isinstance(self.source, Rollouts) else nullcontext()
@@ -201,6 +208,8 @@ class Loop:
         and a frozen base that cannot be steered at what is observed there (or in the data), is
         refused before any work. Raises EnvError, RheoError.
         """
+        if not ranks.leads():
+            return
         if self.eval_env is not None:
             obs = self.eval_env.reset(EVAL_SEED)
         elif hasattr(self.source, "beginning"):
@@ -220,7 +229,9 @@ class Loop:
     def finish(self, stop: Stop) -> int:
         """Trains until the run's length or until asked to stop; returns the exit status."""
         total, start = self.cfg["steps"], self.source.progress
-        with Display(total, start=start, title=self.run.path.name) as display:
+        where = nullcontext() if ranks.leads() else open(os.devnull, "w")  # noqa: SIM115
+        title = self.run.path.name
+        with where as stream, Display(total, start=start, title=title, stream=stream) as display:
             self.display = display
             try:
                 self.go(stop)
@@ -228,9 +239,20 @@ class Loop:
                 raise self.broke(str(error)) from error
             except EnvError as error:
                 raise self.failed(error) from error
+            except ranks.Lost as error:
+                error.kept = f"; {self.kept()}; go on with: {self.run.resume_command()}"
+                raise
         if self.source.progress < total:
-            print(f"stopped by {stop.signal} and saved; go on with: {self.run.resume_command()}")
+            if ranks.leads():
+                command = self.run.resume_command()
+                print(f"stopped by {stop.signal} and saved; go on with: {command}")
             return REQUEUE
+        if ranks.leads():
+            self.tell()
+        return 0
+
+    def tell(self) -> None:
+        """What a finished run came to, and where it lies."""
         curve = self.curve()
         rows = [row for row in self.run.rows() if row.get("eval/return") is not None]
         if rows:
@@ -240,14 +262,13 @@ class Loop:
                 f"to be reported: {best['eval/return']:.1f} at step {best['step']}"
             )
         print(f"run {self.run.path}" + (f", curve {curve}" if curve else ""))
-        return 0
 
     def go(self, stop: Stop) -> None:
         """The loop; the run is saved at its end."""
         steps, source = self.cfg["steps"], self.source
-        if self.fresh and not stop:
+        if self.fresh and not stop.agreed():
             self.evaluate(source.progress)
-        while source.progress < steps and not stop:
+        while source.progress < steps and not stop.agreed():
             before = source.progress
             with self.timer("env"), self.acting:
                 batch = source.next(self.act)
@@ -283,7 +304,9 @@ class Loop:
         """One row of training metrics."""
         shares = self.timer.shares()
         row = self.latest | self.source.metrics()
-        row |= {f"time/{name}_share": share for name, share in shares.items()}
+        row = joined(row | {f"time/{name}_share": share for name, share in shares.items()})
+        if not ranks.leads():
+            return
         self.display.update(step, self.record(step, row), shares)
         sick = diagnosis(row, self.cfg.get("limits") or {}, self.cfg["policy"])
         if sick is not None:
@@ -291,7 +314,9 @@ class Loop:
 
     def evaluate(self, step: int) -> None:
         """Episodes in the environment, and the loss on held-out data, whichever there is."""
-        self.fresh = True  # one that breaks off is still to come when the run goes on
+        self.fresh = ranks.leads()  # one that breaks off is still to come when the run goes on
+        if not ranks.leads():
+            return
         figures: dict[str, Any] = {}
         with self.timer("eval"):
             if self.eval_env is not None:
@@ -332,7 +357,8 @@ class Loop:
                 "sizes": self.sizes._asdict(),
                 "loop": {"latest": self.latest, "fresh": self.fresh},
             }
-            if self.run.save(step, tree) is not None:
+            saved = self.run.save(step, collected(self.algo, tree)) is not None
+            if ranks.largest(int(saved)):
                 self.saved = step
 
     def broke(self, what: str, remedy: str = ". Try lower learning rates") -> RheoError:
@@ -348,14 +374,17 @@ class Loop:
         step = self.source.progress
         if step == 0 and self.saved < 0:
             return error
-        if self.saved != step:
+        if self.saved != step and ranks.size() == 1:  # the others are elsewhere in theirs
             self.save(step)
-        kept = f"saved at step {self.saved}" if self.saved >= 0 else "it could not be saved"
         return RheoError(
-            f"{error}\n{self.run.path}: {kept}; mend the environment and go on with: "
+            f"{error}\n{self.run.path}: {self.kept()}; mend the environment and go on with: "
             f"{self.run.resume_command()}",
             MACHINE,
         )
+
+    def kept(self) -> str:
+        """What is left of a run that breaks off."""
+        return f"saved at step {self.saved}" if self.saved >= 0 else "it could not be saved"
 
     def curve(self) -> Path | None:
         """The picture of the learning curve; a disk that refuses it does not undo the training."""

@@ -11,14 +11,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("policies", "algos", "envs", "configs", "scripts")
 LIBRARY = {  # folder -> packages of others that it may import, and folders of ours
-    "policies": ({"torch", "numpy"}, {"policies", "errors", "ranges"}),
+    "policies": ({"torch", "numpy"}, {"policies", "errors", "ranges", "ranks"}),
     "algos": (
         {"torch", "numpy"},
-        {"algos", "policies", "envs.batch", "envs.residual_env", "errors", "ranges"},
+        {"algos", "policies", "envs.batch", "envs.residual_env", "errors", "ranges", "ranks"},
     ),
     "envs": (
         {"torch", "numpy", "gymnasium", "mujoco", "h5py"},
-        {"envs", "errors", "files", "ranges", "stats"},
+        {"envs", "errors", "files", "ranges", "ranks", "stats"},
     ),
     "envs/data": (
         {"numpy", "h5py", "gymnasium"},

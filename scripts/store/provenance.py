@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rheo import ranks
+
 PACKAGES = ("rheo", "torch", "mujoco", "gymnasium", "numpy", "hydra-core", "safetensors")
 
 
@@ -20,6 +22,7 @@ def start_entry() -> dict[str, Any]:
         "host": platform.node(),
         "pid": os.getpid(),
         "cpus": os.cpu_count(),
+        "ranks": ranks.size(),
         "machine": platform.platform(),
         "commit": commit(),
         "versions": versions(),

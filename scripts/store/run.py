@@ -20,6 +20,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from rheo import ranks
 from rheo.errors import MACHINE, RheoError, command
 from rheo.files import put_text
 
@@ -271,7 +272,23 @@ class Run:
         folders = self.config.get("config_dir") or []
         name = (self.config.get("env") or {}).get("id")
         typed = [f"env.id={name}"] if name is not None and foreign(name) else []
-        return command("resume", shown(self.path), *as_flags(folders), *typed)
+        typed = ["resume", shown(self.path), *as_flags(folders), *typed]
+        return ranks.launched(command(*typed))
+
+
+def discard(path: Path, made: list[Path]) -> None:
+    """Removes a run that never began, and the folders that were made for it."""
+    if not ranks.leads():
+        return
+    if path in made:
+        shutil.rmtree(path, ignore_errors=True)
+    for name in ("config.yaml", "run.json", "data.json"):
+        (path / name).unlink(missing_ok=True)
+    for folder in made[1:]:
+        try:
+            folder.rmdir()
+        except OSError:  # another run lives there by now
+            return
 
 
 def earlier_starts(file: Path) -> list[Any]:
@@ -295,9 +312,9 @@ def refuse_used(path: Path) -> None:
     """Raises RheoError when a folder holds anything but its lock."""
     held = sorted(entry.name for entry in path.iterdir() if entry.name != Lock.NAME)
     if "config.yaml" in held:
+        again = ranks.launched(command("resume", path))
         raise RheoError(
-            f"{path} already holds a run; `{command('resume', path)}` continues it, "
-            "another name= starts anew"
+            f"{path} already holds a run; `{again}` continues it, another name= starts anew"
         )
     if held:
         raise RheoError(f"{path} is not empty (it holds {held[0]}); choose another name=")

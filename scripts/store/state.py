@@ -38,6 +38,32 @@ def capture(algo: Any) -> dict[str, Any]:
     return state
 
 
+def divided(algo: Any, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `capture` took: the part that all ranks have alike, and the rest, each rank's own.
+
+    Their own are generators, and what a part says is `apart`.
+    """
+    common, own = {}, {}
+    for name, value in state.items():
+        part, apart = vars(algo)[name], getattr(vars(algo)[name], "apart", ())
+        if isinstance(part, torch.Generator):
+            own[name] = value
+        elif apart:
+            own[name] = {key: each for key, each in value.items() if key in apart}
+            common[name] = {key: each for key, each in value.items() if key not in apart}
+        else:
+            common[name] = value
+    return common, own
+
+
+def united(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A captured state with a rank's own part in it."""
+    nested = {
+        name: {**common[name], **value} for name, value in own.items() if isinstance(value, Mapping)
+    }
+    return {**common, **own, **nested}
+
+
 def restore(algo: Any, state: Mapping[str, Any], *, generators: bool = True) -> None:
     """Puts back what `capture` took. Raises RheoError naming the first part that does not fit.
 
