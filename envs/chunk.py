@@ -5,6 +5,7 @@ reward = sum_k gamma^k r_k (k < n) and discount = gamma^n (1 - terminated), so a
 keeps its bootstrap and a chunk that ends early discounts by the steps it took.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,17 @@ class ChunkStep(NamedTuple):
     success_at_end: Tensor | None = None  # [N] bool: solved by the last step executed
 
 
+Kind = tuple[Any, Callable[[Tensor], Array], Callable[[Array], Tensor]]
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value
+
+
+HOST: Kind = (np, Tensor.numpy, torch.from_numpy)
+DEVICE: Kind = (torch, _itself, _itself)
+
+
 class ChunkEnv:
     """Executes the first `execute` actions of every chunk and stacks `obs_steps` observations.
 
@@ -57,7 +69,8 @@ class ChunkEnv:
         self.obs_dim = obs_steps * env.obs_dim
         self._scales = [gamma**k for k in range(execute + 1)]
         self._host = env.device is None
-        self._xp: Any = np if self._host else torch
+        # the namespace, a tensor as this class computes with it, and back: on the same memory
+        self._xp, self._array, self._tensor = HOST if self._host else DEVICE
         self._powers = self._array(torch.tensor(self._scales, dtype=env.dtype, device=env.device))
         self._history = self._zeros((n, obs_steps, env.obs_dim), env.dtype)
         self._return = self._zeros((n,), torch.float64)
@@ -100,14 +113,6 @@ class ChunkEnv:
         if self.execute == 1 and self.obs_steps == 1:
             return self._single(action.select(1, 0), active)
         return self._chunk(action[:, : self.execute], active)
-
-    def _array(self, value: Tensor) -> Array:
-        """A tensor as this class computes with it, on the same memory."""
-        return value.numpy() if self._host else value
-
-    def _tensor(self, value: Array) -> Tensor:
-        """What `_array` undoes, on the same memory."""
-        return torch.from_numpy(value) if self._host else value
 
     def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Array:
         return self._array(torch.zeros(shape, dtype=dtype, device=self.env.device))

@@ -99,13 +99,13 @@ _dot = getattr(np, "vecdot", _einsum_dot)  # vecdot came with NumPy 2.0
 
 def squared(value: Array) -> Array:
     """Row-wise sum of squares [N]."""
-    dot = torch.linalg.vecdot if isinstance(value, torch.Tensor) else _dot
+    dot = _dot if type(value) is np.ndarray else torch.linalg.vecdot
     return dot(value, value)
 
 
 def copied(value: Array) -> Array:
     """The same numbers in memory of their own."""
-    return value.clone() if isinstance(value, torch.Tensor) else value.copy()
+    return value.copy() if type(value) is np.ndarray else value.clone()
 
 
 def between(value: Array, bounds: Any) -> Array:

@@ -12,6 +12,7 @@ from rheo.envs.batch import Choice
 from rheo.envs.chunk import ChunkEnv, ChunkStep
 from rheo.envs.guard import NonFiniteAction
 from rheo.envs.mujoco import physics
+from rheo.envs.residual_env import Residual
 from rheo.envs.sources import Replay, Rollouts
 from rheo.envs.suites import make
 
@@ -142,6 +143,30 @@ def test_what_was_summed_survives_a_checkpoint() -> None:
     assert expected["env/episodes"] > 0
     source.finished.load_state_dict(saved)
     assert source.finished.drain() == expected
+
+
+def test_a_base_within_the_world_plans_the_same_on_a_device() -> None:
+    def plan(obs: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn((len(obs), 4, 3), generator=generator)
+        return (obs[:, None, :3] + obs[:, None, 3:6] + 0.2 * noise).tanh()
+
+    sides = []
+    for on_device in (False, True):
+        world = chunked(on_device, 3, 1)
+        sides.append(Residual(world, plan, 0.3, torch.Generator().manual_seed(0)))
+    host, device = sides
+    assert torch.equal(host.reset(4), device.reset(4))
+    resumed = Residual(chunked(True, 3, 1), plan, 0.3, torch.Generator().manual_seed(9))
+    resumed.reset(1)
+    generator = torch.Generator().manual_seed(7)
+    for k in range(40):
+        delta = 2 * torch.rand(5, 1, 3, generator=generator) - 1
+        one, two = host.step(delta), device.step(delta)
+        assert same(one, two), k
+        if k == 20:
+            resumed.load_state_dict(device.state_dict())
+        if k > 20:
+            assert same(two, resumed.step(delta)), k
 
 
 # ---- on MuJoCo Warp ----------------------------------------------------------------------------
