@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from .families import register, step_ms
 from .memory import available, cores
 from .mujoco import native, physics, warp
 from .mujoco.native import NativeVector
+from .mujoco.variety import read_ranges
 from .noise import TILE
 from .packages import engine_lacks
 from .vector import VectorEnv, say
@@ -24,7 +26,7 @@ log = logging.getLogger("rheo")
 BACKENDS = ("auto", "native", "gymnasium", "warp")
 OURS = {  # not the environment's options
     *("id", "num_envs", "seed", "backend", "threads", "dtype"),
-    *("workers", "step_timeout", "restarts", "execute", "device"),
+    *("workers", "step_timeout", "restarts", "execute", "device", "randomise"),
 }
 EXCHANGE_MS = 0.4  # what a worker has to do between two exchanges for the exchange to pay
 WORKER_BYTES, MEMORY_SHARE = 1e9, 0.5  # what one takes with robosuite; of free memory, for all
@@ -121,6 +123,7 @@ def make(
     restarts: int = 3,
     execute: int = 1,
     device: str = "cpu",
+    randomise: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> VectorEnv:
     """num_envs environments of one kind; environment i is seeded with seed + i.
@@ -129,23 +132,30 @@ def make(
     `gymnasium` (any registered Box environment, in a loop) or `auto`. threads: physics threads of
     the native backend, 0 for one per usable CPU.
     workers: processes among which the loop is shared out, or `auto` (`crew`); step_timeout and
-    restarts: as of `Workers`. execute: steps that are asked for at once. options: the environment's
-    own constructor options. Raises EnvError for whatever the user can put right: unknown id or
-    option, missing package, unusable spaces.
+    restarts: as of `Workers`. execute: steps that are asked for at once. randomise: ranges
+    of factors by which worlds of the backend `warp` differ (`mujoco.variety`). options: the
+    environment's own constructor options. Raises EnvError for whatever the user can put right:
+    unknown id or option, missing package, unusable spaces.
     """
     for name, value, least in (("num_envs", num_envs, 1), ("threads", threads, 0)):
         if value < least:
             raise EnvError(f"{name} is {value}, but at least {least} is needed")
     if seed is not None and seed < 0:
         raise EnvError(f"seed is {seed}, but seeds are not negative")
-    chosen = choose(id, backend, options)
+    chosen, ranges = choose(id, backend, options), read_ranges(randomise or {})
+    if ranges and chosen != "warp":
+        raise EnvError(
+            f"env.randomise={dict(randomise or {})}: {chosen} environments share one model; set "
+            "env.backend=warp, or leave env.randomise out"
+        )
     if chosen != "gymnasium":
         refuse_workers(id, chosen, workers)
         register(id)
     if chosen == "native":
         return NativeVector(id, num_envs, seed=seed, threads=threads, dtype=dtype, **options)
     if chosen == "warp":
-        return warp.WarpVector(id, num_envs, seed=seed, device=device, dtype=dtype, **options)
+        kind = {"dtype": dtype, "device": device, "randomise": ranges}
+        return warp.WarpVector(id, num_envs, seed=seed, **kind, **options)
     count = crew(id, num_envs, workers, execute)
     if count:
         given = {"step_timeout": step_timeout, "restarts": restarts, "steps": execute}
@@ -168,12 +178,13 @@ def chunked(
     execute: Count,
     obs_steps: Count,
     gamma: Rate,
+    randomise: dict[str, Any],
     options: dict[str, Any],
     device: str = "cpu",
 ) -> ChunkEnv | None:
     """Environments acted on in chunks, as a configuration names them; None for id=null.
 
-    id: gymnasium id. num_envs: copies. backend, threads, workers, options: as in `make`.
+    id: gymnasium id. num_envs: copies. backend, threads, workers, randomise, options: as in `make`.
     step_timeout: seconds without progress after which a worker is taken for hung; restarts: workers
     that are started again before the run ends. execute: actions executed per decision (Ta).
     obs_steps: observations of history (To). gamma: discount per step. device: of the run.
@@ -187,6 +198,7 @@ def chunked(
         )
     env = make(
         id, num_envs, backend=backend, threads=threads, workers=workers,
-        step_timeout=step_timeout, restarts=restarts, execute=execute, device=device, **options,
+        step_timeout=step_timeout, restarts=restarts, execute=execute, device=device,
+        randomise=randomise, **options,
     )  # fmt: skip
     return ChunkEnv(env, execute=execute, obs_steps=obs_steps, gamma=gamma)

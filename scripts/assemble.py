@@ -107,8 +107,9 @@ def make_env(cfg: Mapping[str, Any], num_envs: int | None = None) -> ChunkEnv | 
         return None
     if num_envs is not None:  # something is measured or recorded
         node["num_envs"] = num_envs
-        # by MuJoCo itself in float64: a policy that exploits another physics is not paid for it
-        node["backend"] = "auto" if node["backend"] == "warp" else node["backend"]
+        if node["backend"] == "warp":
+            # by MuJoCo itself in float64: a policy that exploits another physics is not paid for it
+            node |= {"backend": "auto", "randomise": {}}
     given = {"device": str(device_of(cfg["device"]))} if node["backend"] == "warp" else {}
     env: ChunkEnv = offer(node, "env", **given)
     if frozen(cfg) and env.env.obs_images:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...errors import EnvError
 from ..batch import Step
 from ..families import parts_of
 from ..guard import NonFiniteAction
@@ -19,6 +20,7 @@ from ..vector import VectorEnv
 from .native import TASKS, opened
 from .physics import FORCES
 from .starts import Maker, Starts, bank_row
+from .variety import Ranges, fields_of, values
 from .worlds import ROOMS, Worlds
 
 LARGEST = 1e10  # of positions and velocities, beyond which MuJoCo resets a simulation (mjMAXVAL)
@@ -40,7 +42,8 @@ class WarpVector(VectorEnv):
 
     counters: `physics_resets` are worlds with a position or velocity that is not below LARGEST,
     `overflow` those with more contacts or constraint rows than there is room for; such rows are cut
-    as the contract says and begin anew, while the others go on untouched.
+    as the contract says and begin anew, while the others go on untouched. randomise: ranges of
+    the factors by which the worlds' models differ (`variety`); episodes begin as without it.
     """
 
     backend = "warp"
@@ -54,6 +57,7 @@ class WarpVector(VectorEnv):
         seed: int | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        randomise: Ranges | None = None,
         **options: Any,
     ) -> None:
         made, kind, settings, obs_dim, limit = one = opened(env_id, options)
@@ -61,10 +65,17 @@ class WarpVector(VectorEnv):
         super().__init__(env_id, num_envs, obs_dim, template.action_space, limit, dtype)
         self.obs_parts, self.device = parts_of(made), placed(device)
         derived = kind.derived(settings)
+        self._model, self._ranges = template.model, randomise or {}
+        if "mass" in self._ranges and "cinert" in derived:
+            raise EnvError(
+                f"env.randomise.mass: {env_id} observes inertias, and its beginnings are drawn in "
+                "the model as it ships; leave mass out"
+            )
         self._worlds = Worlds(
             template.model, num_envs, self.device, substeps=int(template.frame_skip),
             forces=FORCES in derived, name=env_id,
             room=None if options.get("xml_file") else ROOMS[env_id.partition("-v")[0]],
+            own=fields_of(self._ranges),
         )  # fmt: skip
         views = {name: self._worlds.bind(name) for name in ("qpos", "qvel", "ctrl", *derived)}
         self._task, self._ctrl = kind(template, settings, views), views["ctrl"]
@@ -106,13 +117,20 @@ class WarpVector(VectorEnv):
             starts = self._next(self._everywhere)
         else:
             self._seed = self._seed if seed is None else seed
-            self._bank = self._maker.bank(self._seed, self.device)
+            self._settle()
             starts = self._maker.from_seed(self._seed, self.num_envs, self.device)
             self._episode.zero_()
         self._begin(self._everywhere, starts)
         self._obs.copy_(starts.obs)
         self._started = True
         return self._obs.to(self.dtype, copy=True)
+
+    def _settle(self) -> None:
+        """What the seed fixes for good: the bank, and the worlds' own models."""
+        self._bank = self._maker.bank(self._seed, self.device)
+        own = values(self._model, self._ranges, self._seed, self.num_envs) if self._ranges else {}
+        for name, value in own.items():
+            self._worlds.field(name).copy_(self._real(value))
 
     def _next(self, ended: Tensor) -> Starts:
         """What every world begins with next; those that ended [N] have one episode more."""
@@ -218,7 +236,7 @@ class WarpVector(VectorEnv):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._load_common(state)
         self._seed = int(state["seed"])
-        self._bank = self._maker.bank(self._seed, self.device)
+        self._settle()
         for name, value in self._parts().items():
             value.copy_(torch.as_tensor(np.asarray(state["parts"][name])))
         self._bad_step.zero_()

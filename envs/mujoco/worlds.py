@@ -11,7 +11,7 @@ import importlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -62,14 +62,15 @@ class Worlds:
     """`count` worlds of a model on a device; `step` advances all of them by `substeps` mj_steps.
 
     forces: contact forces (`cfrc_ext`) are computed after them. room: as above, None for the
-    engine's own. name: of the environment, for messages. state: views of STATE that are not empty.
+    engine's own. name: of the environment, for messages. own: fields of the model that each world
+    has for itself (`field`). state: views of STATE that are not empty.
     lost: the bits of `overflow` that say that a step was not computed whole. Raises EnvError for a
     model that MuJoCo Warp does not simulate, and for more worlds than memory holds.
     """
 
     def __init__(
         self, model: Any, count: int, device: torch.device, *, substeps: int, forces: bool,
-        room: Room | None, name: str,
+        room: Room | None, name: str, own: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self._warp, self._engine = engine()
         self.device, self._substeps, self._forces = device, substeps, forces
@@ -78,7 +79,7 @@ class Worlds:
         sizes = {} if room is None else {"nconmax": room.contacts, "njmax": room.rows}
         with self._warp.ScopedDevice(self._place):
             try:
-                self._model = self._engine.put_model(model)
+                self._model = self._engine.put_model(model, batch_sizes=dict.fromkeys(own, count))
                 self._refuse_many(model, count, sizes, name)
                 self._data = self._engine.make_data(model, nworld=count, **sizes)
             except NotImplementedError as error:
@@ -87,6 +88,12 @@ class Worlds:
                     "env.backend=native"
                 ) from error
         self._model.opt.warn_overflow = 0  # seen in `overflow`; kernels that print are slow
+        if device.type == "cuda" and not self._warp.is_conditional_graph_supported():
+            self._model.opt.graph_conditional = False
+            log.warning(
+                "%s: the NVIDIA driver is older than CUDA 12.4, so every step makes all iterations "
+                "of its solver; a newer driver is quicker", name,
+            )  # fmt: skip
         kinds = self._engine.OverflowType
         self.lost = int(kinds.ALL & ~(kinds.ITERATIONS | kinds.LS_ITERATIONS))
         self.overflow = self.bind("overflow")
@@ -98,6 +105,10 @@ class Worlds:
     def bind(self, name: str) -> Tensor:
         """A tensor [N, ...] on the simulator's own memory."""
         return self._warp.to_torch(getattr(self._data, name))
+
+    def field(self, name: str) -> Tensor:
+        """A field of the model that each world has of its own, [N, ...]; to be written to."""
+        return self._warp.to_torch(getattr(self._model, name))
 
     def step(self) -> None:
         """Advances every world, in the order of the work that torch has given the device."""

@@ -1,10 +1,12 @@
 """Tasks on MuJoCo Warp, on its CPU backend: the contract, the physics, and what breaks there."""
 
+import copy
 import logging
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from watching import Watcher
@@ -17,7 +19,7 @@ from rheo.errors import EnvError
 
 pytest.importorskip("mujoco_warp", reason="needs pip install 'rheo-rl[warp]' (Python 3.11)")
 
-from rheo.envs.mujoco import warp, worlds
+from rheo.envs.mujoco import variety, warp, worlds
 
 NEEDS_BATCH = pytest.mark.skipif(not physics.available(), reason="mujoco.batch came with 3.17")
 
@@ -307,6 +309,52 @@ def test_worlds_with_more_constraints_than_room_are_cut_and_no_other(
     assert env.counters == {"physics_resets": 0, "overflow": cut, "bad_obs": 0}
 
 
+# ---- worlds that differ ------------------------------------------------------------------------
+
+RANGES: Any = {"mass": (0.6, 1.6), "friction": (0.4, 1.8), "damping": (0.5, 2.0)}
+
+
+def test_each_world_moves_as_mujoco_does_with_that_world_s_model() -> None:
+    env = made(count=5, seed=7, randomise=RANGES)
+    env.reset()
+    drawn = variety.factors(RANGES, 7, 5)
+    assert all(len(np.unique(each)) == 5 for each in drawn.values())
+    model = native.opened("Hopper-v5", {}).template.model
+    plain, alike = made(count=5, seed=7), 0
+    plain.reset()
+    own, data = copy.copy(model), physics.mujoco.MjData(model)
+    begun = env._qpos.double().numpy().copy(), env._qvel.double().numpy().copy()
+    plan = actions(env, 8)
+    for action in plan:
+        step, other = env.step(action), plain.step(action)
+        alike += int((step.final_obs - other.final_obs).abs().amax() < 1e-3)
+    assert alike == 0  # the factors matter from the first step on
+    assert not (step.terminated | step.truncated).any()
+    for i in range(5):
+        variety.vary(own, data, model, {kind: float(each[i]) for kind, each in drawn.items()})
+        assert own.body_mass.sum() == pytest.approx(drawn["mass"][i] * model.body_mass.sum())
+        physics.mujoco.mj_resetData(own, data)
+        data.qpos[:], data.qvel[:] = begun[0][i], begun[1][i]
+        for action in plan[:, i]:
+            data.ctrl[:] = action.numpy()
+            physics.mujoco.mj_step(own, data, nstep=4)
+        assert np.abs(env._qpos[i].numpy() - data.qpos).max() < 1e-4
+    saved = env.state_dict()
+    again = made(count=5, seed=1, randomise=RANGES)
+    again.reset()
+    again.load_state_dict(saved)
+    assert same(env.step(plan[0]), again.step(plan[0]))
+
+
+def test_factors_do_not_depend_on_what_else_is_varied_or_how_many_worlds_there_are() -> None:
+    every = variety.factors(RANGES, 3, 9)
+    alone = variety.factors({"damping": RANGES["damping"]}, 3, 4)["damping"]
+    assert np.array_equal(every["damping"][:4], alone)
+    assert not np.array_equal(variety.factors(RANGES, 4, 9)["mass"], every["mass"])
+    for kind, (low, high) in RANGES.items():
+        assert ((every[kind] >= low) & (every[kind] <= high)).all()
+
+
 # ---- what is said and refused ------------------------------------------------------------------
 
 
@@ -343,12 +391,21 @@ def test_more_worlds_than_memory_holds_are_refused_before_they_are_made(
         ({"id": "Hopper-v5", "workers": 2}, "on one device, which is quicker"),
         ({"id": "Hopper-v5", "render_mode": "rgb_array"}, "rendering option.*backend=gymnasium"),
         ({"id": "Hopper-v5", "healthy_rewards": 2.0}, "did you mean 'healthy_reward'"),
+        ({"randomise": {"masses": [1, 2]}}, "env.randomise.masses: can be mass, friction, damping"),
+        ({"randomise": {"mass": 1.2}}, r"mass=1.2: must be \[lowest, highest\]"),
+        ({"randomise": {"mass": [0, 2]}}, "must be .* of a factor above 0"),
+        ({"randomise": {"mass": [2, 1]}}, "the lowest factor comes first"),
+        (
+            {"randomise": {"mass": [1, 2]}, "backend": "gymnasium"},
+            "share one model; set env",
+        ),
+        ({"id": "Humanoid-v5", "randomise": {"mass": [1, 2]}}, "observes inertias.*leave mass out"),
         ({"id": "Hopper-v5", "device": "meta"}, "runs on cuda or cpu; device=meta is neither"),
     ],
 )
 def test_what_it_lacks_is_one_clear_error(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(EnvError, match=message):
-        make(**{"num_envs": 1, "backend": "warp", **arguments})
+        make(**{"id": "Hopper-v5", "num_envs": 1, "backend": "warp", **arguments})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
