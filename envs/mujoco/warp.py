@@ -47,7 +47,7 @@ class WarpVector(VectorEnv):
     """
 
     backend = "warp"
-    device: torch.device
+    device: torch.device  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,

@@ -34,9 +34,8 @@ def plan(steps: int, execute: int) -> Tensor:
 
 
 def same(one: ChunkStep, two: ChunkStep) -> bool:
-    return all(
-        a is b or (a.dtype == b.dtype and torch.equal(a, b)) for a, b in zip(one, two, strict=True)
-    )
+    pairs: Any = zip(one, two, strict=True)
+    return all(a is b or (a.dtype == b.dtype and torch.equal(a, b)) for a, b in pairs)
 
 
 def shoot(env: ChunkEnv, row: int) -> None:
@@ -48,7 +47,8 @@ def shoot(env: ChunkEnv, row: int) -> None:
 def test_chunks_of_tensors_are_those_of_arrays(execute: int, obs_steps: int) -> None:
     host, device = (chunked(flag, execute, obs_steps) for flag in (False, True))
     assert torch.equal(host.reset(4), device.reset(4))
-    saved, ends = None, 0
+    other, ends = chunked(True, execute, obs_steps), 0
+    other.reset(99)
     for k, action in enumerate(plan(24, execute)):
         mask = torch.tensor([True, False, True, True, False]) if k % 5 == 3 else None
         if k == 6:
@@ -60,8 +60,6 @@ def test_chunks_of_tensors_are_those_of_arrays(execute: int, obs_steps: int) -> 
         if k == 12:
             saved = device.state_dict()
             assert all((saved[name] == value).all() for name, value in _own(host).items())
-            other = chunked(True, execute, obs_steps)
-            other.reset(99)
             other.load_state_dict(saved)
         if k > 12:
             assert same(two, other.step(action, mask)), k
@@ -120,8 +118,9 @@ def test_a_replay_on_a_device_keeps_what_the_host_s_keeps(n_step: int) -> None:
         given = {"capacity": 70, "batch_size": 8, "warmup": 40, "update_ratio": 0.1}
         source = Replay(env, torch.Generator().manual_seed(0), 4, **given, n_step=n_step)
         act = planning(5)
-        for k in range(30):
-            if k in (3, 14):
+        batch = source.next(act)
+        for k in range(29):
+            if k in (2, 13):
                 shoot(env, k % 5)
             batch = source.next(act)
         sides.append((source.frames, source.buffer, batch, source.state_dict()["finished"]))

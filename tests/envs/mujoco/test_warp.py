@@ -47,7 +47,7 @@ def same(one: Any, two: Any) -> bool:
 def test_the_first_steps_are_native_s_up_to_float32(env_id: str) -> None:
     ours, theirs = made(env_id, 16, seed=3), make(env_id, 16, seed=3, backend="native", threads=1)
     assert torch.equal(ours.reset(), theirs.reset())
-    plan = actions(ours, 10)
+    plan, valid = actions(ours, 10), torch.zeros(())
     for k, action in enumerate(plan, start=1):
         one, two = ours.step(action), theirs.step(action)
         apart = (one.final_obs - two.final_obs).abs().amax(1) / (1 + two.final_obs.abs().amax(1))
@@ -55,7 +55,8 @@ def test_the_first_steps_are_native_s_up_to_float32(env_id: str) -> None:
         assert bound <= 1e-4, k  # a cheetah whose foot touches the floor earlier is elsewhere
         assert (one.reward - two.reward).abs().median() <= 1e-4
         assert torch.equal(one.terminated, two.terminated)
-    assert one.valid.all()
+        valid = one.valid
+    assert valid.all()
 
 
 @NEEDS_BATCH
@@ -63,6 +64,7 @@ def test_the_first_steps_are_native_s_up_to_float32(env_id: str) -> None:
 def test_contact_forces_are_observed(env_id: str) -> None:
     ours, theirs = made(env_id, 4, seed=1), make(env_id, 4, seed=1, backend="native", threads=1)
     assert torch.equal(ours.reset(), theirs.reset())
+    forces = others = torch.zeros(())
     for action in actions(ours, 60):
         one, two = ours.step(action), theirs.step(action)
         forces, others = one.final_obs[:, -78:], two.final_obs[:, -78:]
@@ -122,15 +124,16 @@ def test_a_new_episode_begins_as_if_there_had_been_none_before() -> None:
     """From row 0 of the bank, as a world does that is set there by hand."""
     env = made(count=1)
     env.reset()
-    ended = False
+    ended, after = False, torch.zeros(())
     for action in actions(env, 200):
         step = env.step(action)
+        after = step.obs
         if ended := bool(step.terminated[0]):
             break
     assert ended
     assert env._bank is not None
     start = env._bank.rows(torch.tensor([0]))
-    assert torch.equal(step.obs, start.obs)
+    assert torch.equal(after, start.obs)
     other = made(count=1)
     other.reset(9)
     other._begin(other._everywhere, start)
@@ -245,7 +248,7 @@ def test_broken_worlds_are_cut_and_counted_and_their_neighbours_stay_bit_equal()
             assert step.valid.all()
         assert torch.isfinite(step.obs).all()
         for one, two in zip(step, other, strict=True):
-            assert one is None or torch.equal(one[kept], two[kept])
+            assert one is two is None or torch.equal(one[kept], two[kept])  # type: ignore[index]
     assert env.counters == {"physics_resets": 2, "overflow": 0, "bad_obs": 0}
 
 
@@ -328,8 +331,8 @@ def test_each_world_moves_as_mujoco_does_with_that_world_s_model() -> None:
     for action in plan:
         step, other = env.step(action), plain.step(action)
         alike += int((step.final_obs - other.final_obs).abs().amax() < 1e-3)
+        assert not (step.terminated | step.truncated).any()
     assert alike == 0  # the factors matter from the first step on
-    assert not (step.terminated | step.truncated).any()
     for i in range(5):
         variety.vary(own, data, model, {kind: float(each[i]) for kind, each in drawn.items()})
         assert own.body_mass.sum() == pytest.approx(drawn["mass"][i] * model.body_mass.sum())
