@@ -47,7 +47,7 @@ class WarpVector(VectorEnv):
     """
 
     backend = "warp"
-    device: torch.device  # pyright: ignore[reportIncompatibleVariableOverride]
+    device: torch.device
 
     def __init__(
         self,
@@ -63,7 +63,8 @@ class WarpVector(VectorEnv):
         made, kind, settings, obs_dim, limit = one = opened(env_id, options)
         template = one.template
         super().__init__(env_id, num_envs, obs_dim, template.action_space, limit, dtype)
-        self.obs_parts, self.device = parts_of(made), placed(device)
+        self.obs_parts = parts_of(made)
+        self.device = placed(device)  # pyright: ignore[reportIncompatibleVariableOverride]
         derived = kind.derived(settings)
         self._model, self._ranges = template.model, randomise or {}
         if "mass" in self._ranges and "cinert" in derived:
