@@ -199,8 +199,13 @@ class OnPolicy(Algorithm):
 
     @torch.no_grad()
     def judge(self, rollout: Rollout) -> tuple[Rows, dict[str, Tensor]]:
-        """Advantages and value goals of a rollout's valid decisions, as rows."""
+        """Advantages and value goals of a rollout's valid decisions, as S N rows."""
         learn, valid = self.learn, rollout.valid
+        index = repeated(valid)
+
+        def picked(column: Tensor) -> Tensor:
+            return column.flatten(0, 1).index_select(0, index)
+
         reward = rollout.reward
         if learn.scale_rewards:
             reward = self.scale(reward, rollout.discount, rollout.boundary | ~valid)
@@ -208,20 +213,20 @@ class OnPolicy(Algorithm):
         advantage = gae(
             reward, rollout.discount, value, after, rollout.boundary, valid, learn.gae_lambda
         )
-        goal = (advantage + value)[valid]
-        spread = (goal - value[valid]).var(correction=0) / goal.var(correction=0).clamp_min(1e-8)
-        advantage, action = advantage[valid], rollout.action[valid]
+        goal, value = picked(advantage + value), picked(value)
+        spread = (goal - value).var(correction=0) / goal.var(correction=0).clamp_min(1e-8)
+        advantage, action = picked(advantage), picked(rollout.action)
         mean, std = ranks.spread(advantage)
         metrics = {
             "critic/explained_variance": 1 - spread,
-            "critic/value": value[valid].mean(),
+            "critic/value": value.mean(),
             "rollout/advantage_std": std,
             "rollout/reward_scale": self.scale.std if learn.scale_rewards else torch.ones(()),
             "rollout/saturated": (action[:, : self.executed].abs() >= 1).float().mean(),
         }
         advantage = (advantage - mean) / (std + 1e-8)
-        kept = {name: column[valid] for name, column in rollout.kept.items()}
-        return Rows(rollout.obs[valid], action, kept, advantage, goal), metrics
+        kept = {name: picked(column) for name, column in rollout.kept.items()}
+        return Rows(picked(rollout.obs), action, kept, advantage, goal), metrics
 
     def value_loss(self, rows: Rows) -> Tensor:
         """Half the mean squared error of the value, []."""
@@ -234,6 +239,18 @@ class OnPolicy(Algorithm):
         limit = self.learn.ratio_limit
         loss = clipped(log_ratio, advantage, clip, limit).mean()
         return loss, ratio_metrics(log_ratio.detach(), clip, limit)
+
+
+def repeated(valid: Tensor) -> Tensor:
+    """Which rows of a rollout to learn from, [S N] for valid [S, N]: as many whatever broke.
+
+    The valid ones in order, and in place of each broken one a valid one again, from the first on.
+    So shapes do not depend on values: nothing is asked of a device, compiled code stays, and
+    processes that learn together make as many steps. Where all are valid it is all of them.
+    """
+    flat = valid.flatten()
+    order = (~flat).to(torch.uint8).argsort(stable=True)
+    return order[torch.arange(len(flat), device=flat.device) % flat.sum().clamp_min(1)]
 
 
 def ratio_metrics(

@@ -56,7 +56,7 @@ class ResiP(OnPolicy):
     def plan(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """The base's chunks [N, T, Da] for observations [N, O]."""
         start = self.policy.start(len(obs), generator)
-        return self.policy.act(obs.to(start.device), start).cpu()
+        return self.policy.act(obs.to(start.device), start)
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Choice:

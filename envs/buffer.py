@@ -39,15 +39,20 @@ class Buffer:
             ) from error
         self.size = self.cursor = 0
 
-    def add(self, batch: Batch, valid: Tensor) -> None:
-        """Appends the valid rows of a batch, overwriting the oldest when full."""
+    def add(self, batch: Batch, valid: Tensor, sound: int | None = None) -> None:
+        """Appends the valid rows of a batch, overwriting the oldest when full.
+
+        sound: how many they are, where that is known; else the device is asked.
+        """
         columns = [batch.obs, batch.action.flatten(1), batch.next_obs]
         columns += [batch.reward[:, None], batch.discount[:, None]]
         if batch.memo is not None:
             columns.append(batch.memo.flatten(1))
         packed = torch.cat(columns, 1).to(self.rows.device)
-        packed = packed if bool(valid.all()) else packed[valid.to(packed.device)]
-        count = len(packed)
+        count = int(valid.sum()) if sound is None else sound
+        if count < len(packed):  # the valid ones first, in their order
+            order = (~valid).to(torch.uint8).argsort(stable=True)
+            packed = packed.index_select(0, order[:count].to(packed.device))
         if count > self.capacity:
             raise ValueError(f"{count} rows at once do not fit a buffer of {self.capacity}")
         head = min(count, self.capacity - self.cursor)

@@ -5,14 +5,15 @@ reward = sum_k gamma^k r_k (k < n) and discount = gamma^n (1 - terminated), so a
 keeps its bootstrap and a chunk that ends early discounts by the steps it took.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import EnvError
+from .mujoco.tasks import Array, copied
 from .vector import VectorEnv
 
 
@@ -33,12 +34,27 @@ class ChunkStep(NamedTuple):
     success_at_end: Tensor | None = None  # [N] bool: solved by the last step executed
 
 
+Kind = tuple[Any, Callable[[Tensor], Array], Callable[[Array], Tensor]]
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value
+
+
+HOST: Kind = (np, Tensor.numpy, torch.from_numpy)
+DEVICE: Kind = (torch, _itself, _itself)
+
+
 class ChunkEnv:
     """Executes the first `execute` actions of every chunk and stacks `obs_steps` observations.
 
     A row that ends inside a chunk is reset and waits there: the rest of the chunk belongs to a
     plan for the ended episode and is not executed in the new one. The history of a new episode is
     its first observation repeated.
+
+    On the host the few numbers of an environment are kept in numpy, where arithmetic on them is
+    much cheaper than in torch; of environments on a device they are tensors there. The code is the
+    same, only that the host looks whether something is to be done, and a device does it masked.
     """
 
     def __init__(self, env: VectorEnv, *, execute: int, obs_steps: int, gamma: float) -> None:
@@ -52,13 +68,17 @@ class ChunkEnv:
         self.num_envs, self.action_dim = n, env.action_dim
         self.obs_dim = obs_steps * env.obs_dim
         self._scales = [gamma**k for k in range(execute + 1)]
-        self._powers = torch.tensor(self._scales, dtype=env.dtype).numpy()
-        # arithmetic on a few numbers per environment is much cheaper in numpy than in torch
-        self._history = np.zeros((n, obs_steps, env.obs_dim), self._powers.dtype)
-        self._return = np.zeros(n)
-        self._length = np.zeros(n, np.int64)
-        self._solved = np.zeros(n, bool)  # at any step of the running episodes
-        self._one = np.ones(n, np.int64)
+        self._host = env.device is None
+        # the namespace, a tensor as this class computes with it, and back: on the same memory
+        self._xp, self._array, self._tensor = HOST if self._host else DEVICE
+        self._powers = self._array(torch.tensor(self._scales, dtype=env.dtype, device=env.device))
+        self._history = self._zeros((n, obs_steps, env.obs_dim), env.dtype)
+        self._return = self._zeros((n,), torch.float64)
+        self._length = self._zeros((n,), torch.int64)
+        self._solved = self._zeros((n,), torch.bool)  # at any step of the running episodes
+        self._none, self._nothing = self._zeros((n,), torch.bool), self._zeros((n,), env.dtype)
+        self._all, self._never = ~self._none, self._zeros((n,), torch.int64)
+        self._one = self._never + 1
 
     def reset(self, seed: int | None = None) -> Tensor:
         """Start N episodes -> obs [N, To*Do]."""
@@ -75,7 +95,7 @@ class ChunkEnv:
         self._return[:] = 0
         self._length[:] = 0
         self._solved[:] = False
-        self._history = obs.numpy()[:, None].repeat(self.obs_steps, axis=1)
+        self._history = self._xp.stack([self._array(obs)] * self.obs_steps, 1)
         return self._flat(self._history)
 
     def step(self, action: Tensor, active: Tensor | None = None) -> ChunkStep:
@@ -94,31 +114,38 @@ class ChunkEnv:
             return self._single(action.select(1, 0), active)
         return self._chunk(action[:, : self.execute], active)
 
-    def _flat(self, history: NDArray) -> Tensor:
-        return torch.from_numpy(history.reshape(self.num_envs, -1))
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Array:
+        return self._array(torch.zeros(shape, dtype=dtype, device=self.env.device))
+
+    def _any(self, rows: Array) -> bool:
+        """Whether something may have to be done for the rows [N]."""
+        return not self._host or bool(np.count_nonzero(rows))
+
+    def _flat(self, history: Array) -> Tensor:
+        return self._tensor(history.reshape(self.num_envs, -1))
 
     def _single(self, action: Tensor, active: Tensor | None) -> ChunkStep:
         """One action, no history: the vector step with its discount."""
         out = self.env.step(action, active)
-        terminated = out.terminated.numpy()
-        frames = self._one.copy() if active is None else active.numpy().astype(np.int64)
-        self._return += out.reward.numpy()
+        terminated = self._array(out.terminated)
+        frames = copied(self._one) if active is None else self._one * self._array(active)
+        self._return += self._array(out.reward)
         self._length += frames
-        done = terminated | out.truncated.numpy()
+        done = terminated | self._array(out.truncated)
         returns, lengths = self._finish(done)
         once = None
         if out.success is not None:  # nothing is spent where there is no such notion
-            self._solved |= out.success.numpy()
+            self._solved |= self._array(out.success)
             once = self._ever(done)
         return ChunkStep(
             out.obs,
             out.reward,
-            torch.from_numpy(self._powers[1] * ~terminated),
+            self._tensor(self._powers[1] * ~terminated),
             out.final_obs,
             out.terminated,
             out.truncated,
             out.valid,
-            torch.from_numpy(frames),
+            self._tensor(frames),
             returns,
             lengths,
             once,
@@ -126,89 +153,102 @@ class ChunkEnv:
         )
 
     def _chunk(self, action: Tensor, asked: Tensor | None) -> ChunkStep:
-        n, history = self.num_envs, self._history
-        active = np.ones(n, bool) if asked is None else asked.numpy()
-        valid, terminated, truncated = active.copy(), np.zeros(n, bool), np.zeros(n, bool)
-        reward, frames = np.zeros(n, self._powers.dtype), np.zeros(n, np.int64)
+        history = self._history
+        active = self._all if asked is None else self._array(asked)
+        valid, terminated, truncated = copied(active), copied(self._none), copied(self._none)
+        reward, frames = copied(self._nothing), copied(self._never)
         first, solved = history[:, 0], None
         all_active = asked is None
         ahead = self.env.ahead(action, asked, self.obs_steps)
         for k in range(self.execute):
-            mask = None if all_active else torch.from_numpy(active)
+            mask = None if all_active else self._tensor(active)
             out = self.env.step(action[:, k], mask) if ahead is None else ahead[k]
-            rewards, first = out.reward.numpy(), out.obs.numpy()
+            rewards, first = self._array(out.reward), self._array(out.obs)
             reward += self._powers[k] * rewards
             self._return += rewards
             frames += active
-            history = self._extended(history, out.final_obs.numpy(), None if all_active else active)
+            newest = self._array(out.final_obs)
+            history = self._extended(history, newest, None if all_active else active)
             if out.success is not None:
-                solved = self._noted(out.success.numpy(), active, solved)
-            valid &= out.valid.numpy() | ~active
-            terminated |= out.terminated.numpy()
-            truncated |= out.truncated.numpy()
+                solved = self._noted(self._array(out.success), active, solved)
+            valid &= self._array(out.valid) | ~active
+            terminated |= self._array(out.terminated)
+            truncated |= self._array(out.truncated)
             active = active & ~(terminated | truncated)
-            running = np.count_nonzero(active)
+            running = np.count_nonzero(active) if self._host else None  # not to be known: None
             if running == 0:
                 break
-            all_active = running == n
+            all_active = running == self.num_envs
         self._length += frames
         done = terminated | truncated
         self._history = history
-        if np.count_nonzero(done):
-            self._history = np.where(done[:, None, None], first[:, None], history)
+        if self._any(done):
+            self._history = self._xp.where(done[:, None, None], first[:, None], history)
         returns, lengths = self._finish(done)
         return ChunkStep(
             self._flat(self._history),
-            torch.from_numpy(reward),
-            torch.from_numpy(self._powers[frames] * ~terminated),
+            self._tensor(reward),
+            self._tensor(self._powers[frames] * ~terminated),
             self._flat(history),
-            torch.from_numpy(terminated),
-            torch.from_numpy(truncated),
-            torch.from_numpy(valid),
-            torch.from_numpy(frames),
+            self._tensor(terminated),
+            self._tensor(truncated),
+            self._tensor(valid),
+            self._tensor(frames),
             returns,
             lengths,
             None if solved is None else self._ever(done),
-            None if solved is None else torch.from_numpy(solved),
+            None if solved is None else self._tensor(solved),
         )
 
-    def _noted(self, success: NDArray, active: NDArray, before: NDArray | None) -> NDArray:
+    def _noted(self, success: Array, active: Array, before: Array | None) -> Array:
         """Success [N] at the latest step of every row, after it is added to the episodes' own."""
         self._solved |= success
-        return success if before is None else np.where(active, success, before)
+        return success if before is None else self._xp.where(active, success, before)
 
-    def _extended(self, history: NDArray, newest: NDArray, active: NDArray | None) -> NDArray:
+    def _extended(self, history: Array, newest: Array, active: Array | None) -> Array:
         """The histories with the newest observation appended, as a new array."""
         if self.obs_steps == 1:
             extended = newest[:, None]
         else:
-            extended = np.concatenate([history[:, 1:], newest[:, None]], axis=1)
-        return extended if active is None else np.where(active[:, None, None], extended, history)
+            extended = self._xp.concatenate([history[:, 1:], newest[:, None]], 1)
+        if active is None:
+            return extended
+        return self._xp.where(active[:, None, None], extended, history)
 
-    def _ever(self, done: NDArray) -> Tensor:
+    def _ever(self, done: Array) -> Tensor:
         """Whether the episodes were solved so far, [N]; starts anew for the rows that are done."""
-        solved = torch.from_numpy(self._solved.copy())
-        self._solved[done] = False
+        solved = self._tensor(copied(self._solved))
+        self._solved &= ~done
         return solved
 
-    def _finish(self, done: NDArray) -> tuple[Tensor, Tensor]:
+    def _finish(self, done: Array) -> tuple[Tensor, Tensor]:
         """Returns and lengths so far, [N] each; restarts them for the rows that are done."""
-        returns = torch.from_numpy(self._return.copy())
-        lengths = torch.from_numpy(self._length.copy())
-        if np.count_nonzero(done):
-            self._return[done] = 0
-            self._length[done] = 0
-        return returns, lengths
+        returns, lengths = copied(self._return), copied(self._length)
+        if self._any(done):
+            self._return = self._xp.where(done, 0.0, self._return)
+            self._length = self._xp.where(done, 0, self._length)
+        return self._tensor(returns), self._tensor(lengths)
 
     def state_dict(self) -> dict[str, Any]:
         """The environments' state with the histories and the running episodes' totals."""
         return {
             "env": self.env.state_dict(),
-            "history": self._history.copy(),
-            "return": self._return.copy(),
-            "length": self._length.copy(),
-            "solved": self._solved.copy(),
+            **{name: self._kept(value) for name, value in self._own().items()},
         }
+
+    def _own(self) -> dict[str, Array]:
+        """What is this class's own of the state."""
+        totals = {"return": self._return, "length": self._length, "solved": self._solved}
+        return {"history": self._history, **totals}
+
+    def _kept(self, value: Array) -> Array:
+        """A copy on the host, a numpy array."""
+        return value.copy() if self._host else value.cpu().numpy().copy()
+
+    def _given(self, saved: Any, mine: Array) -> Array:
+        """What `_kept` returned, as an array of this one's kind."""
+        like = self._tensor(mine)
+        return self._array(torch.tensor(np.asarray(saved)).to(like))
 
     def load_state_dict(self, state: dict[str, Any]) -> Tensor | None:
         """Continue where `state_dict` was taken, with the observation the caller held then.
@@ -218,10 +258,9 @@ class ChunkEnv:
         obs = self.env.load_state_dict(state["env"])
         if obs is not None:
             return self._begun(obs)
-        self._history = np.array(state["history"], self._powers.dtype)
-        self._return[:] = np.asarray(state["return"])
-        self._length[:] = np.asarray(state["length"])
-        self._solved[:] = np.asarray(state["solved"])
+        own = {name: self._given(state[name], mine) for name, mine in self._own().items()}
+        self._history, self._solved = own["history"], own["solved"]
+        self._return, self._length = own["return"], own["length"]
         return None
 
     def close(self) -> None:

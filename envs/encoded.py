@@ -28,9 +28,12 @@ class Encoded(VectorEnv):
         self.max_steps, self.dtype, self.backend = env.max_steps, env.dtype, env.backend
         self.action_low, self.action_high = env.action_low, env.action_high
         self.obs_parts, self.obs_images = env.obs_parts, env.obs_images
-        self.counters = env.counters  # one dictionary of both
         self.obs_dim = env.obs_dim - pixels(env.obs_images) + features
         self.seen = torch.zeros(env.num_envs, self.obs_dim, dtype=env.dtype)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        return self.env.counters
 
     def look(self, obs: Tensor, rows: Tensor, before: Tensor, read: Tensor | None = None) -> Tensor:
         """What was encoded before, anew in some rows [N] bool of observations [N, Do].

@@ -28,14 +28,18 @@ class NonFiniteAction(FloatingPointError):
     """An action with NaN or Inf, refused before any environment moved.
 
     `env_id` and `index` name the environment, `step` is the step of its episode that was refused.
+    action: None where the environments are on a device, which went on without that row.
     """
 
-    def __init__(self, env_id: str, index: int, step: int, action: NDArray) -> None:
+    def __init__(self, env_id: str, index: int, step: int, action: NDArray | None) -> None:
         self.env_id, self.index, self.step = env_id, index, step
-        shown = np.array2string(np.asarray(action), precision=4, threshold=12)
+        shown, then = "", "its episode was cut there"
+        if action is not None:
+            shown = f" {np.array2string(np.asarray(action), precision=4, threshold=12)}"
+            then = "nothing was stepped"
         super().__init__(
-            f"{env_id}: action {shown} for environment {index} at step {step} of its episode is "
-            "not finite; nothing was stepped. Check the policy's loss and gradients for NaN"
+            f"{env_id}: action{shown} for environment {index} at step {step} of its episode is "
+            f"not finite; {then}. Check the policy's loss and gradients for NaN"
         )
 
 

@@ -1,6 +1,7 @@
 """Packages that need not be there: what they are for, and how they are installed. Imports none."""
 
 import importlib.util
+import sys
 
 # Environment families outside gymnasium: id prefix -> (module that registers them, pip name).
 ELSEWHERE = {
@@ -32,6 +33,8 @@ READERS = {
     "pyarrow": "'rheo-rl[formats]'",
     "zarr": "'rheo-rl[formats]'",
 }
+# Backends of their own package: name -> (its modules, pip name, the first Python it runs on).
+ENGINES = {"warp": (("warp", "mujoco_warp"), "'rheo-rl[warp]'", (3, 11))}
 # Packages that run on older versions of MuJoCo only: those of constraints-manipulation.txt.
 BOUND = ("robosuite", "metaworld")
 APART = (
@@ -60,6 +63,22 @@ def pip_install(package: str) -> str:
         return APART
     held = "-c constraints-manipulation.txt " if bound_packages() else ""
     return f"pip install {held}{package}"
+
+
+def engine_lacks(backend: str) -> str | None:
+    """What keeps a backend from running here, with the remedy; None where nothing is missing."""
+    if backend not in ENGINES:
+        return None
+    modules, package, python = ENGINES[backend]
+    if sys.version_info < python:
+        least, here = (".".join(map(str, v[:2])) for v in (python, sys.version_info))
+        return (
+            f"env.backend={backend}: its engine needs Python {least} and this is {here}; use a "
+            "newer Python, or env.backend=native"
+        )
+    if all(importlib.util.find_spec(module) is not None for module in modules):
+        return None
+    return lacking(f"env.backend={backend}", package)
 
 
 def lacking(what: str, package: str) -> str:

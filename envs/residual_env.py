@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .chunk import ChunkEnv, ChunkStep
+from .mujoco.tasks import Array
 from .noise import EpisodeNoise, filled
 
 
@@ -25,6 +26,7 @@ class Residual(ChunkEnv):
     of O + Da + 1 numbers, a_b the planned action of this step and phase the share of the plan that
     was used: without them the correction's world would not be Markov (arXiv:2407.16677). A
     successor's planned action is the plan's next one, or that of a new plan where it is used up.
+    Environments on a device are asked twice a step which rows need a plan: a base costs more.
     """
 
     def __init__(self, env: ChunkEnv, plan: Plan, scale: float, generator: torch.Generator) -> None:
@@ -33,8 +35,10 @@ class Residual(ChunkEnv):
         self.generator = generator  # of the base's noise, on the base's device
         self.base_dim = env.obs_dim  # of what the base sees
         self.obs_dim += env.action_dim + 1
-        self.chunk = torch.zeros(self.num_envs, env.execute, env.action_dim)
-        self.phase = np.zeros(self.num_envs, np.int64)
+        place = self.env.device or "cpu"
+        self.chunk = torch.zeros(self.num_envs, env.execute, env.action_dim, device=place)
+        self.rows = torch.arange(self.num_envs, device=place)
+        self.phase = self._zeros((self.num_envs,), torch.int64)
         self.noise: EpisodeNoise | None = None
 
     def own_noise(self, seed: int, first: int = 0) -> None:
@@ -47,28 +51,30 @@ class Residual(ChunkEnv):
         if seed is not None:
             self.generator.manual_seed(seed)
         obs = super().reset(seed)
-        self.replan(obs, np.ones(self.num_envs, bool))
+        self.replan(obs, self._all)
         return self.with_plan(obs)
 
-    def replan(self, obs: Tensor, rows: np.ndarray) -> None:
+    def replan(self, obs: Tensor, rows: Array) -> None:
         """New plans for some rows."""
-        if rows.any():
-            chosen, generator = np.flatnonzero(rows), self.generator
-            asked = chosen
-            if self.noise is not None:
-                asked = self.noise.rows = filled(chosen)
-                generator = self.noise
-            chunk = self.plan(obs[torch.from_numpy(asked)], generator)
-            self.chunk[rows] = chunk[: len(chosen), : self.every].to(self.chunk)
-            self.phase[rows] = 0
+        chosen, generator = np.flatnonzero(self._kept(rows)), self.generator
+        if not len(chosen):
+            return
+        asked = chosen
+        if self.noise is not None:
+            asked = self.noise.rows = filled(chosen)
+            generator = self.noise
+        chunk = self.plan(obs[torch.from_numpy(asked).to(obs.device)], generator)
+        index = torch.from_numpy(chosen).to(self.chunk.device)
+        self.chunk[index] = chunk[: len(chosen), : self.every].to(self.chunk)
+        self.phase = self._xp.where(rows, 0, self.phase)
 
     def planned(self) -> Tensor:
         """The base's action of this step, [N, Da]."""
-        return self.chunk[torch.arange(self.num_envs), torch.from_numpy(self.phase)]
+        return self.chunk[self.rows, self._tensor(self.phase)]
 
     def with_plan(self, obs: Tensor) -> Tensor:
         """Observations with the planned action and the phase."""
-        phase = torch.from_numpy(self.phase / self.every).to(obs.dtype)
+        phase = self._tensor(self.phase / self.every).to(obs.dtype)
         return torch.cat([obs, self.planned().to(obs.dtype), phase[:, None]], 1)
 
     def step(self, action: Tensor, active: Tensor | None = None) -> ChunkStep:
@@ -77,18 +83,18 @@ class Residual(ChunkEnv):
             return super().step(action)  # which says what is wrong with it
         planned = self.planned().to(action)
         step = super().step((planned + self.scale * action[:, 0]).clamp(-1, 1)[:, None], active)
-        self.phase += step.frames.numpy()
+        self.phase = self.phase + self._array(step.frames)
         self.replan(step.next_obs, self.phase == self.every)
         following = self.with_plan(step.next_obs)
-        done = (step.terminated | step.truncated).numpy()
+        done = self._array(step.terminated | step.truncated)
         if self.noise is not None:
-            self.noise.begin(done)
+            self.noise.begin(self._kept(done))
         self.replan(step.obs, done)
         return step._replace(obs=self.with_plan(step.obs), next_obs=following)
 
     def state_dict(self) -> dict[str, Any]:
         """The environments' state with the running plans and the base's noise."""
-        plan = {"chunk": self.chunk.clone(), "phase": self.phase.copy()}
+        plan = {"chunk": self.chunk.cpu().clone(), "phase": self._kept(self.phase)}
         return super().state_dict() | plan | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> Tensor | None:
@@ -96,8 +102,8 @@ class Residual(ChunkEnv):
         obs = super().load_state_dict(state)
         self.generator.set_state(state["generator"])
         if obs is not None:
-            self.replan(obs, np.ones(self.num_envs, bool))
+            self.replan(obs, self._all)
             return self.with_plan(obs)
-        self.chunk = torch.as_tensor(state["chunk"]).clone()
-        self.phase = np.array(state["phase"], np.int64)
+        self.chunk.copy_(torch.as_tensor(state["chunk"]))
+        self.phase = self._given(state["phase"], self.phase)
         return None

@@ -23,6 +23,7 @@ from .batch import Batch, Choice, Coded, Rollout
 from .buffer import Buffer
 from .chunk import ChunkEnv, ChunkStep
 from .encoded import Encoded
+from .episodes import EpisodeStats
 from .memory import available, size_text
 from .nstep import Pending
 from .shift import Shift, shifted
@@ -66,53 +67,6 @@ def placed(obs: Tensor, device: torch.device) -> Tensor:
     return obs.to(device, copy=True)
 
 
-class EpisodeStats:
-    """Returns, lengths and successes of finished episodes, averaged when they are drained.
-
-    env/success: share of the episodes that were solved at any of their steps; only where the
-    environment says so.
-    """
-
-    def __init__(self) -> None:
-        self.returns: list[float] = []
-        self.lengths: list[float] = []
-        self.solved: list[bool] = []  # as long as the others once the environment reports success
-
-    def add(self, step: ChunkStep) -> None:
-        """Takes the rows of a chunk step that ended."""
-        done = step.terminated | step.truncated
-        if bool(done.any()):
-            self.returns += step.episode_return[done].tolist()
-            self.lengths += step.episode_length[done].tolist()
-            if step.success_once is not None:
-                self.solved += step.success_once[done].tolist()
-
-    def drain(self) -> dict[str, float]:
-        """Means since the last call; nothing when no episode ended."""
-        if not self.returns:
-            return {}
-        count = len(self.returns)
-        means = {
-            "env/return": sum(self.returns) / count,
-            "env/length": sum(self.lengths) / count,
-            "env/episodes": float(count),
-        }
-        if self.solved:
-            means["env/success"] = sum(self.solved) / len(self.solved)
-        self.returns, self.lengths, self.solved = [], [], []
-        return means
-
-    def state_dict(self) -> dict[str, Any]:
-        """Episodes not yet drained."""
-        state = {"returns": self.returns, "lengths": self.lengths, "solved": self.solved}
-        return {name: list(values) for name, values in state.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        self.returns, self.lengths = list(state["returns"]), list(state["lengths"])
-        self.solved = list(state["solved"])
-
-
 class Acting:
     """What a source does that acts: it steps the environments, counts frames and ended episodes.
 
@@ -129,7 +83,8 @@ class Acting:
         self.frames = 0
         self.obs: Tensor | None = None
         self.shift: Shift | None = None  # of images, before they are learned from
-        self.finished = EpisodeStats()
+        self.on_device = env.env.device is not None
+        self.finished = EpisodeStats(env.env.device)
 
     @property
     def progress(self) -> int:
@@ -147,12 +102,30 @@ class Acting:
         return self.obs
 
     def step(self, action: Tensor) -> ChunkStep:
-        """One decision in every environment, told where the policy is."""
+        """One decision in every environment, told where the policy is.
+
+        Frames of environments on a device are left to be counted by whoever asks it (`asked`).
+        """
         step = to_device(self.env.step(action), self.generator.device)
         self.obs = placed(step.obs, self.generator.device)
-        self.frames += int(step.frames.sum())
+        if not self.on_device:
+            self.frames += int(step.frames.sum())
         self.finished.add(step)
         return step
+
+    def asked(self, frames: Tensor, *more: Tensor) -> list[int]:
+        """Counts frames; returns the sums of further tensors. All in one read of the device.
+
+        Raises NonFiniteAction where one was given to the environments since they were last asked.
+        """
+        world = self.env.env
+        refused = world.refused()
+        sums = [frames.sum(), *(each.sum() for each in more)]
+        numbers = torch.stack(sums if refused is None else [*sums, refused.to(frames)]).tolist()
+        if refused is not None and numbers.pop():
+            world.refuse()
+        self.frames += numbers[0]
+        return numbers[1:]
 
     def metrics(self) -> dict[str, float]:
         """Returns and lengths of the episodes finished since the last call, and fault counts."""
@@ -261,14 +234,17 @@ class Replay(Acting):
         choice = act(obs)
         action, kept = choice if isinstance(choice, Coded) else (choice, choice)
         step = self.step(action)
-        self.count_all(before)
         batch = Batch(obs, kept, step.reward, step.discount, step.next_obs)
         joined = self.pending.add(batch, step.terminated | step.truncated, step.valid)
+        sound = None
+        if self.on_device:
+            (sound,) = self.asked(step.frames, step.valid if joined is None else joined[1])
+        self.count_all(before)
         if joined is not None:
             batch, valid = joined
             if self.remember is not None:
                 batch = batch._replace(memo=self.remember(batch))
-            self.buffer.add(batch, valid)
+            self.buffer.add(batch, valid, sound)
 
     def memorise(self, rows: int, remember: Remember) -> None:
         """From now on keeps beside each transition `rows` rows of actions: what `remember` returns.
@@ -364,6 +340,8 @@ class Rollouts(Acting):
             for name, value in choice.kept.items():
                 self.store.kept[name][s] = value
         assert self.store is not None
+        if self.on_device:
+            self.asked(self.store.frames)
         self.count_all(before)
         return self.store
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,18 +13,20 @@ from .adapter import GymnasiumVector
 from .chunk import ChunkEnv
 from .families import register, step_ms
 from .memory import available, cores
-from .mujoco import native, physics
+from .mujoco import native, physics, warp
 from .mujoco.native import NativeVector
+from .mujoco.variety import read_ranges
 from .noise import TILE
+from .packages import engine_lacks
 from .vector import VectorEnv, say
 from .workers import Workers
 
 log = logging.getLogger("rheo")
 
-BACKENDS = ("auto", "native", "gymnasium")
+BACKENDS = ("auto", "native", "gymnasium", "warp")
 OURS = {  # not the environment's options
     *("id", "num_envs", "seed", "backend", "threads", "dtype"),
-    *("workers", "step_timeout", "restarts", "execute"),
+    *("workers", "step_timeout", "restarts", "execute", "device", "randomise"),
 }
 EXCHANGE_MS = 0.4  # what a worker has to do between two exchanges for the exchange to pay
 WORKER_BYTES, MEMORY_SHARE = 1e9, 0.5  # what one takes with robosuite; of free memory, for all
@@ -42,6 +45,14 @@ def choose(env_id: str, backend: str, options: dict[str, Any]) -> str:
         )
     if backend == "native" and not has_pool:
         raise EnvError(f"backend=native needs mujoco.batch: {physics.pool_remedy()}")
+    if backend == "warp" and not warp.has(env_id):
+        raise EnvError(
+            f"{env_id} has no warp backend (it exists for {', '.join(warp.tasks())}): use "
+            f"env.backend={'native' if has_task and has_pool else 'auto'}"
+        )
+    lack = engine_lacks(backend)
+    if lack is not None:
+        raise EnvError(lack)
     if backend != "auto":
         return backend
     if has_task and not has_pool and "pool" not in _said:
@@ -89,6 +100,17 @@ def side_by_side(env_id: str, rows: int, workers: int | str) -> int:
     return math.ceil(rows / math.ceil(rows / most))
 
 
+def refuse_workers(env_id: str, backend: str, workers: int | str) -> None:
+    """Raises EnvError for worker processes of environments that are stepped all at once."""
+    if workers in ("auto", 0):
+        return
+    how = "on threads of this process (env.threads=N)" if backend == "native" else "on one device"
+    raise EnvError(
+        f"env.workers={workers}: {env_id} is stepped in batches {how}, which is quicker; leave "
+        "env.workers out, or set env.backend=gymnasium"
+    )
+
+
 def make(
     id: str,
     num_envs: int,
@@ -100,31 +122,40 @@ def make(
     step_timeout: float = 120.0,
     restarts: int = 3,
     execute: int = 1,
+    device: str = "cpu",
+    randomise: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> VectorEnv:
     """num_envs environments of one kind; environment i is seeded with seed + i.
 
-    backend: `native` (MuJoCo's batched stepper), `gymnasium` (any registered Box environment, in
-    a loop) or `auto`. threads: physics threads of the native backend, 0 for one per usable CPU.
+    backend: `native` (MuJoCo's batched stepper), `warp` (MuJoCo Warp, in float32, all on `device`),
+    `gymnasium` (any registered Box environment, in a loop) or `auto`. threads: physics threads of
+    the native backend, 0 for one per usable CPU.
     workers: processes among which the loop is shared out, or `auto` (`crew`); step_timeout and
-    restarts: as of `Workers`. execute: steps that are asked for at once. options: the environment's
-    own constructor options. Raises EnvError for whatever the user can put right: unknown id or
-    option, missing package, unusable spaces.
+    restarts: as of `Workers`. execute: steps that are asked for at once. randomise: ranges
+    of factors by which worlds of the backend `warp` differ (`mujoco.variety`). options: the
+    environment's own constructor options. Raises EnvError for whatever the user can put right:
+    unknown id or option, missing package, unusable spaces.
     """
     for name, value, least in (("num_envs", num_envs, 1), ("threads", threads, 0)):
         if value < least:
             raise EnvError(f"{name} is {value}, but at least {least} is needed")
     if seed is not None and seed < 0:
         raise EnvError(f"seed is {seed}, but seeds are not negative")
-    if choose(id, backend, options) == "native":
-        if workers not in ("auto", 0):
-            raise EnvError(
-                f"env.workers={workers}: {id} is stepped in batches on threads of this process "
-                "(env.threads=N), which is quicker; leave env.workers out, or set "
-                "env.backend=gymnasium"
-            )
+    chosen, ranges = choose(id, backend, options), read_ranges(randomise or {})
+    if ranges and chosen != "warp":
+        raise EnvError(
+            f"env.randomise={dict(randomise or {})}: {chosen} environments share one model; set "
+            "env.backend=warp, or leave env.randomise out"
+        )
+    if chosen != "gymnasium":
+        refuse_workers(id, chosen, workers)
         register(id)
+    if chosen == "native":
         return NativeVector(id, num_envs, seed=seed, threads=threads, dtype=dtype, **options)
+    if chosen == "warp":
+        kind = {"dtype": dtype, "device": device, "randomise": ranges}
+        return warp.WarpVector(id, num_envs, seed=seed, **kind, **options)
     count = crew(id, num_envs, workers, execute)
     if count:
         given = {"step_timeout": step_timeout, "restarts": restarts, "steps": execute}
@@ -139,7 +170,7 @@ def chunked(
     *,
     id: str | None,
     num_envs: Count,
-    backend: Literal["auto", "native", "gymnasium"],
+    backend: Literal["auto", "native", "gymnasium", "warp"],
     threads: Natural,
     workers: Literal["auto"] | Natural,
     step_timeout: Positive,
@@ -147,14 +178,16 @@ def chunked(
     execute: Count,
     obs_steps: Count,
     gamma: Rate,
+    randomise: dict[str, Any],
     options: dict[str, Any],
+    device: str = "cpu",
 ) -> ChunkEnv | None:
     """Environments acted on in chunks, as a configuration names them; None for id=null.
 
-    id: gymnasium id. num_envs: copies. backend, threads, workers, options: as in `make`.
+    id: gymnasium id. num_envs: copies. backend, threads, workers, randomise, options: as in `make`.
     step_timeout: seconds without progress after which a worker is taken for hung; restarts: workers
     that are started again before the run ends. execute: actions executed per decision (Ta).
-    obs_steps: observations of history (To). gamma: discount per step.
+    obs_steps: observations of history (To). gamma: discount per step. device: of the run.
     """
     if id is None:
         return None
@@ -165,6 +198,7 @@ def chunked(
         )
     env = make(
         id, num_envs, backend=backend, threads=threads, workers=workers,
-        step_timeout=step_timeout, restarts=restarts, execute=execute, **options,
+        step_timeout=step_timeout, restarts=restarts, execute=execute, device=device,
+        randomise=randomise, **options,
     )  # fmt: skip
     return ChunkEnv(env, execute=execute, obs_steps=obs_steps, gamma=gamma)

@@ -36,12 +36,16 @@ class VectorEnv(ABC):
     them affinely (exactly the identity when the bounds are [-1, 1]). They are not clipped: the
     simulator treats values outside its bounds as it would have anyway.
     counters: `physics_resets` (episodes that MuJoCo reset inside a step) and `bad_obs` (episodes
-    cut for a non-finite observation or reward). Rows cut this way are truncated and not valid.
+    cut for a non-finite observation or reward), and what else a backend counts. Rows cut this way
+    are truncated and not valid.
+    device: None where tensors are on the host, which may look into them; else they stay on this
+    one, and no step asks it for a number.
     obs_parts: the named parts of an observation with their widths, in order; None without names.
     obs_images: heights and widths of those that are images, its last ones (`pixels`).
     """
 
     backend: str
+    device: torch.device | None = None
     obs_parts: dict[str, int] | None = None
     obs_images: Images = {}
 
@@ -70,7 +74,24 @@ class VectorEnv(ABC):
         self._limit = np.iinfo(np.int64).max if max_steps is None else max_steps
         self._elapsed = np.zeros(num_envs, np.int64)  # steps of the running episodes
         self._started = False
-        self.counters: dict[str, int] = {"physics_resets": 0, "bad_obs": 0}
+        self._counters: dict[str, int] = {"physics_resets": 0, "bad_obs": 0}
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Faults so far, by name."""
+        return self._counters
+
+    def refused(self) -> Tensor | None:
+        """How many rows met an action that is not finite, 0-d on the device.
+
+        None where `step` raises NonFiniteAction before anything moves. On a device it cannot: such
+        a row is driven by 0 and cut, and whoever reads this number next calls `refuse`.
+        """
+        return None
+
+    def refuse(self) -> None:
+        """Raises NonFiniteAction for the first row that `refused` counts."""
+        raise NotImplementedError(f"{self.backend} refuses such actions in the step itself")
 
     @abstractmethod
     def reset(self, seed: int | None = None) -> Tensor:
@@ -85,11 +106,11 @@ class VectorEnv(ABC):
         """Advance the active rows (all when None) by action [N, Da] in [-1, 1].
 
         A row that ends is reset within the step: `obs` is the new episode's first observation and
-        `final_obs` the ended one's last; when no row ended the two are one tensor. Inactive rows
+        `final_obs` the ended one's last; when no row ended the host's are one tensor. Inactive rows
         are left alone: obs unchanged, reward 0, flags False, valid False. The time limit sets
         `truncated` also where `terminated` is set, as gymnasium does. `success` says which rows the
         step solved, and is None as long as the environment has reported no success of any kind.
-        Raises NonFiniteAction.
+        Raises NonFiniteAction (a device's: see `refused`).
         """
 
     def ahead(
@@ -122,17 +143,21 @@ class VectorEnv(ABC):
 
     def _physical(self, action: Tensor, rows: NDArray | None) -> NDArray:
         """Checked and mapped action [N, Da], float64."""
+        self._ready(action)
+        value = action.detach().cpu().numpy()
+        refuse_non_finite(value, rows, self.id, self._elapsed)
+        if self._identity:
+            return value
+        return value * self._half + self._centre
+
+    def _ready(self, action: Tensor) -> None:
+        """Raises for a step before the first reset, or actions of another shape."""
         if not self._started:
             raise RuntimeError(f"{self.id}: step was called before reset")
         if action.shape != self._shape:
             raise ValueError(
                 f"{self.id}: action has shape {tuple(action.shape)}, expected {self._shape}"
             )
-        value = action.detach().cpu().numpy()
-        refuse_non_finite(value, rows, self.id, self._elapsed)
-        if self._identity:
-            return value
-        return value * self._half + self._centre
 
     def _tensor(self, value: NDArray) -> Tensor:
         """A copy of an array in the type that the outside sees."""

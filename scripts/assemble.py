@@ -105,9 +105,13 @@ def make_env(cfg: Mapping[str, Any], num_envs: int | None = None) -> ChunkEnv | 
     node: dict[str, Any] = dict(cfg["env"] or {})
     if node.get("id") is None:
         return None
-    if num_envs is not None:
+    if num_envs is not None:  # something is measured or recorded
         node["num_envs"] = num_envs
-    env: ChunkEnv = offer(node, "env")
+        if node["backend"] == "warp":
+            # by MuJoCo itself in float64: a policy that exploits another physics is not paid for it
+            node |= {"backend": "auto", "randomise": {}}
+    given = {"device": str(device_of(cfg["device"]))} if node["backend"] == "warp" else {}
+    env: ChunkEnv = offer(node, "env", **given)
     if frozen(cfg) and env.env.obs_images:
         features = features_of(cfg, env.env.obs_images)
         inner, kind = Encoded(env.env, features), {"obs_steps": env.obs_steps, "gamma": env.gamma}

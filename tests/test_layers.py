@@ -17,7 +17,7 @@ LIBRARY = {  # folder -> packages of others that it may import, and folders of o
         {"algos", "policies", "envs.batch", "envs.residual_env", "errors", "ranges", "ranks"},
     ),
     "envs": (
-        {"torch", "numpy", "gymnasium", "mujoco", "h5py"},
+        {"torch", "numpy", "gymnasium", "mujoco", "warp", "mujoco_warp", "h5py"},
         {"envs", "errors", "files", "ranges", "ranks", "stats"},
     ),
     "envs/data": (

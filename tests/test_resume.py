@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from rheo.scripts import train as training
+from rheo.scripts.assemble import make_env, make_eval_env
 from rheo.scripts.cli import main
 from rheo.scripts.config import schema
 from rheo.scripts.store.run import Run
@@ -96,6 +97,28 @@ def test_a_run_stopped_by_signals_twice_equals_the_straight_one(tiny, algo, monk
     assert_equal_runs("straight", "stopped")
     starts = json.loads(Path("runs/stopped/run.json").read_text())["starts"]
     assert len(starts) == 3 and starts[0]["step"] == 0 and starts[1]["step"] >= 73
+
+
+@pytest.mark.parametrize("more", [("reinflow",), ("rfm", "horizon=4", "steps=330")])
+def test_a_run_on_warp_goes_on_exactly_and_is_judged_by_mujoco_itself(tiny, more, monkeypatch):
+    """Falls end episodes within chunks; the worlds' state, their bank and their sums are saved."""
+    pytest.importorskip("mujoco_warp", reason="needs pip install 'rheo-rl[warp]' (Python 3.11)")
+    algo, *rest = more
+    place = ["env=hopper", "env.num_envs=4", "env.backend=warp", *rest]
+
+    def words(name):
+        return [w for w in tiny(algo, name) if not w.startswith("env")] + place
+
+    assert main(["train", *words("straight")]) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 113)
+        assert main(["train", *words("stopped")]) == 75
+    assert main(["resume", "stopped"]) == 0
+    assert_equal_runs("straight", "stopped")
+    cfg, tree = Run.open("straight").config, Run.open("straight").load()
+    assert tree["source"]["env"]["env"]["backend"] == "warp"
+    assert any(row.get("env/episodes") for row in rows("straight"))
+    assert make_env(cfg, 1).env.backend == make_eval_env(cfg, 1).env.backend == "native"
 
 
 @pytest.mark.parametrize("algo", ALGOS)

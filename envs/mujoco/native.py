@@ -7,7 +7,7 @@ in Python.
 
 import inspect
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -25,7 +25,7 @@ from ..memory import cores
 from ..vector import VectorEnv, gymnasium_make
 from . import control_tasks, tasks, walkers
 from .physics import INTEGRATION, mujoco, simulate
-from .tasks import Task
+from .tasks import Options, Task
 
 TASKS: dict[str, type[Task]] = {
     "HalfCheetah-v5": walkers.HalfCheetah,
@@ -61,7 +61,7 @@ RENDERING = frozenset(  # what is drawn, and a choice of what is observed
 )
 
 
-def task_options(env_id: str, given: dict[str, Any]) -> dict[str, Any]:
+def task_options(env_id: str, given: Options) -> Options:
     """The task's constructor options, gymnasium's defaults filled in; EnvError for unknown ones."""
     spec = gymnasium.spec(env_id)
     assert spec.entry_point is not None
@@ -83,6 +83,32 @@ def refuse_options(made: gymnasium.Env, env_id: str, options: dict[str, Any]) ->
         made.step(np.zeros(made.action_space.shape or (), np.float32))
     except Exception as error:
         raise EnvError(f"{env_id} refuses its options {options}: {told(error)}") from error
+
+
+class Opened(NamedTuple):
+    """What a backend needs of gymnasium's own class for an id."""
+
+    made: gymnasium.Env
+    kind: type[Task]
+    settings: Options  # all of its constructor's options
+    obs_dim: int
+    max_steps: int | None
+
+    @property
+    def template(self) -> Any:
+        """The environment within: model, dt, initial state, spaces."""
+        return self.made.unwrapped
+
+
+def opened(env_id: str, options: Options) -> Opened:
+    """One environment of gymnasium's for a task. Raises EnvError for options that it refuses."""
+    settings = task_options(env_id, options)
+    made = gymnasium_make(env_id, options)
+    if options:
+        refuse_options(made, env_id, options)
+    width = int((made.observation_space.shape or ())[0])
+    limit = made.spec.max_episode_steps if made.spec else None
+    return Opened(made, TASKS[env_id], settings, width, limit)
 
 
 def pool_size(threads: int, num_envs: int) -> int:
@@ -108,16 +134,10 @@ class NativeVector(VectorEnv):
         dtype: torch.dtype = torch.float32,
         **options: Any,
     ) -> None:
-        settings = task_options(env_id, options)
-        made = gymnasium_make(env_id, options)
-        if options:
-            refuse_options(made, env_id, options)
-        template: Any = made.unwrapped
-        limit = made.spec.max_episode_steps if made.spec else None
-        obs_dim = int(template.observation_space.shape[0])
+        made, kind, settings, obs_dim, limit = one = opened(env_id, options)
+        template = one.template
         super().__init__(env_id, num_envs, obs_dim, template.action_space, limit, dtype)
         self.obs_parts = parts_of(made)
-        kind = TASKS[env_id]
         derived = kind.derived(settings)
         pool = pool_size(threads, num_envs)
         forces = "cfrc_ext" in derived

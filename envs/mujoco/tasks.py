@@ -1,23 +1,32 @@
 """Observation, reward, termination and reset noise of gymnasium's MuJoCo tasks, over N at once.
 
 Every formula is gymnasium's (Farama gymnasium 1.x, envs/mujoco, v5 and v4), restated over arrays
-with a leading environment axis, so that a task runs on `mujoco.batch` without a loop. Derived
-fields (xpos, cinert, ...) are those right after `mj_step`: with RK4 they belong to its last
-sub-stage, which is also what gymnasium reads.
+with a leading environment axis, so that a task runs on `mujoco.batch` without a loop, and over
+numpy arrays and torch tensors alike, so that it runs on MuJoCo Warp too. Derived fields (xpos,
+cinert, ...) are those right after `mj_step`: with RK4 they belong to its last sub-stage, which is
+also what gymnasium reads.
 """
 
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Options = dict[str, Any]
-Score = tuple[NDArray, NDArray | None]  # reward [N], terminated [N] or None: the task never ends
+Array = Any  # a numpy array or a torch tensor: what the simulations are kept in
+Score = tuple[Array, Array | None]  # reward [N], terminated [N] or None: the task never ends
+
+
+def namespace(array: Array) -> Any:
+    """The module whose functions take an array: numpy's or torch's have the same names."""
+    return torch if isinstance(array, torch.Tensor) else np
 
 
 class Task:
     """One family of tasks on the live arrays of a batch.
 
+    xp: the module of these arrays, `namespace`. A reset is drawn in numpy whatever they are.
     fields: derived MjData fields that are read besides qpos and qvel; `cfrc_ext` [N, nbody, 6]
     asks for contact forces. synced: they are those of the state after the step (`physics.Synced`).
     """
@@ -26,10 +35,11 @@ class Task:
     synced = False
     normal_velocity_noise = False  # reset noise of qvel: scaled normal instead of uniform
 
-    def __init__(self, template: Any, options: Options, views: dict[str, NDArray]) -> None:
+    def __init__(self, template: Any, options: Options, views: dict[str, Array]) -> None:
         """`template` is one gymnasium environment (model, dt, initial state, spaces)."""
         self.options = options
         self.qpos, self.qvel = views["qpos"], views["qvel"]
+        self.xp = namespace(self.qpos)
         self.views = views
         self.dt = float(template.dt)
         self.init_qpos = np.array(template.init_qpos)
@@ -58,15 +68,21 @@ class Task:
             return qpos, self.init_qvel + scale * rng.standard_normal(self.init_qvel.size)
         return qpos, self.init_qvel + rng.uniform(-scale, scale, self.init_qvel.size)
 
-    def position(self) -> NDArray | None:
+    def alike(self, constant: NDArray) -> Array:
+        """A constant array as those of the simulations are."""
+        if isinstance(self.qpos, torch.Tensor):
+            return torch.as_tensor(constant, dtype=self.qpos.dtype, device=self.qpos.device)
+        return constant
+
+    def position(self) -> Array | None:
         """What progress is measured on, [N], copied; None when the reward does not need it."""
         return None
 
-    def observe(self, out: NDArray) -> None:
+    def observe(self, out: Array) -> None:
         """Write the observations into out [N, Do]."""
         raise NotImplementedError
 
-    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
+    def score(self, action: Array, speed: Array, obs: Array) -> Score:
         """Reward and termination after a step.
 
         action [N, Da] physical; speed [N]: change of `position` per second; obs [N, Do].
@@ -81,12 +97,18 @@ def _einsum_dot(left: NDArray, right: NDArray) -> NDArray:
 _dot = getattr(np, "vecdot", _einsum_dot)  # vecdot came with NumPy 2.0
 
 
-def squared(action: NDArray) -> NDArray:
+def squared(value: Array) -> Array:
     """Row-wise sum of squares [N]."""
-    return _dot(action, action)
+    dot = _dot if type(value) is np.ndarray else torch.linalg.vecdot
+    return dot(value, value)
 
 
-def between(value: NDArray, bounds: Any) -> NDArray:
+def copied(value: Array) -> Array:
+    """The same numbers in memory of their own."""
+    return value.copy() if type(value) is np.ndarray else value.clone()
+
+
+def between(value: Array, bounds: Any) -> Array:
     """low < value < high, False for NaN."""
     low, high = bounds
     return (value > low) & (value < high)
@@ -95,13 +117,13 @@ def between(value: NDArray, bounds: Any) -> NDArray:
 class Pendulum(Task):
     """InvertedPendulum: one per step while the pole is within 0.2 rad."""
 
-    def observe(self, out: NDArray) -> None:
+    def observe(self, out: Array) -> None:
         out[:, :2] = self.qpos
         out[:, 2:] = self.qvel
 
-    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
-        terminated = ~(np.abs(obs[:, 1]) <= 0.2)
-        return (~terminated).astype(np.float64), terminated
+    def score(self, action: Array, speed: Array, obs: Array) -> Score:
+        terminated = ~(abs(obs[:, 1]) <= 0.2)
+        return 1.0 * ~terminated, terminated
 
 
 class DoublePendulum(Task):
@@ -110,14 +132,15 @@ class DoublePendulum(Task):
     fields = ("site_xpos", "qfrc_constraint")
     normal_velocity_noise = True
 
-    def observe(self, out: NDArray) -> None:
+    def observe(self, out: Array) -> None:
+        xp = self.xp
         out[:, :1] = self.qpos[:, :1]
-        np.sin(self.qpos[:, 1:], out=out[:, 1:3])
-        np.cos(self.qpos[:, 1:], out=out[:, 3:5])
-        np.clip(self.qvel, -10, 10, out=out[:, 5:8])
-        np.clip(self.views["qfrc_constraint"][:, :1], -10, 10, out=out[:, 8:])
+        xp.sin(self.qpos[:, 1:], out=out[:, 1:3])
+        xp.cos(self.qpos[:, 1:], out=out[:, 3:5])
+        xp.clip(self.qvel, -10, 10, out=out[:, 5:8])
+        xp.clip(self.views["qfrc_constraint"][:, :1], -10, 10, out=out[:, 8:])
 
-    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
+    def score(self, action: Array, speed: Array, obs: Array) -> Score:
         tip = self.views["site_xpos"][:, 0]
         terminated = tip[:, 2] <= 1
         far = 0.01 * tip[:, 0] ** 2 + (tip[:, 2] - 2) ** 2
@@ -143,20 +166,20 @@ class Reacher(Task):
         qvel[-2:] = 0
         return qpos, qvel
 
-    def gap(self) -> NDArray:
+    def gap(self) -> Array:
         """From target to fingertip [N, 3], m."""
         xpos = self.views["xpos"]
         return xpos[:, self.tip] - xpos[:, self.target]
 
-    def observe(self, out: NDArray) -> None:
-        np.cos(self.qpos[:, :2], out=out[:, :2])
-        np.sin(self.qpos[:, :2], out=out[:, 2:4])
+    def observe(self, out: Array) -> None:
+        self.xp.cos(self.qpos[:, :2], out=out[:, :2])
+        self.xp.sin(self.qpos[:, :2], out=out[:, 2:4])
         out[:, 4:6] = self.qpos[:, 2:]
         out[:, 6:8] = self.qvel[:, :2]
         out[:, 8:] = self.gap()[:, :2]
 
-    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
-        distance = np.linalg.norm(self.gap(), axis=1)
+    def score(self, action: Array, speed: Array, obs: Array) -> Score:
+        distance = self.xp.linalg.norm(self.gap(), axis=1)
         near, control = self.options["reward_dist_weight"], self.options["reward_control_weight"]
         return -distance * near - squared(action) * control, None
 
@@ -179,15 +202,15 @@ class Pusher(Task):
         qvel[-4:] = 0
         return qpos, qvel
 
-    def observe(self, out: NDArray) -> None:
+    def observe(self, out: Array) -> None:
         xpos = self.views["xpos"]
         out[:, :7] = self.qpos[:, :7]
         out[:, 7:14] = self.qvel[:, :7]
         out[:, 14:17], out[:, 17:20] = xpos[:, self.tip], xpos[:, self.thing]
         out[:, 20:23] = xpos[:, self.goal]
 
-    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
+    def score(self, action: Array, speed: Array, obs: Array) -> Score:
         tip, thing, goal = obs[:, 14:17], obs[:, 17:20], obs[:, 20:23]
-        near = np.linalg.norm(thing - tip, axis=1) * self.options["reward_near_weight"]
-        far = np.linalg.norm(thing - goal, axis=1) * self.options["reward_dist_weight"]
+        near = self.xp.linalg.norm(thing - tip, axis=1) * self.options["reward_near_weight"]
+        far = self.xp.linalg.norm(thing - goal, axis=1) * self.options["reward_dist_weight"]
         return -far - squared(action) * self.options["reward_control_weight"] - near, None

@@ -2,10 +2,7 @@
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .tasks import Options, Score, Task, between, squared
+from .tasks import Array, Options, Score, Task, between, copied, squared
 
 
 class Crawler(Task):
@@ -18,15 +15,15 @@ class Crawler(Task):
         self.forward = self.options["forward_reward_weight"]
         self.control = self.options["ctrl_cost_weight"]
 
-    def position(self) -> NDArray:
-        return self.qpos[:, 0].copy()
+    def position(self) -> Array:
+        return copied(self.qpos[:, 0])
 
-    def observe(self, out: NDArray) -> None:
+    def observe(self, out: Array) -> None:
         kept = self.qpos.shape[1] - self.skip
         out[:, :kept] = self.qpos[:, self.skip :]
         out[:, kept:] = self.qvel
 
-    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
+    def score(self, action: Array, speed: Array, obs: Array) -> Score:
         return self.forward * speed - self.control * squared(action), None
 
 
@@ -48,18 +45,18 @@ class Walker(Crawler):
         self.bonus = self.options["healthy_reward"]
         self.ends = bool(self.options["terminate_when_unhealthy"])
 
-    def observe(self, out: NDArray) -> None:
+    def observe(self, out: Array) -> None:
         kept = self.qpos.shape[1] - self.skip
         out[:, :kept] = self.qpos[:, self.skip :]
-        np.clip(self.qvel, -10, 10, out=out[:, kept:])
+        self.xp.clip(self.qvel, -10, 10, out=out[:, kept:])
 
-    def healthy(self) -> NDArray:
+    def healthy(self) -> Array:
         """Whether height and pitch are in their ranges [N]."""
         return between(self.qpos[:, 1], self.options["healthy_z_range"]) & between(
             self.qpos[:, 2], self.options["healthy_angle_range"]
         )
 
-    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
+    def score(self, action: Array, speed: Array, obs: Array) -> Score:
         healthy = self.healthy()
         paid = True if self.bonus_at_end and self.ends else healthy
         reward = self.forward * speed + self.bonus * paid - self.control * squared(action)
@@ -71,7 +68,7 @@ class WalkerV4(Walker):
 
 
 class Hopper(Walker):
-    def healthy(self) -> NDArray:
+    def healthy(self) -> Array:
         """Also bounds every position from the height on and every velocity."""
         bounds = self.options["healthy_state_range"]
         state = between(self.qpos[:, 2:], bounds).all(1) & between(self.qvel, bounds).all(1)
@@ -99,16 +96,15 @@ class Ant(Task):
         self.forward = options["forward_reward_weight"]
         self.ends = bool(options["terminate_when_unhealthy"])
 
-    def position(self) -> NDArray:
-        return self.views["xpos"][:, self.body, 0].copy()
+    def position(self) -> Array:
+        return copied(self.views["xpos"][:, self.body, 0])
 
-    def contacts(self) -> NDArray:
+    def contacts(self) -> Array:
         """Clipped contact forces [N, 6 nbody]."""
         forces = self.views["cfrc_ext"].reshape(len(self.qpos), -1)
-        low, high = self.options["contact_force_range"]
-        return np.minimum(np.maximum(forces, low), high)
+        return forces.clip(*self.options["contact_force_range"])
 
-    def observe(self, out: NDArray) -> None:
+    def observe(self, out: Array) -> None:
         kept = self.qpos.shape[1] - self.skip
         end = kept + self.qvel.shape[1]
         out[:, :kept] = self.qpos[:, self.skip :]
@@ -117,14 +113,14 @@ class Ant(Task):
             self.clipped = self.contacts()
             out[:, end:] = self.clipped[:, self.first :]
 
-    def healthy(self) -> NDArray:
+    def healthy(self) -> Array:
         """Torso height in range (bounds included) and a finite state [N]."""
         low, high = self.options["healthy_z_range"]
         z = self.qpos[:, 2]
-        finite = np.isfinite(self.qpos).all(1) & np.isfinite(self.qvel).all(1)
+        finite = self.xp.isfinite(self.qpos).all(1) & self.xp.isfinite(self.qvel).all(1)
         return finite & (z >= low) & (z <= high)
 
-    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
+    def score(self, action: Array, speed: Array, obs: Array) -> Score:
         healthy = self.healthy()
         paid = True if self.bonus_at_end and self.ends else healthy
         reward = self.forward * speed + self.options["healthy_reward"] * paid
@@ -165,7 +161,7 @@ class Humanoid(Task):
     def bind(self, model: Any) -> None:
         options = self.options
         self.skip = 2 * bool(options["exclude_current_positions_from_observation"])
-        self.share = model.body_mass / model.body_mass.sum()
+        self.share = self.alike(model.body_mass / model.body_mass.sum())
         self.parts = [
             self.views[name].reshape(len(self.qpos), -1)[:, left_out:]
             for name, left_out in (
@@ -177,22 +173,22 @@ class Humanoid(Task):
             if options[f"include_{name}_in_observation"]
         ]
 
-    def position(self) -> NDArray | None:
+    def position(self) -> Array | None:
         # only x: gymnasium's mass_center is the mass-weighted mean of xipos
         return self.views["xipos"][:, :, 0] @ self.share
 
-    def observe(self, out: NDArray) -> None:
+    def observe(self, out: Array) -> None:
         at = 0
         for part in (self.qpos[:, self.skip :], self.qvel, *self.parts):
             out[:, at : at + part.shape[1]] = part
             at += part.shape[1]
 
-    def impact(self, weight: float, bounds: Any) -> NDArray:
+    def impact(self, weight: float, bounds: Any) -> Array:
         """Cost of the contact forces [N]."""
         forces = self.views["cfrc_ext"].reshape(len(self.qpos), -1)
-        return np.clip(weight * squared(forces), *bounds)
+        return (weight * squared(forces)).clip(*bounds)
 
-    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
+    def score(self, action: Array, speed: Array, obs: Array) -> Score:
         options = self.options
         healthy = between(self.qpos[:, 2], options["healthy_z_range"])
         reward = options["forward_reward_weight"] * speed + options["healthy_reward"] * healthy
@@ -213,7 +209,7 @@ class Standup(Humanoid):
     def position(self) -> None:
         return None
 
-    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> Score:
+    def score(self, action: Array, speed: Array, obs: Array) -> Score:
         options = self.options
         cost = options["ctrl_cost_weight"] * squared(action)
         cost += self.impact(options["impact_cost_weight"], options["impact_cost_range"])

@@ -24,7 +24,8 @@ BARE = (
     "`rheo train --help` lists the keys."
 )
 PURPOSE = ("algo", "recipe", "env", "data")
-ACTING = ("num_envs", "backend", "options", *STEPPING)  # of an environment that is stepped
+# of an environment that is stepped
+ACTING = ("num_envs", "backend", "randomise", "options", *STEPPING)
 NORMALIZER = "rheo.policies.normalize.Normalizer"
 
 

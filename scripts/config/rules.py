@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rheo.envs.packages import ELSEWHERE, home, pip_install
+from rheo.envs.packages import ELSEWHERE, engine_lacks, home, pip_install
 from rheo.envs.paths import exists
 from rheo.errors import RheoError, command, nearest
 
@@ -28,9 +28,9 @@ def run(tree: dict[str, Any], inputs: Sequence[Check], *, careful: bool = False)
 
     careful: the tree is known to be wrong somewhere; a check that trips over that is left out.
     """
-    checks = (chunk, heads, levels, device, environment, world, program, still, *inputs, limits)
+    checks = (chunk, heads, levels, device, environment, engine, world, program, still)
     errors = []
-    for check in checks:
+    for check in (*checks, *inputs, limits):
         try:
             errors += check(tree)
         except (TypeError, AttributeError, KeyError, ValueError):
@@ -128,6 +128,12 @@ def environment(tree: dict[str, Any]) -> list[str]:
     if name in registry:
         return []
     return [f"env.id={name!r}: no such environment{suggest(name, list(registry))}"]
+
+
+def engine(tree: dict[str, Any]) -> list[str]:
+    """The backend's own package is installed; whether it has the task is only known with it."""
+    lack = engine_lacks(str(inside(tree, "env.backend")))
+    return [] if lack is None else [lack]
 
 
 def suggest(name: str, ids: list[str]) -> str:

@@ -32,7 +32,9 @@ ADDED = {
         **{"n_step": 1, "action_scale": "recorded", "filter": None},
     },
     "rheo.envs.sources.Replay": {"n_step": 1},
-    "rheo.envs.suites.chunked": {"workers": "auto", "step_timeout": 120.0, "restarts": 3},
+    "rheo.envs.suites.chunked": {
+        **{"workers": "auto", "step_timeout": 120.0, "restarts": 3, "randomise": {}},
+    },
     "rheo.policies.fewstep.FewStepPolicy": {"betas": "cosine", "grid": "uniform"},
     "rheo.policies.flow.FlowPolicy": {"betas": "cosine", "grid": "uniform"},
 }

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from watching import Watcher
 
 from rheo.algos import losses
-from rheo.algos.onpolicy import ratio_metrics
+from rheo.algos.onpolicy import ratio_metrics, repeated
 from rheo.envs.batch import Rollout
 from rheo.errors import RheoError
 from rheo.policies.heads import Gaussian
@@ -145,6 +146,37 @@ def test_the_policy_rests_once_the_kl_is_too_large(flow, learner):
     algo = make("ppo", flow, learner, learn={"kl_stop": 1e-9, "epochs": 5})
     metrics = algo.update(bandit(algo, 128, aim))
     assert metrics["policy/minibatches"] == 2  # one epoch of two
+
+
+def test_broken_rows_give_way_to_sound_ones_and_shapes_stay():
+    valid = torch.tensor([[True, False, True], [False, True, True]])
+    assert repeated(valid).tolist() == [0, 2, 4, 5, 0, 2]
+    assert repeated(torch.ones(2, 3, dtype=torch.bool)).tolist() == [0, 1, 2, 3, 4, 5]
+    one = torch.zeros(2, 3, dtype=torch.bool)
+    one[1, 0] = True
+    assert repeated(one).tolist() == [3] * 6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_broke_is_never_learned_from_and_nothing_is_asked_to_know_it(flow, learner, name):
+    """A rollout with junk in its broken rows is the one with other junk there."""
+    found = []
+    for junk in (7.0, -5e3):
+        algo = make(name, flow, learner, learn={"scale_rewards": False})
+        rollout = bandit(algo, 20, aim, 3)
+        rollout.valid[1, ::3] = False
+        for column in (rollout.obs, rollout.action, rollout.reward, *rollout.kept.values()):
+            column[~rollout.valid] = junk
+        with Watcher() as watcher:
+            rows, _ = algo.judge(rollout)
+        assert watcher.reads == []
+        found.append(rows)
+    one, two = found
+    assert one.obs.shape == (60, 2)
+    assert one.obs.abs().max() < 7
+    for a, b in zip((*one[:2], *one[3:]), (*two[:2], *two[3:]), strict=True):
+        assert torch.equal(a, b)
+    assert all(torch.equal(one.kept[key], two.kept[key]) for key in one.kept)
 
 
 def test_health_of_a_ratio_by_hand():

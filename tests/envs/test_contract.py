@@ -298,6 +298,16 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyP
         make("AbsentThing-v0", 1)
 
 
+def test_a_backend_s_own_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = {"warp": (("no_such_module_anywhere",), "'rheo-rl[warp]'", (3, 0))}
+    monkeypatch.setattr(packages, "ENGINES", missing)
+    with pytest.raises(EnvError, match=r"env.backend=warp needs .*pip install 'rheo-rl\[warp\]'"):
+        make("Hopper-v5", 1, backend="warp")
+    monkeypatch.setattr(packages, "ENGINES", {"warp": (("torch",), "torch", (99, 1))})
+    with pytest.raises(EnvError, match=r"needs Python 99.1 and this is 3\.\d+; use a newer Python"):
+        make("Hopper-v5", 1, backend="warp")
+
+
 def test_auto_takes_the_batch_where_it_exists_and_says_once_where_it_does_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from shipped import ALGOS, TASKS, needs, skip_where_it_cannot_run
 
+from rheo.envs import packages
 from rheo.errors import RheoError
 from rheo.scripts.config import schema
 from rheo.scripts.config.annotations import known
@@ -126,6 +127,16 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name() -> None:
 def test_a_mistake_has_a_message_of_its_own(words: list[str], message: str) -> None:
     found = errors(*GOOD, *words)
     assert any(message in line for line in found), found
+
+
+def test_a_backend_without_its_package_is_refused_before_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = {"warp": (("no_such_module_anywhere",), "'rheo-rl[warp]'", (3, 0))}
+    monkeypatch.setattr(packages, "ENGINES", missing)
+    (found,) = errors(*GOOD, "env.backend=warp")
+    assert "env.backend=warp needs a package that is missing" in found
+    assert found.endswith("'rheo-rl[warp]'")
 
 
 def test_the_base_of_an_edit_policy_may_rest() -> None:

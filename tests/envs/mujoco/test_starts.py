@@ -1,0 +1,58 @@
+"""Beginnings that are drawn on the host for worlds on a device."""
+
+import numpy as np
+import pytest
+import torch
+
+from rheo.envs.families import home
+from rheo.envs.mujoco import native, physics
+from rheo.envs.mujoco.starts import BANK, Maker, bank_row
+from rheo.envs.suites import make
+from rheo.envs.vector import gymnasium_make
+
+CPU = torch.device("cpu")
+TASKS = [env_id for env_id in native.TASKS if home(env_id)[0] == "gymnasium"]
+
+
+def maker(env_id: str) -> Maker:
+    one = native.opened(env_id, {})
+    return Maker(one.kind, one.template, one.settings, one.obs_dim)
+
+
+@pytest.mark.skipif(not physics.available(), reason="mujoco.batch came with 3.17")
+@pytest.mark.parametrize("env_id", TASKS)
+def test_row_i_is_what_environment_i_of_the_other_backends_begins_with(env_id: str) -> None:
+    starts = maker(env_id).from_seed(11, 3, CPU)
+    batched = make(env_id, 3, seed=11, backend="native", threads=1)
+    assert torch.equal(starts.obs, batched.reset())
+    assert starts.qpos.abs().sum() > 0
+    for i in range(3):
+        own = gymnasium_make(env_id, {})
+        obs, _ = own.reset(seed=11 + i)
+        assert np.array_equal(starts.obs[i].numpy(), obs.astype(np.float32))
+        data = own.unwrapped.data  # type: ignore[attr-defined]
+        assert np.array_equal(starts.qpos[i].numpy(), data.qpos.astype(np.float32))
+        assert np.array_equal(starts.qvel[i].numpy(), data.qvel.astype(np.float32))
+
+
+def test_a_bank_is_fixed_by_its_seed_and_no_row_is_a_first_episode_s() -> None:
+    made = maker("Hopper-v5")
+    bank, again, other = made.bank(3, CPU), made.bank(3, CPU), made.bank(4, CPU)
+    assert bank.obs.shape == (BANK, 11)
+    assert torch.equal(bank.qpos, again.qpos)
+    assert not torch.equal(bank.qpos, other.qpos)
+    assert len(bank.qpos.unique(dim=0)) == BANK
+    first = made.from_seed(3, 8, CPU).qpos
+    assert not (bank.qpos[:, None] == first[None]).all(2).any()
+    picked = bank.rows(torch.tensor([7, 7, 0]))
+    assert torch.equal(picked.obs[0], bank.obs[7])
+    assert torch.equal(picked.position[2], bank.position[0])
+
+
+def test_every_world_meets_the_whole_bank_and_those_of_one_row_part_at_once() -> None:
+    world, episodes = torch.tensor([0, 5, 5 + BANK, 5 + 2 * BANK]), torch.arange(BANK)
+    rows = torch.stack([bank_row(world, episode) for episode in episodes], 1)
+    assert (rows.sort(1).values == episodes).all()
+    assert rows[:, 0].tolist() == [0, 5, 5, 5]
+    assert len(rows[1:, 1].unique()) == 3
+    assert len(rows[1:, 2].unique()) == 3
