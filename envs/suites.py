@@ -111,6 +111,17 @@ def refuse_workers(env_id: str, backend: str, workers: int | str) -> None:
     )
 
 
+def ranges_for(backend: str, randomise: Mapping[str, Any]) -> Any:
+    """Ranges by which worlds differ. Raises EnvError where a backend's worlds share one model."""
+    ranges = read_ranges(randomise)
+    if ranges and backend != "warp":
+        raise EnvError(
+            f"env.randomise={dict(randomise)}: {backend} environments share one model; set "
+            "env.backend=warp, or leave env.randomise out"
+        )
+    return ranges
+
+
 def make(
     id: str,
     num_envs: int,
@@ -142,12 +153,8 @@ def make(
             raise EnvError(f"{name} is {value}, but at least {least} is needed")
     if seed is not None and seed < 0:
         raise EnvError(f"seed is {seed}, but seeds are not negative")
-    chosen, ranges = choose(id, backend, options), read_ranges(randomise or {})
-    if ranges and chosen != "warp":
-        raise EnvError(
-            f"env.randomise={dict(randomise or {})}: {chosen} environments share one model; set "
-            "env.backend=warp, or leave env.randomise out"
-        )
+    chosen = choose(id, backend, options)
+    ranges = ranges_for(chosen, randomise or {})
     if chosen != "gymnasium":
         refuse_workers(id, chosen, workers)
         register(id)

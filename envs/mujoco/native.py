@@ -106,7 +106,8 @@ def opened(env_id: str, options: Options) -> Opened:
     made = gymnasium_make(env_id, options)
     if options:
         refuse_options(made, env_id, options)
-    width = int((made.observation_space.shape or ())[0])
+    box: Any = made.observation_space
+    width = int(box.shape[0])
     limit = made.spec.max_episode_steps if made.spec else None
     return Opened(made, TASKS[env_id], settings, width, limit)
 
