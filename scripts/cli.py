@@ -14,6 +14,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "train": ("train", "main", "train a policy: rheo train algo=rfm env=hopper"),
     "eval": ("evaluate", "main", "evaluate a run: rheo eval RUN [episodes=100]"),
     "resume": ("train", "resume", "continue a run from its last checkpoint: rheo resume RUN"),
+    "sweep": ("sweep", "main", "a run for every combination: rheo sweep seed=0,1,2 name=NAME ..."),
     "compare": ("compare", "main", "runs of several seeds as a table: rheo compare runs/rfm-*"),
     "collect": ("collect", "main", "record a policy: rheo collect RUN steps=10000 out=data.hdf5"),
     "data": ("data", "main", "look at recorded data: rheo data info|check|convert|fetch ..."),
@@ -25,6 +26,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
 ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
     **{"train": ("config.compose", "train"), "demo": ("config.compose", "demo")},
     **{"bench": ("bench", "asked"), "eval": ("config.verbs", "evaluate")},
+    "sweep": ("config.sweeps", "sweep"),
 }
 
 

@@ -220,8 +220,9 @@ def placed(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def name_of(results: list[Result]) -> str:
-    """The runs' common name: the folder's without its seed."""
-    return re.sub(r"-s\d+$", "", results[0].path.name)
+    """The runs' common name: the folder's without its seed; the sweep's where that is all of it."""
+    path = results[0].path
+    return re.sub(r"(-s|(^|_)seed=)\d+$", "", path.name) or path.absolute().parent.name
 
 
 def cell(results: list[Result], statistic: Any) -> str:

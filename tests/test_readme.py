@@ -51,7 +51,7 @@ def test_a_worked_example_trains_and_evaluates(tmp_path, monkeypatch, capsys, wh
     assert "3 episodes" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "resume", "doctor", "bench"])
+@pytest.mark.parametrize("verb", ["train", "eval", "resume", "sweep", "doctor", "bench"])
 def test_every_verb_that_the_readme_shows_exists(verb):
     from rheo.scripts.cli import VERBS
 

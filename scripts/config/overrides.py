@@ -43,8 +43,7 @@ def parse(words: list[str], errors: list[str]) -> list[Override]:
             errors.append(f"{word}: not of the form key=value (quote values with special signs)")
             continue
         if one.is_sweep_override():
-            loop = f"for x in {text.replace(',', ' ')}; do rheo train ... {key}=$x; done"
-            errors.append(f"{word}: names several values; start one run for each: {loop}")
+            errors.append(f"{word}: names several values; `rheo sweep` starts a run for each")
         elif one.key_or_group.split(".")[0].split("/")[0] == "hydra":
             errors.append(f"{word}: Hydra's own settings are fixed")
         elif one.key_or_group == "config_dir":

@@ -47,8 +47,7 @@ def flags(argv: Sequence[str], errors: list[str] | None = None) -> tuple[list[st
             else:
                 wrong.append("--config-dir needs a folder")
         elif word in SWEEP:
-            loop = "for s in 0 1 2; do rheo train ... seed=$s; done"
-            wrong.append(f"{word}: there are no sweeps; start a run for each value: {loop}")
+            wrong.append(f"{word}: `rheo sweep seed=0,1,2 name=NAME ...` needs no flag")
         elif word.startswith("-"):
             remedy = nearest(name, ["--config-dir"]) if word.startswith("--c") else ""
             wrong.append(f"unknown flag {word}{remedy}; values are set as key=value")

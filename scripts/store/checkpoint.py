@@ -22,11 +22,10 @@ from torch import Tensor
 from rheo.files import sha256
 
 from .tree import DTYPES, Broken, Packed, pack, unpack
+from .where import CHECKPOINT, MANIFEST, found
 
 FORMAT = 1
-MANIFEST = "manifest.json"
 STATE = "state.json"
-NAME = re.compile(r"(\d{12})(?:\.(\d+))?")
 FILE = re.compile(r"[A-Za-z0-9_]+\.(safetensors|json)")
 STAGING = ".staging-"
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -119,20 +118,6 @@ def free_name(folder: Path, step: int) -> Path:
     return target
 
 
-def found(folder: Path) -> list[Path]:
-    """Published checkpoints, newest first."""
-    if not folder.is_dir():
-        return []
-    named = [(NAME.fullmatch(path.name), path) for path in folder.iterdir()]
-    known = [(int(m[1]), int(m[2] or 0), p) for m, p in named if m and (p / MANIFEST).exists()]
-    return [path for _, _, path in sorted(known, reverse=True)]
-
-
-def step_of(path: Path) -> int:
-    """The step that a checkpoint folder is named after."""
-    return int(path.name[:12])
-
-
 def prune(folder: Path, keep: int) -> None:
     """Removes all but the newest checkpoints; the manifest goes first, so no half one is found."""
     for path in found(folder)[keep:]:
@@ -144,7 +129,7 @@ def halves(folder: Path) -> list[Path]:
     """Checkpoints without a manifest: half removed, or half copied."""
     if not folder.is_dir():
         return []
-    named = [path for path in folder.iterdir() if NAME.fullmatch(path.name)]
+    named = [path for path in folder.iterdir() if CHECKPOINT.fullmatch(path.name)]
     return sorted(path for path in named if not (path / MANIFEST).exists())
 
 

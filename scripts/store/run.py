@@ -31,7 +31,7 @@ from . import checkpoint
 from .journal import Events, Journal, floats
 from .lock import Lock
 from .provenance import start_entry
-from .where import existing, locate, shown
+from .where import existing, found, locate, shown, step_of
 
 logger = logging.getLogger("rheo")
 KEEP = 2  # checkpoints
@@ -192,7 +192,7 @@ class Run:
         when there are checkpoints and none can be trusted.
         """
         faults = []
-        for path in checkpoint.found(self.path / "ckpt"):
+        for path in found(self.path / "ckpt"):
             try:
                 tree = checkpoint.read(path)
             except checkpoint.Broken as error:
@@ -204,7 +204,7 @@ class Run:
             if faults:
                 logger.warning("FALLING BACK to the checkpoint of step %s", path.name)
                 self.set_aside([broken for broken, _ in faults])
-            self.step = checkpoint.step_of(path)
+            self.step = step_of(path)
             self.before = tree.pop("run", {}).get("wall", 0.0)
             self.clock = perf_counter()
             return tree

@@ -1,6 +1,7 @@
 """Where runs lie, and what a folder says that it is: names, paths, the stored configuration."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from rheo.envs.paths import expanded
 from rheo.errors import RheoError, nearest
 
 from . import versions
+
+CHECKPOINT = re.compile(r"(\d{12})(?:\.(\d+))?")  # a checkpoint's folder, named after its step
+MANIFEST = "manifest.json"  # its last file: a folder without one is not whole
 
 
 def locate(name: str) -> Path:
@@ -58,6 +62,25 @@ def named(path: str | Path) -> str:
     """A run as it is usually typed: by its name below ./runs, else by its path."""
     here = shown(Path(path))
     return here.removeprefix(f"runs{os.sep}")
+
+
+def found(folder: Path) -> list[Path]:
+    """Published checkpoints of a run's ckpt/, newest first."""
+    if not folder.is_dir():
+        return []
+    known = [(CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()]
+    whole = [(int(m[1]), int(m[2] or 0), p) for m, p in known if m and (p / MANIFEST).exists()]
+    return [path for _, _, path in sorted(whole, reverse=True)]
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint folder is named after."""
+    return int(path.name[:12])
+
+
+def reached(run: Path) -> int | None:
+    """The step of a run's newest checkpoint; None without one."""
+    return next(map(step_of, found(run / "ckpt")), None)
 
 
 def stored(folder: str | Path) -> dict[str, Any]:

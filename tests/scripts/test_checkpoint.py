@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from rheo.scripts.store import checkpoint
 from rheo.scripts.store.tree import DTYPES, Broken, pack, unpack
+from rheo.scripts.store.where import step_of
 
 
 def same(a: Any, b: Any) -> bool:
@@ -129,7 +130,7 @@ def test_a_step_that_is_saved_again_becomes_the_newest(tmp_path: Path) -> None:
         checkpoint.write(tmp_path, 7, {"x": value}, keep=2)
     newest, older = checkpoint.found(tmp_path)
     assert (checkpoint.read(newest)["x"], checkpoint.read(older)["x"]) == (3, 2)
-    assert checkpoint.step_of(newest) == 7
+    assert step_of(newest) == 7
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

@@ -46,6 +46,15 @@ def test_seeds_of_one_configuration_are_one_row(capsys):
     assert [cell.strip() for cell in rows[1].split("|")[1:6]][-1] == "10.0 [10.0, 10.0]"
 
 
+def test_runs_of_a_sweep_are_called_by_what_differs_beside_their_seed(capsys):
+    for name in ("x/seed=0", "x/seed=1", "y/algo.lr=0.1_seed=0", "y/algo.lr=0.1_seed=1"):
+        evaluated(name, [1.0], lr=0.1 if name[0] == "y" else 1e-3)
+    assert main(["compare", "runs/x/seed=0", "runs/x/seed=1", "y/algo.lr=0.1_seed=0"]) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == ["x", "algo.lr=0.1"]
+    assert [row.split("|")[4].strip() for row in rows] == ["2", "1"]
+
+
 def test_the_last_step_and_its_largest_plain_evaluation_count(capsys):
     folder = evaluated("a-s0", [100, 100])
     evaluated("other", [0.0])

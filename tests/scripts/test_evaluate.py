@@ -87,7 +87,7 @@ def test_no_network_of_a_run_looks_further_than_the_reach_and_actions_have_none(
 def test_an_evaluation_says_that_its_world_is_another_one_than_the_datas(tiny, tmp_path, capsys):
     words = tiny("bc", "near", "env=inverted_pendulum", "steps=4", "eval_every=1000")
     rows = np.random.default_rng(0).normal(size=(104, 4))
-    for name, scale in (("far", 1e-5), ("near", 0.1)):
+    for name, scale in (("far", 1e-5), ("near", 1.0)):
         obs = rows * [1, 1, scale, 1]
         actions, ends = rows[:, :1].clip(-1, 1), [30, 60, 104]
         np.savez(tmp_path / f"{name}.npz", observations=obs, actions=actions, episode_ends=ends)

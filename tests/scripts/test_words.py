@@ -59,8 +59,8 @@ def test_one_run_is_asked_for() -> None:
 def test_flags_are_read_to_the_end() -> None:
     errors: list[str] = []
     assert flags(["-m", "--config-dir=a", "x=1", "--foo"], errors) == (["a"], ["x=1"])
-    assert len(errors) == 2 and "for s in 0 1 2" in errors[0] and "--foo" in errors[1]
-    with pytest.raises(RheoError, match="there are no sweeps"):
+    assert len(errors) == 2 and "rheo sweep seed=0,1,2" in errors[0] and "--foo" in errors[1]
+    with pytest.raises(RheoError, match="--multirun: `rheo sweep"):
         flags(["--multirun"])
 
 
