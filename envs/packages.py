@@ -78,6 +78,12 @@ def engine_lacks(backend: str) -> str | None:
         )
     if all(importlib.util.find_spec(module) is not None for module in modules):
         return None
+    bound = bound_packages()
+    if bound:
+        return (
+            f"env.backend={backend}: its engine needs a newer MuJoCo than {bound[0]}, which is "
+            f"installed here, runs on; use a virtual environment without it (pip install {package})"
+        )
     return lacking(f"env.backend={backend}", package)
 
 

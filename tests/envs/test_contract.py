@@ -301,7 +301,11 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyP
 def test_a_backend_s_own_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = {"warp": (("no_such_module_anywhere",), "'rheo-rl[warp]'", (3, 0))}
     monkeypatch.setattr(packages, "ENGINES", missing)
+    monkeypatch.setattr(packages, "bound_packages", list)
     with pytest.raises(EnvError, match=r"env.backend=warp needs .*pip install 'rheo-rl\[warp\]'"):
+        make("Hopper-v5", 1, backend="warp")
+    monkeypatch.setattr(packages, "bound_packages", lambda: ["robosuite"])
+    with pytest.raises(EnvError, match="needs a newer MuJoCo than robosuite, .*without it"):
         make("Hopper-v5", 1, backend="warp")
     monkeypatch.setattr(packages, "ENGINES", {"warp": (("torch",), "torch", (99, 1))})
     with pytest.raises(EnvError, match=r"needs Python 99.1 and this is 3\.\d+; use a newer Python"):
