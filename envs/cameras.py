@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from ..errors import EnvError
 from .guard import told
 from .mujoco.physics import mujoco
-from .pixels import Images, pack, pixels
+from .pixels import SUFFIX, Images, pack, pixels
 
 SIZE = 84  # pixels of a side where nobody says another
 SHADOW = 8  # points of a shadow's map for a pixel of the image's side
 SPARE = 1000  # geometries of a scene beside those of its model
-SUFFIX = "_image"  # a camera's observation is named as robomimic names it
 REMEDY = (
     "install Mesa's EGL (Debian and Ubuntu: libegl1 libgl1-mesa-dri) or set MUJOCO_GL=osmesa with "
     "OSMesa, or leave the cameras out"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+SUFFIX = "_image"  # a camera's observation is named as robomimic names it
 # Heights and widths of an observation's images by part, in their order.
 Images = Mapping[str, Sequence[int]]
 

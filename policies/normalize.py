@@ -92,7 +92,8 @@ class Normalizer(nn.Module):
         if near:
             text = "%s: dimensions %s vary by less than %g of their size, which becomes their scale"
             logger.warning(text, self.feature, near, NEARLY)
-        far = (self.scaled(rows).abs().amax(0) > self.reach).nonzero().flatten().tolist()
+        ends = torch.maximum(self.scaled(low).abs(), self.scaled(high).abs())
+        far = (ends > self.reach).nonzero().flatten().tolist()
         if far:
             text = "%s: dimensions %s go further than %g scales, and count as that there"
             logger.warning(text, self.feature, far, self.reach)

@@ -144,6 +144,12 @@ def elsewhere(
     observations is kept then too. flagged: the --config-dir words. Raises RheoError.
     """
     keys = {word.partition("=")[0] for word in words}
+    for word in words:
+        if word == "env.backend=warp" or word.startswith("env.randomise"):
+            raise RheoError(
+                f"{word}: episodes are evaluated and recorded in MuJoCo itself and the model as it "
+                "ships; leave it out"
+            )
     named, chosen = "env" in keys, bool({"env", "env.id"} & keys)
     start = [] if named else ["env=gym"] if chosen else ["env=hopper"]
     other = compose(["algo=sac", *start, *words, *flagged])["env"]
@@ -152,7 +158,7 @@ def elsewhere(
         same = other["id"] == node.get("id")
         kept = {key: kept[key] for key in OBSERVED if key in kept and same}
     moved = {"id": other["id"], "backend": other["backend"]} if chosen else {}
-    moved |= {key: other[key] for key in STEPPING if f"env.{key}" in keys}
+    moved |= {key: other[key] for key in ("backend", *STEPPING) if f"env.{key}" in keys}
     return {**node, **moved, "options": {**kept, **other["options"]}}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..parts import listed
-from ..pixels import is_image, pack
+from ..pixels import SUFFIX, is_image, pack
 from . import trees
 from .catalogue import ROBOSUITE
 from .columns import choose
@@ -25,7 +25,6 @@ from .episodes import LEAVE_OUT, fault, misfits, upright
 from .recording import Fault, Part, Reading, Recording, Sizes, differing, refuse, stack
 from .successors import believed
 
-DRAWING = {"cameras", "size"}  # options of an environment that images are observed with
 SAMPLED = 16  # demonstrations, evenly spread, whose headers tell what the others should hold
 RAW = (
     "robosuite's raw demonstrations: states and actions, no observations; robomimic makes them: "
@@ -258,8 +257,10 @@ class Robomimic:
         """Options of an environment that makes it observe what is read here, where keys choose."""
         if self.reading.obs_keys is None:
             return options
-        drawn = options if self.images else {k: options[k] for k in set(options) - DRAWING}
-        return {**drawn, "obs_keys": self.keys}
+        seen = [key.removesuffix(SUFFIX) for key in self.images]
+        drawn = {"cameras": seen, "size": options.get("size")} if seen else {}
+        kept = {key: options[key] for key in options if key not in ("cameras", "size")}
+        return {**kept, **drawn, "obs_keys": self.keys}
 
     def told_filters(self) -> dict[str, Any]:
         """The file's filter keys, and which of its demonstrations are read."""

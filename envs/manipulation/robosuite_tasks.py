@@ -21,8 +21,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ...errors import EnvError, nearest
-from ..cameras import SIZE, SUFFIX, Cameras
+from ..cameras import SIZE, Cameras
 from ..parts import usual
+from ..pixels import SUFFIX
 from ..seeded import drawing_from
 from .osc import Loop
 

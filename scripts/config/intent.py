@@ -12,6 +12,7 @@ from rheo.errors import RheoError
 
 from .inherit import base_of, replays
 from .overrides import SCRATCH
+from .recorded import recorded_there
 from .rules import reader
 from .top import STEPPING, inside
 from .words import is_there
@@ -139,15 +140,6 @@ def unnamed(tree: dict[str, Any], firsts: set[str]) -> list[str]:
     if based or not ("recipe" in firsts or recorded_there(tree)):
         told.append(f"env: not given, so the run is in {name}{', as its base' if based else ''}")
     return told
-
-
-def recorded_there(tree: dict[str, Any]) -> bool:
-    """Whether the data of a run tell its environment."""
-    if not tree.get("data"):
-        return False
-    from rheo.envs.data.read import played_in  # h5py takes 0.1 s; not torch
-
-    return played_in(tree["data"]).env_id == tree["env"]["id"]
 
 
 def unused(tree: dict[str, Any], words: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import Override
 
 from . import rules
 from .inherit import environment_of
-from .top import files_of, suite_of
+from .top import files_of, inside, suite_of
 
 log = logging.getLogger("rheo")
 
@@ -16,15 +16,27 @@ log = logging.getLogger("rheo")
 def played(overrides: list[Override]) -> Any:
     """What the data tell of the environment that they were recorded in; None without data."""
     given: dict[str, Any] = {o.key_or_group.rpartition(".")[2]: o.value() for o in overrides}
-    if not given.get("data"):
+    keys = given.get("obs_keys")
+    return told_by(given.get("data"), keys if isinstance(keys, list) else None)
+
+
+def told_by(data: Any, keys: list[str] | None) -> Any:
+    """What data, read by these keys, tell of their environment; None where there are none."""
+    if not data:
         return None
     from rheo.envs.data.read import played_in  # h5py takes 0.1 s; not torch
 
-    keys = given.get("obs_keys")
     try:
-        return played_in(given["data"], keys if isinstance(keys, list) else None)
+        return played_in(data, keys)
     except ValueError:  # the checks say what is wrong with the file
         return None
+
+
+def recorded_there(tree: Mapping[str, Any]) -> bool:
+    """Whether the data of a run tell its environment."""
+    keys = rules.settings_of_reader(tree.get("source"), tree.get("data")).get("obs_keys")
+    told = told_by(tree.get("data"), keys)
+    return told is not None and told.env_id == inside(tree, "env.id")
 
 
 def recorded_in(told: Any) -> list[str]:

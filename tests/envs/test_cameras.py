@@ -17,7 +17,8 @@ from rheo.envs import cameras, families
 from rheo.envs.adapter import GymnasiumVector
 from rheo.envs.cameras import Cameras, Canvas
 from rheo.envs.chunk import ChunkEnv
-from rheo.envs.data.read import read
+from rheo.envs.data.demos import DONES
+from rheo.envs.data.read import played_in, read
 from rheo.envs.encoded import Encoded
 from rheo.envs.mujoco import physics
 from rheo.envs.mujoco.physics import mujoco
@@ -470,6 +471,29 @@ def test_keys_of_a_file_of_a_script_choose_what_its_environment_shows(tmp_path: 
     assert env is not None and env.env.obs_parts == {"desired_goal": 3, "observation": 25}
     env = make_env(compose(given), 1)
     assert env is not None and list(env.env.obs_parts or ())[2:] == [f"{look}_image"]
+
+
+def test_cameras_that_the_keys_of_a_file_leave_out_are_not_drawn(tmp_path: Path) -> None:
+    kwargs = {"cameras": ["track", "side"], "size": 16, "frame_skip": 2}
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        group = file.create_group("data")
+        group.attrs["env_args"] = json.dumps({"env_name": "Hopper-v5", "env_kwargs": kwargs})
+        group.attrs["dones_are"] = DONES
+        file["data/demo_0/obs/observation"] = np.zeros((4, 11))
+        for name in ("track", "side"):
+            file[f"data/demo_0/obs/{name}_image"] = np.zeros((4, 16, 16, 3), np.uint8)
+        file["data/demo_0/actions"] = np.zeros((4, 3))
+    path = str(tmp_path / "a.hdf5")
+    told = played_in(path, ["observation", "track_image"]).options
+    assert told == {
+        **{"cameras": ["track"], "size": 16, "frame_skip": 2},
+        "obs_keys": ["observation", "track_image"],
+    }
+    assert played_in(path, ["observation"]).options == {
+        "frame_skip": 2,
+        "obs_keys": ["observation"],
+    }
+    assert played_in(path).options == kwargs
 
 
 def test_scripts_record_what_cameras_see(tmp_path: Path) -> None:

