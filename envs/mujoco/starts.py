@@ -25,7 +25,6 @@ class Starts(NamedTuple):
 
     qpos: Tensor  # [M, nq]
     qvel: Tensor  # [M, nv]
-    warmstart: Tensor  # [M, nv] accelerations from which the first step's solver sets out
     obs: Tensor  # [M, Do]
     position: Tensor  # [M] what progress is measured on; zeros where nothing is
 
@@ -58,7 +57,7 @@ class Maker:
         self.task.observe(obs)
         position = self.task.position()
         first = np.zeros(()) if position is None else position[0].copy()
-        return data.qpos.copy(), data.qvel.copy(), data.qacc_warmstart.copy(), obs[0], first
+        return data.qpos.copy(), data.qvel.copy(), obs[0], first
 
     def from_seed(self, seed: int, count: int, device: torch.device) -> Starts:
         """What environments 0 ... count - 1 of every other backend begin with under a seed."""

@@ -143,7 +143,7 @@ class WarpVector(VectorEnv):
     def _begin(self, ended: Tensor, starts: Starts) -> None:
         """Row i of the starts in the worlds that ended [N]; all but the observation."""
         rows, state = ended[:, None], self._worlds.state
-        new = {"qpos": starts.qpos, "qvel": starts.qvel, "qacc_warmstart": starts.warmstart}
+        new = {"qpos": starts.qpos, "qvel": starts.qvel}
         for name, view in state.items():
             if name in new:
                 torch.where(rows, new[name], view, out=view)

@@ -15,8 +15,10 @@ from rheo.envs import families, rollout
 from rheo.envs.recorder import Recorder
 from rheo.envs.suites import make
 from rheo.scripts import doctor
+from rheo.scripts.assemble import elsewhere
 from rheo.scripts.cli import main
 from rheo.scripts.config import schema
+from rheo.scripts.store.run import Run
 
 LAB = '''
 import numpy as np, gymnasium as gym
@@ -179,6 +181,19 @@ def test_another_version_options_and_seed_are_used_and_said(tiny, capsys):
     assert main(["eval", "r", "episodes=2", "env.options.max_episode_steps=4"]) == 0
     assert "(options {'max_episode_steps': 4}; trained in Hopper-v5)" in capsys.readouterr().out
     assert {row["length"] for row in rows_of("2-max_episode_steps=4")} == {4}
+
+
+def test_a_backend_typed_for_an_evaluation_is_used_or_refused(tiny, capsys):
+    """It was not used, without a word, where no environment was named beside it."""
+    assert main(["train", *tiny("sac", "r", "steps=60", "env=hopper")]) == 0
+    node = Run.open("r").config["env"]
+    assert elsewhere(node, ["env.backend=gymnasium"], [])["backend"] == "gymnasium"
+    assert elsewhere(node, ["env.threads=1"], [])["backend"] == node["backend"]
+    capsys.readouterr()
+    assert main(["eval", "r", "episodes=1", "env.backend=warp"]) == 2
+    assert "env.backend=warp: episodes are evaluated and recorded in MuJoCo itself" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

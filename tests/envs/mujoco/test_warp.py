@@ -291,15 +291,29 @@ def test_worlds_with_more_constraints_than_room_are_cut_and_no_other(
     env.reset()
     whole.reset()
     so_far, cut = torch.ones(16, dtype=torch.bool), 0
+    before = torch.zeros(16, dtype=torch.bool)
     for action in actions(env, 12):
         step, other = env.step(action), whole.step(action)
         assert other.valid.all()
+        assert step.valid[before].all()  # a world that was cut began anew, with room enough
+        before = ~step.valid
         cut += int((~step.valid).sum())
         assert torch.equal(step.truncated, ~step.valid)
         so_far &= step.valid
         assert torch.equal(step.final_obs[so_far], other.final_obs[so_far])
     assert 0 < cut < 12 * 16
     assert env.counters == {"physics_resets": 0, "overflow": cut, "bad_obs": 0}
+
+
+def test_the_solver_of_an_episodes_first_step_sets_out_from_nothing_as_mujocos_does() -> None:
+    """An ended world's accelerations, NaN as they may be, are no beginning of the next one's."""
+    env = made("HalfCheetah-v5", 3, max_episode_steps=2)
+    env.reset()
+    first, second = (env.step(action) for action in actions(env, 2))
+    assert first.valid.all() and second.truncated.all()
+    assert not env._worlds.state["qacc_warmstart"].any()
+    env.step(actions(env, 1)[0])
+    assert env._worlds.state["qacc_warmstart"].abs().max() > 1
 
 
 # ---- worlds that differ ------------------------------------------------------------------------
