@@ -1,6 +1,7 @@
 """Demonstrations: episodes of the script that solves a task, played one after the other."""
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any, Literal
@@ -37,7 +38,8 @@ class Demonstrations:
     Attempt i starts from seed + i and has noise of its own. What the environment was told is kept:
     the script's action plus noise (of deviation `noise` times the script's `spread`), clipped to
     [-1, 1], in float32. An attempt goes on until `past` steps beside the first were solved, as
-    people do, or its time is up, and is a success if its last step is solved.
+    people do, or its time is up, and is a success if its last step is solved. By default 5; where
+    success never ends an episode (Fetch) all that there are: the goal has to be held until then.
 
     options: the environment's. episodes: how many are kept. keep: "success" discards the others.
     attempts, successes, kept: counted so far. broken: what ended the iteration early, None if
@@ -54,17 +56,18 @@ class Demonstrations:
         episodes: int,
         noise: float = 0.0,
         keep: Literal["success", "all"] = "success",
-        past: int = 5,
+        past: int | None = None,
         seed: int = 0,
     ) -> None:
         families.register(env_id)
         self.script = script_of(env_id)
         self.id, self.episodes, self.noise, self.keep = env_id, episodes, noise, keep
-        self.past, self.seed = past, seed
+        self.seed = seed
         self.attempts = self.successes = self.kept = 0
         self.broken: str | None = None
         self.told = told_of(env_id, options)
         stopping = [STOPPING[start] for start in STOPPING if env_id.startswith(start)]
+        self.past = (5 if stopping else math.inf) if past is None else past
         self.stops = any(options.get(option, usual) for option, usual in stopping)
         same = {**options, **self.told.get("env_options", {})}  # as it is told, so made anew
         self.env = families.make(env_id, same | {option: False for option, _ in stopping})

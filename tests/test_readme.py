@@ -51,6 +51,15 @@ def test_a_worked_example_trains_and_evaluates(tmp_path, monkeypatch, capsys, wh
     assert "3 episodes" in capsys.readouterr().out
 
 
+def test_the_page_on_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "python.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    exec(code.replace("steps=5000", "steps=300"), {})
+    path, total, mean, low = capsys.readouterr().out.splitlines()[-1].split()
+    assert path == "runs/pole" and float(total) >= 1 and float(low) <= float(mean)
+
+
 @pytest.mark.parametrize("verb", ["train", "eval", "resume", "sweep", "doctor", "bench"])
 def test_every_verb_that_the_readme_shows_exists(verb):
     from rheo.scripts.cli import VERBS

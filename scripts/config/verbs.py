@@ -52,9 +52,10 @@ usage: rheo collect RUN|ACTOR.npz|random out=FILE [env=NAME] [steps=N | episodes
                     env=NAME actors=FOLDER|FILE,FILE,... [steps=1000000]
        rheo collect set=scripted out=FILE env=lift|can|fetch_reach|fetch_push|
                     fetch_pick_and_place|metaworld/TASK|cube-single-singletask-task1-v0|...
-                    [episodes=100] [noise=0] [keep=success|all] [past=5] [seed=0]
+                    [episodes=100] [noise=0] [keep=success|all] [past=N] [seed=0]
 options: layout=npz|d4rl|robomimic   how the file is written: npz, or .hdf5 in a layout
-         past=N   steps that a demonstration goes on after its task is solved""",
+         past=N   steps that a demonstration goes on after its task is solved; 5, and where
+                  success ends no episode (Fetch) until its time is up""",
     "data": """\
 usage: rheo data info FILE...                what is in files, or minari:DATASET_ID
        rheo data check FILE|FOLDER...       what is wrong, a line each; 2 when something is
@@ -235,7 +236,7 @@ class Collecting(NamedTuple):
     set: str | None
     actors: str | None
     keep: str  # of demonstrations: success or all
-    past: int  # steps that they go on after their task is solved
+    past: int | None  # steps that they go on after their task is solved
     layout: str | None
 
 
@@ -251,7 +252,7 @@ COLLECTING = {
     **{"steps": Option(None, count), "episodes": Option(None, count)},
     **{"noise": Option(0.0, amount), "sample": Option(False, switch), "seed": Option(0, natural)},
     **{"num_envs": Option(20, count), "set": Option(None, one_of(*SETS))},
-    **{"keep": Option("success", one_of("success", "all")), "past": Option(5, natural)},
+    **{"keep": Option("success", one_of("success", "all")), "past": Option(None, natural)},
     "layout": Option(None, one_of(*LAYOUTS)),
 }
 # what says nothing of scripted demonstrations, and what is said of nothing else

@@ -110,6 +110,15 @@ def test_a_demonstration_goes_on_past_its_success_and_ends_there() -> None:
         assert demo.reward.sum() == past + 1 and demo.reward[-1] == 1 and demo.terminated
 
 
+def test_where_success_ends_no_episode_the_goal_is_held_until_the_time_is_up() -> None:
+    pytest.importorskip("gymnasium_robotics")
+    (demo,) = played("FetchReach-v4", episodes=1)
+    assert demo.reward is not None and len(demo.reward) == 50 and not demo.terminated
+    assert (demo.reward[-20:] == 0).all()  # solved
+    (demo,) = played("FetchReach-v4", episodes=1, past=3)
+    assert demo.reward is not None and (demo.reward == 0).sum() == 4
+
+
 def test_ogbenchs_last_steps_are_solved_ones_and_end_the_task() -> None:
     for past in (0, 3):
         (demo,) = played("cube-single-singletask-task1-v0", episodes=1, past=past)

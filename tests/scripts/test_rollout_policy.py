@@ -54,7 +54,7 @@ def test_its_episodes_are_those_of_the_evaluation(cloned: str) -> None:
     deploy = fast_deploy(algo, run.config["fast"], TILE)
     rows = evaluate(env, deploy, 4, EVAL_SEED, on_end=algo.ended)  # all of the first environment
     policy = RolloutPolicy(cloned)
-    assert policy.execute == 3 and policy.half.item() == 3
+    assert policy.execute == 3 and policy.action_high.item() == 3
     assert rollouts(policy, 4) == [(row.ret, row.length) for row in rows]
     assert len({row.length for row in rows}) > 1
 
@@ -66,7 +66,7 @@ def test_a_new_plan_is_made_where_the_executed_steps_are_used_up(cloned: str) ->
     actions = [[policy({"flat": np.full(4, 0.1)}) for _ in range(4)] for policy in (first, every)]
     assert np.array_equal(actions[0][0], actions[1][0])
     assert not np.array_equal(actions[0][1], actions[1][1])
-    assert len(first.queue) == 2  # of the second plan
+    assert first.used.item() == 1  # of the second plan
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ def test_parts_are_put_in_the_order_of_the_data(
     words = ["data.obs_keys=[hand,box]", *SMALL, *SHORT, "horizon=1", "name=r"]
     assert main(["train", "algo=bc", "data=a.hdf5", *words]) == 0
     policy = RolloutPolicy("r")
-    assert policy.parts == {"hand": 3, "box": 1}
-    flat = policy.flat({"box": [4.0], "hand": [1, 2, 3]})
-    assert flat.tolist() == [1, 2, 3, 4]
+    assert policy.obs_parts == {"hand": 3, "box": 1}
+    rows, single, _ = policy.rows({"box": [4.0], "hand": [1, 2, 3]})
+    assert rows.tolist() == [[1, 2, 3, 4]] and single
     assert policy({"box": [4.0], "hand": [1, 2, 3]}).shape == (2,)
 
 
