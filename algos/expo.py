@@ -39,8 +39,8 @@ class EXPO(OffPolicy):
     policy_lr: of the editor; alpha_lr: Adam. alpha, entropy_per_dim: first temperature, and the
     entropy of the edit that it keeps, per element of the executed steps: only those count, as in
     `SAC`. The base clones whole plans, whose ends recorded data know. ema_rate: of the averaged
-    base, which acts. B batch, N environments, M candidates, T
-    chunk.
+    base, which acts. max_norm: gradient-norm limit of the base's cloning. B batch, N environments,
+    M candidates, T chunk.
     """
 
     pure = ("critic_loss", "edit_loss", "base_loss")

@@ -59,7 +59,7 @@ class IQLGaussian(Implicit):
     As `IQL`, with the policy maximising w log pi(a|s) over recorded actions. The Gaussian is not
     squashed: recorded actions on the border would have no finite density behind a tanh.
 
-    deploy_mean: deploy the mean rather than a sample.
+    beta: w = exp(beta A), capped at weight_max. deploy_mean: deploy the mean rather than a sample.
     """
 
     pure = ("critic_loss", "policy_loss")

@@ -49,6 +49,11 @@ def home(env_id: str) -> tuple[str, str]:
     return next(claims, ("gymnasium", "gymnasium"))
 
 
+def importable(module: str) -> bool:
+    """Whether a package is there; it is not imported."""
+    return importlib.util.find_spec(module) is not None
+
+
 def bound_packages() -> list[str]:
     """Which of BOUND are installed."""
     return [name for name in BOUND if importlib.util.find_spec(name) is not None]

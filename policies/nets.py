@@ -159,6 +159,7 @@ class MLP(Conditioned):
     Adding projections at the input is the concatenation [x, obs, t] of common policies with its
     first matrix split in three, which is what allows observation and time to be encoded apart.
     The output layer starts at zero. width W, depth residual layers, encoder_depth layers for obs.
+    time_periods: the highest frequency of the time embedding.
     """
 
     def __init__(

@@ -143,7 +143,10 @@ class CNNEye(Eye):
 
 
 class ResNetEye(Eye):
-    """Through a `ResNet18` with group normalisation; keys as in `CNNEye`."""
+    """Through a `ResNet18` with group normalisation; shift and frozen: see `Eye`.
+
+    channels: of its first layers, doubled at each of the three later ones.
+    """
 
     def __init__(self, view: View, *, channels: Count, shift: Natural, frozen: bool) -> None:
         super().__init__(view, lambda size: ResNet18(size, channels), shift, frozen)

@@ -15,6 +15,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "eval": ("evaluate", "main", "evaluate a run: rheo eval RUN [episodes=100]"),
     "resume": ("train", "resume", "continue a run from its last checkpoint: rheo resume RUN"),
     "sweep": ("sweep", "main", "a run for every combination: rheo sweep seed=0,1,2 name=NAME ..."),
+    "info": ("info", "main", "what there is to choose from: rheo info algo, rheo info algo=rfm"),
     "compare": ("compare", "main", "runs of several seeds as a table: rheo compare runs/rfm-*"),
     "collect": ("collect", "main", "record a policy: rheo collect RUN steps=10000 out=data.hdf5"),
     "data": ("data", "main", "look at recorded data: rheo data info|check|convert|fetch ..."),
@@ -41,8 +42,8 @@ def usage() -> str:
             "",
             "keys: algo policy critic source env data init steps seed device name recipe",
             "      log_every eval_every save_every episodes fast threads, and those inside them",
-            "      (algo.lr=1e-4). Each value's home is a file of rheo/configs, its meaning is in",
-            "      the docstring of the class that the file names.",
+            "      (algo.lr=1e-4). `rheo info` lists what there is to choose from, and",
+            "      `rheo info algo=rfm` tells what the keys of a choice mean.",
         ]
     )
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
 
-from rheo.ranges import Range
+from rheo.ranges import HOLDS, Range
 
 UNKNOWN = "?"
 NAMES: dict[str, Any] = {
@@ -63,6 +63,28 @@ def known(annotation: str) -> bool:
 def plain(annotation: str) -> str:
     """An annotation as it is shown: without ranges."""
     return RANGED.sub(r"\1", annotation)
+
+
+def shown(annotation: str) -> str:
+    """An annotation for a reader: "int, at least 1", "fixed | spread", "float, above 0 | null"."""
+    return in_words(meaning(annotation))
+
+
+def in_words(kind: Any) -> str:
+    """A type as it is told to a reader."""
+    inner = get_args(kind)
+    if kind is NoneType:
+        return "null"
+    if get_origin(kind) is Literal:
+        return " | ".join("null" if each is None else str(each) for each in inner)
+    if get_origin(kind) in (Union, UnionType):
+        return " | ".join(in_words(each) for each in inner)
+    if get_origin(kind) is list:
+        return f"list of {in_words(inner[0])}"
+    if get_origin(kind) is Annotated:
+        bounds = zip(HOLDS, kind.__metadata__[0], strict=True)
+        return ", ".join([in_words(inner[0]), *(f"{w} {x}" for w, x in bounds if x is not None)])
+    return getattr(kind, "__name__", str(kind))
 
 
 def coerce(annotation: str, value: Any) -> tuple[Any, str]:

@@ -1,0 +1,244 @@
+"""`rheo info`: what there is to choose from, and what each choice's keys mean. Without torch."""
+
+import shutil
+import textwrap
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import yaml
+
+from rheo.envs.packages import home, importable, pip_install
+from rheo.errors import RheoError, nearest
+
+from .config import meanings, schema
+from .config.annotations import shown
+from .config.compose import compose_groups
+from .config.inherit import word
+from .config.top import HOME, inside, walk
+from .config.verbs import Information
+
+GROUPS = {  # what is listed by its own file, and what it is
+    "algo": "what is learned from experience",
+    "policy": "networks that act",
+    "policy/net": "what is inside of a flow",
+    "critic": "networks that judge",
+    "eye": "encoders of images",
+    "source": "where experience comes from",
+    "env": "environments",
+    "recipe": "settings that belong together: recipe=NAME beside what is yours",
+}
+CLONE, OFFLINE, SCRATCH, TUNE, STEER = "clone", "offline", "from scratch", "tune", "steer"
+KINDS = {  # kind -> what a command of it has to name
+    CLONE: "data=FILE",
+    OFFLINE: "data=FILE, with rewards",
+    SCRATCH: "env=NAME",
+    TUNE: "init=RUN env=NAME",
+    STEER: "init=RUN env=NAME; the base stays as it is",
+}
+RECORDED = {"dataset": CLONE, "transitions": OFFLINE}  # by the file of their source
+FORMATS = {
+    "NAME.npz": "observations, actions [, rewards, terminals, timeouts, episode_ends]",
+    "NAME.hdf5": "D4RL's layout, robomimic's, ManiSkill's, ALOHA's or Rheo's own",
+    "hopper-medium-v2": "a D4RL set by its name, once `rheo data fetch` brought it",
+    "minari:ID": "a Minari set (pip install 'rheo-rl[minari]')",
+    "FOLDER": "a LeRobot set, a zarr replay buffer (PushT, UMI), or episodes one by one",
+    "[a.npz,b.npz]": "several, end to end",
+}
+
+
+class Choice(NamedTuple):
+    """A file of configs."""
+
+    name: str
+    tree: dict[str, Any]  # its own values, those of files it is made of under them
+    note: str  # what stands above them
+    source: str | None  # the file of configs/source that it chooses
+
+
+def main(asked: Information) -> int:
+    """Prints the list of groups, one group, or one choice with its keys. Raises RheoError."""
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    group, choice = asked
+    known = [*GROUPS, "data"]
+    if group is not None and group not in known:
+        raise RheoError(
+            f"info {group}: no such group{nearest(group, known)}; `rheo info` lists them"
+        )
+    if group == "data" and choice is not None:
+        raise RheoError(f"info data={choice}: `rheo data info {choice}` says what is in a file")
+    if group is None:
+        print(overview())
+    elif choice is not None:
+        print(one(group, choice, width))
+    elif group == "data":
+        print(columns([(name, "", text) for name, text in FORMATS.items()], width))
+    else:
+        print(listing(group, width))
+    return 0
+
+
+def overview() -> str:
+    """The groups, each with the word that lists it."""
+    rows = [(group, str(len(names(group))), text) for group, text in GROUPS.items()]
+    rows.append(("data", str(len(FORMATS)), "layouts of recorded data"))
+    lines = [f"  rheo info {group:11} {count:>3}  {text}" for group, count, text in rows]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "rheo info algo=rfm   its keys with types, values and meaning; likewise the others",
+        ]
+    )
+
+
+def names(group: str) -> list[str]:
+    """The choices of a group."""
+    files = sorted((HOME / group).glob("*.yaml"))
+    return [file.stem for file in files if file.stem not in ("base", "none")]
+
+
+def read(group: str, name: str) -> Choice:
+    """A file and those of its own group that it begins with."""
+    text = (HOME / group / f"{name}.yaml").read_text()
+    tree, source = yaml.safe_load(text) or {}, None
+    merged: dict[str, Any] = {}
+    for item in tree.pop("defaults", []):
+        key, value = next(iter(item.items())) if isinstance(item, Mapping) else (str(item), None)
+        if value is None and key.isidentifier() and key != "_self_":
+            base = read(group, key)
+            merged, source = deepened(merged, base.tree), base.source
+        elif key.rpartition("/")[2] == "source":
+            source = str(value)
+    note = text.partition("# @package _global_\n")[2] or text
+    lines = []
+    for line in note.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return Choice(name, deepened(merged, tree), " ".join(lines), source)
+
+
+def deepened(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree with another one's values above its own."""
+    merged = dict(under)
+    for key, value in over.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = deepened(merged[key], value) if nested else value
+    return merged
+
+
+def target(choice: Choice, group: str) -> str | None:
+    """The class or function that a choice names."""
+    node = choice.tree.get(group) if group == "algo" else choice.tree
+    return node.get("_target_") if isinstance(node, Mapping) else None
+
+
+def kind(choice: Choice) -> str:
+    """Of an algorithm: what it does, told by its source, its base and what it deploys."""
+    if choice.source in RECORDED:
+        return RECORDED[str(choice.source)]
+    if choice.tree.get("init") is None:
+        return SCRATCH
+    return STEER if meanings.has(str(target(choice, "algo")), "beyond") else TUNE
+
+
+def line(choice: Choice, group: str) -> str:
+    """A choice in a sentence: what its file says above its values, else its class."""
+    if choice.note:
+        return meanings.sentence(choice.note)
+    made = target(choice, group)
+    return "" if made is None else meanings.title(made)
+
+
+# ---- what is printed -----------------------------------------------------------------------------
+
+
+def listing(group: str, width: int) -> str:
+    """The choices of a group, a line or two each."""
+    found = [read(group, name) for name in names(group)]
+    if group == "env":
+        rows = [
+            (
+                one.name,
+                str(one.tree.get("id")).replace("???", "(env.id=...)"),
+                " ".join([one.note, *lacking(one)]),
+            )
+            for one in found
+        ]
+        return columns(rows, width)
+    if group != "algo":
+        return columns([(one.name, "", line(one, group)) for one in found], width)
+    parts = []
+    for name, needs in KINDS.items():
+        rows = [(one.name, "", line(one, group)) for one in found if kind(one) == name]
+        parts.append(f"{name}: needs {needs}\n{columns(rows, width)}")
+    return "\n\n".join(parts)
+
+
+def lacking(choice: Choice) -> list[str]:
+    """What has to be installed for an environment."""
+    module, package = home(str(choice.tree.get("id")))
+    return [] if importable(module) else [f"(needs {package})"]
+
+
+def columns(rows: list[tuple[str, str, str]], width: int) -> str:
+    """Names, what stands beside them, and a text that is wrapped under itself."""
+    first = max((len(name) for name, _, _ in rows), default=0)
+    second = max((len(beside) for _, beside, _ in rows), default=0)
+    lines = []
+    for name, beside, text in rows:
+        lead = f"  {name:{first}}  " + (f"{beside:{second}}  " if second else "")
+        lines.append(wrapped(text, lead, " " * len(lead), width).rstrip())
+    return "\n".join(lines)
+
+
+def wrapped(text: str, lead: str, indent: str, width: int) -> str:
+    """A text in lines of a width; an empty one is its lead."""
+    room = max(width, len(indent) + 30)
+    return textwrap.fill(text, room, initial_indent=lead, subsequent_indent=indent) or lead
+
+
+def one(group: str, name: str, width: int) -> str:
+    """A choice with all of its keys. Raises RheoError for one that there is not."""
+    known = names(group)
+    if name not in known:
+        raise RheoError(f"{group}={name}: no such {group}{nearest(name, known)}")
+    choice = read(group, name)
+    made = target(choice, group)
+    about = [f"{group}={name}" + (f": {meanings.title(made)}" if made else "")]
+    if group == "algo":
+        about.append(
+            f"{kind(choice)}: rheo train algo={name} {KINDS[kind(choice)].partition(';')[0]}"
+        )
+    about += [choice.note] if choice.note else []
+    papers = meanings.papers(made) if made else []
+    about += [f"papers: {', '.join(papers)}"] if papers else []
+    if group == "env" and lacking(choice):
+        about.append(f"not installed: {pip_install(home(str(choice.tree.get('id')))[1])}")
+    about += [f"values: configs/{group}/{name}.yaml" + (f", class: {made}" if made else "")]
+    head = "\n".join(wrapped(text, "", "  ", width) for text in about)
+    if group == "recipe":
+        rows = [f"{place} = {word(value)}" for place, value in walk(choice.tree)]
+        return "\n".join([head, "", *rows])
+    place = group.replace("/", ".")
+    neutral = ["algo=bc"] if group != "algo" else []
+    node = inside(compose_groups([*neutral, f"{group}={name}"], [], []), place) or {}
+    return "\n\n".join([head, *keys(place, node, width)])
+
+
+def keys(place: str, node: Mapping[str, Any], width: int) -> list[str]:
+    """Every key of a node and of those inside it: value, type, meaning."""
+    made = node.get("_target_")
+    if made is None:
+        return []
+    types, told = schema.from_source(made).keys, meanings.of_keys(made)
+    own, inner = [], []
+    for key, value in node.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            inner += keys(f"{place}.{key}", value, width)
+        elif key != "_target_":
+            lead = f"{place}.{key} = {word(value)}"
+            lead += f"    ({shown(types[key])})" if key in types else ""
+            text = told.get(key, "")
+            own.append(lead + (f"\n{wrapped(text, ' ' * 6, ' ' * 6, width)}" if text else ""))
+    return [*own, *inner]
