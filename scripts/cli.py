@@ -25,9 +25,9 @@ VERBS = {  # verb -> module and function that do it, and what it is for
 }
 # module and function that read a verb's words, without torch: what they return is what is done
 ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
-    **{"train": ("config.compose", "train"), "demo": ("config.compose", "demo")},
+    **{"train": ("config.compose", "asked"), "demo": ("config.compose", "demo")},
     **{"bench": ("bench", "asked"), "eval": ("config.verbs", "evaluate")},
-    "sweep": ("config.sweeps", "sweep"),
+    **{"sweep": ("config.sweeps", "sweep"), "info": ("info", "asked")},
 }
 
 

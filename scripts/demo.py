@@ -12,8 +12,8 @@ from .config.compose import SHARED, compose
 from .config.words import as_flags
 from .evaluate import evaluate_folder, report
 from .store.run import Run
-from .store.where import locate
-from .train import default_name, train
+from .store.where import default_name, locate
+from .train import train
 
 EPISODES = 50
 DEMONSTRATIONS = ("noise=0.5", "steps=20000")  # of the learnt policy, by a trembling hand

@@ -2,7 +2,7 @@
 
 import shutil
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import yaml
@@ -15,8 +15,15 @@ from .config.annotations import shown
 from .config.compose import compose_groups
 from .config.inherit import word
 from .config.top import HOME, inside, walk
-from .config.verbs import Information
+from .config.words import flags
 
+USAGE = {
+    "info": """\
+usage: rheo info                  which groups there are to choose from
+       rheo info algo             the algorithms, by what they need; likewise env, policy, critic,
+                                  source, eye, recipe, and data (layouts that are read)
+       rheo info algo=rfm         its keys: value, type, meaning, and the papers""",
+}
 GROUPS = {  # what is listed by its own file, and what it is
     "algo": "what is learned from experience",
     "policy": "networks that act",
@@ -46,6 +53,13 @@ FORMATS = {
 }
 
 
+class Information(NamedTuple):
+    """What `rheo info` was asked."""
+
+    group: str | None  # algo, env, ...; None: which groups there are
+    choice: str | None  # one of them
+
+
 class Choice(NamedTuple):
     """A file of configs."""
 
@@ -55,10 +69,19 @@ class Choice(NamedTuple):
     source: str | None  # the file of configs/source that it chooses
 
 
-def main(asked: Information) -> int:
+def asked(argv: Sequence[str]) -> Information:
+    """`rheo info [GROUP | GROUP=NAME]`. Raises RheoError for more words than that."""
+    folders, words = flags(argv)
+    if folders or len(words) > 1:
+        raise RheoError(USAGE["info"])
+    group, equals, choice = (words[0] if words else "").partition("=")
+    return Information(group or None, choice if equals else None)
+
+
+def main(wanted: Information) -> int:
     """Prints the list of groups, one group, or one choice with its keys. Raises RheoError."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
-    group, choice = asked
+    group, choice = wanted
     known = [*GROUPS, "data"]
     if group is not None and group not in known:
         raise RheoError(

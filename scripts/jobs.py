@@ -128,7 +128,7 @@ def go(folder: Path, config: dict[str, Any], words: list[str]) -> int:
 
     if step is None:
         set_aside(folder)
-        return train.main(config)
+        return train.main((config, False))
     again = [*(word for word in words if free(key_of(word))), f"steps={config['steps']}"]
     return train.resume((str(folder), Words([], [str(folder)], again)))  # flags hold since composed
 

@@ -14,7 +14,7 @@ from .config.inherit import word
 from .config.top import EVAL_SEED, HOME, files_of
 from .config.words import as_flags
 from .store.run import Run
-from .store.where import locate
+from .store.where import default_name, locate
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -37,12 +37,12 @@ def train(
     your own classes and values. Raises RheoError for what the command line refuses, and for a run
     that stops before its end (its `code` is the exit code there).
     """
-    from .train import default_name, main  # here, so that a mistake is told before torch is there
-
     given = [*words, *typed(settings), *typed(overrides or {})]
     config = compose.train([*as_flags([str(each) for each in config_dir]), *given])
     config["name"] = config["name"] or default_name(config)
-    code = main(config)
+    from .train import main  # here, so that a mistake is told before torch is there
+
+    code = main((config, False))
     run = Run.open(str(locate(config["name"])), as_flags(config["config_dir"]))
     if code:
         raise RheoError(f"{run.path} was stopped before its end: {run.resume_command()}", code)

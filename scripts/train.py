@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import re
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,9 @@ from .assemble import (
     refuse_other_order,
 )
 from .config.top import EVAL_SEED
-from .config.words import Words, stem_of
+from .config.words import Words
 from .display import Display, Timer, time_frozen_base
+from .dry import show
 from .evaluate import episodes_of, known_references, score
 from .fast import fast, one_thread
 from .plot import plot
@@ -41,7 +41,7 @@ from .store.state import (
     restore,
     with_generators,
 )
-from .store.where import locate, shown
+from .store.where import default_name, locate, shown
 from .together import (
     announce,
     collected,
@@ -57,9 +57,11 @@ log = logging.getLogger("rheo")
 PROBED = 8  # recorded observations at which a frozen base is tried
 
 
-def main(config: dict[str, Any]) -> int:
-    """Trains a new run of a configuration."""
-    return train(config, config["name"] or default_name(config))
+def main(asked: tuple[dict[str, Any], bool]) -> int:
+    """Trains a new run of a configuration, or shows what it would be."""
+    config, dry = asked
+    name = config["name"] or default_name(config)
+    return show(config, name) if dry else train(config, name)
 
 
 def train(config: dict[str, Any], name: str) -> int:
@@ -144,13 +146,6 @@ def fitted(tree: dict[str, Any], algo: Algorithm, options: list[str]) -> dict[st
         return tree
     log.warning("device: another kind than the checkpoint's, so the run's noise begins anew")
     return with_generators(tree, algo.generator)
-
-
-def default_name(config: dict[str, Any]) -> str:
-    """<algo>-<env or data>-s<seed>."""
-    algo = config["algo"]["_target_"].rsplit(".", 1)[-1]
-    world = (config["env"] or {}).get("id") or stem_of(config["data"])
-    return re.sub(r"[^a-z0-9_.-]+", "-", f"{algo}-{world}-s{config['seed']}".lower())
 
 
 class Loop:

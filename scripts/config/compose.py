@@ -38,19 +38,38 @@ from .words import flags
 log = logging.getLogger("rheo")
 SHARED = ("seed", "device", "threads", "fast")  # of both acts of the demo
 USAGE = {
+    "train": """\
+usage: rheo train [key=value ...] [--config-dir DIR]
+       rheo train algo=rfm env=hopper seed=1          from scratch
+       rheo train algo=bc data=demos.npz              from recorded actions
+       rheo train algo=reinflow init=RUN env=hopper   a run's policy, trained further
+keys:  algo policy critic eye source env recipe   files of rheo/configs: rheo info algo lists them,
+                       rheo info algo=rfm tells what their keys mean; policy/net=unet is one inside
+       data init       recorded data, and the run to start from
+       steps log_every eval_every save_every episodes   how long, and what between
+       horizon seed device threads fast name limits.*
+       dry=true        show what would run (configuration, sizes, memory), and leave it""",
     "demo": f"""\
 usage: rheo demo [key=value ...]
        first act: InvertedPendulum-v5 from scratch (recipe=demo, and the values given);
        second act: demonstrations of it with noise, a flow cloned from them, and the clone
-       fine-tuned; left out where a value other than {", ".join(SHARED)} is given"""
+       fine-tuned; left out where a value other than {", ".join(SHARED)} is given""",
 }
 NEEDED = "RUN"  # the init of an algorithm that cannot do without one
 ALIAS = re.compile(r"\$\{([\w.]+)\}")
 ABSENT = object()
 
 
+def asked(argv: Sequence[str]) -> tuple[dict[str, Any], bool]:
+    """What `rheo train` was asked, and whether it is only to be shown (dry=true)."""
+    dry = [word for word in argv if word.startswith("dry=")]
+    if set(dry) - {"dry=true", "dry=false"}:
+        raise RheoError(f"{dry[-1]}: dry=true shows what would run, dry=false runs it")
+    return train([word for word in argv if word not in dry]), "dry=true" in dry[-1:]
+
+
 def train(argv: Sequence[str]) -> dict[str, Any]:
-    """What `rheo train` was asked: a configuration, after what has to be said of it.
+    """A run's configuration, after what has to be said of it.
 
     A command that does not say what to train is refused.
     """

@@ -56,11 +56,6 @@ usage: rheo collect RUN|ACTOR.npz|random out=FILE [env=NAME] [steps=N | episodes
 options: layout=npz|d4rl|robomimic   how the file is written: npz, or .hdf5 in a layout
          past=N   steps that a demonstration goes on after its task is solved; 5, and where
                   success ends no episode (Fetch) until its time is up""",
-    "info": """\
-usage: rheo info                  which groups there are to choose from
-       rheo info algo             the algorithms, by what they need; likewise env, policy, critic,
-                                  source, eye, recipe, and data (layouts that are read)
-       rheo info algo=rfm         its keys: value, type, meaning, and the papers""",
     "data": """\
 usage: rheo data info FILE...                what is in files, or minari:DATASET_ID
        rheo data check FILE|FOLDER...       what is wrong, a line each; 2 when something is
@@ -382,22 +377,3 @@ def doctor(argv: Sequence[str]) -> None:
     folders, words = flags(argv)
     if folders or words:
         raise RheoError(USAGE["doctor"])
-
-
-# ------------------------------------------------------------------ what there is
-
-
-class Information(NamedTuple):
-    """What `rheo info` was asked."""
-
-    group: str | None  # algo, env, ...; None: which groups there are
-    choice: str | None  # one of them
-
-
-def info(argv: Sequence[str]) -> Information:
-    """`rheo info [GROUP | GROUP=NAME]`. Raises RheoError for more words than that."""
-    folders, words = flags(argv)
-    if folders or len(words) > 1:
-        raise RheoError(USAGE["info"])
-    group, equals, choice = (words[0] if words else "").partition("=")
-    return Information(group or None, choice if equals else None)

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from rheo.envs.paths import expanded
 from rheo.errors import RheoError, nearest
 
+from ..config.words import stem_of
 from . import versions
 
 CHECKPOINT = re.compile(r"(\d{12})(?:\.(\d+))?")  # a checkpoint's folder, named after its step
@@ -22,6 +23,13 @@ def locate(name: str) -> Path:
     if not path.parts or ".." in path.parts:
         raise RheoError(f"name={name!r}: a run's name cannot be empty or contain '..'")
     return path if path.is_absolute() or path.parts[0] == "runs" else Path("runs") / path
+
+
+def default_name(config: dict[str, Any]) -> str:
+    """<algo>-<env or data>-s<seed>."""
+    algo = config["algo"]["_target_"].rsplit(".", 1)[-1]
+    world = (config["env"] or {}).get("id") or stem_of(config["data"])
+    return re.sub(r"[^a-z0-9_.-]+", "-", f"{algo}-{world}-s{config['seed']}".lower())
 
 
 def existing(name: str) -> Path:

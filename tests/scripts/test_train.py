@@ -24,7 +24,8 @@ from rheo.scripts.config import schema
 from rheo.scripts.config.compose import compose
 from rheo.scripts.store.run import Run
 from rheo.scripts.store.state import capture, not_finite, restore
-from rheo.scripts.train import default_name, due
+from rheo.scripts.store.where import default_name
+from rheo.scripts.train import due
 
 
 def answer(capsys, *words):
