@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -80,6 +80,10 @@ class GymnasiumVector(VectorEnv):
             self._restart(i, None if seed is None else seed + self.first + i)
         self._started = True
         return self._tensor(self._obs)
+
+    def wrap(self, wrapper: Callable[[gymnasium.Env], gymnasium.Env]) -> None:
+        """Puts something around each environment, before its first reset."""
+        self._envs = [wrapper(env) for env in self._envs]
 
     def restart(self, seeds: list[int]) -> None:
         """New episodes from a seed of each environment's own."""

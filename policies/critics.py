@@ -57,6 +57,11 @@ class QEnsemble(nn.Module):
         self.gains = nn.ParameterList(nn.Parameter(ones.clone()) for _ in range(count))
         self.shifts = nn.ParameterList(nn.Parameter(zeros.clone()) for _ in range(count))
 
+    def fits(self, obs: Tensor, action: Tensor) -> bool:
+        """Whether observations [..., O] and chunks [..., T, Da] are of the sizes it judges."""
+        sizes = self.obs_weight.shape[-1], self.action_weight.shape[-1]
+        return (obs.shape[-1], action.shape[-2] * action.shape[-1]) == sizes
+
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         obs = self.obs_norm(obs)
         obs = expand_lead(obs, action.ndim - 2, 1)

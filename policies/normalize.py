@@ -16,7 +16,7 @@ REACH = 10.0  # scales from the centre beyond which an observation says no more 
 class Normalizer(nn.Module):
     """Per-dimension affine map `(x - shift) / scale` of the last axis, fitted once on data.
 
-    kind: minmax maps the data's range to [-1, 1]; gaussian to zero mean and unit standard deviation;
+    kind: minmax maps the data's range to [-1, 1]; gaussian to zero mean and unit deviation;
     none is the identity and needs no fit. A constant dimension has no scale of its own: it is
     only shifted (unit scale), so it becomes 0, and `fit` reports it.
 

@@ -16,6 +16,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "resume": ("train", "resume", "continue a run from its last checkpoint: rheo resume RUN"),
     "sweep": ("sweep", "main", "a run for every combination: rheo sweep seed=0,1,2 name=NAME ..."),
     "info": ("info", "main", "what there is to choose from: rheo info algo, rheo info algo=rfm"),
+    "play": ("play", "main", "a film of a policy, or several side by side: rheo play RUN"),
     "compare": ("compare", "main", "runs of several seeds as a table: rheo compare runs/rfm-*"),
     "collect": ("collect", "main", "record a policy: rheo collect RUN steps=10000 out=data.hdf5"),
     "data": ("data", "main", "look at recorded data: rheo data info|check|convert|fetch ..."),
@@ -27,6 +28,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
 ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
     **{"train": ("config.compose", "asked"), "demo": ("config.compose", "demo")},
     **{"bench": ("bench", "asked"), "eval": ("config.verbs", "evaluate")},
+    "play": ("config.playing", "play"),
     **{"sweep": ("config.sweeps", "sweep"), "info": ("info", "asked")},
 }
 

@@ -108,6 +108,7 @@ class Robosuite(gymnasium.Env):
 
     metadata: dict[str, Any] = {"render_modes": []}
     repeats = True  # a seed and actions give the same episode to the last bit
+    hidden = HIDDEN
 
     def __init__(
         self,
@@ -187,6 +188,16 @@ class Robosuite(gymnasium.Env):
     def model_xml(self) -> str:
         """The simulator's model as XML."""
         return self.env.sim.model.get_xml()
+
+    @property
+    def model(self) -> Any:
+        """MuJoCo's model, for pictures; `hidden` groups of geometries are left out of them."""
+        return self.env.sim.model._model
+
+    @property
+    def dt(self) -> float:
+        """Seconds of a step."""
+        return float(self.env.control_timestep)
 
     @property
     def data(self) -> Any:
