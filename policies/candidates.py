@@ -54,8 +54,10 @@ def chosen(
     """The one of action [..., M, T, Da] that its value [..., M] chooses, as in `choose`."""
     if waiting is not None:
         value = value / heat - waiting.clamp_min(1e-30).log()
-    index = value.argmax(-1)[..., None, None, None]
-    return action.gather(-3, index.expand(*index.shape[:-3], 1, *action.shape[-2:])).squeeze(-3)
+    index = value.argmax(-1)
+    lead, several = index.shape, action.flatten(0, -4) if action.ndim > 3 else action[None]
+    rows = torch.arange(len(several), device=action.device)
+    return several[rows, index.flatten()].reshape(*lead, *action.shape[-2:])
 
 
 @torch.no_grad()

@@ -70,10 +70,12 @@ class QEnsemble(nn.Module):
             return self._members(obs, action)
         # Without a gradient nothing is kept, so blocks that stay in the cache are faster.
         size = max(1, BLOCK_ROWS // max(1, action[0, ..., 0].numel()))
+        if len(action) <= size:
+            return self._members(obs, action)
         blocks = action.split(size)
         several = obs.split(size) if obs.shape[0] == action.shape[0] else [obs] * len(blocks)
         values = [self._members(o, a) for o, a in zip(several, blocks, strict=True)]
-        return values[0] if len(values) == 1 else torch.cat(values, 1)
+        return torch.cat(values, 1)
 
     def _members(self, obs: Tensor, action: Tensor) -> Tensor:
         # unbind once per stack: its gradient is one stack instead of a zero-filled add per member

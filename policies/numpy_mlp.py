@@ -85,6 +85,14 @@ def quicken(module: nn.Module) -> None:
             part.forward = QuickValues(part)
 
 
+def unquickened(module: nn.Module) -> None:
+    """Takes it off again, for who follows every operation of torch's."""
+    for part in module.modules():
+        for name in ("act", "forward"):
+            if isinstance(vars(part).get(name), QuickAct | QuickValues):
+                delattr(part, name)
+
+
 class QuickAct:
     """`FlowPolicy.act` in numpy where that gives the same result. It is copied with its policy."""
 

@@ -17,6 +17,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "sweep": ("sweep", "main", "a run for every combination: rheo sweep seed=0,1,2 name=NAME ..."),
     "info": ("info", "main", "what there is to choose from: rheo info algo, rheo info algo=rfm"),
     "play": ("play", "main", "a film of a policy, or several side by side: rheo play RUN"),
+    "export": ("export", "main", "a policy as a program that runs without Rheo: rheo export RUN"),
     "compare": ("compare", "main", "runs of several seeds as a table: rheo compare runs/rfm-*"),
     "collect": ("collect", "main", "record a policy: rheo collect RUN steps=10000 out=data.hdf5"),
     "data": ("data", "main", "look at recorded data: rheo data info|check|convert|fetch ..."),
@@ -28,7 +29,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
 ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
     **{"train": ("config.compose", "asked"), "demo": ("config.compose", "demo")},
     **{"bench": ("bench", "asked"), "eval": ("config.verbs", "evaluate")},
-    "play": ("config.playing", "play"),
+    **{"play": ("config.playing", "play"), "export": ("config.exporting", "export")},
     **{"sweep": ("config.sweeps", "sweep"), "info": ("info", "asked")},
 }
 

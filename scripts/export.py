@@ -1,0 +1,238 @@
+"""`rheo export RUN`: a run's policy as one program that needs nothing of Rheo, and its contract.
+
+The program is the deployed behaviour from an observation to a plan: normaliser, encoder, sampler
+and what chooses among samples, to actions in the environment's units. What it draws are inputs, so
+it is a function: whoever calls it brings the noise. The contract, a JSON file beside it, says what
+goes in and comes out.
+"""
+
+import importlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rheo.envs import families
+from rheo.envs.paths import expanded
+from rheo.envs.views import step_seconds
+from rheo.errors import MACHINE, RheoError
+from rheo.files import atomically, put_text, sha256
+from rheo.policies.normalize import affine
+
+from .config.exporting import Exporting
+from .policy import Policy
+from .program import Given, Program
+from .store.provenance import versions
+from .store.run import Run
+from .store.where import MANIFEST, found, step_of
+
+log = logging.getLogger("rheo")
+VERSION = 1  # of the contract
+CHECKED, TIMED, WARM = 1000, 500, 50  # inputs that are compared; calls that are timed, after others
+TOLERANCE = 1e-6  # of the range of actions
+TIES = 0.01  # share of inputs whose samples may be worth the same but for rounding
+LARGEST = 1 << 16  # rows of a batch
+MODULES = {".onnx": ("onnx", "onnxscript", "onnxruntime")}
+Call = Callable[..., Tensor]
+
+
+def main(asked: Exporting) -> int:
+    """Writes the program and its contract, and says how they compare with the run."""
+    policy = Policy(asked.run, flags=[*asked.flagged, "device=cpu"])
+    torch.set_num_threads(1)  # as a robot calls it, one observation at a time
+    out = expanded(asked.out or f"{policy.run.path.name}.pt2")
+    if out.exists():
+        raise RheoError(f"out={out}: exists; choose another name")
+    program = Program(policy, asked.units == "unit")
+    call = written(program, out)
+    try:
+        difference, ties = compared(program, call, policy)
+    except RheoError:
+        out.unlink()
+        raise
+    p50, p99 = latency(program, call)
+    contract = described(program, policy, out, asked.units)
+    contract["checked"] = {"inputs": CHECKED, "difference": difference, "ties": ties}
+    contract["latency_ms"] = {"p50": p50, "p99": p99, "batch": 1, "threads": 1}
+    told = out.with_name(f"{out.name}.json")
+    put_text(told, json.dumps(contract, indent=1) + "\n")
+    inputs = ", ".join(f"{one.name} {['B', *one.shape]}" for one in program.inputs)
+    print(f"{out}: ({inputs}) -> action {['B', *program.size]}".replace("'", ""))
+    same = f"differs from the run by {difference:.1e} of the range of actions at most"
+    same += f", but for {ties} whose samples are worth the same" if ties else ""
+    print(f"{CHECKED} random inputs: {same}")
+    print(f"one observation takes {p50:.2f} ms (median), {p99:.2f} ms (99 of 100); contract {told}")
+    return 0
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def written(program: Program, out: Path) -> Call:
+    """Writes a program, and gives what calls the file. Raises RheoError."""
+    example = tuple(example_of(program, 3))
+    rows = torch.export.Dim("batch", min=1, max=LARGEST)
+    shapes = (tuple({0: rows} for _ in example),)
+    try:
+        with torch.no_grad():
+            made = torch.export.export(program, example, dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # whatever an operation without a rule makes it raise
+        name, text = type(program.algo).__name__, str(error).strip().splitlines()[0]
+        raise RheoError(f"a {name} cannot be exported: {text}") from error
+    try:
+        if out.suffix == ".onnx":
+            return onnx(program, made, example, out)
+        atomically(out, lambda part: save(made, part))
+    except OSError as error:
+        raise RheoError(f"out={out}: not written: {error}", MACHINE) from error
+    return torch.export.load(out).module()
+
+
+def save(made: Any, part: Path) -> None:
+    """Writes torch's archive of a program, whose writer wants the usual ending."""
+    named = part.with_name(f"{part.name}.pt2")
+    torch.export.save(made, named)
+    named.replace(part)
+
+
+def onnx(program: Program, made: Any, example: tuple[Tensor, ...], out: Path) -> Call:
+    """Writes ONNX, and gives what calls the file. Raises RheoError without its packages."""
+    lacking = [name for name in MODULES[".onnx"] if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise RheoError(f"an .onnx needs {', '.join(lacking)}: pip install 'rheo-rl[onnx]'")
+    names = [one.name for one in program.inputs]
+    kind = {"input_names": names, "output_names": ["action"], "verbose": False}
+    made = torch.onnx.export(made, example, dynamo=True, **kind)
+    assert made is not None
+    atomically(out, lambda part: made.save(str(part)))
+    runtime = importlib.import_module("onnxruntime")
+    session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+
+    def call(*given: Tensor) -> Tensor:
+        fed = {name: x.numpy() for name, x in zip(names, given, strict=True)}
+        return torch.from_numpy(session.run(None, fed)[0])
+
+    return call
+
+
+# ---- what is said of it --------------------------------------------------------------------------
+
+
+def example_of(program: Program, rows: int) -> list[Tensor]:
+    """Random inputs of so many rows, observations as far out as the policy's statistics say."""
+    generator, found = torch.Generator().manual_seed(0), []
+    for one in program.inputs:
+        shape = (rows, *one.shape)
+        if one.dtype == "uint8":
+            found.append(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
+        elif one.name == "waiting":
+            found.append(torch.empty(shape).exponential_(generator=generator))
+        else:
+            found.append(torch.randn(shape, generator=generator))
+    norm = getattr(program.algo.policy, "obs_norm", None)
+    if norm is not None and norm.kind != "none" and not program.images:
+        numbers = affine(norm)
+        if numbers.shift.numel() == found[0].shape[1]:
+            found[0] = found[0] * numbers.scale + numbers.shift
+    return found
+
+
+def compared(program: Program, call: Call, policy: Policy) -> tuple[float, int]:
+    """The largest difference from the run's own deployment, of the range of actions, and how many
+    inputs were decided otherwise. Raises RheoError where the file does something else.
+    """
+    given = example_of(program, CHECKED)
+    count = len(program.inputs) - 1 - len(program.images)
+    kinds = ("normal", "exponential")
+    drawn = {k: x.flatten(1) for k, x in zip(kinds, given[1 : 1 + count], strict=False)}
+    pairs = zip(given[0], *given[1 + count :], strict=True)
+    obs = torch.stack([program.seen(one, images) for one, *images in pairs])
+    half = 1.0 if program.identity else program.half_range
+    with torch.no_grad():
+        seen = obs if program.eye is None else program.eye.encode(obs)
+        action = program.algo.deploy(seen, Given(**drawn))
+        wanted = action if program.identity else action * program.half_range + program.middle
+        apart = ((call(*given) - wanted) / (2 * half)).abs().flatten(1).amax(1)
+    other = apart > TOLERANCE
+    chosen = any(one.numbers > wanted[0].numel() for one in program.draws)  # among samples
+    ties = int(other.sum()) if chosen else 0
+    largest = float(apart[~other].max()) if ties else float(apart.max())
+    if largest > TOLERANCE or ties > TIES * CHECKED:
+        raise RheoError(
+            f"{policy.run.path}: the program differs from the run by {float(apart.max()):.1e} of "
+            f"the range of actions in {int(other.sum())} of {CHECKED} inputs, which is no rounding"
+        )
+    return largest, ties
+
+
+def latency(program: Program, call: Call) -> tuple[float, float]:
+    """Milliseconds of a call for one observation: the median, and what 99 of 100 stay below."""
+    given, times = example_of(program, 1), []
+    with torch.no_grad():
+        for _ in range(WARM + TIMED):
+            start = time.perf_counter()
+            call(*given)
+            times.append(1e3 * (time.perf_counter() - start))
+    p50, p99 = np.percentile(times[WARM:], [50, 99])
+    return float(p50), float(p99)
+
+
+def described(program: Program, policy: Policy, out: Path, units: str) -> dict[str, Any]:
+    """The contract: all that a caller has to know, in plain types."""
+    run, unit = policy.run, np.ones(program.size[1])
+    low, high = (-unit, unit) if units == "unit" else (policy.action_low, policy.action_high)
+    env = run.config["env"] or {}
+    inputs = [
+        {"name": name, "shape": ["batch", *shape], "dtype": dtype, "meaning": meaning}
+        for name, shape, dtype, meaning in program.inputs
+    ]
+    return {
+        "contract": VERSION,
+        "program": out.name,
+        "sha256": sha256(out),
+        "inputs": inputs,
+        "observation": {
+            "parts": {k: v for k, v in policy.obs_parts.items() if k not in policy.images},
+            "images": {k: list(size) for k, size in program.images.items()},
+            "steps": program.steps,
+        },
+        "output": {
+            "name": "action",
+            "shape": ["batch", *program.size],
+            "units": units,
+            "low": np.asarray(low).tolist(),
+            "high": np.asarray(high).tolist(),
+        },
+        "plan": {"steps": program.size[0], "executed": policy.execute},
+        "rate_hz": rate(run),
+        "run": str(run.path),
+        "step": run.step,
+        "algorithm": type(program.algo).__name__,
+        "environment": env.get("id"),
+        "checkpoint_sha256": checkpoint_digest(run),
+        "versions": versions(),
+    }
+
+
+def rate(run: Run) -> float | None:
+    """Decisions' steps per second of the environment's time; None where nothing tells."""
+    told = run.meaning().get("dt")
+    env = run.config["env"] or {}
+    if not told and env.get("id"):
+        families.register(env["id"])
+        made = families.make(env["id"], dict(env.get("options") or {}))
+        told = step_seconds(made)
+        made.close()
+    return None if not told else round(1 / float(told), 6)
+
+
+def checkpoint_digest(run: Run) -> str:
+    """Of the manifest of the checkpoint that was loaded, which holds those of all its files."""
+    folder = next(path for path in found(run.path / "ckpt") if step_of(path) == run.step)
+    return sha256(folder / MANIFEST)
