@@ -22,6 +22,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "collect": ("collect", "main", "record a policy: rheo collect RUN steps=10000 out=data.hdf5"),
     "data": ("data", "main", "look at recorded data: rheo data info|check|convert|fetch ..."),
     "demo": ("demo", "main", "learn a small task from scratch; clone and fine-tune a flow in it"),
+    "completion": ("completion", "main", "make the shell complete: rheo completion bash|zsh"),
     "bench": ("bench", "main", "measure speed on this machine"),
     "doctor": ("doctor", "main", "check what this machine can do, and say how to fix the rest"),
 }
@@ -31,6 +32,7 @@ ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
     **{"bench": ("bench", "asked"), "eval": ("config.verbs", "evaluate")},
     **{"play": ("config.playing", "play"), "export": ("config.exporting", "export")},
     **{"sweep": ("config.sweeps", "sweep"), "info": ("info", "asked")},
+    "completion": ("completion", "asked"),
 }
 
 
