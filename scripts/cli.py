@@ -19,6 +19,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "play": ("play", "main", "a film of a policy, or several side by side: rheo play RUN"),
     "export": ("export", "main", "a policy as a program that runs without Rheo: rheo export RUN"),
     "compare": ("compare", "main", "runs of several seeds as a table: rheo compare runs/rfm-*"),
+    "report": ("report", "main", "all runs of a folder as pages: rheo report runs/x"),
     "collect": ("collect", "main", "record a policy: rheo collect RUN steps=10000 out=data.hdf5"),
     "data": ("data", "main", "look at recorded data: rheo data info|check|convert|fetch ..."),
     "demo": ("demo", "main", "learn a small task from scratch; clone and fine-tune a flow in it"),
@@ -32,7 +33,7 @@ ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
     **{"bench": ("bench", "asked"), "eval": ("config.verbs", "evaluate")},
     **{"play": ("config.playing", "play"), "export": ("config.exporting", "export")},
     **{"sweep": ("config.sweeps", "sweep"), "info": ("info", "asked")},
-    "completion": ("completion", "asked"),
+    **{"report": ("config.reporting", "report"), "completion": ("completion", "asked")},
 }
 
 

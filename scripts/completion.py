@@ -47,6 +47,7 @@ KEYS = {  # verb -> its own keys
     "export": ("out", "units"),
     "collect": ("out", "env", "steps", "episodes", "noise", "set", "layout", "seed", "actors"),
     "compare": ("metric", "out", "curves", "columns", "group", "minutes", "reach", "with"),
+    "report": ("out", "metric", "with"),
     "resume": ("steps", "data", "device", "log_every", "eval_every", "save_every"),
 }
 VALUES = {
