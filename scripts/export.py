@@ -7,6 +7,7 @@ goes in and comes out.
 """
 
 import importlib
+import importlib.util
 import json
 import logging
 import time
@@ -27,7 +28,7 @@ from rheo.policies.normalize import affine
 
 from .config.exporting import Exporting
 from .policy import Policy
-from .program import Given, Program
+from .program import KINDS, Given, Program
 from .store.provenance import versions
 from .store.run import Run
 from .store.where import MANIFEST, found, step_of
@@ -149,15 +150,14 @@ def compared(program: Program, call: Call, policy: Policy) -> tuple[float, int]:
     """
     given = example_of(program, CHECKED)
     count = len(program.inputs) - 1 - len(program.images)
-    kinds = ("normal", "exponential")
-    drawn = {k: x.flatten(1) for k, x in zip(kinds, given[1 : 1 + count], strict=False)}
+    drawn = {k: x.flatten(1) for k, x in zip(KINDS, given[1 : 1 + count], strict=False)}
     pairs = zip(given[0], *given[1 + count :], strict=True)
     obs = torch.stack([program.seen(one, images) for one, *images in pairs])
-    half = 1.0 if program.identity else program.half_range
+    half = 1.0 if program.identity else program.get_buffer("half_range")
     with torch.no_grad():
         seen = obs if program.eye is None else program.eye.encode(obs)
         action = program.algo.deploy(seen, Given(**drawn))
-        wanted = action if program.identity else action * program.half_range + program.middle
+        wanted = program.in_units(action)
         apart = ((call(*given) - wanted) / (2 * half)).abs().flatten(1).amax(1)
     other = apart > TOLERANCE
     chosen = any(one.numbers > wanted[0].numel() for one in program.draws)  # among samples

@@ -18,6 +18,8 @@ from rheo.policies.numpy_mlp import unquickened
 
 from .policy import Policy
 
+KINDS = ("normal", "exponential")  # of random numbers, in the order of a program's inputs
+
 
 class Draw(NamedTuple):
     """Random numbers that a decision asks for."""
@@ -152,7 +154,7 @@ class Program(nn.Module):
 
     def listed(self) -> Iterator[Input]:
         """The inputs."""
-        counts = dict.fromkeys(("normal", "exponential"), 0)
+        counts: dict[str, int] = dict.fromkeys(KINDS, 0)
         for draw in self.draws:
             counts[draw.kind] += draw.numbers
         plan = counts["normal"] in (0, self.size[0] * self.size[1])
@@ -173,13 +175,18 @@ class Program(nn.Module):
     def row(self, obs: Tensor, *rest: Tensor) -> Tensor:
         """The plan [T, Da] for an observation [To Do]."""
         count = len(self.inputs) - 1 - len(self.images)
-        kinds = ("normal", "exponential")
-        drawn = {k: x.flatten()[None] for k, x in zip(kinds, rest[:count], strict=False)}
+        drawn = {k: x.flatten()[None] for k, x in zip(KINDS, rest[:count], strict=False)}
         seen = self.seen(obs, rest[count:])[None]
         if self.eye is not None:
             seen = self.eye.encode(seen)
         action = self.algo.deploy(seen, Given(**drawn))[0]
-        return action if self.identity else action * self.half_range + self.middle
+        return self.in_units(action)
+
+    def in_units(self, action: Tensor) -> Tensor:
+        """Actions of [-1, 1] as the program hands them out."""
+        if self.identity:
+            return action
+        return action * self.get_buffer("half_range") + self.get_buffer("middle")
 
     def seen(self, obs: Tensor, images: Sequence[Tensor]) -> Tensor:
         """An observation as networks here take it: images as packed numbers behind each step's."""

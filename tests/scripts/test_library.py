@@ -39,8 +39,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(trained(name=str(folder / "r")).path)
 
 
-def rollouts(policy: rheo.Policy, count: int, rounds: int) -> list[tuple[float, int]]:
-    """Returns and lengths of the first episodes of gymnasium environments side by side.
+def rollouts(policy: rheo.Policy, count: int, rounds: int) -> list[tuple[int, float, int]]:
+    """Rows, returns and lengths of the first episodes of gymnasium environments side by side.
 
     A row that is over begins the next episode at once, the others go on.
     """
@@ -53,7 +53,7 @@ def rollouts(policy: rheo.Policy, count: int, rounds: int) -> list[tuple[float, 
             obs[i], reward, over, cut, _ = env.step(action[i].astype(np.float32))
             totals[i] += float(reward), 1
             if over or cut:
-                found.append((i, *totals[i]))
+                found.append((i, float(totals[i, 0]), int(totals[i, 1])))
                 totals[i], obs[i] = 0, env.reset()[0]
                 policy.reset([i])
     return found

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from rheo.stats import improvement, iqm, of_means, student, wilson
 NOW = dict.fromkeys(("rheo", "torch", "mujoco", "gymnasium", "numpy"), "1.0")
 
 
-def run(folder: Path, name: str, values: list[float], *, key: str = "ret", **more: object) -> None:
+def run(
+    folder: Path, name: str, values: Sequence[float], *, key: str = "ret", **more: object
+) -> None:
     """A run's folder with an evaluation of these episodes."""
     place = folder / name
     (place / "eval").mkdir(parents=True)
@@ -26,10 +29,14 @@ def run(folder: Path, name: str, values: list[float], *, key: str = "ret", **mor
     rows = [{"ret": 0.0, key: value} for value in values]
     told = {f"eval/{key}": 0.5} if key != "ret" else {}
     text = json.dumps({"step": 100, "env": "T-v0", "episodes": rows, **told})
-    label = more.get("label", "")
     (place / "eval" / f"{100:012d}{label}.json").write_text(text)
-    start = {"command": ["rheo", "train", name], "commit": "abc", "cpus": 2, "machine": "m"}
-    start["versions"] = NOW | dict(more.get("versions", {}))  # pyright: ignore[reportCallIssue, reportArgumentType]
+    start: dict[str, object] = {
+        "command": ["rheo", "train", name],
+        "commit": "abc",
+        "cpus": 2,
+        "machine": "m",
+    }
+    start["versions"] = NOW | (versions or {})
     (place / "run.json").write_text(json.dumps({"starts": [start]}))
     (place / "metrics.jsonl").write_text(json.dumps({"step": 100, "time/wall": 120.0}) + "\n")
 
