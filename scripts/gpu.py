@@ -7,7 +7,7 @@ many rows as those fill.
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from time import monotonic
 from typing import NamedTuple
@@ -27,8 +27,9 @@ from rheo.envs.vector import VectorEnv
 from .assemble import assemble, fit_statistics
 from .config.compose import compose
 from .fast import fast
-from .limits import AHEAD, TASKS, random_actions
-from .paired import Goal, Plan, Row, against_limit, alternate, faster, rate
+from .graph import WARM
+from .limits import AHEAD, random_actions
+from .paired import Goal, Plan, Row, against_limit, alternate, faster, rate, shorter
 from .watching import Watcher
 
 log = logging.getLogger("rheo")
@@ -39,9 +40,10 @@ CHUNK = 4
 COMPARED = 16  # worlds that are compared with native ones
 MIXED = 50  # steps before measuring, so that rows are in different phases
 DECISIONS = {"cuda": 32, "cpu": 16, "quick": 4}  # of a rollout
+GRAPHS = ("cuda",)  # kinds of devices on which updates can be recorded
 RATIO = 1 / 16  # updates per frame, off policy
 # Of one H200: physics at 16,384 worlds; the others of any number.
-FRAMES = {"HalfCheetah-v5": 1e6, "Hopper-v5": 5e5, "Ant-v5": 5e5}
+FRAMES = {"Hopper-v5": 5e5, "HalfCheetah-v5": 1e6, "Ant-v5": 5e5}
 WHOLE, ACTED, NATIVELY = (
     Goal("share", ">=", 0.8), Goal("share", ">=", 0.7), Goal("ratio", ">=", 5.0),
 )  # fmt: skip
@@ -53,36 +55,41 @@ OFF_POLICY = {
     "DSRL": ("algo=dsrl_sac", "init=scratch", f"horizon={CHUNK}"),
 }
 LONG = ("env=hopper", "env.threads=0", "steps=1000000000")  # no schedule comes to its end
-EVERY_EPOCH = (
-    "algo.learn.kl_stop=1e9",
-    "algo.learn.value_warmup=0",
-)  # of one rollout again and again
+# a rollout is learned from again and again, always in all its epochs
+EVERY_EPOCH = ("algo.learn.kl_stop=1e9", "algo.learn.value_warmup=0")
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """All parts in the order in which they matter, while there is time."""
-    kind = plan.device.partition(":")[0]
-    counts = plan.worlds or COUNTS[kind]
-    tasks = ("Hopper-v5",) if plan.quick else TASKS
-    parts: list[tuple[str, Callable[..., Iterator[Row]]]] = [
-        *((f"{task}, right", partial(right, plan, task)) for task in tasks),
-        *(
-            (f"{task} x {n}", partial(stepping, plan, task, n))
-            for n, task in itertools.product(counts, tasks)
-        ),
-        *(
-            (f"{name} x {n}", partial(learning, plan, name, n))
-            for n, name in itertools.product(counts, [*ON_POLICY, *OFF_POLICY])
-        ),
-    ]
-    start, left = monotonic(), []
-    for name, part in parts:
+    """All parts, those first that matter most, while there is time."""
+    left, start = [], monotonic()
+    for name, part in parts(plan):
         if monotonic() - start > LAST:
             left.append(name)
         else:
             yield from part()
     if left:
         log.warning("bench gpu ends by itself after some minutes; left out: %s", ", ".join(left))
+
+
+def parts(plan: Plan) -> Iterator[tuple[str, Callable[[], Iterator[Row]]]]:
+    """Two tasks and who learns in one of them, before Ant, whose kernels take long to compile."""
+    counts = plan.worlds or COUNTS[plan.device.partition(":")[0]]
+    tasks = ["Hopper-v5"] if plan.quick else [*FRAMES]
+    for position, task in enumerate(tasks):
+        if position == 2:
+            yield from learners(plan, counts[:1])
+        yield f"{task}, right", partial(right, plan, task)
+        for count in counts:
+            yield f"{task} x {count}", partial(stepping, plan, task, count)
+    yield from learners(plan, counts[len(tasks) > 2 :])
+
+
+def learners(
+    plan: Plan, counts: Sequence[int]
+) -> Iterator[tuple[str, Callable[[], Iterator[Row]]]]:
+    """Every method at numbers of worlds."""
+    for count, name in itertools.product(counts, [*ON_POLICY, *OFF_POLICY]):
+        yield f"{name} x {count}", partial(learning, plan, name, count)
 
 
 # ---- right -------------------------------------------------------------------------------------
@@ -239,6 +246,8 @@ def learning(plan: Plan, name: str, count: int) -> Iterator[Row]:
     native = learner(plan, name, number, "native") if physics.available() else None
     if native is not None:
         sides |= {"native": native.act, "learn natively": native.learn}
+    if plan.device.partition(":")[0] in GRAPHS:
+        sides["recorded"] = recorded_update(plan, name, count)
     times = alternate(plan, sides, device=plan.device)
     text, goals = f"{name}, Hopper x {count}", () if plan.device == "cpu" else (ACTED,)
     acted = Row(f"{text}: acting", "frames/s", rate(times["ours"], ours.frames), goals=goals)
@@ -254,12 +263,23 @@ def learning(plan: Plan, name: str, count: int) -> Iterator[Row]:
     yield against_limit(acted, times, "frames/s", ours.frames, count)
     yield both
     yield Row(f"{text}: an update", "ms", 1e3 * float(np.median(times["learn"])))
+    if "recorded" in times:
+        pair = {"ours": times["recorded"], "run": times["learn"]}
+        yield shorter(Row(f"{text}: an update, fast=graph", "ms", 0.0), pair, "run", 1e3)
     for what, side in {"acting": ours.act, "an update": ours.learn}.items():
         with Watcher() as watcher:
             side()
         goals = (Goal("ours", "<=", 1.0),) if what == "acting" else ()
         yield Row(f"{text}: host reads of {what}", "reads", len(watcher.reads), goals=goals)
     ours.close()
+
+
+def recorded_update(plan: Plan, name: str, count: int) -> Callable[[], object]:
+    """A learner's update where all its kinds are recorded."""
+    learn = learner(plan._replace(fast="graph"), name, count, "warp").learn
+    for _ in range(2 * (WARM + 1)):  # those of a method come in turn
+        learn()
+    return learn
 
 
 def learner(plan: Plan, name: str, count: int, backend: str) -> Learner:

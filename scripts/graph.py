@@ -47,7 +47,8 @@ class Cuda:
 
     def warm(self, work: Work) -> dict[str, Tensor]:
         """On a stream of its own, as torch's notes on graphs ask for."""
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        device = self.generator.device
+        stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             out = work()
@@ -58,7 +59,7 @@ class Cuda:
         """A capture does nothing yet, so it is replayed at once."""
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
-        with torch.cuda.graph(graph):
+        with torch.cuda.device(self.generator.device), torch.cuda.graph(graph):
             out = work()
         graph.replay()
         return out, graph.replay

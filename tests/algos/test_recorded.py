@@ -64,10 +64,10 @@ def test_updates_that_are_replayed_are_those_that_are_run(
 class Small:
     """An algorithm of one number, whose work can be made unfit for a recording."""
 
-    def __init__(self, fault: str = "") -> None:
+    def __init__(self, fault: str = "", device: str = "cpu") -> None:
         self.fault, self.updates, self.slow_every = fault, 0, 2
-        self.generator = torch.Generator().manual_seed(0)
-        self.at = torch.nn.Parameter(torch.ones(()))
+        self.generator = torch.Generator(device).manual_seed(0)
+        self.at = torch.nn.Parameter(torch.ones((), device=device))
         self.opt = torch.optim.AdamW([self.at], lr=0.1, fused=True)
 
     def update(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -79,7 +79,7 @@ class Small:
         if self.fault == "read" and batch.sum().item() > 1e9:
             return {}
         factor = 1.0 / self.updates if self.fault == "count" else 1.0
-        noise = torch.randn(len(batch), generator=self.generator)
+        noise = torch.randn(len(batch), generator=self.generator, device=batch.device)
         loss = (self.at * batch + noise).square().mean() * factor
         self.opt.zero_grad(set_to_none=True)
         loss.backward()
@@ -90,14 +90,18 @@ class Small:
         return {"loss": loss.detach()}
 
 
-def course(fault: str = "", recorder: TapeRecorder | None = None, rows: int = 4) -> list[float]:
+def course(
+    fault: str = "", recorder: TapeRecorder | None = None, device: str = "cpu", graph: bool = False
+) -> list[float]:
     """Losses of updates on random batches; every fourth has a row less."""
-    algo: Any = Small(fault)
+    algo: Any = Small(fault, device)
     recordable(algo.opt)
-    if recorder is not None:
+    if graph:
+        algo.learn_from = recorded(algo)
+    elif recorder is not None:
         algo.learn_from = Recorded(algo, recorder)
     generator = torch.Generator().manual_seed(1)
-    batches = [torch.randn(rows - (k % 4 == 3), generator=generator) for k in range(30)]
+    batches = [torch.randn(4 - (k % 4 == 3), generator=generator).to(device) for k in range(30)]
     return [algo.update(batch)["loss"].item() for batch in batches]
 
 
@@ -106,6 +110,11 @@ def test_rates_noise_shapes_and_what_is_due_are_those_of_the_update() -> None:
     assert course(recorder=recorder) == course()
     assert len(recorder.tapes) == 3  # short batches come in even updates alone
     assert recorder.played == 30 - 3 * (WARM + 1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+def test_replays_of_a_cuda_graph_are_the_updates() -> None:
+    assert course(device="cuda", graph=True) == pytest.approx(course(device="cuda"), rel=1e-4)
 
 
 def test_what_the_host_counts_within_the_work_would_stay_as_it_was_recorded() -> None:
@@ -180,7 +189,9 @@ def test_a_run_on_a_cpu_is_refused_before_any_work_and_one_that_was_recorded_is_
 ) -> None:
     words = tiny("sac", "r", "steps=60", "eval_every=1000")
     assert main([*words, "fast=graph"]) == 2
-    assert "fast=graph: what is recorded are launches of a GPU" in capsys.readouterr().err
+    assert main([*words, "fast=graph", "dry=true"]) == 2
+    said = "fast=graph: what is recorded are launches of a GPU"
+    assert capsys.readouterr().err.count(said) == 2
     assert not Path("runs").exists()
     assert main(words) == 0
     file = Path("runs/r/config.yaml")

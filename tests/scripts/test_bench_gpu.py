@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tape import TapeRecorder
 
 from rheo.errors import RheoError
 from rheo.scripts import bench, paired
+from rheo.scripts.graph import Recorded
 from rheo.scripts.paired import Plan, Row
 from rheo.scripts.watching import Asked, Watcher
 
@@ -92,6 +94,18 @@ def test_who_learns_there_is_measured_whole_and_its_host_reads_are_counted(name:
     assert rows[f"{name}, Hopper x 4: an update"].unit == "ms"
 
 
+def test_where_updates_can_be_recorded_the_recorded_one_stands_beside_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorder = TapeRecorder()
+    monkeypatch.setattr(gpu, "GRAPHS", ("cpu",))
+    monkeypatch.setattr("rheo.scripts.fast.recorded", lambda algo: Recorded(algo, recorder))
+    rows = named(gpu.learning(QUICK, "RFM", 4))
+    row = rows["RFM, Hopper x 4: an update, fast=graph"]
+    assert row.versus == "run" and row.ratio is not None and row.ours != row.other
+    assert len(recorder.tapes) == 2 and recorder.played >= 2
+
+
 def test_nothing_is_begun_late_and_what_is_left_out_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -99,6 +113,12 @@ def test_nothing_is_begun_late_and_what_is_left_out_is_said(
     with caplog.at_level(logging.WARNING, logger="rheo"):
         assert list(gpu.rows(QUICK)) == []
     assert "left out: Hopper-v5, right, Hopper-v5 x 16, Hopper-v5 x 64, PPO x 16" in caplog.text
+    whole = [name for name, _ in gpu.parts(Plan(worlds=(8, 2)))]
+    assert whole[:6] == [
+        f"{t}{n}" for t in ("Hopper-v5", "HalfCheetah-v5") for n in (", right", " x 8", " x 2")
+    ]
+    assert whole[6] == "PPO x 8" and whole[10] == "Ant-v5, right" and whole[-1] == "DSRL x 2"
+    assert len(whole) == len(set(whole)) == 3 * 3 + 2 * 4
 
 
 def test_the_command_writes_its_table(
