@@ -30,7 +30,7 @@ CASES = {**{algo: (algo, "") for algo in ALGOS}, **MORE}
 
 
 def made(words: list[str]) -> Experiment:
-    return assemble(compose(words[1:] if words[0] == "train" else words))
+    return assemble(compose(words))
 
 
 def laid_alike(side: Experiment) -> Any:
@@ -187,7 +187,7 @@ def test_a_rate_that_is_a_tensor_stays_where_it_is_and_comes_back_from_a_checkpo
 def test_a_run_on_a_cpu_is_refused_before_any_work_and_one_that_was_recorded_is_evaluated_there(
     tiny: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = tiny("sac", "r", "steps=60", "eval_every=1000")
+    words = ["train", *tiny("sac", "r", "steps=60", "eval_every=1000")]
     assert main([*words, "fast=graph"]) == 2
     assert main([*words, "fast=graph", "dry=true"]) == 2
     said = "fast=graph: what is recorded are launches of a GPU"
