@@ -95,7 +95,7 @@ def asked(argv: list[str], groups: Groups | None = None) -> tuple[Places, dict[s
         if word not in groups:
             raise RheoError(f"unknown measurement {word!r}{nearest(word, groups)}{tail}")
     options = values([word for word in argv if "=" in word], KEYS, tail)
-    refuse_gpu(words, options)
+    refuse_gpu(words, argv)
     for name in ("csv", "json"):
         if options[name] is not None:
             claim(Path(options[name]))
@@ -103,14 +103,12 @@ def asked(argv: list[str], groups: Groups | None = None) -> tuple[Places, dict[s
     return [place for name, place in groups.items() if name in chosen], options
 
 
-def refuse_gpu(words: list[str], options: dict[str, Any]) -> None:
+def refuse_gpu(words: list[str], argv: list[str]) -> None:
     """Raises RheoError for `gpu` without its engine, and for its options without it."""
     if "gpu" not in words:
-        for key in ("worlds", "device"):
-            if options[key] != KEYS[key].default:
-                raise RheoError(
-                    f"{key}={options[key]}: it is of rheo bench gpu alone; leave it out"
-                )
+        for word in argv:
+            if word.startswith(("worlds=", "device=")):
+                raise RheoError(f"{word}: it is of rheo bench gpu alone; leave it out")
         return
     lack = engine_lacks("warp")
     if lack is not None:
