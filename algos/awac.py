@@ -33,9 +33,8 @@ class AWAC(Matching):
     weight_max: Positive
     own_samples: Count
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and one policy step; metrics are 0-d."""
-        self.begin()
         rows = len(batch.obs)
         with torch.no_grad():
             ahead = self.average.act(batch.next_obs, self.average.noise(rows, self.generator))

@@ -87,9 +87,8 @@ class AWM(Implicit, Matching):
         if self.behaviour is not None:
             self.behaviour_opt = adam(self.behaviour.parameters(), self.behaviour_lr)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One step of V and Q, one of the policy and, if signed, one of the behaviour policy."""
-        self.begin()
         loss, advantage, metrics = self.critic_loss(batch)
         self.learn_critic(loss)
         draws = self.draw(len(batch.obs), self.generator)

@@ -143,9 +143,8 @@ class AWMQ(Averaged):
         """How the averaged policy is deployed when `critic` judges."""
         return Chain(self.average, critic, self.base, self.steer)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and, every policy_every, one policy step; metrics are 0-d."""
-        self.updates += 1
         told = self.told(batch)
         next_action = self.chain(self.target)(batch.next_obs, self.generator)
         loss, metrics = self.backup(batch, next_action, *told)

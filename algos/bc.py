@@ -32,7 +32,7 @@ class BC(Cloning):
         refuse_jumps(self.policy)
         super().__post_init__()
 
-    def update(self, batch: Batch | Windows) -> dict[str, Tensor]:
+    def learn_from(self, batch: Batch | Windows) -> dict[str, Tensor]:
         """One step of matching; metrics are 0-d tensors."""
         loss = self.loss(self.policy, *self.example(batch), *self.draw(batch, self.generator))
         self.descend(loss)

@@ -16,7 +16,7 @@ from ..policies.nets import clone, lerp_
 from ..ranges import NonNegative, Positive, Rate, Share
 from .contract import Algorithm
 from .losses import row_times
-from .optim import adam, cosine, step
+from .optim import adam, cosine, set_rate, step
 
 
 @dataclass(eq=False)
@@ -61,12 +61,23 @@ class Cloning(Algorithm):
             return batch.obs, batch.action, None
         return batch.obs, batch.action, batch.inside
 
-    def descend(self, loss: Tensor) -> None:
-        """One step on `loss` [] at the scheduled rate; the average follows."""
+    def update(self, batch: Batch | Windows) -> dict[str, Tensor]:
+        """Counts an update, sets its rate, and learns; metrics are 0-d tensors."""
+        self.begin()
+        return self.learn_from(batch)
+
+    def begin(self) -> None:
+        """The host's part of an update."""
         self.updates += 1
         share = self.updates / max(self.run_updates, 1)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * cosine(share, self.lr_warmup, self.lr_floor)
+        set_rate(self.optimizer, self.lr * cosine(share, self.lr_warmup, self.lr_floor))
+
+    def learn_from(self, batch: Batch | Windows) -> dict[str, Tensor]:
+        """The device's part: asks it nothing, and decides by nothing that changes on the host."""
+        raise NotImplementedError
+
+    def descend(self, loss: Tensor) -> None:
+        """One step on `loss` []; the average follows."""
         step(self.optimizer, loss, self.max_norm)
         lerp_(self.average, self.policy, self.ema_rate)
 
@@ -84,7 +95,7 @@ class JumpCloning(Cloning):
     pure = ("errors",)
     policy: FewStepPolicy
 
-    def update(self, batch: Batch | Windows) -> dict[str, Tensor]:
+    def learn_from(self, batch: Batch | Windows) -> dict[str, Tensor]:
         """One step on velocities and jumps; metrics are 0-d tensors, all but `loss` unweighted."""
         losses = self.losses(self.policy, batch, self.generator)
         self.descend(losses["loss"])

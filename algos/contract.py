@@ -59,7 +59,13 @@ class Algorithm(Protocol):
         ...
 
     def update(self, batch: Any, /) -> dict[str, Tensor]:
-        """Learns from a batch; metrics are 0-d, without gradient."""
+        """Learns from a batch; metrics are 0-d, without gradient.
+
+        fast=graph records it where it is divided: into a `begin()` for the host, which counts in
+        `updates` and sets rates (`optim.set_rate`), and a `learn_from` for the device, which asks
+        it nothing and changes tensors in place. What that does every so often has its period in a
+        field named `*_every`.
+        """
         ...
 
     def validate(self, batch: Any, generator: torch.Generator, /) -> dict[str, Tensor]:

@@ -52,9 +52,8 @@ class Delayed(OffPolicy):
         """The policy's action, [N, T, Da]."""
         return self.policy(obs)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and, every `policy_every`, one of the actor and all targets."""
-        self.updates += 1
         noise = draw.normal(batch.action.shape, self.generator, device=batch.action.device)
         loss, metrics = self.critic_loss(batch, noise)
         step(self.critic_opt, loss)

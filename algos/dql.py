@@ -47,9 +47,13 @@ class DQL(Matching):
     eta: NonNegative
     target_candidates: Count
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def begin(self) -> float:
+        share = super().begin()
+        anneal(self.critic_opt, self.critic_lr, share, self.lr_floor)
+        return share
+
+    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and one policy step; metrics are 0-d."""
-        anneal(self.critic_opt, self.critic_lr, self.begin(), self.lr_floor)
         parts = self.average, len(batch.obs), self.target_candidates, self.generator
         loss, metrics = self.critic_loss(batch, candidate_noise(*parts))
         self.learn_critic(loss, self.max_norm)

@@ -188,9 +188,8 @@ class DSRL(OffPolicy):
 
     # ---- learning --------------------------------------------------------------------------
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One step of the critic, of the noise critic when it is due, of actor and temperature."""
-        self.updates += 1
         noise = self.actor.noise(len(batch.obs), self.generator)
         code, bonus, action = self.next_step(batch.next_obs, noise, self.temperature.value)
         here, ahead = self.told(batch)

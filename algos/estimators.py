@@ -176,7 +176,7 @@ def combined_mean(
     gram = torch.einsum("nr,nrdi,nrdj->rdij", weight, unit, unit)
     moment = torch.einsum("nr,nrdj,nrd->rdj", weight, unit, centred)
     eye = torch.eye(control.shape[-1], dtype=gram.dtype, device=gram.device)
-    coef = -torch.linalg.solve(gram + ridge * eye, moment)
+    coef = -torch.linalg.solve_ex(gram + ridge * eye, moment).result  # `solve` asks the device
     shift = torch.einsum("nr,nrdj,rdj->rd", weight, unit, coef)
     residual = centred + torch.einsum("nrdj,rdj->nrd", unit, coef) - shift
     before = (w * centred.square()).sum(0).clamp_min(1e-12)

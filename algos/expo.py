@@ -156,7 +156,7 @@ class EXPO(OffPolicy):
         many = self.union(obs, self.sampled(obs, self.candidates, generator), generator)
         return choose(self.critic, obs, many)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One step of the critic, of the editor with its temperature, and of the base."""
         rows, generator = len(batch.obs), self.generator
         with torch.no_grad():

@@ -78,7 +78,7 @@ class FQL(BestOf):
         """A sample of the head, [N, T, Da]."""
         return self.head.act(obs, self.head.noise(len(obs), self.generator))
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and one step of flow and head; metrics are 0-d."""
         rows = len(batch.obs)
         loss, metrics = self.critic_loss(batch, self.head.noise(rows, self.generator))

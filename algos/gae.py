@@ -44,16 +44,16 @@ def tells(reward: Tensor, discount: Tensor, frames: Tensor, valid: Tensor) -> bo
     its task: then all there is to an advantage is what the value happens to say. One reward more,
     or one termination where steps are worth something (a fall, a goal reached at a cost per step),
     tells. Of several ranks all rollouts are one. reward [S, N] is the discounted sum over `frames`
-    steps, discount gamma^frames or 0.
+    steps, discount gamma^frames or 0. Asks the device once.
     """
-    reward, discount, frames = reward[valid].double(), discount[valid].double(), frames[valid]
-    found = reward.new_tensor([0.0, -math.inf, -math.inf, 0.0])  # of no row at all
-    if len(reward):
-        gamma = discount.pow(1 / frames)
-        counts = sum(gamma**k * (k < frames) for k in range(int(frames.max())))
-        rate, ended = reward / counts, (discount == 0).any().double()
-        found = torch.stack([ended, rate.max(), -rate.min(), rate.abs().max()])
-    ended, high, low, size = ranks.most(found).tolist()
+    discount, frames = discount.double(), frames.clamp_min(1).double()
+    gamma = discount.pow(1 / frames)
+    series = (1 - discount) / (1 - gamma)  # of gamma^k, k < frames
+    rate = reward.double() / torch.where(gamma == 1, frames, series)
+    ended = ((discount == 0) & valid).any().double()
+    high, low = (each.where(valid, -math.inf).amax() for each in (rate, -rate))
+    size = rate.abs().where(valid, 0.0).amax()
+    ended, high, low, size = ranks.most(torch.stack([ended, high, low, size])).tolist()
     return size > 0 and (ended > 0 or high + low > FLAT_REWARD * size)
 
 

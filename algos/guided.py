@@ -95,9 +95,13 @@ class Guided(Matching):
         """Actions of the noisy chain, [N, ..., T, Da]; noise of that shape."""
         return policy.drawn(obs, noise, self.generator, policy.eta)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def begin(self) -> float:
+        share = super().begin()
+        anneal(self.critic_opt, self.critic_lr, share, self.lr_floor)
+        return share
+
+    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and one policy step; metrics are 0-d."""
-        anneal(self.critic_opt, self.critic_lr, self.begin(), self.lr_floor)
         parts = self.average, len(batch.obs), self.target_candidates, self.generator
         next_action = self.sampled(self.average, batch.next_obs, candidate_noise(*parts))
         loss, metrics = self.critic_loss(batch, next_action)

@@ -31,9 +31,8 @@ class IQL(Implicit, Matching):
     beta: NonNegative
     weight_max: Positive
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One step of V and Q and one of the policy; metrics are 0-d."""
-        self.begin()
         loss, advantage, metrics = self.critic_loss(batch)
         self.learn_critic(loss)
         weight = exp_weight(advantage, self.beta, self.weight_max)
@@ -84,9 +83,8 @@ class IQLGaussian(Implicit):
         """The mean of the policy, or a sample, [N, T, Da]."""
         return self.policy.mean(obs) if self.deploy_mean else self.sampled(obs, generator)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One step of V and Q and one of the policy; metrics are 0-d."""
-        self.begin()
         loss, advantage, metrics = self.critic_loss(batch)
         self.learn_critic(loss)
         weight = exp_weight(advantage, self.beta, self.weight_max)

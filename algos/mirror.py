@@ -112,9 +112,8 @@ class Mirror(BestOf, Averaged):
         return policy.drawn(obs, noise, self.generator, policy.eta)
 
     # ---------------------------------------------------------------- learning
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and, every `policy_every`, one policy step; metrics are 0-d."""
-        self.updates += 1
         next_action = self.sampled(self.average, batch.next_obs, self.target_candidates)
         next_action = choose(self.critic, batch.next_obs, next_action)
         loss, metrics = self.backup(batch, next_action)

@@ -49,6 +49,22 @@ class OffPolicy(Algorithm):
         """Parameters that the critic's optimiser moves."""
         return self.critic.parameters()
 
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Counts an update, sets its rates, and learns; metrics are 0-d tensors."""
+        self.begin()
+        return self.learn_from(batch)
+
+    def begin(self) -> float:
+        """The host's part of an update. Returns how much of the run is over, where that counts."""
+        self.updates += 1
+        return 0.0
+
+    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
+        """The device's part: asks it nothing, and decides by nothing that changes on the host, but
+        by which multiples of fields named `*_every` the number of updates is.
+        """
+        raise NotImplementedError
+
     def learn_critic(self, loss: Tensor, max_norm: float | None = None) -> None:
         """One step on the critic's loss []; the target follows."""
         step(self.critic_opt, loss, max_norm)
@@ -90,8 +106,8 @@ class Scheduled(OffPolicy):
     lr_floor: Share
 
     def begin(self) -> float:
-        """Counts an update and sets the policy's rate. Returns how much of the run is over."""
-        self.updates += 1
+        """Sets the policy's rate too. Returns how much of the run is over."""
+        super().begin()
         share = self.updates / max(self.run_updates, 1)
         anneal(self.policy_opt, self.policy_lr, share, self.lr_floor)
         return share

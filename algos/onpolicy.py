@@ -139,30 +139,36 @@ class OnPolicy(Algorithm):
         self.frames += ranks.total(int(rollout.frames.sum()))
         told = tells(rollout.reward, rollout.discount, rollout.frames, rollout.valid)
         if not told and self.rollouts > 0:  # of survival, by a value that has seen ends before
-            told = not ranks.largest(int((rollout.reward[rollout.valid] <= 0).any()))
+            told = not ranks.largest(int(((rollout.reward <= 0) & rollout.valid).any()))
         self.rollouts += told
         rows, metrics = self.judge(rollout)
         metrics["rollout/tells"] = torch.tensor(float(told))
         self.say(told, rollout)
         found: dict[str, list[Tensor]] = {}
         resting = not told or self.rollouts <= learn.value_warmup
-        for _ in range(learn.epochs):
+        for left in range(learn.epochs, 0, -1):
             for index in self.minibatches(len(rows.obs)):
-                part = rows.take(index // self.samples)
-                loss = self.value_loss(part)
-                step(self.value_opt, loss)
-                more = {"critic/loss": loss.detach()}
-                if not resting:
-                    more |= self.policy_step(part, index % self.samples)
+                part, which = rows.take(index // self.samples), index % self.samples
+                more = self.learn_from(part, which, resting)
                 for name, number in more.items():
                     found.setdefault(name, []).append(number)
-            if found.get("policy/kl") and self.leapt(found["policy/kl"][-1]):
+            if left > 1 and found.get("policy/kl") and self.leapt(found["policy/kl"][-1]):
                 break
         if "policy/ratio_error" in found:
             metrics["policy/first_ratio_error"] = found.pop("policy/ratio_error")[0]
         metrics["policy/minibatches"] = torch.tensor(len(found.get("policy/kl", [])))
         metrics["policy/kl"] = torch.zeros(())  # unless it learned
         return metrics | {name: torch.stack(values).mean() for name, values in found.items()}
+
+    def learn_from(self, rows: Rows, which: Tensor, resting: bool) -> dict[str, Tensor]:
+        """One step of the value on a minibatch and, unless it rests, one of the policy.
+
+        Asks the device nothing, and decides by nothing else that changes on the host.
+        """
+        loss = self.value_loss(rows)
+        step(self.value_opt, loss)
+        metrics = {"critic/loss": loss.detach()}
+        return metrics if resting else metrics | self.policy_step(rows, which)
 
     def leapt(self, kl: Tensor) -> bool:
         """Whether an epoch ended too far from the policy that acted, by the KL [] of all ranks."""

@@ -38,8 +38,27 @@ def step(
 
 def anneal(optimizer: torch.optim.Optimizer, lr: float, share: float, floor: float) -> None:
     """Sets the learning rate of a point of the run: a cosine from `lr` to `lr * floor`."""
+    set_rate(optimizer, lr * cosine(share, 0.0, floor))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the learning rate; where it is a tensor that recorded steps read, in place."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * cosine(share, 0.0, floor)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def recordable(optimizer: torch.optim.Optimizer) -> None:
+    """From now on its steps can be recorded: whatever changes between them is a tensor."""
+    for group in optimizer.param_groups:
+        if not isinstance(group["lr"], Tensor):
+            device = group["params"][0].device
+            group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+        group["capturable"] = True
+    # torch warns of steps that are not recorded, and the first ones are not
+    optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
 
 
 def cosine(progress: float, warmup: float, floor: float) -> float:

@@ -114,9 +114,8 @@ class RFM(Estimation, BestOf, Averaged):
         return choose(self.critic, obs, action, heat, waiting)
 
     # ---------------------------------------------------------------- learning
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and, every `policy_every`, one policy step; metrics are 0-d."""
-        self.updates += 1
         candidates = self.options(len(batch.obs), self.target_candidates)
         loss, metrics = self.critic_loss(batch, *candidates)
         self.learn_critic(loss)

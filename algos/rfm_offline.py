@@ -73,9 +73,8 @@ class RFMOffline(Implicit, Matching):
         absolute = self.temperature_rule == "absolute"
         return self.temperature * (torch.ones_like(self.q_scale) if absolute else self.q_scale)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One step of V and Q and one of the policy; metrics are 0-d."""
-        self.begin()
         loss, _, metrics = self.critic_loss(batch)
         self.learn_critic(loss)
         rows = min(self.policy_batch, len(batch.obs))

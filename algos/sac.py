@@ -62,9 +62,8 @@ class SAC(OffPolicy):
             return self.policy.mean(obs)
         return self.policy.sample(obs, self.policy.noise(len(obs), generator))[0]
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and, every `policy_every`, as many actor and temperature steps."""
-        self.updates += 1
         noise = self.policy.noise(len(batch.obs), self.generator)
         loss, metrics = self.critic_loss(batch, noise, self.temperature.value)
         self.learn_critic(loss)

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rheo.envs.packages import engine_lacks
 from rheo.errors import RheoError, nearest
 
-from .config.words import Option, switch, values
+from .config.words import Option, count, switch, values
 from .store.provenance import version, versions
 
 GROUPS = {  # WHAT -> module and its function from a plan to rows
@@ -24,7 +25,9 @@ GROUPS = {  # WHAT -> module and its function from a plan to rows
     "envs": ("rheo.scripts.hosting", "rows"),
     "act": ("rheo.scripts.limits", "actions"),
     "update": ("rheo.scripts.limits", "updates"),
+    "gpu": ("rheo.scripts.gpu", "rows"),
 }
+NAMED = ("gpu",)  # is measured where it is named, and no other time
 CLONE = Path(__file__).resolve().parents[1] / "tests" / "bench"
 COMPARED = {  # in a clone: beside other libraries and our other methods, in place of the above
     name: (f"bench_{name}", "measure")
@@ -35,13 +38,25 @@ COMPARED = {  # in a clone: beside other libraries and our other methods, in pla
 }
 Places = list[tuple[str, str]]
 Groups = Mapping[str, tuple[str, str]]
-KEYS = {"quick": Option(False, switch), **dict.fromkeys(("fast", "csv", "json"), Option(None))}
 WHAT = " ".join({**GROUPS, **COMPARED})
 USAGE = {
-    "bench": f"usage: rheo bench [{WHAT}] [quick=true] [fast=MODE] [csv=FILE] [json=FILE]",
+    "bench": f"usage: rheo bench [{WHAT}] [quick=true] [fast=MODE] [csv=FILE] [json=FILE]\n"
+    "       rheo bench gpu [device=cpu|cuda|cuda:N] [worlds=1024,4096] [...]",
 }
+OTHERS = ("envpool", "stable-baselines3", "warp-lang", "mujoco-warp")  # packages that some rows use
 COLUMNS = ("", "unit", "ours", "other", "against", "ratio", "goal", "met", "of limit", "limit")
 ANSWERS = {True: "yes", False: "no", None: ""}
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Reads whole numbers with commas between them."""
+    return tuple(count(each) for each in text.split(","))
+
+
+KEYS = {
+    **{"quick": Option(False, switch), "worlds": Option((), counts), "device": Option("auto")},
+    **dict.fromkeys(("fast", "csv", "json"), Option(None)),
+}
 
 
 def main(asked: tuple[Places, dict[str, Any]]) -> int:
@@ -80,10 +95,24 @@ def asked(argv: list[str], groups: Groups | None = None) -> tuple[Places, dict[s
         if word not in groups:
             raise RheoError(f"unknown measurement {word!r}{nearest(word, groups)}{tail}")
     options = values([word for word in argv if "=" in word], KEYS, tail)
+    refuse_gpu(words, argv)
     for name in ("csv", "json"):
         if options[name] is not None:
             claim(Path(options[name]))
-    return [place for name, place in groups.items() if name in (words or groups)], options
+    chosen = words or [name for name in groups if name not in NAMED]
+    return [place for name, place in groups.items() if name in chosen], options
+
+
+def refuse_gpu(words: list[str], argv: list[str]) -> None:
+    """Raises RheoError for `gpu` without its engine, and for its options without it."""
+    if "gpu" not in words:
+        for word in argv:
+            if word.startswith(("worlds=", "device=")):
+                raise RheoError(f"{word}: it is of rheo bench gpu alone; leave it out")
+        return
+    lack = engine_lacks("warp")
+    if lack is not None:
+        raise RheoError(f"bench gpu: {lack}")
 
 
 def offered() -> Groups:
@@ -104,13 +133,15 @@ def claim(file: Path) -> None:
 
 
 def plan_of(options: dict[str, Any]) -> Any:
-    """How to measure. Raises RheoError for an unknown speed mode."""
+    """How to measure. Raises RheoError for an unknown speed mode and a device that is not there."""
+    from .assemble import device_of
     from .fast import mode_of
     from .paired import Plan
 
     mode = None if options["fast"] is None else mode_of(options["fast"])
     quick = {"repeats": 2, "seconds": 0.001, "quick": True} if options["quick"] else {}
-    return Plan(**quick, fast=mode)
+    where = {"device": str(device_of(options["device"])), "worlds": options["worlds"]}
+    return Plan(**quick, fast=mode, **where)
 
 
 def measure(places: Places, plan: Any) -> Iterator[Any]:
@@ -163,10 +194,11 @@ def footing() -> dict[str, Any]:
 
     from .fast import medium_error, medium_is_exact
 
-    packages = {**versions(), **{name: version(name) for name in ("envpool", "stable-baselines3")}}
+    packages = {**versions(), **{name: version(name) for name in OTHERS}}
     used = "used" if medium_is_exact() else "not used"
     return {
         "machine": f"{processor()} x {os.cpu_count()}",
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "-",
         **{name: found or "-" for name, found in packages.items()},
         "threads": f"1 of torch, {os.cpu_count()} of physics and fine-tuning",
         f'"medium" products {used}, error': f"{medium_error():.1e}",

@@ -51,7 +51,7 @@ KEYS = {  # verb -> its own keys
     "resume": ("steps", "data", "device", "log_every", "eval_every", "save_every"),
 }
 VALUES = {
-    **{"device": ("cpu", "cuda", "auto"), "fast": ("off", "precision", "compile")},
+    **{"device": ("cpu", "cuda", "auto"), "fast": ("off", "precision", "compile", "graph")},
     **{"window": ("true", "false"), "dry": ("true",), "units": ("environment", "unit")},
     "set": ("random", "medium", "medium_replay", "medium_expert", "expert", "scripted"),
 }

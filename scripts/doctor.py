@@ -5,14 +5,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 from rheo.errors import EnvError
 
-from .store.provenance import versions
+from .store.provenance import version, versions
 
+CACHE = "set WARP_CACHE_PATH to a folder that you may write to, or each run compiles them anew"
 DRAWN = 9  # images whose cost is told by their median
 OPTIONAL = {
     "envpool": "pip install 'rheo-rl[envpool]' to compare speeds with it in rheo bench",
@@ -31,8 +33,8 @@ class Finding(NamedTuple):
 
 def main(_: None = None) -> int:
     """Prints the report; 1 when something that training needs is broken."""
-    for package, version in versions().items():
-        print(f"     {package} {version or '-'}")
+    for package, found in versions().items():
+        print(f"     {package} {found or '-'}")
     bad = 0
     for check in CHECKS:
         for finding in attempt(check):
@@ -54,8 +56,8 @@ def attempt(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
 
 def required_packages() -> Iterator[Finding]:
     """Packages that training cannot do without."""
-    for name, version in versions().items():
-        if version is None:
+    for name, found in versions().items():
+        if found is None:
             yield Finding("bad", f"{name} is missing", f"pip install {name}")
 
 
@@ -95,6 +97,71 @@ def learning() -> Iterator[Finding]:
         yield Finding("ok", f"GPU: {', '.join(names)}")
     else:
         yield Finding("note", "no GPU that torch can use: runs stay on the CPU")
+
+
+def worlds_on_a_device() -> Iterator[Finding]:
+    """What env.backend=warp needs, which devices it sees, and whether its kernels are kept."""
+    from rheo.envs.packages import ENGINES, engine_lacks, pip_install
+
+    lack = engine_lacks("warp")
+    if lack is not None:
+        what, _, fix = lack.partition("; " if "; " in lack else ": ")
+        yield Finding("note", what, fix)
+        return
+    names = " and ".join(f"{name} {version(name)}" for name in ("mujoco-warp", "warp-lang"))
+    apart = unmet("mujoco-warp")
+    if apart:
+        fix = pip_install(f"--upgrade {ENGINES['warp'][1]}")
+        yield Finding("note", f"{names} do not go together with {', '.join(apart)}", fix)
+        return
+    from rheo.envs.mujoco.worlds import engine
+
+    try:
+        warp, _ = engine()
+    except OSError as error:  # it makes the folder when it starts
+        yield Finding("note", f"{names}: their kernels cannot be kept: {error}", CACHE)
+        return
+    yield seen(names, [str(each) for each in warp.get_devices()])
+    yield kept_kernels(Path(warp.config.kernel_cache_dir))
+
+
+def unmet(package: str) -> list[str]:
+    """What a package asks of those that are installed, and they are not: 'mujoco 3.8 (>=3.13)'."""
+    from packaging.requirements import Requirement  # which Hydra brings
+
+    found = []
+    for line in metadata.requires(package) or ():
+        asked = Requirement(line)
+        if asked.marker is not None and not asked.marker.evaluate({"extra": ""}):
+            continue
+        here = version(asked.name)
+        if here is None or not asked.specifier.contains(here, prereleases=True):
+            found.append(f"{asked.name} {here or '-'} (asked for: {asked.specifier or 'any'})")
+    return found
+
+
+def seen(names: str, devices: list[str]) -> Finding:
+    """Which devices worlds can be on; a GPU that torch has and warp has not wants a driver."""
+    import torch
+
+    what = f"{names}: worlds can be on {', '.join(devices)}"
+    if torch.cuda.is_available() and not any(each.startswith("cuda") for each in devices):
+        return Finding("note", f"{what}, though torch sees a GPU", "update the NVIDIA driver")
+    return Finding("ok", what)
+
+
+def kept_kernels(folder: Path) -> Finding:
+    """Whether kernels are kept from run to run, and whether there are some."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"rheo")
+    except OSError as error:
+        return Finding("note", f"{folder}: kernels cannot be kept: {error.strerror}", CACHE)
+    count = sum(each.is_dir() for each in folder.iterdir())
+    held = "no kernels yet: the first run on a device compiles them, for a minute or more"
+    if count:
+        held = f"{count} modules of kernels, which are not compiled again"
+    return Finding("ok", f"{folder}: {held}")
 
 
 def product_rate(precision: str, size: int = 512) -> float:
@@ -209,6 +276,6 @@ def optional_packages() -> Iterator[Finding]:
 
 
 CHECKS = (
-    *(required_packages, batched_physics, learning, disk, families_here, rendering),
-    optional_packages,
+    *(required_packages, batched_physics, learning, worlds_on_a_device, disk, families_here),
+    *(rendering, optional_packages),
 )

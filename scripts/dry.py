@@ -12,6 +12,7 @@ from rheo.envs.sources import Replay, Rollouts
 from rheo.envs.vector import VectorEnv
 
 from .assemble import Experiment, assemble, run_updates
+from .fast import fast
 from .sight import encode_data
 from .start import start_from
 from .store.where import locate, shown
@@ -29,6 +30,7 @@ def show(config: dict[str, Any], name: str) -> int:
     encode_data(made.algo, made.source)
     refuse_unfitted(made.algo)
     rehearse(made.algo, made.source, made.sizes)
+    fast(made.algo, config["fast"])  # refuses what a run would
     path = locate(name)
     there = " (there is one: choose another name=)" if (path / "config.yaml").exists() else ""
     print(OmegaConf.to_yaml(OmegaConf.create(config)))

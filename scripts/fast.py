@@ -16,8 +16,10 @@ import torch
 
 from rheo.errors import RheoError
 
+from .graph import recorded
+
 MAX_RELATIVE_ERROR = 3e-6  # about ten float32 roundings of a 256-term dot product
-MODES = ("off", "precision", "compile")
+MODES = ("off", "precision", "compile", "graph")
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt (malloc.h)
 KEPT_BYTES = 1 << 30
 
@@ -118,7 +120,9 @@ def fast(algo: Any, value: str | bool) -> Callable[..., Any]:
     """`algo.update` at the speed asked for.
 
     "precision" uses the faster product where it is exact enough; "compile" also compiles the
-    functions that the algorithm lists in `pure` (its losses). "off" changes nothing.
+    functions that the algorithm lists in `pure` (its losses); "graph" records what an update does
+    on a GPU and replays it (`graph.py`). "off" changes nothing. Raises RheoError where a mode is
+    not to be had.
     """
     mode = mode_of(value)
     settle(mode)
@@ -128,6 +132,8 @@ def fast(algo: Any, value: str | bool) -> Callable[..., Any]:
     if mode == "compile":
         for name in algo.pure:
             setattr(algo, name, torch.compile(getattr(algo, name), dynamic=False))
+    if mode == "graph":
+        algo.learn_from = recorded(algo)
     if algo.generator.device.type == "cuda":
         return with_precision(update, "high")
     return with_precision(update, "medium") if medium_is_exact() else update

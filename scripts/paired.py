@@ -29,6 +29,8 @@ class Plan(NamedTuple):
     seconds: float = 0.25  # of every side in every repetition; 0: one block of calls, not warmed up
     quick: bool = False
     fast: str | None = None  # None: what each configuration ships
+    device: str = "cpu"  # of environments and networks that are measured on one
+    worlds: tuple[int, ...] = ()  # how many there; none: a few usual numbers
 
 
 class Goal(NamedTuple):
@@ -74,21 +76,38 @@ class Row:
 
 
 def alternate(
-    plan: Plan, sides: Mapping[str, Callable[[], object]], block: int = 1, cpu: bool = False
+    plan: Plan,
+    sides: Mapping[str, Callable[[], object]],
+    block: int = 1,
+    cpu: bool = False,
+    device: str = "cpu",
 ) -> dict[str, NDArray]:
     """Seconds per call of each side, [repeats]; the order turns around every repetition.
 
     Calls come in multiples of `block`, for sides whose calls do different work in turn. `cpu`
     counts the process's own time, for sides that keep one thread busy and wait for nothing: it
-    is wall time, less what other processes took of the core.
+    is wall time, less what other processes took of the core. device: whose work is waited for at
+    both ends of a span.
     """
-    clock = process_time if cpu else perf_counter
+    clock = process_time if cpu else clock_of(device)
     counts = {name: block * calls(side, plan.seconds, block, clock) for name, side in sides.items()}
     times: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(plan.repeats):
         for name in list(sides)[:: 1 if repeat % 2 == 0 else -1]:
             times[name].append(span(sides[name], counts[name], clock) / counts[name])
     return {name: np.array(values) for name, values in times.items()}
+
+
+def clock_of(device: str) -> Clock:
+    """The time at which everything that a device was given is done."""
+    if not device.startswith("cuda"):
+        return perf_counter
+
+    def clock() -> float:
+        torch.cuda.synchronize(device)
+        return perf_counter()
+
+    return clock
 
 
 def calls(side: Callable[[], object], seconds: float, block: int, clock: Clock) -> int:

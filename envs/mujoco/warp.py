@@ -92,6 +92,11 @@ class WarpVector(VectorEnv):
         self._seed, self._bank = fresh_seed() if seed is None else seed, None
         made.close()
 
+    @property
+    def worlds(self) -> Worlds:
+        """The physics alone, for who measures them."""
+        return self._worlds
+
     def _real(self, value: Any) -> Tensor:
         return torch.as_tensor(value, dtype=torch.float32, device=self.device)
 

@@ -110,6 +110,11 @@ class Worlds:
         """A field of the model that each world has of its own, [N, ...]; to be written to."""
         return self._warp.to_torch(getattr(self._model, name))
 
+    @property
+    def bytes(self) -> int:
+        """Memory of all worlds, without what a step needs for itself."""
+        return footprint(self._data)
+
     def step(self) -> None:
         """Advances every world, in the order of the work that torch has given the device."""
         if self.device.type == "cpu":
@@ -120,7 +125,8 @@ class Worlds:
             self._stream = self._warp.stream_from_torch(current)
         self._warp.capture_launch(self._graph, stream=self._stream)
 
-    def _run(self) -> None:
+    def unrecorded(self) -> None:
+        """The step call by call: what the recording holds."""
         for _ in range(self._substeps):
             self._engine.step(self._model, self._data)
         if self._forces:
@@ -131,9 +137,9 @@ class Worlds:
         before = {part: view.clone() for part, view in self.state.items()}
         with self._warp.ScopedDevice(self._place), patient(name, str(self._cache())):
             self._warp.synchronize_device(self._place)  # with torch's streams too
-            self._run()
+            self.unrecorded()
             with self._warp.ScopedCapture() as capture:
-                self._run()
+                self.unrecorded()
             self._warp.synchronize_device(self._place)
         for part, view in self.state.items():
             view.copy_(before[part])

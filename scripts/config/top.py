@@ -29,7 +29,7 @@ TOP = {
     "episodes": COUNT,
     "limits": "dict",
     "horizon": COUNT,
-    "fast": "Literal['off', 'precision', 'compile'] | bool",
+    "fast": "Literal['off', 'precision', 'compile', 'graph'] | bool",
     "threads": NATURAL,
     "recipe": "str | dict | None",
     "config_dir": "list[str]",

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from watching import Watcher
 
 from rheo.algos import losses
 from rheo.algos.onpolicy import ratio_metrics, repeated
@@ -13,6 +12,7 @@ from rheo.envs.batch import Rollout
 from rheo.errors import RheoError
 from rheo.policies.heads import Gaussian
 from rheo.policies.noise import NoiseNet
+from rheo.scripts.watching import Watcher
 
 NAMES = ["ppo", "reinflow", "dppo", "awm_gae"]
 LEARN = {"epochs": 4, "minibatch": 64, "policy_lr": 3e-3, "value_lr": 3e-3, "lr_floor": 1.0}
@@ -177,6 +177,19 @@ def test_what_broke_is_never_learned_from_and_nothing_is_asked_to_know_it(flow, 
     for a, b in zip((*one[:2], *one[3:]), (*two[:2], *two[3:]), strict=True):
         assert torch.equal(a, b)
     assert all(torch.equal(one.kept[key], two.kept[key]) for key in one.kept)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_update_asks_the_device_for_frames_what_a_rollout_tells_and_a_kl_between_epochs(
+    flow, learner, name
+):
+    algo = make(name, flow, learner, learn={"epochs": 3})
+    algo.update(bandit(algo, 20, aim, 3))
+    rollout = bandit(algo, 20, aim, 3)
+    with Watcher() as watcher:
+        algo.update(rollout)
+    asked = [place.partition(":")[0] for place in watcher.places]
+    assert asked == ["algos/onpolicy.py", "algos/gae.py", *["algos/onpolicy.py"] * 2]
 
 
 def test_health_of_a_ratio_by_hand():

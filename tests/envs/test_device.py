@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from watching import Watcher
 
 from rheo.envs.batch import Choice
 from rheo.envs.chunk import ChunkEnv, ChunkStep
@@ -15,6 +14,7 @@ from rheo.envs.mujoco import physics
 from rheo.envs.residual_env import Residual
 from rheo.envs.sources import Replay, Rollouts
 from rheo.envs.suites import make
+from rheo.scripts.watching import Watcher
 
 pytestmark = pytest.mark.skipif(not physics.available(), reason="mujoco.batch came with 3.17")
 LIMIT = 11  # steps of an episode, so that some end by falling and others by time

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from watching import Watcher
 
 from rheo.envs.guard import NonFiniteAction
 from rheo.envs.mujoco import native, physics
 from rheo.envs.suites import make
 from rheo.envs.vector import gymnasium_make
 from rheo.errors import EnvError
+from rheo.scripts.watching import Watcher
 
 pytest.importorskip("mujoco_warp", reason="needs pip install 'rheo-rl[warp]' (Python 3.11)")
 
@@ -90,7 +90,7 @@ def test_a_recorded_step_is_the_one_that_was_not_recorded() -> None:
     recorded, eager = made(count=3), made(count=3)
     recorded.reset()
     eager.reset()
-    eager._worlds.step = eager._worlds._run  # type: ignore[method-assign]
+    eager._worlds.step = eager._worlds.unrecorded  # type: ignore[method-assign]
     for action in actions(recorded, 30):
         assert same(recorded.step(action), eager.step(action))
 
