@@ -16,7 +16,13 @@ NOW = dict.fromkeys(("rheo", "torch", "mujoco", "gymnasium", "numpy"), "1.0")
 
 
 def run(
-    folder: Path, name: str, values: Sequence[float], *, key: str = "ret", **more: object
+    folder: Path,
+    name: str,
+    values: Sequence[float],
+    *,
+    key: str = "ret",
+    label: str = "",
+    versions: dict[str, str] | None = None,
 ) -> None:
     """A run's folder with an evaluation of these episodes."""
     place = folder / name
@@ -30,12 +36,7 @@ def run(
     told = {f"eval/{key}": 0.5} if key != "ret" else {}
     text = json.dumps({"step": 100, "env": "T-v0", "episodes": rows, **told})
     (place / "eval" / f"{100:012d}{label}.json").write_text(text)
-    start: dict[str, object] = {
-        "command": ["rheo", "train", name],
-        "commit": "abc",
-        "cpus": 2,
-        "machine": "m",
-    }
+    start: dict[str, object] = {"command": ["rheo", "train", name], "commit": "abc"}
     start["versions"] = NOW | (versions or {})
     (place / "run.json").write_text(json.dumps({"starts": [start]}))
     (place / "metrics.jsonl").write_text(json.dumps({"step": 100, "time/wall": 120.0}) + "\n")
@@ -56,7 +57,9 @@ def test_a_page_has_a_row_a_method_with_intervals_commands_and_versions(
     high = [list(rng.normal(20, 1, 20)) for _ in range(3)]
     for seed in range(3):
         run(tmp_path, f"sac-t-s{seed}", low[seed])
-        run(tmp_path, f"rfm-t-s{seed}", high[seed], versions={"torch": "2.0"} if seed == 2 else {})
+        run(
+            tmp_path, f"rfm-t-s{seed}", high[seed], versions={"torch": "2.0"} if seed == 2 else None
+        )
     assert main(["report", str(tmp_path)]) == 0
     text = (tmp_path / "report.md").read_text()
     found = rows(text)
