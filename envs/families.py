@@ -1,8 +1,9 @@
 """What the environments of other packages need before they fit the vector contract.
 
 gymnasium-robotics (Adroit, mazes), OGBench and PushT are optional: nothing here imports them until
-one of their environments is asked for. All of them are stepped in a loop, in the learner's process
-or, where a step costs more than the way there (`STEP_MS`), in several workers' (`workers.py`).
+one of their environments is asked for. All but Adroit's hands (`mujoco/hands.py`) are stepped in a
+loop, in the learner's process or, where a step costs more than the way there (`STEP_MS`), in
+several workers' (`workers.py`).
 """
 
 import contextlib

@@ -33,8 +33,14 @@ WORKER_BYTES, MEMORY_SHARE = 1e9, 0.5  # what one takes with robosuite; of free 
 _said: set[str] = set()
 
 
-def choose(env_id: str, backend: str, options: dict[str, Any]) -> str:
-    """The backend for an id: `auto` takes the native one where it has the task."""
+def choose(
+    env_id: str, backend: str, options: Mapping[str, Any], workers: int | str = "auto"
+) -> str:
+    """The backend for an id: `auto` takes the native one where it has the task.
+
+    Not with options that it does not have, nor where a number of worker processes is asked for to
+    share out a task whose steps are long: they step it in a loop.
+    """
     if backend not in BACKENDS:
         raise EnvError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
     has_task, has_pool = env_id in native.TASKS, physics.available()
@@ -58,7 +64,8 @@ def choose(env_id: str, backend: str, options: dict[str, Any]) -> str:
     if has_task and not has_pool and "pool" not in _said:
         _said.add("pool")
         log.warning("mujoco.batch is missing (MuJoCo below 3.17): environments run in a loop")
-    fast = has_task and has_pool and not native.RENDERING & set(options)
+    shared = workers not in ("auto", 0) and step_ms(env_id) is not None
+    fast = has_task and has_pool and not shared and not native.RENDERING & set(options)
     return "native" if fast else "gymnasium"
 
 
@@ -153,7 +160,7 @@ def make(
             raise EnvError(f"{name} is {value}, but at least {least} is needed")
     if seed is not None and seed < 0:
         raise EnvError(f"seed is {seed}, but seeds are not negative")
-    chosen = choose(id, backend, options)
+    chosen = choose(id, backend, options, workers)
     ranges = ranges_for(chosen, randomise or {})
     if chosen != "gymnasium":
         refuse_workers(id, chosen, workers)

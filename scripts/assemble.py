@@ -17,7 +17,7 @@ from rheo.envs.encoded import Encoded
 from rheo.envs.parts import displaced, listed_parts, names, read_parts
 from rheo.envs.pixels import alike, listed_images
 from rheo.envs.rollout import rows_of
-from rheo.envs.suites import side_by_side
+from rheo.envs.suites import choose, side_by_side
 from rheo.errors import RheoError
 from rheo.policies.normalize import REACH, affine
 from rheo.policies.numpy_mlp import quicken
@@ -117,6 +117,28 @@ def make_env(cfg: Mapping[str, Any], num_envs: int | None = None) -> ChunkEnv | 
         inner, kind = Encoded(env.env, features), {"obs_steps": env.obs_steps, "gamma": env.gamma}
         return ChunkEnv(inner, execute=env.execute, **kind)
     return env
+
+
+def as_saved(cfg: Mapping[str, Any], tree: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The configuration under which a checkpoint's environments go on.
+
+    Where a version before this one stepped them in a loop and `auto` would take a batch now, they
+    stay in the loop, whose state it is.
+    """
+    node, held = cfg["env"] or {}, (tree or {}).get("source", {})
+    held = held.get("replay", held)
+    while "backend" not in held and "env" in held:
+        held = held["env"]
+    saved, keys = held.get("backend"), ("backend", "options", "workers")
+    if node.get("id") is None or saved != "gymnasium" or node["backend"] != "auto":
+        return cfg
+    if choose(node["id"], *(node[key] for key in keys)) == saved:
+        return cfg
+    log.info(
+        "%s: this run began with its environments stepped in a loop, and goes on so; new runs step "
+        "them in a batch", node["id"],
+    )  # fmt: skip
+    return {**cfg, "env": {**node, "backend": saved}}
 
 
 def entered(algo: Any, env: ChunkEnv, seed: int) -> Any:

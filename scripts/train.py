@@ -17,6 +17,7 @@ from rheo.errors import MACHINE, NUMERICS, REQUEUE, EnvError, RheoError, command
 
 from .assemble import (
     Experiment,
+    as_saved,
     assemble,
     entered,
     make_eval_env,
@@ -108,7 +109,7 @@ def resume(asked: tuple[str, Words]) -> int:
             tree = own_part(tree, run)
             if run.config["steps"] <= run.step:
                 return nothing_to_do(run, words.options)
-        loop = Loop(run, assemble(run.config))
+        loop = Loop(run, assemble(as_saved(run.config, tree)))
         if tree is not None:
             loop.restore(fitted(tree, loop.algo, words.options))
         elif run.config["init"] is not None:
@@ -315,8 +316,7 @@ class Loop:
         figures: dict[str, Any] = {}
         with self.timer("eval"):
             if self.eval_env is not None:
-                episodes = self.cfg["episodes"]
-                rows = episodes_of(self.eval_env, self.algo, episodes, self.cfg["fast"])
+                rows = episodes_of(self.eval_env, self.algo, self.cfg["episodes"], self.cfg["fast"])
                 used = known_references(self.cfg["env"])
                 figures |= score(rows, used)
                 where: dict[str, Any] = {"env": self.eval_env.env.id}

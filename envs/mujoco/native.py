@@ -23,7 +23,7 @@ from ..families import parts_of
 from ..guard import reset_warnings, told
 from ..memory import cores
 from ..vector import VectorEnv, gymnasium_make
-from . import control_tasks, tasks, walkers
+from . import control_tasks, hands, tasks, walkers
 from .physics import INTEGRATION, mujoco, simulate
 from .tasks import Options, Task
 
@@ -44,6 +44,7 @@ TASKS: dict[str, type[Task]] = {
     "Walker2d-v4": walkers.WalkerV4,
     "Ant-v4": walkers.AntV4,
     **control_tasks.TASKS,
+    **hands.TASKS,
 }
 RENDERING = frozenset(  # what is drawn, and a choice of what is observed
     [
@@ -144,6 +145,7 @@ class NativeVector(VectorEnv):
         forces = "cfrc_ext" in derived
         self._physics = simulate(template.model, num_envs, pool, forces, kind.synced)
         views = {name: self._physics.bind(name) for name in ("qpos", "qvel", "ctrl", *derived)}
+        views |= {name: self._physics.own(name) for name in kind.own}
         self._task = kind(template, settings, views)
         self._ctrl = views["ctrl"]
         self._frame_skip = int(template.frame_skip)
@@ -178,6 +180,7 @@ class NativeVector(VectorEnv):
         for i in ids:
             task.begin(int(i), self._physics.state[i], self._rng[i])
         self._physics.forward(ids)
+        task.settle(ids)
         self._elapsed[ids] = 0
         scratch = np.empty_like(self._obs)
         task.observe(scratch)
@@ -188,7 +191,7 @@ class NativeVector(VectorEnv):
 
     def step(self, action: Tensor, active: Tensor | None = None) -> Step:
         rows = None if active is None else np.flatnonzero(active.numpy()).astype(np.int32)
-        control = self._physical(action, rows)
+        control = self._task.actuate(self._physical(action, rows))
         if rows is None:
             self._ctrl[...] = control
             self._elapsed += 1
@@ -208,6 +211,8 @@ class NativeVector(VectorEnv):
         ):
             self._cut_broken(obs, reward, terminated, truncated, valid)
         final = self._tensor(obs)
+        # before a reset moves what it looks at; a row that was cut or not stepped solves nothing
+        solved = torch.from_numpy(self._task.success() & valid) if self._task.reports else None
         ended = terminated | truncated
         following = final
         if np.count_nonzero(ended):
@@ -220,6 +225,7 @@ class NativeVector(VectorEnv):
             torch.from_numpy(truncated),
             final,
             torch.from_numpy(valid),
+            solved,
         )
 
     def _score(self) -> tuple[NDArray, NDArray, NDArray]:
@@ -272,6 +278,7 @@ class NativeVector(VectorEnv):
             "physics": self._physics.state.copy(),
             "position": self._position.copy(),
             "obs": self._obs.copy(),
+            "memory": {name: value.copy() for name, value in self._task.memory().items()},
             "rng": [rng.bit_generator.state for rng in self._rng],
         }
 
@@ -280,6 +287,8 @@ class NativeVector(VectorEnv):
         self._physics.state[...] = state["physics"]
         self._position[:] = state["position"]
         self._obs[:] = state["obs"]
+        for name, value in self._task.memory().items():
+            value[...] = state["memory"][name]
         self._warnings[...] = 0
         for rng, saved in zip(self._rng, state["rng"], strict=True):
             rng.bit_generator.state = saved

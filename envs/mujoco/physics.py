@@ -68,6 +68,10 @@ class Physics:
         """The live array of an MjData field: views of `state`, or outputs of the last call."""
         return self._batch.bind(name)
 
+    def own(self, name: str) -> NDArray:
+        """The live array [N, ...] of an MjModel field, of which each simulation has its own."""
+        return self._batch.expand(name)
+
     def step(self, ids: NDArray | None, count: int) -> None:
         """`count` calls of mj_step for the simulations ids (int32, sorted; None: all)."""
         self._batch.step(ids, count)

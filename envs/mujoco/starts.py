@@ -5,18 +5,22 @@ a device takes the beginnings of its episodes from a bank of them, by a fixed ru
 generator: what a world begins with next depends only on how many episodes it has begun.
 """
 
+import copy
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium.utils import seeding
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .physics import mujoco
-from .tasks import Options, Task
+from .tasks import Array, Options, Task
 
 BANK = 4096  # beginnings in a bank: a power of two, see STRIDE
+# Where geoms are: MuJoCo Warp computes once where those are that no joint moves, so a reset that
+# places some has to say it.
+PLACED = ("geom_xpos", "geom_xmat")
 STRIDE = 2531  # odd, as every even number more: each world meets the whole bank before it repeats
 
 
@@ -27,37 +31,50 @@ class Starts(NamedTuple):
     qvel: Tensor  # [M, nv]
     obs: Tensor  # [M, Do]
     position: Tensor  # [M] what progress is measured on; zeros where nothing is
+    memory: dict[str, Tensor]  # [M, ...] each: what else the next steps depend on (`remembered`)
 
     def rows(self, index: Tensor) -> "Starts":
         """Those of an index [N]."""
-        return Starts(*(column.index_select(0, index) for column in self))
+        *columns, memory = self
+        picked = {name: column.index_select(0, index) for name, column in memory.items()}
+        return Starts(*(column.index_select(0, index) for column in columns), picked)
 
 
 class Maker:
     """Draws beginnings as the batched backend of the host does, on one MjData in float64."""
 
     def __init__(self, kind: type[Task], template: Any, settings: Options, obs_dim: int) -> None:
-        self.model, self.data = template.model, mujoco.MjData(template.model)
+        self.model = copy.copy(template.model)  # in which a reset places things
+        self.data = mujoco.MjData(self.model)
         names = ("qpos", "qvel", "ctrl", *kind.derived(settings))
         views = {name: getattr(self.data, name)[None] for name in names}
+        views |= {name: getattr(self.model, name)[None] for name in kind.own}
         self.task, self.obs_dim = kind(template, settings, views), obs_dim
 
     def draw(self, generators: list[np.random.Generator], device: torch.device) -> Starts:
         """One beginning of each generator in turn, which may be the same one."""
         rows = [self.begin(generator) for generator in generators]
-        columns = (np.asarray(column, np.float32) for column in zip(*rows, strict=True))
-        return Starts(*(torch.from_numpy(column).to(device) for column in columns))
 
-    def begin(self, generator: np.random.Generator) -> tuple[NDArray, ...]:
-        """The columns of one beginning."""
+        def column(values: Iterable[Any]) -> Tensor:
+            return torch.from_numpy(np.asarray(list(values), np.float32)).to(device)
+
+        plain = (column(row[k] for row in rows) for k in range(4))
+        memory = {name: column(row[4][name] for row in rows) for name in rows[0][4]}
+        return Starts(*plain, memory)
+
+    def begin(self, generator: np.random.Generator) -> tuple[Any, ...]:
+        """What `Starts` has a column of, for one beginning."""
         data, obs = self.data, np.zeros((1, self.obs_dim))
         mujoco.mj_resetData(self.model, data)
-        data.qpos[:], data.qvel[:] = self.task.reset_state(generator)
+        self.task.begin(0, np.empty(0), generator)
         mujoco.mj_forward(self.model, data)
+        self.task.settle(np.zeros(1, np.int32))
         self.task.observe(obs)
         position = self.task.position()
         first = np.zeros(()) if position is None else position[0].copy()
-        return data.qpos.copy(), data.qvel.copy(), obs[0], first
+        held = remembered(self.task, lambda name: getattr(data, name)[None])
+        memory = {name: value[0].copy() for name, value in held.items()}
+        return data.qpos.copy(), data.qvel.copy(), obs[0], first, memory
 
     def from_seed(self, seed: int, count: int, device: torch.device) -> Starts:
         """What environments 0 ... count - 1 of every other backend begin with under a seed."""
@@ -66,6 +83,12 @@ class Maker:
     def bank(self, seed: int, device: torch.device) -> Starts:
         """BANK beginnings, drawn from a stream of their own."""
         return self.draw([np.random.default_rng([seed, BANK])] * BANK, device)
+
+
+def remembered(task: Task, bind: Callable[[str], Array]) -> dict[str, Array]:
+    """What the next steps depend on beside the state, by name, live; bind: an array of MjData."""
+    placed = PLACED if task.own else ()
+    return {**task.memory(), **{name: bind(name) for name in placed}}
 
 
 def bank_row(world: Tensor, episode: Tensor) -> Tensor:

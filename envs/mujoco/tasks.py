@@ -7,7 +7,7 @@ cinert, ...) are those right after `mj_step`: with RK4 they belong to its last s
 also what gymnasium reads.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,9 +29,15 @@ class Task:
     xp: the module of these arrays, `namespace`. A reset is drawn in numpy whatever they are.
     fields: derived MjData fields that are read besides qpos and qvel; `cfrc_ext` [N, nbody, 6]
     asks for contact forces. synced: they are those of the state after the step (`physics.Synced`).
+    own: fields of the model in which a reset places something: each simulation has them for itself,
+    and they are among the views. keeps: name -> width of what an episode remembers beside its
+    state; `kept` has the arrays [N, width]. reports: whether there is a `success`.
     """
 
     fields: tuple[str, ...] = ()
+    own: ClassVar[tuple[str, ...]] = ()
+    keeps: ClassVar[dict[str, int]] = {}
+    reports = False
     synced = False
     normal_velocity_noise = False  # reset noise of qvel: scaled normal instead of uniform
 
@@ -46,6 +52,8 @@ class Task:
         self.init_qvel = np.array(template.init_qvel)
         self.noise_scale = options.get("reset_noise_scale", 0.0)
         self.skip = 0  # leading positions left out of the observation
+        count = len(self.qpos)
+        self.kept = {n: self.alike(np.zeros((count, width))) for n, width in self.keeps.items()}
         self.bind(template.model)
 
     def bind(self, model: Any) -> None:
@@ -68,6 +76,17 @@ class Task:
             return qpos, self.init_qvel + scale * rng.standard_normal(self.init_qvel.size)
         return qpos, self.init_qvel + rng.uniform(-scale, scale, self.init_qvel.size)
 
+    def settle(self, rows: NDArray) -> None:
+        """What episodes that just began in these rows remember, once derived fields are there."""
+
+    def memory(self) -> dict[str, Array]:
+        """What the next steps depend on beside the state, by name: `own` and `kept`, live."""
+        return {**{name: self.views[name] for name in self.own}, **self.kept}
+
+    def actuate(self, action: Array) -> Array:
+        """What the actuators are told [N, nu], from physical actions [N, Da]."""
+        return action
+
     def alike(self, constant: NDArray) -> Array:
         """A constant array as those of the simulations are."""
         if isinstance(self.qpos, torch.Tensor):
@@ -89,6 +108,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def success(self) -> Array:
+        """Which simulations are solved at this moment [N], where the task reports it."""
+        raise NotImplementedError
+
 
 def _einsum_dot(left: NDArray, right: NDArray) -> NDArray:
     return np.einsum("ij,ij->i", left, right)
@@ -97,10 +120,19 @@ def _einsum_dot(left: NDArray, right: NDArray) -> NDArray:
 _dot = getattr(np, "vecdot", _einsum_dot)  # vecdot came with NumPy 2.0
 
 
+def dot(left: Array, right: Array) -> Array:
+    """Row-wise product [N]."""
+    return (_dot if type(left) is np.ndarray else torch.linalg.vecdot)(left, right)
+
+
 def squared(value: Array) -> Array:
     """Row-wise sum of squares [N]."""
-    dot = _dot if type(value) is np.ndarray else torch.linalg.vecdot
     return dot(value, value)
+
+
+def norm(value: Array) -> Array:
+    """Row-wise length [N]."""
+    return squared(value) ** 0.5
 
 
 def copied(value: Array) -> Array:

@@ -1,9 +1,10 @@
 """gymnasium's MuJoCo tasks on MuJoCo Warp: N worlds on one device, which their tensors never leave.
 
 Physics are MuJoCo Warp's in float32 (`worlds.py`); observations, rewards and terminations are the
-formulas that the host's backend uses (`tasks.py`, `walkers.py`), on tensors over the simulator's
-own memory; episodes begin as the task's own reset draws them (`starts.py`). A step asks the device
-for nothing: it always does everything for every world, masked, in buffers that stay where they are.
+formulas that the host's backend uses (`tasks.py`, `walkers.py`, `hands.py`), on tensors over the
+simulator's own memory; episodes begin as the task's own reset draws them (`starts.py`). A step asks
+the device for nothing: it always does everything for every world, masked, in buffers that stay
+where they are.
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ from ..guard import NonFiniteAction
 from ..vector import VectorEnv
 from .native import TASKS, opened
 from .physics import FORCES
-from .starts import Maker, Starts, bank_row
+from .starts import Maker, Starts, bank_row, remembered
 from .variety import Ranges, fields_of, values
 from .worlds import ROOMS, Worlds
 
@@ -29,7 +30,12 @@ FAULTS = ("physics_resets", "overflow", "bad_obs")  # a row has at most one of t
 
 def has(env_id: str) -> bool:
     """Whether this backend has a task: of those with formulas, gymnasium's."""
-    return env_id in TASKS and env_id.partition("-v")[0] in ROOMS
+    return env_id in TASKS and stem(env_id) in ROOMS
+
+
+def stem(env_id: str) -> str:
+    """The name under which a task's room is known: Hopper-v5 -> Hopper."""
+    return env_id.partition("-v")[0].removesuffix("Sparse")
 
 
 def tasks() -> list[str]:
@@ -75,12 +81,14 @@ class WarpVector(VectorEnv):
         self._worlds = Worlds(
             template.model, num_envs, self.device, substeps=int(template.frame_skip),
             forces=FORCES in derived, name=env_id,
-            room=None if options.get("xml_file") else ROOMS[env_id.partition("-v")[0]],
-            own=fields_of(self._ranges),
+            room=None if options.get("xml_file") else ROOMS[stem(env_id)],
+            own=[*fields_of(self._ranges), *kind.own],
         )  # fmt: skip
         views = {name: self._worlds.bind(name) for name in ("qpos", "qvel", "ctrl", *derived)}
+        views |= {name: self._worlds.field(name) for name in kind.own}
         self._task, self._ctrl = kind(template, settings, views), views["ctrl"]
         self._qpos, self._qvel = views["qpos"], views["qvel"]
+        self._memory = remembered(self._task, self._worlds.bind)
         self._maker = Maker(kind, template, settings, obs_dim)
         self._scale, self._shift = (self._real(each) for each in (self._half, self._centre))
         self._world = torch.arange(num_envs, device=self.device)
@@ -154,6 +162,9 @@ class WarpVector(VectorEnv):
                 torch.where(rows, new[name], view, out=view)
             else:
                 view.masked_fill_(rows if view.dim() > 1 else ended, 0)
+        for name, value in self._memory.items():
+            where = ended.view(-1, *[1] * (value.dim() - 1))
+            torch.where(where, starts.memory[name].view_as(value), value, out=value)
         torch.where(ended, starts.position, self._position, out=self._position)
         self._age.masked_fill_(ended, 0)
 
@@ -167,7 +178,8 @@ class WarpVector(VectorEnv):
         value = torch.where(finite[:, None], value, 0.0)
         state = self._worlds.state.values()
         before = None if active is None else [view.clone() for view in state]
-        self._ctrl.copy_(value if self._identity else value * self._scale + self._shift)
+        physical = value if self._identity else value * self._scale + self._shift
+        self._ctrl.copy_(self._task.actuate(physical))
         self._worlds.step()
         self._age += rows
         obs, position, reward, terminated = self._score()
@@ -180,6 +192,7 @@ class WarpVector(VectorEnv):
         if position is not None:
             torch.where(sound, position, self._position, out=self._position)
         final = torch.where(sound[:, None], obs, self._obs)
+        solved = self._task.success() & sound if self._task.reports else None
         over = ended_here | truncated
         starts = self._next(over)
         self._begin(over, starts)
@@ -191,6 +204,7 @@ class WarpVector(VectorEnv):
             truncated,
             final.to(self.dtype),
             sound,
+            solved,
         )
 
     def _score(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
@@ -232,7 +246,7 @@ class WarpVector(VectorEnv):
         """Every buffer that the next steps depend on."""
         own = {"position": self._position, "obs": self._obs, "age": self._age}
         counts = {"episode": self._episode, "faults": self._faults}
-        return {**self._worlds.state, **own, **counts}
+        return {**self._worlds.state, **self._memory, **own, **counts}
 
     def state_dict(self) -> dict[str, Any]:
         """As the contract says. Raises NonFiniteAction where an action was not finite."""

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rheo.envs.mujoco.native import pool_size
+from rheo.envs.suites import make
 from rheo.envs.vector import gymnasium_make
-from rheo.scripts.limits import AHEAD, COUNTS, TASKS, random_actions, stepped
+from rheo.scripts.limits import AHEAD, COUNTS, TASKS, native, random_actions, stepped
 from rheo.scripts.paired import Goal, Plan, Row, against_limit, alternate, faster
 
 LOOP_GOALS = {
@@ -23,12 +24,16 @@ LOOP_GOALS = {
 }
 POOL_GOAL = (Goal("ratio", ">=", 0.85),)
 LOOP, POOL = "gymnasium SyncVectorEnv", "envpool async"
+HAND, OURS = "AdroitHandDoor-v1", "our loop over its class"
 
 
 def measure(plan: Plan) -> Iterator[Row]:
-    """Three tasks at three batch sizes; random actions, resets included."""
+    """Three tasks at three batch sizes, and a hand; random actions, resets included."""
     for task, count in itertools.product(TASKS, COUNTS):
         yield from compare(plan, task, count)
+    if find_spec("gymnasium_robotics") is not None:
+        for count in (8, 64):
+            yield beside_loop(plan, HAND, count)
 
 
 def compare(plan: Plan, task: str, count: int) -> Iterator[Row]:
@@ -48,6 +53,15 @@ def compare(plan: Plan, task: str, count: int) -> Iterator[Row]:
         row = Row(f"{task} x {count}", "frames/s", 0.0, goals=POOL_GOAL)
         yield faster(row, times, POOL, count)
     env.close()
+
+
+def beside_loop(plan: Plan, task: str, count: int) -> Row:
+    """A task's batch beside our loop over its own class, `backend=gymnasium`."""
+    ours, theirs = (make(task, count, seed=0, backend=name) for name in ("native", "gymnasium"))
+    actions = random_actions(np.random.default_rng(0), ours.action_dim, count)
+    sides = {"ours": native(ours, actions), OURS: native(theirs, actions)}
+    row = Row(f"{task} x {count}", "frames/s", 0.0)
+    return faster(row, alternate(plan, sides), OURS, count)
 
 
 def loop(task: str, count: int, actions: NDArray) -> Callable[[], object]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rheo.envs import families, rollout
+from rheo.envs.mujoco import physics
 from rheo.envs.recorder import Recorder
 from rheo.envs.suites import make
 from rheo.scripts import doctor
@@ -194,6 +195,25 @@ def test_a_backend_typed_for_an_evaluation_is_used_or_refused(tiny, capsys):
     assert "env.backend=warp: episodes are evaluated and recorded in MuJoCo itself" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.skipif(not physics.available(), reason="mujoco.batch came with 3.17")
+def test_a_run_begun_in_a_loop_goes_on_in_it_where_new_ones_take_a_batch(tiny, capsys):
+    """As one of an earlier version, whose `auto` had no batch for its task."""
+    for name in ("old", "straight"):
+        steps = "steps=120" if name == "old" else "steps=180"
+        assert main(["train", *tiny("sac", name, steps, "env.backend=gymnasium")]) == 0
+    settings = Path("runs/old/config.yaml")
+    settings.write_text(settings.read_text().replace("backend: gymnasium", "backend: auto"))
+    capsys.readouterr()
+    assert main(["resume", "old", "steps=180"]) == 0
+    told = capsys.readouterr()
+    assert "stepped in a loop, and goes on so" in told.out + told.err
+    ends: list[Any] = [Run.open(name).load() for name in ("old", "straight")]
+    assert ends[0]["source"]["env"]["env"]["backend"] == "gymnasium"
+    assert torch.equal(ends[0]["source"]["obs"], ends[1]["source"]["obs"])
+    assert main(["resume", "straight", "steps=200"]) == 0
+    assert "goes on so" not in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(

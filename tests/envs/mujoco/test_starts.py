@@ -1,31 +1,38 @@
 """Beginnings that are drawn on the host for worlds on a device."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
 
-from rheo.envs.families import home
-from rheo.envs.mujoco import native, physics
+from rheo.envs.families import home, register
+from rheo.envs.mujoco import hands, native, physics
 from rheo.envs.mujoco.starts import BANK, Maker, bank_row
 from rheo.envs.suites import make
 from rheo.envs.vector import gymnasium_make
 
 CPU = torch.device("cpu")
 TASKS = [env_id for env_id in native.TASKS if home(env_id)[0] == "gymnasium"]
+HANDS = [name for name in hands.TASKS if find_spec("gymnasium_robotics") and "Sparse" not in name]
 
 
 def maker(env_id: str) -> Maker:
+    register(env_id)
     one = native.opened(env_id, {})
     return Maker(one.kind, one.template, one.settings, one.obs_dim)
 
 
 @pytest.mark.skipif(not physics.available(), reason="mujoco.batch came with 3.17")
-@pytest.mark.parametrize("env_id", TASKS)
+@pytest.mark.parametrize("env_id", [*TASKS, *HANDS])
 def test_row_i_is_what_environment_i_of_the_other_backends_begins_with(env_id: str) -> None:
     starts = maker(env_id).from_seed(11, 3, CPU)
     batched = make(env_id, 3, seed=11, backend="native", threads=1)
     assert torch.equal(starts.obs, batched.reset())
-    assert starts.qpos.abs().sum() > 0
+    assert starts.obs.abs().sum() > 0
+    memory = batched._task.memory()  # type: ignore[attr-defined]
+    for name, value in memory.items():
+        assert np.array_equal(starts.memory[name].numpy(), value.astype(np.float32))
     for i in range(3):
         own = gymnasium_make(env_id, {})
         obs, _ = own.reset(seed=11 + i)
