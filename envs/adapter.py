@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import EnvError
 from . import families
 from .batch import Step
-from .guard import number, ours, reset_warnings, shown, told, truth
+from .guard import number, ours, place, reset_warnings, shown, told, truth
 from .mujoco import snapshot
 from .vector import VectorEnv
 
@@ -24,13 +24,6 @@ RETURNS = {  # what gymnasium's calls return
     "reset": "the pair (obs, info)",
     "step": "the five (obs, reward, terminated, truncated, info)",
 }
-
-
-def place(env_id: str, index: int, seed: int, episode: int, step: int) -> str:
-    """'Id-v0, environment 1 (seed 7, episode 3), step 12'; a negative seed is none."""
-    seeded = f"seed {seed}, " if seed >= 0 else "no seed, "
-    when = f"step {step}" if step else "reset"
-    return f"{env_id}, environment {index} ({seeded}episode {episode}), {when}"
 
 
 class GymnasiumVector(VectorEnv):

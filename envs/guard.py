@@ -105,3 +105,10 @@ def truth(value: Any) -> bool | None:
         return bool(array.any()) if array.size and array.dtype.kind in "fiub" else None
     except Exception:  # noqa: BLE001 - likewise
         return None
+
+
+def place(env_id: str, index: int, seed: int, episode: int, step: int) -> str:
+    """'Id-v0, environment 1 (seed 7, episode 3), step 12'; a negative seed is none."""
+    seeded = f"seed {seed}, " if seed >= 0 else "no seed, "
+    when = f"step {step}" if step else "reset"
+    return f"{env_id}, environment {index} ({seeded}episode {episode}), {when}"

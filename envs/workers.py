@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import EnvError
-from .adapter import place
 from .batch import Step
 from .hosted import Layout, nameless, send
 from .vector import VectorEnv
