@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..errors import EnvError
 from .batch import Step
+from .guard import place
 from .hosted import Layout, nameless, send
 from .vector import VectorEnv
 from .worker import Gone, Worker, jobs, shut
