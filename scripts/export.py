@@ -35,7 +35,8 @@ from .store.where import MANIFEST, found, step_of
 
 log = logging.getLogger("rheo")
 VERSION = 1  # of the contract
-CHECKED, TIMED, WARM = 1000, 500, 50  # inputs that are compared; calls that are timed, after others
+CHECKED, SEEN = 1000, 100  # inputs that are compared, and where they have images
+TIMED, WARM = 500, 50  # calls that are timed, and before them
 TOLERANCE = 1e-6  # of the range of actions
 TIES = 0.01  # share of inputs whose samples may be worth the same but for rounding
 LARGEST = 1 << 16  # rows of a batch
@@ -53,21 +54,22 @@ def main(asked: Exporting) -> int:
     program = Program(policy, asked.units == "unit")
     call = written(program, out)
     try:
-        difference, ties = compared(program, call, policy)
+        total, difference, ties = compared(program, call, policy)
     except RheoError:
         out.unlink()
         raise
     p50, p99 = latency(program, call)
     contract = described(program, policy, out, asked.units)
-    contract["checked"] = {"inputs": CHECKED, "difference": difference, "ties": ties}
+    contract["checked"] = {"inputs": total, "difference": difference, "ties": ties}
     contract["latency_ms"] = {"p50": p50, "p99": p99, "batch": 1, "threads": 1}
     told = out.with_name(f"{out.name}.json")
     put_text(told, json.dumps(contract, indent=1) + "\n")
-    inputs = ", ".join(f"{one.name} {['B', *one.shape]}" for one in program.inputs)
-    print(f"{out}: ({inputs}) -> action {['B', *program.size]}".replace("'", ""))
+    rows = 1 if program.single else "B"
+    inputs = ", ".join(f"{one.name} {[rows, *one.shape]}" for one in program.inputs)
+    print(f"{out}: ({inputs}) -> action {[rows, *program.size]}".replace("'", ""))
     same = f"differs from the run by {difference:.1e} of the range of actions at most"
     same += f", but for {ties} whose samples are worth the same" if ties else ""
-    print(f"{CHECKED} random inputs: {same}")
+    print(f"{total} random inputs: {same}")
     print(f"one observation takes {p50:.2f} ms (median), {p99:.2f} ms (99 of 100); contract {told}")
     return 0
 
@@ -77,9 +79,9 @@ def main(asked: Exporting) -> int:
 
 def written(program: Program, out: Path) -> Call:
     """Writes a program, and gives what calls the file. Raises RheoError."""
-    example = tuple(example_of(program, 3))
+    example = tuple(example_of(program, 1 if program.single else 3))
     rows = torch.export.Dim("batch", min=1, max=LARGEST)
-    shapes = (tuple({0: rows} for _ in example),)
+    shapes = None if program.single else (tuple({0: rows} for _ in example),)
     try:
         with torch.no_grad():
             made = torch.export.export(program, example, dynamic_shapes=shapes, strict=False)
@@ -144,11 +146,13 @@ def example_of(program: Program, rows: int) -> list[Tensor]:
     return found
 
 
-def compared(program: Program, call: Call, policy: Policy) -> tuple[float, int]:
-    """The largest difference from the run's own deployment, of the range of actions, and how many
-    inputs were decided otherwise. Raises RheoError where the file does something else.
+def compared(program: Program, call: Call, policy: Policy) -> tuple[int, float, int]:
+    """Inputs that were compared, the largest difference from the run's own deployment, of the range
+    of actions, and how many inputs were decided otherwise. Raises RheoError where the file does
+    something else.
     """
-    given = example_of(program, CHECKED)
+    total = SEEN if program.single else CHECKED
+    given = example_of(program, total)
     count = len(program.inputs) - 1 - len(program.images)
     drawn = {k: x.flatten(1) for k, x in zip(KINDS, given[1 : 1 + count], strict=False)}
     pairs = zip(given[0], *given[1 + count :], strict=True)
@@ -158,17 +162,19 @@ def compared(program: Program, call: Call, policy: Policy) -> tuple[float, int]:
         seen = obs if program.eye is None else program.eye.encode(obs)
         action = program.algo.deploy(seen, Given(**drawn))
         wanted = program.in_units(action)
-        apart = ((call(*given) - wanted) / (2 * half)).abs().flatten(1).amax(1)
+        parts = zip(*(each.split(1 if program.single else total) for each in given), strict=True)
+        answers = torch.cat([call(*part) for part in parts])
+        apart = ((answers - wanted) / (2 * half)).abs().flatten(1).amax(1)
     other = apart > TOLERANCE
     chosen = any(one.numbers > wanted[0].numel() for one in program.draws)  # among samples
     ties = int(other.sum()) if chosen else 0
     largest = float(apart[~other].max()) if ties else float(apart.max())
-    if largest > TOLERANCE or ties > TIES * CHECKED:
+    if largest > TOLERANCE or ties > TIES * total:
         raise RheoError(
             f"{policy.run.path}: the program differs from the run by {float(apart.max()):.1e} of "
-            f"the range of actions in {int(other.sum())} of {CHECKED} inputs, which is no rounding"
+            f"the range of actions in {int(other.sum())} of {total} inputs, which is no rounding"
         )
-    return largest, ties
+    return total, largest, ties
 
 
 def latency(program: Program, call: Call) -> tuple[float, float]:
@@ -188,8 +194,9 @@ def described(program: Program, policy: Policy, out: Path, units: str) -> dict[s
     run, unit = policy.run, np.ones(program.size[1])
     low, high = (-unit, unit) if units == "unit" else (policy.action_low, policy.action_high)
     env = run.config["env"] or {}
+    batch = 1 if program.single else "batch"
     inputs = [
-        {"name": name, "shape": ["batch", *shape], "dtype": dtype, "meaning": meaning}
+        {"name": name, "shape": [batch, *shape], "dtype": dtype, "meaning": meaning}
         for name, shape, dtype, meaning in program.inputs
     ]
     return {
@@ -204,7 +211,7 @@ def described(program: Program, policy: Policy, out: Path, units: str) -> dict[s
         },
         "output": {
             "name": "action",
-            "shape": ["batch", *program.size],
+            "shape": [batch, *program.size],
             "units": units,
             "low": np.asarray(low).tolist(),
             "high": np.asarray(high).tolist(),

@@ -103,7 +103,19 @@ def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-ELEMENTARY: dict[Any, Any] = {functional.layer_norm: layer_norm, torch.cat: joined}
+def pieces(x: Tensor, sizes: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
+    """torch.split as slices."""
+    whole = x.shape[dim]
+    if isinstance(sizes, int):
+        sizes = [min(sizes, whole - start) for start in range(0, whole, sizes)]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return tuple(x.narrow(dim, at, size) for at, size in zip(starts, sizes, strict=True))
+
+
+ELEMENTARY: dict[Any, Any] = {
+    **{functional.layer_norm: layer_norm, torch.cat: joined},
+    **dict.fromkeys((torch.split, torch.Tensor.split), pieces),
+}
 
 
 class Input(NamedTuple):
@@ -118,6 +130,7 @@ class Input(NamedTuple):
 class Program(nn.Module):
     """forward(obs [B, To Do], noise, ...) -> actions [B, T, Da] of an algorithm's deployment.
 
+    B is any number; with images 1 (`single`).
     policy: whose; unit: whether actions stay in [-1, 1]. inputs: in the order of the arguments.
     """
 
@@ -129,6 +142,7 @@ class Program(nn.Module):
         unquickened(self.parts)
         self.size = policy.horizon, len(policy.action_low)
         self.images = {key: tuple(size) for key, size in policy.images.items()}
+        self.single = bool(self.images)  # a convolution is not mapped so: one observation a call
         self.state = sum(policy.obs_parts.values()) - pixels(policy.images)
         half = (policy.action_high - policy.action_low) / 2
         middle = (policy.action_high + policy.action_low) / 2
@@ -168,6 +182,8 @@ class Program(nn.Module):
             yield Input(key, (self.steps, *size, 3), "uint8", "images, oldest first")
 
     def forward(self, *given: Tensor) -> Tensor:
+        if self.single:
+            return self.row(*(each[0] for each in given))[None]
         # Row by row, mapped over the batch: so no size of a batch is written into the program.
         with Elementary():
             return torch.vmap(self.row)(*given)

@@ -63,6 +63,16 @@ def test_a_task_that_only_an_image_tells_is_cloned(base, monkeypatch, capsys) ->
     assert "success at any step" in capsys.readouterr().out
 
 
+def test_its_program_takes_the_images_themselves(base, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(base)
+    assert main(["export", "base", f"out={tmp_path / 'a.pt2'}"]) == 0  # which compares a hundred
+    told = json.loads((tmp_path / "a.pt2.json").read_text())
+    image = told["inputs"][-1]
+    assert image["shape"] == [1, 1, 12, 12, 3] and image["dtype"] == "uint8"
+    assert told["observation"]["images"] == {"front_image": [12, 12]}
+    assert told["checked"]["inputs"] == 100 and told["checked"]["difference"] <= 1e-6
+
+
 def test_the_run_knows_its_images(base, monkeypatch) -> None:
     monkeypatch.chdir(base)
     run = Run.open("base")
