@@ -15,6 +15,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "eval": ("evaluate", "main", "evaluate a run: rheo eval RUN [episodes=100]"),
     "resume": ("train", "resume", "continue a run from its last checkpoint: rheo resume RUN"),
     "sweep": ("sweep", "main", "a run for every combination: rheo sweep seed=0,1,2 name=NAME ..."),
+    "suite": ("suite", "main", "a sweep over the tasks of a suite: rheo suite dmc algo=rfm"),
     "info": ("info", "main", "what there is to choose from: rheo info algo, rheo info algo=rfm"),
     "play": ("play", "main", "a film of a policy, or several side by side: rheo play RUN"),
     "export": ("export", "main", "a policy as a program that runs without Rheo: rheo export RUN"),
@@ -32,7 +33,11 @@ ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
     **{"train": ("config.compose", "asked"), "demo": ("config.compose", "demo")},
     **{"bench": ("bench", "asked"), "eval": ("config.verbs", "evaluate")},
     **{"play": ("config.playing", "play"), "export": ("config.exporting", "export")},
-    **{"sweep": ("config.sweeps", "sweep"), "info": ("info", "asked")},
+    **{
+        "sweep": ("config.sweeps", "sweep"),
+        "suite": ("config.suites", "suite"),
+        "info": ("info", "asked"),
+    },
     **{"report": ("config.reporting", "report"), "completion": ("completion", "asked")},
 }
 

@@ -55,6 +55,7 @@ VALUES = {
     **{"window": ("true", "false"), "dry": ("true",), "units": ("environment", "unit")},
     "set": ("random", "medium", "medium_replay", "medium_expert", "expert", "scripted"),
 }
+VERBS_OF_RUNS = ("train", "sweep", "suite", "demo")
 FIRST = {"data": ("info", "check", "convert", "fetch"), "completion": ("bash", "zsh")}
 
 
@@ -104,7 +105,7 @@ def starting(words: Sequence[str], start: str) -> list[str]:
 
 def keys(verb: str) -> list[str]:
     """The keys of a verb."""
-    if verb in ("train", "sweep", "demo"):
+    if verb in VERBS_OF_RUNS:
         return [*TOP, "policy/net", *(["dry"] if verb == "train" else [])]
     return list(KEYS.get(verb, ()))
 
