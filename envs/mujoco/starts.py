@@ -35,9 +35,9 @@ class Starts(NamedTuple):
 
     def rows(self, index: Tensor) -> "Starts":
         """Those of an index [N]."""
-        *columns, memory = self
-        picked = {name: column.index_select(0, index) for name, column in memory.items()}
-        return Starts(*(column.index_select(0, index) for column in columns), picked)
+        memory = {name: column.index_select(0, index) for name, column in self.memory.items()}
+        qpos, qvel, obs, position = (column.index_select(0, index) for column in self[:4])
+        return Starts(qpos, qvel, obs, position, memory)
 
 
 class Maker:
@@ -58,9 +58,9 @@ class Maker:
         def column(values: Iterable[Any]) -> Tensor:
             return torch.from_numpy(np.asarray(list(values), np.float32)).to(device)
 
-        plain = (column(row[k] for row in rows) for k in range(4))
+        qpos, qvel, obs, position = (column(row[k] for row in rows) for k in range(4))
         memory = {name: column(row[4][name] for row in rows) for name in rows[0][4]}
-        return Starts(*plain, memory)
+        return Starts(qpos, qvel, obs, position, memory)
 
     def begin(self, generator: np.random.Generator) -> tuple[Any, ...]:
         """What `Starts` has a column of, for one beginning."""

@@ -116,7 +116,7 @@ def test_a_policy_of_ours_acts_in_its_environment(
     words += ["horizon=4", "env.num_envs=1", "env.options.max_episode_steps=4"]
     assert main(["train", "algo=bc", f"data={demos}", *words]) == 0
     policy, env = RolloutPolicy("a"), made_from(robomimic, demos)
-    assert policy.parts == dict(zip(OBS, (3, 4, 2, 10), strict=True))
+    assert policy.obs_parts == dict(zip(OBS, (3, 4, 2, 10), strict=True))
     for _ in range(2):
         ob = env.reset()
         policy.start_episode()
