@@ -1,7 +1,7 @@
 """`rheo play RUN`: a film of a run's policy, or of several side by side, or a window.
 
-Its episodes are those of the run's evaluation from its first initial state: the same environment
-as gymnasium steps it, with somebody who looks.
+Its episodes are those of `rheo eval RUN episodes=N`, one after the other: the same environment as
+gymnasium steps it, with somebody who looks.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from rheo.envs import families
 from rheo.envs.adapter import GymnasiumVector
 from rheo.envs.noise import TILE
 from rheo.envs.paths import expanded
-from rheo.envs.rollout import Deploy, Episode, evaluate
+from rheo.envs.rollout import Deploy, Episode, evaluate, rows_of
 from rheo.envs.views import Renderer, Window, has_model, step_seconds
 from rheo.errors import RheoError
 from rheo.policies.critics import QEnsemble
@@ -144,11 +144,14 @@ def played(name: str, asked: Playing) -> Played:
     acting = entered(algo, env, asked.seed)
     deploy = Watching(algo, fast_deploy(algo, run.config["fast"], TILE), films[0], env.execute)
     device = str(algo.generator.device)
+    spread = rows_of(asked.episodes)  # as an evaluation of so many is
     try:
-        rows = evaluate(acting, deploy, asked.episodes, asked.seed, device, on_end=algo.ended)
+        rows = evaluate(acting, deploy, asked.episodes, asked.seed, device, algo.ended, rows=spread)
     finally:
         acting.close()
-    return Played(run.path.name, rows, films[0].frames)
+    rows.sort(key=lambda row: (row.env, row.episode))  # as they were played
+    whole = [frames for frames in films[0].frames if frames[-1][1].over]  # not a reset's alone
+    return Played(run.path.name, rows, whole)
 
 
 class Watching:

@@ -1,6 +1,7 @@
 """`rheo collect set=scripted`: demonstrations by a script that solves the task."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -96,7 +97,7 @@ def finish(out: Path, demos: Demonstrations, tally: Tally, asked: Collecting) ->
         "seed": asked.seed,
         "noise": asked.noise,
         "keep": asked.keep,
-        "past": asked.past,
+        "past": None if math.isinf(demos.past) else demos.past,  # null: all that there were
         **{"attempts": demos.attempts, "successes": demos.successes, "episodes": demos.kept},
         **{"steps": steps, "return_mean": float(np.mean(tally.returns))},
         "obs_keys": list(demos.observed),

@@ -9,6 +9,8 @@ import torch
 from shipped import needs, reads, small
 from torch import nn
 
+from rheo.envs import cameras
+from rheo.errors import EnvError
 from rheo.policies.fewstep import FewStepPolicy
 from rheo.policies.normalize import Normalizer
 
@@ -19,6 +21,15 @@ torch.set_num_threads(1)
 def same_beginning():
     """Every test draws the same numbers, whichever ran before it in its process."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def drawing() -> None:
+    """Skips where nothing can be rendered, as the message of `Cameras` says."""
+    try:
+        cameras.context()
+    except EnvError as error:
+        pytest.skip(str(error))
 
 
 def write_episodes(path: Path, lengths: list[int], obs_dim: int = 3, action_dim: int = 2) -> Path:

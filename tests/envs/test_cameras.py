@@ -31,17 +31,10 @@ from rheo.scripts.assemble import make_env
 from rheo.scripts.cli import main
 from rheo.scripts.config.compose import compose
 
+pytestmark = pytest.mark.usefixtures("drawing")
+
 HERE: dict[str, Any] = {"cameras": ["track"], "size": 20}
 CRACKED = "fragile:Cracked-v0"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def drawing() -> None:
-    """Skips where nothing can be rendered, as the message of `Cameras` says."""
-    try:
-        cameras.context()
-    except EnvError as error:
-        pytest.skip(str(error))
 
 
 def image(obs: torch.Tensor, width: int, height: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """`rheo play`: films of a run's evaluation."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rheo.envs import cameras, views
-from rheo.errors import EnvError
+from rheo.envs import views
 from rheo.scripts import films, play
 from rheo.scripts.cli import main
 from rheo.scripts.config.playing import play as asked
@@ -17,16 +17,9 @@ from rheo.scripts.evaluate import evaluate_folder
 from rheo.scripts.films import Caption
 from rheo.scripts.store.run import Run
 
+pytestmark = pytest.mark.usefixtures("drawing")
+
 CHUNKS = ("horizon=4", "env.execute=3", "env.num_envs=2", "source.warmup=20")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def drawing() -> None:
-    """Skips where nothing can be rendered, as the message of `Cameras` says."""
-    try:
-        cameras.context()
-    except EnvError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
@@ -38,18 +31,20 @@ def run(tiny, tmp_path: Path) -> Path:
 
 def test_a_film_shows_the_first_episodes_of_the_evaluation(run: Path, capsys) -> None:
     assert main(["play", "a", "out=a.gif", "episodes=2", "size=64", "fps=25"]) == 0
-    text = capsys.readouterr().out
-    figures = evaluate_folder(Run.open("a"), 1, seed=EVAL_SEED)
-    assert f"a: return {figures['eval/return']:.1f}, " in text
+    evaluation = json.loads(
+        Path(evaluate_folder(Run.open("a"), 2, seed=EVAL_SEED)["file"]).read_text()
+    )
+    theirs = [(row["ret"], row["length"]) for row in evaluation["episodes"]]
+    assert f"a: return {theirs[0][0]:.1f}, {theirs[1][0]:.1f}" in capsys.readouterr().out
     with Image.open("a.gif") as film:
         assert film.size == (86, 64)
         frames = getattr(film, "n_frames", 1)
     shown = play.played("a", asked(["a", "episodes=2", "size=64", "fps=25"]))
-    steps = [one.length for one in shown.episodes]
-    assert frames == sum(map(len, shown.frames[:2]))
-    for length, film in zip(steps, shown.frames, strict=False):  # 0.04 s a step, 25 a second
-        assert len(film) == length + 1 and film[-1][1].over
-        assert film[-1][1].ret == pytest.approx(shown.episodes[steps.index(length)].ret)
+    assert [(row.ret, row.length) for row in shown.episodes] == theirs
+    assert len({length for _, length in theirs}) > 1
+    assert frames == sum(map(len, shown.frames)) and len(shown.frames) == 2
+    for (ret, length), film in zip(theirs, shown.frames, strict=True):  # 0.04 s a step, 25 a second
+        assert len(film) == length + 1 and film[-1][1].ret == pytest.approx(ret)
 
 
 def test_runs_are_shown_side_by_side_with_what_their_critics_expect(run: Path, tiny) -> None:
