@@ -21,7 +21,7 @@ BASE += "log_every=5 episodes=2 seed=0"
 
 def told(row: str, command: str, seed: str = "0", **more) -> Line:
     """A line of a summary."""
-    own = {"mean": 10.0, "low": 0.0, "high": 1000.0, "episodes": 2.0, "frames": 60.0} | more
+    own: dict = {"mean": 10.0, "low": 0.0, "high": 1000.0, "episodes": 2.0, "frames": 60.0} | more
     return Line(row, ENV, "return", "m", seed=seed, command=command, **own)
 
 
