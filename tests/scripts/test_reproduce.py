@@ -59,7 +59,7 @@ def call(folder: Path, *words: str) -> int:
 def test_a_row_is_run_with_its_seeds_compared_and_not_run_twice(folder: Path, capsys) -> None:
     assert call(folder, "tiny/sac/pole") == 0
     out = capsys.readouterr().out
-    assert "2 runs of 60 frames; about 1 minutes" in out
+    assert "2 runs of 60 frames; about 1.0 minutes" in out
     assert "rheo 0.0, here" in out and "torch 1.0, here" in out
     assert "0 done before, 0 to go on with, 2 new" in out and "inside the page's interval" in out
     place = Path("runs/reproduce/tiny-sac-pole")
