@@ -21,6 +21,10 @@ class Stop:
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    def why(self) -> str | None:
+        """'stopped by SIGINT', or None."""
+        return f"stopped by {self.signal}" if self else None
+
     def agreed(self) -> bool:
         """Whether any rank was asked to; asked by all of them at the same place."""
         number = ranks.largest(signal.Signals[self.signal] if self.signal else 0)
