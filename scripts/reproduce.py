@@ -214,7 +214,12 @@ def make(plan: Plan, one: Made) -> int:
         from . import collect  # torch
 
         place.parent.mkdir(parents=True, exist_ok=True)
-        return collect.main(asking.collect(words))
+        try:
+            return collect.main(asking.collect(words))
+        except RheoError:
+            if place.exists():  # a part of it, kept: the whole is still to be made
+                place.replace(place.with_name(f"part-{place.name}"))
+            raise
     from . import sweep
 
     words = [word for word in words if not word.startswith("name=")]
