@@ -97,8 +97,8 @@ def test_a_verb_that_is_terminated_leaves_no_half_written_file(
     def interrupted(*args: Any, **options: Any) -> None:
         signal.raise_signal(number)
 
-    collected = ["collect", "random", "env=inverted_pendulum", "steps=20", "out=a.hdf5"]
-    assert main(collected) == 0
+    collected = ["collect", "random", "env=inverted_pendulum", "steps=40", "num_envs=2"]
+    assert main([*collected, "out=a.hdf5"]) == 0
     before = signal.getsignal(number)
     monkeypatch.setattr(np.lib.format, "write_array", interrupted)
     with pytest.raises(SystemExit) as ended:
