@@ -30,4 +30,5 @@ class Plain:
 def mend() -> None:
     """Lets gymnasium-robotics' functions see types of joints as numbers, where that is needed."""
     if np.int32(0) not in (mujoco.mjtJoint.mjJNT_FREE,):
-        importlib.import_module("gymnasium_robotics.utils.mujoco_utils").mujoco = Plain()
+        utils: Any = importlib.import_module("gymnasium_robotics.utils.mujoco_utils")
+        utils.mujoco = Plain()
