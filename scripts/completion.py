@@ -39,7 +39,7 @@ usage: rheo completion bash|zsh    what makes the shell complete verbs, keys, ch
        bash: echo 'eval "$(rheo completion bash)"' >> ~/.bashrc
        zsh:  echo 'eval "$(rheo completion zsh)"' >> ~/.zshrc   (below compinit)"""
 }
-GROUPS = ("algo", "policy", "policy/net", "critic", "eye", "source", "env", "recipe")
+GROUPS = ("algo", "policy", "policy/net", "critic", "eye", "source", "env", "recipe", "tracker")
 TAKING_RUNS = ("eval", "resume", "compare", "play", "export", "collect")
 KEYS = {  # verb -> its own keys
     "eval": ("episodes", "seed", "env", "steer", "ref_min", "ref_max"),

@@ -14,6 +14,7 @@ from ..config.words import stem_of
 from . import versions
 
 CHECKPOINT = re.compile(r"(\d{12})(?:\.(\d+))?")  # a checkpoint's folder, named after its step
+SWEEP = ".sweep"  # the own folder of a sweep, beside its runs
 MANIFEST = "manifest.json"  # its last file: a folder without one is not whole
 
 
