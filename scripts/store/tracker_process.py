@@ -12,6 +12,7 @@ import importlib
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ def main(state: Path) -> int:
     orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # no package may ask for a password here
     os.dup2(2, 1)  # nor print among the answers
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)  # a scheduler's are the run's, which says farewell
     try:
         with open(f"{state}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # what an earlier start left may still be on its way

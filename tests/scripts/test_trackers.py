@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import math
 import os
 import sqlite3
 import time
@@ -88,7 +89,7 @@ def logged(run: Run, steps: range, end: str = FINISHED) -> None:
     """Logs a row of training and one of an evaluation at each step, and closes the run."""
     with run:
         for step in steps:
-            run.log(step, {"policy/loss": float(step)})
+            run.log(step, {"policy/loss": float(step), "critic/q": math.nan})
             run.log(step, {"eval/return": step + 0.5})
         run.end = end
 
@@ -200,10 +201,13 @@ def test_a_process_whose_run_was_killed_says_so_and_ends(here: Path) -> None:
     run = Run.create("a", of_sink(here))
     run.log(1, {"x/y": 1.0})
     tracker: Any = run.sinks[2]
+    while tracker.process is None:
+        time.sleep(0.05)
     until = time.monotonic() + 60
     while not (here / "sent").exists() or not sent(here):
         assert time.monotonic() < until
         time.sleep(0.05)
+    tracker.process.terminate()  # a scheduler's signal to all, which the run's process answers
     tracker.process.stdin.close()  # as the system does when the run is killed
     tracker.process.wait(30)
     assert sent(here, "end") == ["failed"]
