@@ -5,7 +5,10 @@ threads, standard output or the end of its process is not the run's. Each packag
 its tracker begins.
 """
 
+import importlib
 import os
+import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -68,7 +71,7 @@ class Wandb:
     def begin(self, about: About) -> tuple[str, str]:
         """Starts or resumes: rows of steps that the server has are left out by it as well."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        import wandb
+        wandb = importlib.import_module("wandb")
 
         settings = wandb.Settings(
             **{"console": "off", "silent": True, "init_timeout": 0.9 * self.timeout},
@@ -111,10 +114,7 @@ class Trackio:
         """Starts or resumes. A run is known there by its name, so a new one gets its own."""
         for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
             os.environ.setdefault(name, "0" if name.startswith("GRADIO") else "1")
-        import secrets
-
-        import trackio
-
+        trackio = importlib.import_module("trackio")
         name = about.id or f"{about.name}-{secrets.token_hex(4)}"
         self.run = trackio.init(
             **{"project": self.project, "name": name, "group": about.group, "resume": "allow"},
@@ -150,11 +150,10 @@ class Mlflow:
     def begin(self, about: About) -> tuple[str, str]:
         """Starts or resumes a run of the experiment, with the configuration as parameters."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        from mlflow import MlflowClient
-
+        mlflow = importlib.import_module("mlflow")
         beside = f"sqlite:///{Path(about.folder).parents[1] / 'mlflow.db'}"
         uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or beside
-        self.client = MlflowClient(tracking_uri=uri)
+        self.client = mlflow.MlflowClient(tracking_uri=uri)
         if about.id is not None:
             self.client.update_run(about.id, status="RUNNING")
             self.id = about.id
@@ -169,20 +168,16 @@ class Mlflow:
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Sends the values of a configuration."""
-        from mlflow.entities import Param
-
-        rows = [Param(key, str(value)) for key, value in values.items()]
+        entities = importlib.import_module("mlflow.entities")
+        rows = [entities.Param(key, str(value)) for key, value in values.items()]
         for start in range(0, len(rows), PARAMETERS):
             self.client.log_batch(self.id, params=rows[start : start + PARAMETERS])
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """Sends a row."""
-        import time
-
-        from mlflow.entities import Metric
-
+        entities = importlib.import_module("mlflow.entities")
         now = int(1000 * time.time())
-        rows = [Metric(key, value, now, step) for key, value in numbers.items()]
+        rows = [entities.Metric(key, value, now, step) for key, value in numbers.items()]
         self.client.log_batch(self.id, metrics=rows)
 
     def end(self, how: str, final: Mapping[str, float]) -> None:

@@ -1,5 +1,6 @@
 """Trackers: a run sends what it logs, goes on there after a cut, and no tracker can stop it."""
 
+import importlib
 import importlib.util
 import json
 import logging
@@ -322,8 +323,7 @@ def test_wandb_offline_writes_into_the_run_folder(
 
 def rows_of_wandb(file: Path) -> list[dict[str, float]]:
     """The rows of a file of wandb's: LevelDB's log format, with protocol buffers in it."""
-    from wandb.proto import wandb_internal_pb2
-
+    records = importlib.import_module("wandb.proto.wandb_internal_pb2")
     data, place, part, rows = file.read_bytes(), 7, b"", []  # after the file's own header
     while place + 7 <= len(data):
         if 32768 - place % 32768 < 7:  # no header fits into what is left of a block
@@ -333,7 +333,7 @@ def rows_of_wandb(file: Path) -> list[dict[str, float]]:
         part += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or its last part
-            record = wandb_internal_pb2.Record.FromString(part)
+            record = records.Record.FromString(part)
             items, part = record.history.item, b""
             if items:
                 rows.append({i.key or i.nested_key[0]: json.loads(i.value_json) for i in items})
