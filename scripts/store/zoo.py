@@ -25,6 +25,7 @@ from ..config.top import HOME
 FILE = HOME / "zoo.yaml"
 PREFIX = "zoo/"
 POLICY, CARD = "policy", "card.json"
+NAMED = re.compile(r"\brecipe=(\w+)")
 PRODUCT = re.compile(r"\{([\w.-]+)\}")  # of a stage, or the policy of another recipe
 
 
@@ -52,8 +53,15 @@ class Recipe(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Of all commands, those of the recipes before too: another one is another policy."""
-        told = [self.stages, *(recipe(name).digest for name in self.before)]
+        """Of all commands and the recipe= they name, those of the recipes before too.
+
+        Another one is another policy.
+        """
+        named = {name for text in self.stages.values() for name in NAMED.findall(text)}
+        files = [HOME / "recipe" / f"{name}.yaml" for name in sorted(named)]
+        files += sorted((HOME / "recipe" / "parts").glob("*.yaml")) if named else []
+        texts = [file.read_text(encoding="utf-8") for file in files]
+        told = [self.stages, texts, *(recipe(name).digest for name in self.before)]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
     @property
