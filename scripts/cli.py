@@ -21,6 +21,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "export": ("export", "main", "a policy as a program that runs without Rheo: rheo export RUN"),
     "compare": ("compare", "main", "runs of several seeds as a table: rheo compare runs/rfm-*"),
     "report": ("report", "main", "all runs of a folder as pages: rheo report runs/x"),
+    "reproduce": ("reproduce", "main", "a row of docs/bench run again: rheo reproduce ROW"),
     "collect": ("collect", "main", "record a policy: rheo collect RUN steps=10000 out=data.hdf5"),
     "data": ("data", "main", "look at recorded data: rheo data info|check|convert|fetch ..."),
     "demo": ("demo", "main", "learn a small task from scratch; clone and fine-tune a flow in it"),
@@ -38,13 +39,14 @@ ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
         "suite": ("config.suites", "suite"),
         "info": ("info", "asked"),
     },
+    "reproduce": ("config.reproducing", "reproduce"),
     **{"report": ("config.reporting", "report"), "completion": ("completion", "asked")},
 }
 
 
 def usage() -> str:
     """The help text."""
-    lines = [f"  {verb:8} {text}" for verb, (_, _, text) in VERBS.items()]
+    lines = [f"  {verb:9} {text}" for verb, (_, _, text) in VERBS.items()]
     return "\n".join(
         [
             "usage: rheo VERB [key=value ...] [--config-dir DIR]",

@@ -47,7 +47,8 @@ KEYS = {  # verb -> its own keys
     "export": ("out", "units"),
     "collect": ("out", "env", "steps", "episodes", "noise", "set", "layout", "seed", "actors"),
     "compare": ("metric", "out", "curves", "columns", "group", "minutes", "reach", "with"),
-    "report": ("out", "metric", "with"),
+    "report": ("out", "metric", "with", "summaries"),
+    "reproduce": ("seeds", "out", "dry", "summaries"),
     "resume": ("steps", "data", "device", "log_every", "eval_every", "save_every"),
 }
 VALUES = {

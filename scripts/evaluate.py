@@ -53,17 +53,29 @@ def main(asked: Evaluation) -> int:
     """Evaluates the last checkpoint of a run and prints and stores the result."""
     allow_typed(asked.world)
     run = Run.open(asked.name, [*asked.flagged, *asked.values])
-    changed = [word for word in asked.values if word.partition("=")[0] not in PLACES]
-    trained = dict(run.config["env"] or {})
+    trained, changed = dict(run.config["env"] or {}), changes(asked)
     if asked.world:
         run.config["env"] = elsewhere(trained, asked.world, asked.flagged)
-        changed += asked.world
-    if asked.seed != EVAL_SEED:
-        changed.append(f"seed={asked.seed}")
     given = asked.episodes, asked.references, changed, asked.steer, asked.seed
     figures = evaluate_folder(run, *given)
     print(report(run, figures | told_apart(run.config["env"], trained, asked.seed)))
     return 0
+
+
+def changes(asked: Evaluation) -> list[str]:
+    """The words of an evaluation that set it apart from the run's own; those of steer= are not."""
+    seed = [f"seed={asked.seed}"] if asked.seed != EVAL_SEED else []
+    return [
+        *(word for word in asked.values if word.partition("=")[0] not in PLACES),
+        *asked.world,
+        *seed,
+    ]
+
+
+def label_of_all(asked: Evaluation) -> str:
+    """What the file of an evaluation is called after its step and number of episodes."""
+    steer = [f"{key}={value}" for key, value in asked.steer.items()]
+    return "-".join(map(label_of, [*changes(asked), *steer]))
 
 
 def known_references(node: Mapping[str, Any]) -> References | None:

@@ -4,10 +4,10 @@ No number passes through a hand: every one is computed from the episodes in the 
 each row is followed by its command, its versions and how it was evaluated.
 """
 
-import csv
-import io
 import json
 import logging
+import math
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,15 +18,19 @@ from numpy.typing import NDArray
 
 from rheo.errors import RheoError
 from rheo.files import put_text
-from rheo.stats import improvement, iqm, of_means, of_runs, wilson
+from rheo.stats import improvement, iqm, of_mean, of_means, of_runs, wilson
 
 from .compare import Group, Result, evaluations, grouped, last_evaluation, method_of, picture, read
-from .config.reporting import Reporting
+from .config.reporting import Paging, Reporting
 from .config.verbs import SUCCESS
+from .config.words import stem_of
+from .pages import main as page_all
+from .summaries import Line, text_of
 
 log = logging.getLogger("rheo")
 DEPTH = 3  # folders below the one that is named in which runs are looked for
 TOLD = ("rheo", "torch", "mujoco", "gymnasium", "numpy")  # versions that numbers depend on
+OFF_LINE = (".Dataset", ".Transitions")  # sources that count updates and no frames
 PAGE, ROWS, CURVES = "report.md", "report.csv", "report.png"
 
 
@@ -38,8 +42,10 @@ class Panel(NamedTuple):
     groups: list[Group]
 
 
-def main(asked: Reporting) -> int:
+def main(asked: Reporting | Paging) -> int:
     """Writes report.md, report.csv and report.png into the folder. Raises RheoError."""
+    if isinstance(asked, Paging):
+        return page_all(asked.summaries, asked.out)
     folder = Path(asked.folder)
     runs = sorted(found(folder))
     if not runs:
@@ -58,7 +64,7 @@ def main(asked: Reporting) -> int:
     out.mkdir(parents=True, exist_ok=True)
     text = page(folder, panels, left, asked.changed)
     put_text(out / PAGE, text)
-    put_text(out / ROWS, sheet(panels))
+    put_text(out / ROWS, sheet(folder, panels, asked.changed))
     print(text.partition("\n## Commands")[0].rstrip())
     drawn = curves(panels, out / CURVES)
     print(f"\n{out / PAGE}, {out / ROWS}" + (f", {drawn}" if drawn else ""))
@@ -86,12 +92,14 @@ def metric_of(run: Path, changed: str = "") -> str:
 
 def panelled(results: Sequence[tuple[Result, str]]) -> Iterator[Panel]:
     """Runs by environment, its options and metric, the best method first."""
-    places: dict[tuple[str, str], list[Result]] = {}
+    places: dict[tuple[str, str, str], list[Result]] = {}
     for result, metric in results:
         options = (result.config.get("env") or {}).get("options") or {}
-        words = "".join(f" {key}={value}" for key, value in sorted(options.items()))
-        places.setdefault((f"{result.env}{words}", metric), []).append(result)
-    for (env, metric), held in places.items():
+        plain = {key: "..." if isinstance(value, dict) else value for key, value in options.items()}
+        words = "".join(f" {key}={value}" for key, value in sorted(plain.items()))
+        whole = json.dumps(options, sort_keys=True, default=str)
+        places.setdefault((f"{result.env}{words}", metric, whole), []).append(result)
+    for (env, metric, _), held in places.items():
         statistic = np.mean if metric in SUCCESS else iqm  # which of zeros and ones says nothing
         groups = sorted(grouped(held), key=lambda group: -float(statistic(pooled(group))))
         yield Panel(env, metric, groups)
@@ -231,25 +239,92 @@ def versions(panels: Sequence[Panel]) -> list[str]:
 # ---- beside the page -----------------------------------------------------------------------------
 
 
-def sheet(panels: Sequence[Panel]) -> str:
-    """A row a run, for whoever computes other things of it."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    names = ["environment", "metric", "method", "run", "seed", "step", "episodes", "mean", "iqm"]
-    writer.writerow([*names, "minutes", "ms_per_decision"])
+def sheet(folder: Path, panels: Sequence[Panel], changed: str) -> str:
+    """A line a run, and one for all runs of a row: what `rheo report summaries=` makes pages of."""
+    lines: list[Line] = []
     for panel in panels:
         for group in panel.groups:
-            for one in group.results:
-                row = [panel.env, panel.metric, method_of(group), one.path.name]
-                row += [one.config.get("seed"), one.step, len(one.values)]
-                row += [
-                    f"{one.values.mean():.4f}",
-                    f"{iqm(one.values):.4f}",
-                    f"{one.wall / 60:.2f}",
-                ]
-                row += ["" if one.decision_ms is None else f"{one.decision_ms:.3f}"]
-                writer.writerow(row)
-    return out.getvalue()
+            method = called(panel, group)
+            task = short(panel.env) if panel.metric != "score" else stem_of(data_of(group))
+            row = f"{folder.resolve().name}/{method}/{task}"
+            runs = [line_of(row, method, panel, one, changed) for one in group.results]
+            lines += [all_of(group, runs), *runs] if len(runs) > 1 else runs
+    return text_of(lines)
+
+
+def short(env: str) -> str:
+    """Hopper-v5 as hopper, metaworld/push-v3 with its options as push."""
+    return re.sub(r"-v\d+$", "", env.partition(" ")[0].rpartition("/")[2]).lower()
+
+
+def data_of(group: Group) -> str | list[str] | None:
+    """The data that a group was trained on."""
+    return group.results[0].config["data"]
+
+
+def called(panel: Panel, group: Group) -> str:
+    """A method by what was typed for it; by its folder's name where two would be called alike."""
+    names = [typed(one) for one in panel.groups]
+    own = typed(group)
+    return own if own is not None and names.count(own) == 1 else method_of(group)
+
+
+def typed(group: Group) -> str | None:
+    """The recipe or algorithm of a group's command; None where it tells neither."""
+    words = start_of(group.results[0].path).get("command") or []
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    return given.get("recipe", given.get("algo"))
+
+
+def line_of(row: str, method: str, panel: Panel, one: Result, changed: str) -> Line:
+    """What a run's folder tells of it."""
+    start, rows = start_of(one.path), json.loads(last_evaluation(one.path, changed).read_text())
+    other = list(rows.get("changed") or [])
+    how = [f"episodes={len(one.values)}", *other] if rows.get("label") else []
+    source, rated = one.config.get("source") or {}, panel.metric in SUCCESS
+    on_line = not str(source.get("_target_")).endswith(OFF_LINE)
+    ends = of_mean(one.values)
+    if rated:
+        ends = wilson(round(one.values.sum() / 100), len(one.values))
+        ends = 100 * ends[0], 100 * ends[1]
+    return Line(
+        row=row,
+        environment=panel.env,
+        metric=panel.metric,
+        method=method,
+        run=one.path.name,
+        seed=str(one.config.get("seed")),
+        frames=one.step if on_line else math.nan,
+        updates=math.nan if on_line else one.step,
+        deployment=" ".join(word for word in other if not word.startswith("seed=")),
+        episodes=len(one.values),
+        mean=round(float(one.values.mean()), 4),
+        **dict(zip(("low", "high"), (round(end, 4) for end in ends), strict=True)),
+        iqm=math.nan if rated else round(float(iqm(one.values)), 4),
+        base=math.nan if one.before is None else round(one.before, 4),
+        minutes=round(one.wall / 60, 2),
+        ms_per_decision=math.nan if one.decision_ms is None else round(one.decision_ms, 3),
+        command=shlex.join(start.get("command") or []),
+        evaluation=shlex.join(how),
+        versions=", ".join(told_by(one.path)) if start else "",
+        date=str(start.get("started", ""))[:10],
+    )
+
+
+def all_of(group: Group, lines: Sequence[Line]) -> Line:
+    """The line of all seeds of a row: statistics of their episodes together."""
+    runs = [result.values for result in group.results]
+    first, values = lines[0], np.concatenate(runs)
+    low, high = of_runs(runs, np.mean)
+    found = first._replace(run="", seed="", seeds=len(runs), command="", date="", note="")
+    found = found._replace(mean=round(float(values.mean()), 4), low=round(low, 4))
+    found = found._replace(high=round(high, 4), base=math.nan, minutes=math.nan)
+    found = found._replace(ms_per_decision=math.nan, versions="")
+    if first.metric in SUCCESS:
+        return found
+    low, high = of_runs(runs, iqm)
+    return found._replace(iqm=round(float(iqm(values)), 4), iqm_low=round(low, 4),
+                          iqm_high=round(high, 4))  # fmt: skip
 
 
 def curves(panels: Sequence[Panel], file: Path) -> Path | None:

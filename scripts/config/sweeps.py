@@ -8,7 +8,7 @@ that does, and Hydra carries nothing but the words.
 import itertools
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,6 +136,14 @@ def sweep(argv: Sequence[str]) -> Sweep:
     searched = [word for word in rest if key_of(word) in several]
     how = sweeper["n_trials"], direction_of(sweeper)
     return Sweep(name, launcher, jobs, hydras, fixed, searched, [], *how)
+
+
+def of_runs(name: str, runs: Mapping[str, list[str]]) -> Sweep:
+    """Runs of words of their own, by their folders' names, one after another. Raises RheoError."""
+    with once():
+        found = [Combination(own, words, compose.train(words)) for own, words in runs.items()]
+    hydras = launching("basic", 1, False, [])
+    return Sweep(name, "basic", 1, hydras, [], [], found, len(found), "")
 
 
 # ------------------------------------------------------------------ words

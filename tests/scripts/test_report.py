@@ -33,7 +33,9 @@ def run(
         "env: {id: T-v0, options: {}}\ndata: null\ninit: null\n"
     )
     rows = [{"ret": 0.0, key: value} for value in values]
-    told = {f"eval/{key}": 0.5} if key != "ret" else {}
+    told: dict[str, object] = {f"eval/{key}": 0.5} if key != "ret" else {}
+    if label:
+        told |= {"label": label, "changed": ["policy.deploy_scale=0", "seed=11"]}
     text = json.dumps({"step": 100, "env": "T-v0", "episodes": rows, **told})
     (place / "eval" / f"{100:012d}{label}.json").write_text(text)
     start: dict[str, object] = {"command": ["rheo", "train", name], "commit": "abc"}
@@ -72,7 +74,13 @@ def test_a_page_has_a_row_a_method_with_intervals_commands_and_versions(
     assert "Made with other versions than the first row: rfm-t-s2." in text
     with (tmp_path / "report.csv").open() as file:
         sheet = list(csv.DictReader(file))
-    assert len(sheet) == 6 and float(sheet[0]["mean"]) == pytest.approx(np.mean(high[0]), abs=1e-4)
+    assert len(sheet) == 8  # a line a run, and one for all runs of a row before them
+    whole, first = sheet[:2]
+    assert (whole["seed"], whole["seeds"], first["seed"], first["seeds"]) == ("", "3", "0", "1")
+    assert float(first["mean"]) == pytest.approx(np.mean(high[0]), abs=1e-4)
+    assert float(whole["iqm"]) == pytest.approx(iqm(np.concatenate(high)), abs=1e-4)
+    assert first["row"] == f"{tmp_path.name}/rfm/t" and first["command"] == "rheo train rfm-t-s0"
+    assert first["versions"].startswith("rheo 1.0, torch 1.0") and first["source"] == "runs"
     assert text.startswith(capsys.readouterr().out[:200])
 
 
@@ -93,6 +101,9 @@ def test_evaluations_with_a_changed_value_are_reported_when_asked(tmp_path: Path
     assert main(["report", str(tmp_path)]) == 2
     assert main(["report", str(tmp_path), "with=deploy_scale=0"]) == 0
     assert "with deploy_scale=0." in (tmp_path / "report.md").read_text()
+    (row,) = csv.DictReader((tmp_path / "report.csv").open())
+    assert row["evaluation"] == "episodes=2 policy.deploy_scale=0 seed=11"
+    assert row["deployment"] == "policy.deploy_scale=0"
 
 
 def test_a_run_that_was_never_evaluated_is_named_and_the_others_reported(
