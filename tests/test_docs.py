@@ -47,9 +47,10 @@ def blocks() -> dict[str, str]:
 
 def commands(page: Path) -> Iterator[str]:
     """The commands of a page's unnamed code blocks, without their comments."""
-    for block in re.findall(r"^```\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    for language, block in found:
         for line in block.splitlines():
-            if line.startswith("rheo "):
+            if not language and line.startswith("rheo "):
                 yield re.split(r"\s{2,}#|\s+# ", line)[0].strip()
 
 
@@ -199,7 +200,7 @@ def test_the_pages_to_start_with_run_one_after_the_other(
 
 
 def test_one_reaches_a_film_of_ones_own_data_in_five_commands() -> None:
-    first = re.search(r"```\n(.*?)```", page_text("start/own_data"), re.DOTALL)
+    first = re.search(r"^```\n(.*?)^```", page_text("start/own_data"), re.DOTALL | re.MULTILINE)
     assert first
     lines = first[1].splitlines()
     assert len(lines) == 5 and lines[0].startswith("pip install") and "rheo play" in lines[-1]
