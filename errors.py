@@ -22,6 +22,10 @@ class RheoError(ValueError):
         self.code = code
 
 
+class Halted(Exception):
+    """Somebody wants to stop, between two decisions: what there is can be saved and goes on."""
+
+
 class EnvError(RheoError):
     """An environment, or recorded data, that cannot be used as asked."""
 

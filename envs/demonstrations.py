@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any, Literal
 
@@ -43,7 +43,8 @@ class Demonstrations:
 
     options: the environment's. episodes: how many are kept. keep: "success" discards the others.
     attempts, successes, kept: counted so far. broken: what ended the iteration early, None if
-    nothing did; the demonstrations before it hold.
+    nothing did; the demonstrations before it hold. halt: asked before each attempt for a reason to
+    end there.
 
     Raises EnvError for an environment without a script.
     """
@@ -58,11 +59,12 @@ class Demonstrations:
         keep: Literal["success", "all"] = "success",
         past: int | None = None,
         seed: int = 0,
+        halt: Callable[[], str | None] = lambda: None,
     ) -> None:
         families.register(env_id)
         self.script = script_of(env_id)
         self.id, self.episodes, self.noise, self.keep = env_id, episodes, noise, keep
-        self.seed = seed
+        self.seed, self.halt = seed, halt
         self.attempts = self.successes = self.kept = 0
         self.broken: str | None = None
         self.told = told_of(env_id, options)
@@ -101,6 +103,9 @@ class Demonstrations:
     def __iter__(self) -> Iterator[Demo]:
         due = perf_counter() + SAID
         while self.kept < self.episodes:
+            self.broken = self.halt()
+            if self.broken:
+                return
             if self.attempts >= GIVE_UP * self.episodes:
                 self.broken = f"{self.id}: given up after {self.attempts} attempts"
                 return

@@ -1,5 +1,6 @@
 """Recording what happens in environments, step by step, as episodes."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -109,14 +110,21 @@ def first_of(place: NDArray) -> NDArray:
 
 
 def collect(
-    env: ChunkEnv, act: Act, *, steps: int | None, episodes: int | None, seed: int
+    env: ChunkEnv,
+    act: Act,
+    *,
+    steps: int | None,
+    episodes: int | None,
+    seed: int,
+    halt: Callable[[], str | None] = lambda: None,
 ) -> Recording:
     """Records `steps` steps, or exactly `episodes` episodes, of a behaviour.
 
     Steps are shared out evenly among the environments and episodes are the first ones of each, so
     short episodes are not favoured; with `steps` the last episode of each environment may be cut.
-    Where the environment or the behaviour fails midway, about["stopped"] says why, and what was
-    recorded until then is kept, running episodes as cut ones. Raises ValueError unless one of the
+    Where the environment or the behaviour fails midway, or `halt` tells a reason to stop,
+    about["stopped"] says why, and what was recorded until then is kept, running episodes as cut
+    ones. Raises ValueError unless one of the
     two is given, EnvError for an episode that is waited for and does not end (`rollout.Patience`),
     and what failed where nothing was recorded yet.
     """
@@ -136,6 +144,10 @@ def collect(
             if steps is not None and recorder.steps.min() * count >= steps:
                 break
             if owed is not None and (recorder.finished >= owed).all():
+                break
+            why = halt() if recorder.steps.any() else None
+            if why is not None:
+                about["stopped"] = why
                 break
             try:
                 step = env.step(act(obs))

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import EnvError
+from ..errors import EnvError, Halted
 from ..stats import of_mean, wilson
 from .chunk import ChunkEnv, ChunkStep
 from .noise import TILE, EpisodeNoise, filled
@@ -143,6 +143,17 @@ def some(
         done += ended
         patience.wait(step.episode_length, waiting)
     return found
+
+
+def heeding(deploy: Deploy, halt: Callable[[], bool]) -> Deploy:
+    """The same behaviour, which raises Halted instead of a decision where `halt` says so."""
+
+    def act(obs: Tensor, generator: torch.Generator) -> Tensor:
+        if halt():
+            raise Halted
+        return deploy(obs, generator)
+
+    return act
 
 
 def finished(step: ChunkStep, row: int, first: int, seed: int, episode: int) -> Episode:

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from .. import ranks
-from ..errors import EnvError
+from ..errors import EnvError, Halted
 from ..ranges import Count, Natural, Positive
+from .acting import Acting
 from .batch import Batch, Choice, Coded, Rollout
 from .buffer import Buffer
-from .chunk import ChunkEnv, ChunkStep
+from .chunk import ChunkEnv
 from .encoded import Encoded
-from .episodes import EpisodeStats
 from .memory import available, size_text
 from .nstep import Pending
-from .shift import Shift, shifted
+from .shift import shifted
 
 log = logging.getLogger("rheo")
 ROLLOUT_SHARE = 0.5  # of free memory: an update needs as much again
@@ -48,109 +48,6 @@ class Choose(Protocol):
     """Behaviour on policy: obs [N, O] -> action chunk and what its update needs of it."""
 
     def __call__(self, obs: Tensor, /) -> Choice: ...
-
-
-def to_device(step: ChunkStep, device: torch.device) -> ChunkStep:
-    """The step's tensors where the policy is; free when they are there already."""
-    if device.type == "cpu":
-        return step
-    moved: Any = (value if value is None else value.to(device) for value in step)
-    return ChunkStep(*moved)
-
-
-def placed(obs: Tensor, device: torch.device) -> Tensor:
-    """Observations where the policy is, in torch's own memory.
-
-    Environments and checkpoints return memory of any alignment, on which the last bit of a matrix
-    product may depend; torch aligns its own, so that a run that was resumed sees the same bits.
-    """
-    return obs.to(device, copy=True)
-
-
-class Acting:
-    """What a source does that acts: it steps the environments, counts frames and ended episodes.
-
-    Raises ValueError when more actions are executed than planned.
-    """
-
-    def __init__(self, env: ChunkEnv, generator: torch.Generator, horizon: int) -> None:
-        if env.execute > horizon:
-            raise ValueError(
-                f"env.execute={env.execute} is above horizon={horizon}: no more actions can be "
-                "executed than are planned; lower env.execute or raise horizon"
-            )
-        self.env, self.generator, self.horizon = env, generator, horizon
-        self.frames = 0
-        self.obs: Tensor | None = None
-        self.shift: Shift | None = None  # of images, before they are learned from
-        self.on_device = env.env.device is not None
-        self.finished = EpisodeStats(env.env.device)
-
-    @property
-    def progress(self) -> int:
-        """Environment frames so far, of all ranks."""
-        return self.frames
-
-    def count_all(self, before: int) -> None:
-        """Counts what others stepped since this rank had counted so many frames."""
-        self.frames = before + ranks.total(self.frames - before)
-
-    def seen(self) -> Tensor:
-        """Where to act, [N, O]; the first call starts the episodes."""
-        if self.obs is None:
-            self.obs = placed(self.env.reset(), self.generator.device)
-        return self.obs
-
-    def step(self, action: Tensor) -> ChunkStep:
-        """One decision in every environment, told where the policy is.
-
-        Frames of environments on a device are left to be counted by whoever asks it (`asked`).
-        """
-        step = to_device(self.env.step(action), self.generator.device)
-        self.obs = placed(step.obs, self.generator.device)
-        if not self.on_device:
-            self.frames += int(step.frames.sum())
-        self.finished.add(step)
-        return step
-
-    def asked(self, frames: Tensor, *more: Tensor) -> list[int]:
-        """Counts frames; returns the sums of further tensors. All in one read of the device.
-
-        Raises NonFiniteAction where one was given to the environments since they were last asked.
-        """
-        world = self.env.env
-        refused = world.refused()
-        sums = [frames.sum(), *(each.sum() for each in more)]
-        numbers = torch.stack(sums if refused is None else [*sums, refused.to(frames)]).tolist()
-        if refused is not None and numbers.pop():
-            world.refuse()
-        self.frames += numbers[0]
-        return numbers[1:]
-
-    def metrics(self) -> dict[str, float]:
-        """Returns and lengths of the episodes finished since the last call, and fault counts."""
-        counters = {f"env/{name}": float(count) for name, count in self.env.env.counters.items()}
-        return self.finished.drain() | counters
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a bit-exact continuation needs, the environments included."""
-        return {
-            "env": self.env.state_dict(),
-            "generator": self.generator.get_state(),
-            "frames": self.frames,
-            "obs": self.obs,
-            "finished": self.finished.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Restores what `state_dict` returned; whether new episodes had to be begun."""
-        begun = self.env.load_state_dict(state["env"])
-        self.generator.set_state(state["generator"])
-        self.frames = state["frames"]
-        obs = state["obs"] if begun is None else begun
-        self.obs = None if obs is None else placed(obs, self.generator.device)
-        self.finished.load_state_dict(state["finished"])
-        return begun is not None
 
 
 class Replay(Acting):
@@ -214,11 +111,18 @@ class Replay(Acting):
         while self.frames < self.warmup or self.empty():
             self.collect(act if self.warmup_policy else self.random_action)
             self.warm_frames = self.frames
+            self.pause()
         while self.batches >= self.owed():
             self.collect(act)
+            self.pause()
         self.batches += 1
         batch = self.buffer.sample(self.batch_size, self.generator)
         return shifted(batch, self.shift, self.generator)
+
+    def pause(self) -> None:
+        """Raises Halted where it is time to stop."""
+        if self.halt():
+            raise Halted
 
     def empty(self) -> bool:
         """Whether some rank has no transition yet."""
@@ -319,13 +223,17 @@ class Rollouts(Acting):
         super().__init__(env, generator, horizon)
         self.decisions = decisions
         self.store: Rollout | None = None
+        self.made = 0  # decisions of the running rollout
 
     def next(self, act: Choose) -> Rollout:
         """The next rollout, [S, N, ...]."""
-        before = self.frames
-        for s in range(self.decisions):
+        before, first, shift = self.frames, self.made, self.shift
+        for s in range(first, self.decisions):
+            if s > first and self.halt():
+                self.count(before, first, s)
+                raise Halted
             obs = self.seen()
-            obs = obs if self.shift is None else self.shift(obs, self.generator)
+            obs = obs if shift is None else shift(obs, self.generator)
             choice = act(obs)
             if self.store is None:
                 self.store = self.reserve(choice)
@@ -339,11 +247,50 @@ class Rollouts(Acting):
                 column[s] = value
             for name, value in choice.kept.items():
                 self.store.kept[name][s] = value
+            self.made = s + 1
+        self.count(before, first, self.decisions)
+        self.made = 0
+        assert self.store is not None
+        if not self.on_device and not self.store.valid.any():
+            raise EnvError(self.unsound())
+        return self.store
+
+    def count(self, before: int, first: int, end: int) -> None:
+        """Counts the frames of these decisions."""
         assert self.store is not None
         if self.on_device:
-            self.asked(self.store.frames)
+            self.asked(self.store.frames[first:end])
         self.count_all(before)
-        return self.store
+
+    def state_dict(self) -> dict[str, Any]:
+        """The decisions of a rollout that was cut too."""
+        begun: dict[str, Tensor] = {}
+        if self.made:
+            assert self.store is not None
+            columns = self.store._asdict()
+            begun = {**columns.pop("kept"), **{f"rollout.{k}": v for k, v in columns.items()}}
+            begun = {name: value[: self.made].clone() for name, value in begun.items()}
+        return super().state_dict() | {"begun": begun}
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Restores what `state_dict` returned."""
+        begun = super().load_state_dict(state)
+        rows = dict(state.get("begun") or {})
+        if not rows:
+            return begun
+        self.made = len(rows["rollout.obs"])
+        place = self.generator.device
+        held = {
+            name: torch.zeros((self.decisions, *value.shape[1:]), dtype=value.dtype, device=place)
+            for name, value in rows.items()
+        }
+        for name, value in rows.items():
+            held[name][: self.made] = value
+        fields = [held.pop(f"rollout.{name}") for name in Rollout._fields[:-1]]
+        self.store = Rollout._make([*fields, held])
+        if begun:  # what follows is no successor of the last decision
+            self.store.boundary[self.made - 1] = True
+        return begun
 
     def reserve(self, choice: Choice) -> Rollout:
         """Memory for rollouts of such choices, said aloud. Raises EnvError when it lacks."""

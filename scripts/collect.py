@@ -20,7 +20,7 @@ from rheo.envs.paths import expanded
 from rheo.envs.recorder import collect
 from rheo.envs.rollout import evaluate
 from rheo.envs.scores import normalized_score
-from rheo.errors import MACHINE, RheoError
+from rheo.errors import MACHINE, REQUEUE, RheoError
 from rheo.files import put_text, sha256
 from rheo.policies.plain import PlainActor
 
@@ -31,6 +31,7 @@ from .config.top import EVAL_SEED
 from .config.verbs import SCRIPTED, Collecting
 from .config.words import is_there
 from .sight import frozen
+from .stopping import Stop, stop_signals
 from .store.provenance import versions
 from .store.run import Run
 from .store.where import existing
@@ -52,8 +53,8 @@ class Source(NamedTuple):
 class Maker:
     """Behaviours in one environment, whose id and time limit are known once one was made."""
 
-    def __init__(self, options: Collecting) -> None:
-        self.options, self.flagged = options, options.flagged
+    def __init__(self, options: Collecting, stop: Stop) -> None:
+        self.options, self.flagged, self.stop = options, options.flagged, stop
         self.env_id, self.max_steps = "", None
         self.node: dict[str, Any] | None = None
         self.words = options.words
@@ -68,7 +69,7 @@ class Maker:
         count = min(self.options.num_envs, steps or self.options.num_envs)
         env, act = self.stage(source, count if episodes is None else min(count, episodes), seed)
         try:
-            return collect(env, act, steps=steps, episodes=episodes, seed=seed)
+            return collect(env, act, steps=steps, episodes=episodes, seed=seed, halt=self.stop.why)
         finally:
             env.close()
 
@@ -242,10 +243,14 @@ def of_actor(path: Path, env: ChunkEnv, sample: bool, generator: torch.Generator
 
 
 def main(asked: Collecting) -> int:
-    """Collects and writes a data set with its card."""
-    if asked.set == SCRIPTED:
-        return scripted.main(asked)
-    maker = Maker(asked)
+    """Collects and writes a data set with its card; a signal to stop keeps what there is."""
+    with stop_signals() as stop:
+        return scripted.main(asked, stop) if asked.set == SCRIPTED else recorded(asked, stop)
+
+
+def recorded(asked: Collecting, stop: Stop) -> int:
+    """Collects from policies."""
+    maker = Maker(asked, stop)
     if asked.set is None:
         parts = [(Source(asked.names[0], asked.noise, asked.sample), asked.steps)]
     else:
@@ -265,7 +270,8 @@ def main(asked: Collecting) -> int:
         whole = whole._replace(about=whole.about | {"stopped": stopped})
     finish(expanded(asked.out), whole, maker, asked, sources)
     if stopped is not None:
-        raise RheoError(f"{stopped}\nWhat was collected until then is in {asked.out}", MACHINE)
+        code = REQUEUE if stop else MACHINE
+        raise RheoError(f"{stopped}\nWhat was collected until then is in {asked.out}", code)
     return 0
 
 

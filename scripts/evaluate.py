@@ -5,7 +5,7 @@ With steer=... its policy is deployed through a chain of `policies.steer`.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,15 @@ from rheo.algos.contract import Algorithm
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.encoded import Encoded
 from rheo.envs.noise import TILE
-from rheo.envs.rollout import Deploy, Episode, as_rows, evaluate, rows_of, summary
+from rheo.envs.rollout import (
+    Deploy,
+    Episode,
+    as_rows,
+    evaluate,
+    heeding,
+    rows_of,
+    summary,
+)
 from rheo.envs.scores import REFERENCES, scaled
 from rheo.errors import NUMERICS, RheoError, nearest
 from rheo.policies.flow import FlowPolicy
@@ -183,13 +191,19 @@ def told_apart(node: Mapping[str, Any], trained: Mapping[str, Any], seed: int) -
 
 
 def episodes_of(
-    env: Any, algo: Any, episodes: int, mode: str | bool, seed: int = EVAL_SEED
+    env: Any,
+    algo: Any,
+    episodes: int,
+    mode: str | bool,
+    seed: int = EVAL_SEED,
+    halt: Callable[[], bool] = lambda: False,
 ) -> list[Episode]:
     """Episodes of the deployed policy from the fixed initial states; same rows every time.
 
-    Says so when the policy met observations far outside the data that it was fitted on.
+    Says so when the policy met observations far outside the data that it was fitted on. Raises
+    Halted where `halt` says so before a decision.
     """
-    deploy = fast_deploy(algo, mode, TILE)  # of no fewer rows does `evaluate` ask
+    deploy = heeding(fast_deploy(algo, mode, TILE), halt)  # of no fewer rows does `evaluate` ask
     norm = getattr(algo.policy, "obs_norm", None)
     watched = None if norm is None or norm.kind == "none" else Watched(deploy, norm)
     where = str(algo.generator.device)

@@ -47,6 +47,11 @@ Call = Callable[..., Tensor]
 def main(asked: Exporting) -> int:
     """Writes the program and its contract, and says how they compare with the run."""
     policy = Policy(asked.run, flags=[*asked.flagged, "device=cpu"])
+    if policy.corrects:
+        raise RheoError(
+            f"{policy.run.path}: a {type(policy.algo).__name__} run is two programs, one of plans "
+            "and one that corrects each of their actions; act with rheo.load in Python"
+        )
     torch.set_num_threads(1)  # as a robot calls it, one observation at a time
     out = expanded(asked.out or f"{policy.run.path.name}.pt2")
     if out.exists():

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rheo.algos.contract import Algorithm
+from rheo.algos.resip import ResiP
 from rheo.envs.data.demos import FLAT
 from rheo.envs.manipulation.robosuite_tasks import OTHER_OBJECT, numbers
 from rheo.envs.noise import TILE, EpisodeNoise, filled
@@ -41,7 +43,8 @@ class Policy:
     obs_parts: the named parts of an observation with their widths, in order. action_low and
     action_high [Da]: bounds of an action, in the environment's units.
 
-    Raises RheoError for a run without a checkpoint, or whose policy acts inside its environment.
+    Raises RheoError for a run without a checkpoint, or with an algorithm of one's own that acts
+    inside its environment.
     """
 
     def __init__(
@@ -56,7 +59,8 @@ class Policy:
         config = opened.config
         prepare(config)
         self.algo, sizes = revived(opened)
-        if type(self.algo).wrap is not Algorithm.wrap:
+        self.corrects = isinstance(self.algo, ResiP)  # each action of a base's plan
+        if type(self.algo).wrap is not Algorithm.wrap and not self.corrects:
             raise RheoError(
                 f"{opened.path}: a {type(self.algo).__name__} run acts inside its environment "
                 f"({self.algo.beyond}); roll it out with `rheo eval`"
@@ -83,7 +87,8 @@ class Policy:
 
     def _begin(self, count: int) -> None:
         """No episodes yet, of so many rows."""
-        self.noise = EpisodeNoise(self.seed, count, str(self.algo.generator.device))
+        device, stream = str(self.algo.generator.device), int(self.corrects)
+        self.noise = EpisodeNoise(self.seed, count, device, stream)
         width = sum(self.obs_parts.values())
         self.history = np.zeros((count, self.steps, width), np.float32)
         self.plan = np.zeros((count, self.execute, len(self.action_low)))
@@ -125,6 +130,8 @@ class Policy:
             self.plan[due] = self.plans(due)
             self.used[due] = 0
         action = self.plan[np.arange(len(now)), self.used]
+        if self.corrects:
+            action = self.corrected(action)
         self.used += 1
         half = (self.action_high - self.action_low) / 2
         action = action * half + (self.action_high + self.action_low) / 2
@@ -138,15 +145,28 @@ class Policy:
                 f"{self.run.path}: a {type(self.algo).__name__} remembers its rows, so that all "
                 "of them have to be reset together, or each has a policy of its own"
             )
+        self.noise.rows = filled(rows, self.tile)
+        plan = (self.algo.plan if self.corrects else self.deploy)(self.seen(rows), self.noise)
+        return plan[: len(rows), : self.execute].cpu().numpy().astype(np.float64)
+
+    def seen(self, rows: NDArray) -> Tensor:
+        """What the algorithm sees of these rows, in whole tiles, [rows or more, O]."""
         device = self.algo.generator.device
         obs = torch.from_numpy(self.history[rows].reshape(len(rows), -1)).to(device)
         if self.eye is not None:
             with torch.no_grad():
                 obs = self.eye.encode(obs)
-        self.noise.rows = filled(rows, self.tile)
-        tiled = torch.from_numpy(filled(np.arange(len(rows)), self.tile)).to(device)
-        plan = self.deploy(obs.index_select(0, tiled), self.noise)
-        return plan[: len(rows), : self.execute].cpu().numpy().astype(np.float64)
+        return obs[torch.from_numpy(filled(np.arange(len(rows)), self.tile)).to(device)]
+
+    def corrected(self, planned: NDArray) -> NDArray:
+        """Planned actions [N, Da] in [-1, 1] with their corrections, as `Residual.step` acts."""
+        everyone = np.arange(len(planned))
+        beside = np.concatenate([planned, (self.used / self.execute)[:, None]], 1)
+        beside = torch.from_numpy(beside[filled(everyone, self.tile)].astype(np.float32))
+        obs = self.seen(everyone)
+        delta = self.deploy(torch.cat([obs, beside.to(obs.device)], 1), self.noise)
+        offset = self.algo.residual_scale * delta[: len(planned), 0].cpu().numpy()
+        return np.clip(planned.astype(np.float32) + offset, -1, 1).astype(np.float64)
 
     def predict(
         self,

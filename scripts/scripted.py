@@ -13,11 +13,12 @@ from rheo.envs.data.recording import Refused
 from rheo.envs.data.writing import write
 from rheo.envs.demonstrations import Demonstrations, recording_of
 from rheo.envs.paths import expanded, layout_of
-from rheo.errors import MACHINE, RheoError
+from rheo.errors import MACHINE, REQUEUE, RheoError
 from rheo.files import atomically, put_text, sha256
 
 from .config.compose import allow_typed, compose
 from .config.verbs import Collecting
+from .stopping import Stop
 from .store.provenance import versions
 
 
@@ -36,11 +37,11 @@ class Tally:
             yield demo
 
 
-def main(asked: Collecting) -> int:
+def main(asked: Collecting, stop: Stop) -> int:
     """Plays the script and writes what it does, with a card.
 
-    What was played before the environment failed, or before the script was given up, is kept; then
-    RheoError says what happened.
+    What was played before the environment failed, the script was given up or a signal asked to stop
+    is kept; then RheoError says what happened.
     """
     words = [f"env={asked.env}", *asked.words]
     allow_typed(words)
@@ -53,6 +54,7 @@ def main(asked: Collecting) -> int:
         keep=cast(Any, asked.keep),
         past=asked.past,
         seed=asked.seed,
+        halt=stop.why,
     )
     out, tally = expanded(asked.out), Tally(demos)
     try:
@@ -83,7 +85,7 @@ def put(tally: Tally, demos: Demonstrations, out: Path, layout: str) -> None:
 def nothing(demos: Demonstrations) -> RheoError:
     """The error where not one demonstration came about."""
     text = f"no demonstration in {demos.attempts} attempts; nothing is written"
-    return RheoError(f"{demos.broken}: {text}", MACHINE)
+    return RheoError(f"{demos.broken}: {text}", REQUEUE if demos.halt() else MACHINE)
 
 
 def finish(out: Path, demos: Demonstrations, tally: Tally, asked: Collecting) -> None:
@@ -111,4 +113,5 @@ def finish(out: Path, demos: Demonstrations, tally: Tally, asked: Collecting) ->
     print(f"{out}: {demos.id}, {text}, noise {asked.noise:g}; card {out.name}.card.json")
     if demos.broken is not None:
         text = f"{demos.kept} of {asked.episodes} demonstrations were collected until then"
-        raise RheoError(f"{demos.broken}: {text} and are in {out}", MACHINE)
+        code = REQUEUE if demos.halt() else MACHINE
+        raise RheoError(f"{demos.broken}: {text} and are in {out}", code)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from rheo import ranks
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stop:
@@ -21,6 +21,10 @@ class Stop:
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    def why(self) -> str | None:
+        """'stopped by SIGINT', or None."""
+        return f"stopped by {self.signal}" if self else None
+
     def agreed(self) -> bool:
         """Whether any rank was asked to; asked by all of them at the same place."""
         number = ranks.largest(signal.Signals[self.signal] if self.signal else 0)
@@ -31,10 +35,11 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """SIGTERM, SIGINT and SIGUSR1 set the flag; a second SIGINT raises KeyboardInterrupt.
+    """Those of SIGNALS set the flag; a second SIGINT raises KeyboardInterrupt.
 
-    Handlers are put back at the end. Forked children inherit them: there SIGINT does nothing (the
-    parent ends its workers) and the others do what they do by default.
+    A terminal that is closed sends SIGHUP; where that is ignored (nohup) it stays so. Handlers are
+    put back at the end. Forked children inherit them: there SIGINT does nothing (the parent ends
+    its workers) and the others do what they do by default.
     """
     stop, owner = Stop(), os.getpid()
 
@@ -48,7 +53,9 @@ def stop_signals() -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.signal = signal.Signals(number).name
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    heard = [number for number in SIGNALS if not (deaf and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, handle) for number in heard}
     try:
         yield stop
     finally:

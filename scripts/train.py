@@ -3,17 +3,17 @@
 import logging
 import math
 import os
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rheo import ranks
-from rheo.algos.contract import Algorithm
+from rheo.envs.acting import Acting, placed
 from rheo.envs.rollout import as_rows
-from rheo.envs.sources import Rollouts, placed
-from rheo.errors import MACHINE, NUMERICS, REQUEUE, EnvError, RheoError, command
+from rheo.envs.sources import Rollouts
+from rheo.errors import MACHINE, NUMERICS, REQUEUE, EnvError, Halted, RheoError
 
 from .assemble import (
     Experiment,
@@ -30,19 +30,17 @@ from .dry import show
 from .evaluate import episodes_of, known_references, score
 from .fast import fast, one_thread
 from .plot import plot
+from .resuming import fitted, nothing_to_do, over
 from .sight import encode_data
 from .start import start_from
 from .stopping import Stop, diagnosis, stop_signals
 from .store.run import Run, discard
 from .store.state import (
     capture,
-    holds_generators,
     not_finite,
-    refuse_other_weights,
     restore,
-    with_generators,
 )
-from .store.where import default_name, locate, shown
+from .store.where import default_name, locate
 from .together import (
     announce,
     collected,
@@ -73,7 +71,7 @@ def train(config: dict[str, Any], name: str) -> int:
     with several, stop_signals() as stop, run_kind().create(name, config) as run:
         try:
             announce(config)
-            loop = Loop(run, assemble(config))
+            loop = Loop(run, assemble(config), stop)
             if config["init"] is not None:
                 loop.goes_with(start_from(loop.algo, config))
             encode_data(loop.algo, loop.source)
@@ -83,13 +81,15 @@ def train(config: dict[str, Any], name: str) -> int:
             loop.try_out()
             rehearse(loop.algo, loop.source, loop.sizes)
             refuse_unequal(loop.algo, 0)
-        except BaseException:
+        except BaseException as error:
             run.close()
             discard(path, made)
+            if isinstance(error, Halted):
+                raise RheoError(f"{stop.why()} before its first step", REQUEUE) from None
             raise
         try:
             with closing(loop):
-                return loop.finish(stop)
+                return loop.finish()
         except EnvError:  # it failed before any work
             run.close()
             discard(path, made)
@@ -107,9 +107,9 @@ def resume(asked: tuple[str, Words]) -> int:
             run.refuse_lost()
         else:
             tree = own_part(tree, run)
-            if run.config["steps"] <= run.step:
+            if over(run, tree["loop"]):
                 return nothing_to_do(run, words.options)
-        loop = Loop(run, assemble(as_saved(run.config, tree)))
+        loop = Loop(run, assemble(as_saved(run.config, tree)), stop)
         if tree is not None:
             loop.restore(fitted(tree, loop.algo, words.options))
         elif run.config["init"] is not None:
@@ -118,35 +118,7 @@ def resume(asked: tuple[str, Words]) -> int:
         refuse_unequal(loop.algo, run.step)
         run.go_on(tree is not None)
         with closing(loop):
-            return loop.finish(stop)
-
-
-def nothing_to_do(run: Run, options: list[str]) -> int:
-    """Says that a run is at its end. Raises RheoError for `steps` below what it has reached."""
-    steps, more = run.config["steps"], command("resume", shown(run.path), f"steps={2 * run.step}")
-    if steps < run.step and any(word.startswith("steps=") for word in options):
-        raise RheoError(
-            f"steps={steps}: {run.path} has reached step {run.step} already, and nothing was "
-            f"changed; to go on give more than that, for example {more}"
-        )
-    if ranks.leads():
-        end = f"is at its end, step {run.step} of {steps}"
-        print(f"{run.path} {end}: nothing to do; {more} extends it")
-    return 0
-
-
-def fitted(tree: dict[str, Any], algo: Algorithm, options: list[str]) -> dict[str, Any]:
-    """The checkpoint for this device. Raises RheoError when policy.path= is another program.
-
-    A generator's state belongs to one kind of device: on another one its noise begins anew.
-    """
-    if any(word.startswith("policy.path=") for word in options):
-        refuse_other_weights(algo.policy.state_dict(), tree["algo"]["policy"], "policy.path")
-    state = algo.generator.get_state()
-    if holds_generators(tree, state.shape):
-        return tree
-    log.warning("device: another kind than the checkpoint's, so the run's noise begins anew")
-    return with_generators(tree, algo.generator)
+            return loop.finish()
 
 
 class Loop:
@@ -157,8 +129,8 @@ class Loop:
     that never stopped.
     """
 
-    def __init__(self, run: Run, experiment: Experiment) -> None:
-        self.run, self.cfg = run, run.config
+    def __init__(self, run: Run, experiment: Experiment, stop: Stop) -> None:
+        self.run, self.cfg, self.stop = run, run.config, stop
         self.algo, self.source, self.sizes, self.device = experiment
         recorded = getattr(self.source, "dataset", self.source)
         if hasattr(recorded, "about"):
@@ -169,8 +141,10 @@ class Loop:
         self.acting = one_thread() if isinstance(self.source, Rollouts) else nullcontext()
         self.timer = Timer()
         time_frozen_base(self.algo, self.timer)
+        self.heed()
         self.latest: dict[str, Any] = {}  # metrics of the last update that gave them
         self.fresh = True  # an evaluation is still to come: the one before the first update
+        self.since: int | None = None  # where the step began that a signal cut, until it is done
         self.saved = -1
 
     def close(self) -> None:
@@ -195,6 +169,7 @@ class Loop:
         restore(self.algo, tree["algo"])
         self.source.load_state_dict(tree["source"])
         self.latest, self.fresh = tree["loop"]["latest"], tree["loop"]["fresh"]
+        self.since = tree["loop"].get("since")
         self.saved = self.source.progress
 
     def try_out(self) -> None:
@@ -212,7 +187,8 @@ class Loop:
             obs = self.source.beginning(PROBED)
         else:
             obs = torch.zeros((1, self.sizes.obs_dim))
-        trial = Trial(placed(obs, self.device), self.eval_env, self.cfg["episodes"])
+        at, episodes = placed(obs, self.device), self.cfg["episodes"]
+        trial = Trial(at, self.eval_env, episodes, self.stop.__bool__)
         try:
             self.latest |= self.algo.before_training(trial)
             generator = torch.Generator(self.device).manual_seed(EVAL_SEED)
@@ -222,7 +198,7 @@ class Loop:
         if self.eval_env is not None:
             self.eval_env.step(action)
 
-    def finish(self, stop: Stop) -> int:
+    def finish(self) -> int:
         """Trains until the run's length or until asked to stop; returns the exit status."""
         total, start = self.cfg["steps"], self.source.progress
         where = nullcontext() if ranks.leads() else open(os.devnull, "w")  # noqa: SIM115
@@ -230,7 +206,7 @@ class Loop:
         with where as stream, Display(total, start=start, title=title, stream=stream) as display:
             self.display = display
             try:
-                self.go(stop)
+                self.go()
             except FloatingPointError as error:  # the guard before the physics
                 raise self.broke(str(error)) from error
             except EnvError as error:
@@ -238,10 +214,9 @@ class Loop:
             except ranks.Lost as error:
                 error.kept = f"; {self.kept()}; go on with: {self.run.resume_command()}"
                 raise
-        if self.source.progress < total:
+        if ranks.largest(int(self.unfinished() or self.fresh)):
             if ranks.leads():
-                command = self.run.resume_command()
-                print(f"stopped by {stop.signal} and saved; go on with: {command}")
+                print(f"{self.stop.why()} and saved; go on with: {self.run.resume_command()}")
             return REQUEUE
         if ranks.leads():
             self.tell()
@@ -259,19 +234,23 @@ class Loop:
             )
         print(f"run {self.run.path}" + (f", curve {curve}" if curve else ""))
 
-    def go(self, stop: Stop) -> None:
+    def go(self) -> None:
         """The loop; the run is saved at its end."""
-        steps, source = self.cfg["steps"], self.source
+        steps, source, stop = self.cfg["steps"], self.source, self.stop
         if self.fresh and not stop.agreed():
             self.evaluate(source.progress)
-        while source.progress < steps and not stop.agreed():
-            before = source.progress
-            with self.timer("env"), self.acting:
-                batch = source.next(self.act)
-            with self.timer("learn"):
-                self.latest |= self.update(batch)
-            self.display.tick(source.progress)
-            self.between(before, source.progress, steps)
+            if not self.unfinished() and not ranks.largest(int(self.fresh)):
+                self.save(source.progress)  # with nothing left to do
+        with suppress(Halted):
+            while self.unfinished() and not stop.agreed():
+                since = self.since = source.progress if self.since is None else self.since
+                with self.timer("env"), self.acting:
+                    batch = source.next(self.act)
+                with self.timer("learn"):
+                    self.latest |= self.update(batch)
+                self.display.tick(source.progress)
+                self.since = None
+                self.between(since, source.progress, steps)
         if self.saved != source.progress:
             self.save(source.progress)
         if self.saved != source.progress:
@@ -280,6 +259,20 @@ class Loop:
                 f"space and go on from the last good checkpoint: {self.run.resume_command()}",
                 MACHINE,
             )
+
+    def heed(self) -> None:
+        """Lets a wish to stop be heard between the decisions of a source.
+
+        Several ranks have to agree on it, which those of a rollout do between rollouts only: there
+        every decision would wait for the slowest.
+        """
+        acting = getattr(self.source, "replay", self.source)
+        if isinstance(acting, Acting) and (ranks.size() == 1 or not isinstance(acting, Rollouts)):
+            acting.halt = self.stop.agreed
+
+    def unfinished(self) -> bool:
+        """Whether there is something to do before the run's end."""
+        return self.source.progress < self.cfg["steps"] or self.since is not None
 
     def between(self, before: int, now: int, steps: int) -> None:
         """Whatever is due between two updates."""
@@ -313,10 +306,17 @@ class Loop:
         self.fresh = ranks.leads()  # one that breaks off is still to come when the run goes on
         if not ranks.leads():
             return
+        with suppress(Halted):
+            self.figure(step)
+            self.fresh = False
+
+    def figure(self, step: int) -> None:
+        """An evaluation, logged. Raises Halted where a signal breaks it off."""
         figures: dict[str, Any] = {}
         with self.timer("eval"):
             if self.eval_env is not None:
-                rows = episodes_of(self.eval_env, self.algo, self.cfg["episodes"], self.cfg["fast"])
+                how = self.cfg["episodes"], self.cfg["fast"]
+                rows = episodes_of(self.eval_env, self.algo, *how, halt=self.stop.__bool__)
                 used = known_references(self.cfg["env"])
                 figures |= score(rows, used)
                 where: dict[str, Any] = {"env": self.eval_env.env.id}
@@ -327,7 +327,6 @@ class Loop:
             if held is not None:
                 generator = torch.Generator(self.device).manual_seed(EVAL_SEED)
                 figures |= self.algo.validate(held, generator)
-        self.fresh = False
         if figures:
             self.display.update(step, self.record(step, figures))
 
@@ -350,7 +349,7 @@ class Loop:
                 "algo": algo,
                 "source": self.source.state_dict(),
                 "sizes": self.sizes._asdict(),
-                "loop": {"latest": self.latest, "fresh": self.fresh},
+                "loop": {"latest": self.latest, "fresh": self.fresh, "since": self.since},
             }
             saved = self.run.save(step, collected(self.algo, tree)) is not None
             if ranks.largest(int(saved)):

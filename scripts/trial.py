@@ -1,6 +1,7 @@
 """What is tried out before a run begins: by a method, and of every one."""
 
 import logging
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from rheo.algos.contract import Algorithm
 from rheo.envs.batch import Choice
 from rheo.envs.chunk import ChunkEnv
-from rheo.envs.rollout import Deploy, Episode, evaluate, rows_of
+from rheo.envs.rollout import Deploy, Episode, evaluate, heeding, rows_of
 from rheo.envs.sources import Rollouts
 from rheo.errors import RheoError
 from rheo.policies.normalize import affine
@@ -27,6 +28,7 @@ class Trial(NamedTuple):
     obs: Tensor  # [N, O]
     env: ChunkEnv | None
     episodes: int
+    halt: Callable[[], bool] = lambda: False
 
     @property
     def execute(self) -> int:
@@ -44,6 +46,7 @@ class Trial(NamedTuple):
             env = ChunkEnv(env.env, execute=execute, obs_steps=env.obs_steps, gamma=env.gamma)
         device, noise = str(self.obs.device), EVAL_SEED + attempt
         spread = rows_of(self.episodes)
+        act = heeding(act, self.halt)
         found = evaluate(env, act, self.episodes, EVAL_SEED, device, noise_seed=noise, rows=spread)
         return torch.tensor([worth(row) for row in found], dtype=torch.float64)
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from rheo.envs.acting import Acting
+from rheo.envs.chunk import ChunkEnv
 from rheo.scripts import train as training
 from rheo.scripts.assemble import make_env, make_eval_env
 from rheo.scripts.cli import main
@@ -97,6 +99,45 @@ def test_a_run_stopped_by_signals_twice_equals_the_straight_one(tiny, algo, monk
     assert_equal_runs("straight", "stopped")
     starts = json.loads(Path("runs/stopped/run.json").read_text())["starts"]
     assert len(starts) == 3 and starts[0]["step"] == 0 and starts[1]["step"] >= 73
+
+
+def stop_in(monkeypatch, where, method, count):
+    """Raises a real signal in the `count`th call of a method."""
+    calls, meant = [], getattr(where, method)
+
+    def counted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGHUP)
+        return meant(self, *args, **kwargs)
+
+    monkeypatch.setattr(where, method, counted)
+
+
+CUTS = {  # where a signal comes: an algorithm, settings, and the call of a method
+    "warm-up": ("sac", ["source.warmup=60"], (Acting, "step", 9)),
+    "between updates": ("rfm", ["source.update_ratio=0.05"], (Acting, "step", 43)),
+    "rollout": ("ppo", ["source.decisions=20"], (Acting, "step", 27)),
+    "chunks of a rollout": ("reinflow", ["horizon=2", "log_every=7"], (Acting, "step", 17)),
+    "first evaluation": ("sac", [], (ChunkEnv, "step", 2)),
+    "evaluation": ("ppo", ["source.decisions=10", "eval_every=40"], (training.Loop, "figure", 2)),
+    "last evaluation": ("sac", ["eval_every=1000"], (training.Loop, "figure", 2)),
+}
+
+
+@pytest.mark.parametrize("place", CUTS)
+def test_a_signal_is_heard_in_every_phase_and_the_run_goes_on_exactly(
+    tiny, place, monkeypatch, capsys
+):
+    algo, more, call = CUTS[place]
+    assert main(["train", *tiny(algo, "straight", *more)]) == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        stop_in(patch, *call)
+        assert main(["train", *tiny(algo, "stopped", *more)]) == 75
+    assert "stopped by SIGHUP and saved" in capsys.readouterr().out
+    assert main(["resume", "stopped"]) == 0
+    assert_equal_runs("straight", "stopped")
 
 
 @pytest.mark.parametrize("more", [("reinflow",), ("rfm", "horizon=4", "steps=330")])

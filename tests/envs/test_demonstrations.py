@@ -1,6 +1,7 @@
 """Scripts and their demonstrations: what they solve, what is kept, and what a file of them does."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,23 @@ def test_what_was_collected_before_a_failure_is_kept_and_said(
     assert len(read(str(out)).ends) == 2
     card = json.loads(Path(f"{out}.card.json").read_text())
     assert card["episodes"] == 2 and "fell off" in card["stopped"]
+
+
+def test_what_was_demonstrated_before_a_signal_is_kept_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, attempt = tmp_path / "a.hdf5", Demonstrations.attempt
+
+    def signalled(demos: Demonstrations) -> Any:
+        if demos.attempts == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return attempt(demos)
+
+    monkeypatch.setattr(Demonstrations, "attempt", signalled)
+    words = ["collect", "set=scripted", "env=fetch_reach", f"out={out}", "episodes=9"]
+    assert main(words) == 75
+    told = "stopped by SIGTERM: 3 of 9 demonstrations were collected until then"
+    assert told in capsys.readouterr().err and len(read(str(out)).ends) == 3
 
 
 @pytest.mark.parametrize("layout", ["robomimic", "npz"])

@@ -8,10 +8,10 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from rheo.envs.acting import to_device
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.episodes import EpisodeStats
 from rheo.envs.rollout import Episode, as_rows, evaluate, summary
-from rheo.envs.sources import to_device
 from rheo.envs.suites import make
 from rheo.stats import wilson
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,29 @@ class Falling(gymnasium.Env):
         return np.full(2, self.count), 1.0, self.count == 4, False, {}
 
 
+class Interrupting(Falling):
+    """Sends its process a signal, as Ctrl-C does, in the sixth step."""
+
+    def step(self, action):
+        if self.left == 6:
+            signal.raise_signal(signal.SIGINT)
+        return super().step(action)
+
+
 FALLING: Any = Falling
+INTERRUPTING: Any = Interrupting
+
+
+@pytest.mark.parametrize("out", ["set.hdf5", "set.npz"])
+def test_what_was_collected_before_a_signal_is_kept_and_said(collect, out):
+    if "RheoInterrupting-v0" not in gymnasium.registry:
+        gymnasium.register("RheoInterrupting-v0", INTERRUPTING)
+    words = ("env=gym", "env.id=RheoInterrupting-v0", "steps=30", "num_envs=1")
+    code, _, printed = collect("random", *words, out=out)
+    assert code == 75
+    assert f"stopped by SIGINT\nWhat was collected until then is in {out}" in printed
+    assert read(out).ends.tolist() == [4, 6]
+    assert card_of(out)["stopped"] == "stopped by SIGINT"
 
 
 @pytest.mark.parametrize("amount", ["steps=30", "episodes=9"])

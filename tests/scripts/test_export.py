@@ -114,14 +114,14 @@ def test_what_cannot_be_exported_is_answered(
     assert message in capsys.readouterr().err
 
 
-def test_a_run_inside_its_environment_and_lacking_packages_are_named(
+def test_a_run_of_two_programs_and_lacking_packages_are_named(
     tiny: Any, capsys: Any, monkeypatch: Any
 ) -> None:
     assert (
         main(["train", *tiny("resip", "r", "env=inverted_pendulum", "horizon=2", "steps=60")]) == 0
     )
     assert main(["export", "r"]) == 2
-    assert "acts inside its environment" in capsys.readouterr().err
+    assert "one that corrects each of their actions" in capsys.readouterr().err
     trained(tiny, "td3", "env=inverted_pendulum")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["export", "a", "out=a.onnx"]) == 2

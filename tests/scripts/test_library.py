@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import rheo
-from rheo.envs.noise import TILE
+from rheo.envs.noise import TILE, filled
 from rheo.envs.rollout import evaluate
 from rheo.errors import RheoError
 from rheo.scripts.config.top import EVAL_SEED
@@ -69,6 +69,34 @@ def test_rows_that_end_at_different_times_are_the_evaluation_s(run: str) -> None
         theirs = [(row.ret, row.length) for row in rows if row.env == i]
         mine = [(ret, length) for row, ret, length in found if row == i]
         assert mine[:2] == theirs[:2]
+
+
+def test_a_base_s_plan_is_corrected_as_inside_the_environment(run: str, tmp_path: Path) -> None:
+    """ResiP, whose head no longer gives zero: what is executed is what its policy gives."""
+    dropped = ("critic.width", "source.batch_size", "source.warmup")
+    tiny = {key: value for key, value in (TINY | CHUNKS).items() if key not in dropped}
+    where = {"init": run, "name": str(tmp_path / "c"), "env": "inverted_pendulum"}
+    corrected = rheo.train(algo="resip", steps=100, episodes=1, overrides=tiny, **where)
+    policy = rheo.load(corrected)
+    algo, env = made(Run.open(str(corrected.path)), 3)
+    deploy = fast_deploy(algo, corrected.config["fast"], TILE)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in policy.algo.head.parameters():
+            weight += 0.3 * torch.randn(weight.shape, generator=generator)
+    algo.head.load_state_dict(policy.algo.head.state_dict())
+    world = algo.wrap(env, EVAL_SEED)
+    world.own_noise(EVAL_SEED)
+    obs, everyone, corrections = world.reset(EVAL_SEED), filled(np.arange(3)), []
+    for _ in range(60):
+        delta = deploy(obs[everyone], world.noise)[:3]
+        corrections.append(delta)
+        executed = (world.planned() + algo.residual_scale * delta[:, 0]).clamp(-1, 1)
+        assert np.array_equal(policy.act(obs[:, 4:8].numpy()), 3 * executed.double().numpy())
+        step = world.step(delta)
+        obs = step.obs
+        policy.reset((step.terminated | step.truncated).numpy())
+    assert torch.stack(corrections).std() > 0.1 and int(world.noise.episode.max()) > 1
 
 
 def test_four_lines_train_and_act(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

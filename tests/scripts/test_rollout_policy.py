@@ -102,10 +102,3 @@ def test_parts_are_put_in_the_order_of_the_data(
     rows, single, _ = policy.rows({"box": [4.0], "hand": [1, 2, 3]})
     assert rows.tolist() == [[1, 2, 3, 4]] and single
     assert policy({"box": [4.0], "hand": [1, 2, 3]}).shape == (2,)
-
-
-def test_a_run_that_acts_inside_its_environment_is_refused(tiny: Any) -> None:
-    words = ["env=inverted_pendulum", "env.num_envs=2", "horizon=2", "steps=60"]
-    assert main(["train", *tiny("resip", "a", *words)]) == 0
-    with pytest.raises(RheoError, match="acts inside its environment .*`rheo eval`"):
-        RolloutPolicy("a")

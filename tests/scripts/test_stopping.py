@@ -25,6 +25,16 @@ def test_a_signal_raises_the_flag_and_nothing_else(number: signal.Signals) -> No
     assert [signal.getsignal(one) for one in SIGNALS] == before
 
 
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as stop:
+            send(signal.SIGHUP)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_second_interrupt_stops_at_once() -> None:
     with stop_signals() as stop, pytest.raises(KeyboardInterrupt):
         send(signal.SIGINT)

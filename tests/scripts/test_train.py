@@ -5,8 +5,10 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -17,6 +19,7 @@ from gymnasium import spaces
 from rheo.algos.bc import BC
 from rheo.algos.sac import SAC
 from rheo.errors import RheoError
+from rheo.policies.flow import FlowPolicy
 from rheo.scripts import train as training
 from rheo.scripts.assemble import assemble, device_of, refuse_misfit
 from rheo.scripts.cli import main
@@ -127,6 +130,47 @@ def test_an_infinite_loss_counts_as_broken(tiny, monkeypatch, capsys):
     code, message = answer(capsys, "train", *tiny("bc", "r"))
     assert code == 4 and "policy/loss is inf at step 20" in message
     assert "nothing was saved" in message
+
+
+class Unsound(gymnasium.Env):
+    """Nothing that it observes is a number."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2), {}
+
+    def step(self, action):
+        return np.full(2, np.nan), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(("algo", "frames"), [("sac", 1000), ("ppo", 32)])
+def test_an_environment_without_one_sound_frame_ends_the_run(tiny, capsys, algo, frames):
+    if "RheoUnsound-v0" not in gymnasium.registry:
+        kind: Any = Unsound
+        gymnasium.register("RheoUnsound-v0", kind, max_episode_steps=9)
+    words = [w for w in tiny(algo, "r", "steps=5000") if not w.startswith("env=")]
+    code, message = answer(capsys, "train", *words, "env=gym", "env.id=RheoUnsound-v0")
+    assert code == 3
+    assert f"not one of the last {frames} frames can be learned from" in message
+    assert f"bad_obs {frames})" in message and "saved at step" in message
+
+
+def test_a_run_that_is_stopped_before_its_first_step_leaves_no_folder(tiny, monkeypatch, capsys):
+    """While the base of a method that steers is tried out."""
+    assert main(["train", *tiny("rfm", "base")]) == 0
+    decide = FlowPolicy.act
+
+    def interrupted(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return decide(self, *args)
+
+    monkeypatch.setattr(FlowPolicy, "act", interrupted)
+    words = [*tiny("dsrl_na", "r", "init=base", "horizon=1"), "algo.gate=0.5"]
+    code, message = answer(capsys, "train", *words)
+    assert code == 75 and message.endswith("rheo: stopped by SIGTERM before its first step\n")
+    assert not Path("runs/r").exists()
 
 
 # ------------------------------------------------------------------ what is refused
