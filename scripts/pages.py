@@ -251,7 +251,7 @@ def protocol(rows: Sequence[Row]) -> str:
     text += apart("Deployed", rows, lambda one: one.deployment or "as shipped", quiet=False)
     text += apart("Versions", rows, lambda one: one.versions or "not recorded")
     text += apart("Source", rows, lambda one: SOURCES.get(one.source, one.source))
-    notes = [f"{row.first.method}: {row.first.note}." for row in rows if row.first.note]
+    notes = {f"{one.method}: {one.note}.": 0 for row in rows for one in row.lines if one.note}
     return " ".join([text, *notes])
 
 

@@ -130,7 +130,7 @@ def needed(words: Sequence[str], made: dict[str, Made]) -> list[Made]:
         if key in BEGINNINGS and value in made:
             own = made[value]
             found += [*needed(shlex.split(own.command), made), own]
-    return list(dict.fromkeys(found))
+    return list({one.name: one for one in found}.values())
 
 
 def told(plan: Plan) -> str:
@@ -138,14 +138,16 @@ def told(plan: Plan) -> str:
     theirs, count = plan.theirs, len(plan.seeds)
     counts = {"frames": theirs.frames, "updates": theirs.updates}
     each = [f"{number(x, 0)} {name}" for name, x in counts.items() if not math.isnan(x)]
-    base = [one.minutes for one in plan.needs if one.command]
-    minutes = sum([count * theirs.minutes, *(0.0 if math.isnan(one) else one for one in base)])
+    base = [one for one in plan.needs if one.command]
+    minutes = [one.minutes for one in base if not math.isnan(one.minutes)]
     cost = "its minutes were not recorded"
-    if not math.isnan(minutes):
-        cost = f"about {minutes:.0f} minutes on the page's machine"
-    lines = [
-        f"{plan.row.name}: {count} runs of {', '.join(each) or 'a length not recorded'}; {cost}"
-    ]
+    if not math.isnan(theirs.minutes):
+        whole = number(sum(minutes) + count * theirs.minutes)
+        unknown = [one.name for one in base if math.isnan(one.minutes)]
+        more = f" and those of {', '.join(unknown)}" if unknown else ""
+        cost = f"about {whole} minutes on the page's machine{more}"
+    runs = f"{count} run{'s' * (count > 1)} of {', '.join(each) or 'a length not recorded'}"
+    lines = [f"{plan.row.name}: {runs}; {cost}"]
     if plan.needs:
         lines.append(f"begins with {', '.join(one.name for one in plan.needs)}")
     return "\n".join([*lines, apart(plan.row)])
@@ -212,7 +214,12 @@ def make(plan: Plan, one: Made) -> int:
         from . import collect  # torch
 
         place.parent.mkdir(parents=True, exist_ok=True)
-        return collect.main(asking.collect(words))
+        try:
+            return collect.main(asking.collect(words))
+        except RheoError:
+            if place.exists():  # a part of it, kept: the whole is still to be made
+                place.replace(place.with_name(f"part-{place.name}"))
+            raise
     from . import sweep
 
     words = [word for word in words if not word.startswith("name=")]

@@ -74,9 +74,14 @@ class Row(NamedTuple):
     whole: Line | None
 
     @property
+    def lines(self) -> list[Line]:
+        """All that is told of it."""
+        return [*([] if self.whole is None else [self.whole]), *self.runs]
+
+    @property
     def first(self) -> Line:
         """The line that tells what all of them share."""
-        return self.runs[0] if self.runs else whole_of(self)
+        return (self.runs or self.lines)[0]
 
 
 class Figures(NamedTuple):
@@ -171,12 +176,6 @@ def rows_of(lines: Iterable[Line]) -> dict[str, Row]:
         else:
             found[line.row] = row._replace(whole=line)
     return found
-
-
-def whole_of(row: Row) -> Line:
-    """The line of all seeds."""
-    assert row.whole is not None, row.name
-    return row.whole
 
 
 # ---- figures -------------------------------------------------------------------------------------

@@ -125,6 +125,8 @@ def test_rows_that_differ_in_versions_or_deployment_are_said() -> None:
     assert "Deployed: as shipped (a); policy.steps=4 (b)." in text
     mixed = rows_of([line("0", mean=1.0, versions="x"), line("1", mean=2.0, versions="y")])
     assert "**Versions differ**: x (m); y (m)." in pages.protocol(list(mixed.values()))
+    noted = rows_of([line(seeds=2, note="slow"), line("0", mean=1.0), line("1", mean=2.0)])
+    assert pages.protocol(list(noted.values())).endswith(" m: slow.")
     same = pages.protocol(rows[:1])
     assert "differ" not in same and "Deployed: as shipped." in same
 

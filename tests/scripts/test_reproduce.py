@@ -2,8 +2,11 @@
 
 import csv
 import json
+import signal
 from pathlib import Path
 
+import gymnasium
+import numpy as np
 import pytest
 
 from rheo.envs import packages
@@ -21,7 +24,7 @@ BASE += "log_every=5 episodes=2 seed=0"
 
 def told(row: str, command: str, seed: str = "0", **more) -> Line:
     """A line of a summary."""
-    own = {"mean": 10.0, "low": 0.0, "high": 1000.0, "episodes": 2.0, "frames": 60.0} | more
+    own: dict = {"mean": 10.0, "low": 0.0, "high": 1000.0, "episodes": 2.0, "frames": 60.0} | more
     return Line(row, ENV, "return", "m", seed=seed, command=command, **own)
 
 
@@ -59,7 +62,7 @@ def call(folder: Path, *words: str) -> int:
 def test_a_row_is_run_with_its_seeds_compared_and_not_run_twice(folder: Path, capsys) -> None:
     assert call(folder, "tiny/sac/pole") == 0
     out = capsys.readouterr().out
-    assert "2 runs of 60 frames; about 1 minutes" in out
+    assert "2 runs of 60 frames; about 1.0 minutes" in out
     assert "rheo 0.0, here" in out and "torch 1.0, here" in out
     assert "0 done before, 0 to go on with, 2 new" in out and "inside the page's interval" in out
     place = Path("runs/reproduce/tiny-sac-pole")
@@ -94,6 +97,36 @@ def test_what_a_row_begins_with_is_made_first_and_once(folder: Path, capsys) -> 
     assert "making" not in again and file.stat().st_mtime_ns == before
     command = json.loads((run / "run.json").read_text())["starts"][0]["command"]
     assert "init=runs/reproduce/made/base" in command
+
+
+class Interrupting(gymnasium.Env):
+    """Sends its process a signal, as Ctrl-C does, in its third step."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        self.count = 0
+        return np.zeros(2), {}
+
+    def step(self, action):
+        self.count += 1
+        if self.count == 3:
+            signal.raise_signal(signal.SIGINT)
+        return np.zeros(2), 1.0, False, self.count == 4, {}
+
+
+def test_a_part_of_a_data_set_is_not_taken_for_the_whole(folder: Path, capsys) -> None:
+    if "RheoCut-v0" not in gymnasium.registry:
+        gymnasium.register("RheoCut-v0", Interrupting)  # pyright: ignore[reportArgumentType]
+    words = "env=gym env.id=RheoCut-v0 steps=30 num_envs=1 out=x"
+    (folder / "made.csv").write_text(text_of([Made("cut.npz", f"rheo collect random {words}")]))
+    row = told("tiny/cut/pole", "rheo train algo=bc_gaussian data=cut.npz steps=10")
+    (folder / "tiny.csv").write_text(text_of([row]))
+    assert call(folder, "tiny/cut/pole") == 75
+    assert "stopped by SIGINT" in capsys.readouterr().err
+    made = Path("runs/reproduce/made")
+    assert (made / "part-cut.npz").is_file() and not (made / "cut.npz").exists()
 
 
 def test_a_dry_run_prints_the_commands_and_writes_nothing(folder: Path, capsys) -> None:
