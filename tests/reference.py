@@ -119,6 +119,11 @@ def environments() -> str:
     return table(["`env=`", "id", "note"], rows)
 
 
+def environment_keys() -> str:
+    """The keys that every environment has."""
+    return merged("env", ["hopper"])
+
+
 def suite_list() -> str:
     """Suites with their tasks."""
     rows = []
@@ -226,6 +231,7 @@ def home() -> str:
 
 MADE: dict[str, Callable[..., str]] = {
     **{"algorithms": algorithms, "keys": keys, "choices": choices, "suites": suite_list},
+    **{"environment_keys": environment_keys},
     **{"environments": environments, "command_line": command_line, "matrix": matrix},
     "home": home,
 }

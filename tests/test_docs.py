@@ -23,6 +23,7 @@ TEXT = "".join(page.read_text() for page in PAGES)
 SHORT = [*sorted((DOCS / "start").glob("*.md")), *sorted((DOCS / "methods").glob("*.md"))]
 STORY = ("first_run", "own_data", "fine_tune", "steer", "deploy")  # each goes on with the last one
 SLOW = ("rheo doctor", "rheo demo")
+ATTRIBUTES = ("policy.obs_parts", "policy.action_low", "policy.action_high")  # in Python
 # what makes a run of a page short; a clone keeps a size that its heirs can be given
 BRIEF = {"steps": 40, "log_every": 20, "eval_every": 40, "save_every": 40, "episodes": 2}
 LESS = {"source.warmup": 40, "source.decisions": 16, "env.num_envs": 4, "algo.gate": 0}
@@ -88,6 +89,17 @@ def test_every_metric_of_an_algorithm_is_told_on_a_page_of_methods() -> None:
     told = "".join(page.read_text() for page in (DOCS / "methods").glob("*.md"))
     hidden = {"policy/ratio_error"}  # becomes policy/first_ratio_error
     assert sorted(one for one in metrics - hidden if f"`{one}`" not in told) == []
+
+
+def test_every_key_that_a_page_names_exists() -> None:
+    known = set(re.findall(r"^\| `([\w.]+)` \|", TEXT, re.MULTILINE))
+    known |= {key.rpartition(".")[0] for key in known}
+    groups = "algo|policy|critic|source|eye|env"
+    for page in [*SHORT, *sorted((DOCS / "reference").glob("*.md"))]:
+        named = re.findall(rf"(?<![\w./])((?:{groups})\.[a-z_.]*[a-z_])(?=[=` ])", page.read_text())
+        free = ("env.options", "env.id", "env.randomise", "source.", "algo.steer.", *ATTRIBUTES)
+        wrong = [key for key in named if key not in known and not key.startswith(free)]
+        assert wrong == [], page.name
 
 
 def test_every_exit_code_is_told() -> None:
