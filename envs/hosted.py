@@ -30,7 +30,12 @@ from ..errors import EnvError
 from . import families
 from .adapter import GymnasiumVector
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # meant for the learner, who decides
+STOPS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGHUP,
+)  # meant for the learner, who decides
 ALIGNED = 64  # bytes
 
 

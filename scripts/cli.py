@@ -4,7 +4,11 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 from rheo import ranks
@@ -29,6 +33,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "bench": ("bench", "main", "measure speed on this machine"),
     "doctor": ("doctor", "main", "check what this machine can do, and say how to fix the rest"),
 }
+ENDS = (signal.SIGTERM, signal.SIGHUP)
 # module and function that read a verb's words, without torch: what they return is what is done
 ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
     **{"train": ("config.compose", "asked"), "demo": ("config.compose", "demo")},
@@ -65,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        return call(argv[0], argv[1:]) if argv else call("help", [])
+        with tidied():
+            return call(argv[0], argv[1:]) if argv else call("help", [])
     except RheoError as error:
         ranks.let_first_speak()
         print(f"rheo: {error}", file=sys.stderr)
@@ -76,6 +82,27 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe left; Python must not flush into it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+@contextlib.contextmanager
+def tidied() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP end the process as an exception does: no half-written file stays.
+
+    Verbs that have something to save listen themselves. SIGHUP that is ignored (nohup) stays so.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        heard = [one for one in ENDS if signal.getsignal(one) is signal.SIG_DFL]
+        before = {one: signal.signal(one, end) for one in heard}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def call(verb: str, argv: list[str]) -> int:

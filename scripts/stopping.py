@@ -1,7 +1,11 @@
 """What ends a run before its last step: a signal to the process, and a metric beyond its limit."""
 
+import logging
 import os
 import signal
+import sys
+import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -9,6 +13,8 @@ from typing import Any, NamedTuple
 
 from rheo import ranks
 
+log = logging.getLogger("rheo")
+PATIENCE = 10.0  # seconds after which it is said why nothing has stopped yet
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -41,7 +47,7 @@ def stop_signals() -> Iterator[Stop]:
     put back at the end. Forked children inherit them: there SIGINT does nothing (the parent ends
     its workers) and the others do what they do by default.
     """
-    stop, owner = Stop(), os.getpid()
+    stop, owner, done = Stop(), os.getpid(), threading.Event()
 
     def handle(number: int, _: FrameType | None) -> None:
         if os.getpid() != owner:
@@ -51,6 +57,8 @@ def stop_signals() -> Iterator[Stop]:
             return
         if number == signal.SIGINT and stop.signal == "SIGINT":
             raise KeyboardInterrupt
+        if not stop:
+            threading.Thread(target=wait_for, args=(stop, done), daemon=True).start()
         stop.signal = signal.Signals(number).name
 
     deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -59,8 +67,21 @@ def stop_signals() -> Iterator[Stop]:
     try:
         yield stop
     finally:
+        done.set()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def wait_for(stop: Stop, done: threading.Event) -> None:
+    """Says every PATIENCE seconds where the main thread is that was asked to stop."""
+    waited, main = 0.0, threading.main_thread().ident
+    while not done.wait(PATIENCE):
+        waited += PATIENCE
+        stack = traceback.extract_stack(sys._current_frames().get(main or 0))
+        if stack:
+            at = f"{stack[-1].filename}:{stack[-1].lineno}, in {stack[-1].name}"
+            text = "%s %g s ago and still at work (%s); a second Ctrl-C ends at once, unsaved"
+            log.warning(text, stop.why(), waited, at)
 
 
 # ---- limits on metrics ---------------------------------------------------------------------------

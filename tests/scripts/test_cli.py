@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from rheo.scripts.cli import VERBS, main
@@ -82,3 +85,23 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     )
     os.close(write)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_verb_that_is_terminated_leaves_no_half_written_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    """A conversion, in the middle of its writing."""
+    monkeypatch.chdir(tmp_path)
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        signal.raise_signal(number)
+
+    collected = ["collect", "random", "env=inverted_pendulum", "steps=40", "num_envs=2"]
+    assert main([*collected, "out=a.hdf5"]) == 0
+    before = signal.getsignal(number)
+    monkeypatch.setattr(np.lib.format, "write_array", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "convert", "a.hdf5", "b.npz"])
+    assert ended.value.code == code and signal.getsignal(number) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.hdf5", "a.hdf5.card.json"]

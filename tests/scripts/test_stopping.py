@@ -1,11 +1,13 @@
 """Being asked to stop."""
 
+import logging
 import os
 import signal
 import time
 
 import pytest
 
+from rheo.scripts import stopping
 from rheo.scripts.stopping import SIGNALS, stop_signals
 
 
@@ -23,6 +25,22 @@ def test_a_signal_raises_the_flag_and_nothing_else(number: signal.Signals) -> No
         send(number)
         assert stop and stop.signal == number.name
     assert [signal.getsignal(one) for one in SIGNALS] == before
+
+
+def test_what_does_not_stop_is_told_with_its_place(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stopping, "PATIENCE", 0.1)
+    logging.getLogger("rheo").propagate = True
+    with stop_signals():
+        send(signal.SIGTERM)
+        time.sleep(0.5)
+    told = [record.getMessage() for record in caplog.records]
+    assert "stopped by SIGTERM 0.1 s ago and still at work" in told[0] and len(told) > 1
+    assert f"{__file__}:" in told[0] and "in test_what_does_not_stop" in told[0]
+    caplog.clear()
+    time.sleep(0.3)
+    assert not caplog.records
 
 
 def test_a_hangup_that_is_ignored_stays_so() -> None:
