@@ -103,9 +103,9 @@ def test_every_key_that_a_page_names_exists() -> None:
 
 
 def test_every_exit_code_is_told() -> None:
-    table = dict(re.findall(r"^\| (\d+) \| (.*?) \|", page_text("reference/exit_codes"), re.M))
-    codes = (errors.USER, errors.MACHINE, errors.NUMERICS, errors.REQUEUE)
-    assert {"0", "1", "130", *map(str, codes)} <= set(table)
+    table = re.findall(r"^\| ([\d, ]+) \|", page_text("reference/exit_codes"), re.MULTILINE)
+    told = {int(code) for cell in table for code in cell.split(",")}
+    assert told >= {0, 1, errors.USER, errors.MACHINE, errors.NUMERICS, errors.REQUEUE, 130}
 
 
 def page_text(name: str) -> str:
