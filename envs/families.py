@@ -1,9 +1,9 @@
 """What the environments of other packages need before they fit the vector contract.
 
-gymnasium-robotics (Adroit, mazes), OGBench and PushT are optional: nothing here imports them until
-one of their environments is asked for. All but Adroit's hands (`mujoco/hands.py`) are stepped in a
-loop, in the learner's process or, where a step costs more than the way there (`STEP_MS`), in
-several workers' (`workers.py`).
+gymnasium-robotics (Adroit, Fetch, mazes), OGBench and PushT are optional: nothing here imports them
+until one of their environments is asked for. All but Adroit's hands (`mujoco/hands.py`) and Fetch's
+arm (`mujoco/fetch.py`) are stepped in a loop, in the learner's process or, where a step costs more
+than the way there (`STEP_MS`), in several workers' (`workers.py`).
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from .chosen import ChosenParts
 from .dicts import image, leaves, value
 from .guard import told
 from .manipulation import registry
-from .mujoco import dmc
+from .mujoco import dmc, robotics
 from .mujoco.snapshot import PLAIN_WRAPPERS
 from .packages import home, lacking
 from .parts import listed_parts, usual
@@ -55,9 +55,6 @@ SAMPLES = {
     "Meta-World": "metaworld/reach-v3",
     "robosuite": "robosuite/Lift-v0",
 }
-# What the gymnasium-robotics that `constraints.txt` names does not run on its MuJoCo 4.0, and does
-# on the 3.8 of `constraints-manipulation.txt`.
-OLDER = ("Fetch", "FrankaKitchen", "HandManipulate", "HandReach", "kitchen/")
 # Milliseconds of a core that a step takes, by the beginning of the id: of those that take long to
 # step and to make. Others: 0.05-0.4.
 STEP_MS = {
@@ -153,6 +150,8 @@ def takes(env_id: str, option: str) -> bool:
 def vector(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
     """`make` without cameras."""
     module = home(env_id)[0]
+    if module == "gymnasium_robotics":
+        robotics.mend()
     if module != "ogbench":
         env = gymnasium_make(env_id, options, functools.partial(installed, env_id))
         return flat_box(Seeded(env) if module == "robosuite" else env, env_id)
@@ -173,11 +172,7 @@ def installed(env_id: str) -> str:
         have = " and ".join(f"{name} {metadata.version(name)}" for name in (package, "mujoco"))
     except metadata.PackageNotFoundError:
         return ""
-    remedy = (
-        "; it runs with the versions of constraints-manipulation.txt, which need a virtual "
-        "environment of their own"
-    )
-    return f"; {have} are installed" + (remedy if env_id.startswith(OLDER) else "")
+    return f"; {have} are installed"
 
 
 def _ogbench(env_id: str, options: dict[str, Any]) -> gymnasium.Env:

@@ -346,5 +346,5 @@ rheo report summaries=docs/bench/data out=docs/bench      # makes these pages an
 ```
 
 Lines of source `recorded` were taken over from earlier pages and have no run folders any more; some
-are of all seeds of a row together.
+are of all seeds of a row together, and their commands were put together from those pages' text.
 """

@@ -7,11 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 import pytest
 
-from rheo.envs.families import OLDER
 from rheo.envs.packages import home
 from rheo.scripts.config.compose import HOME, compose
 
@@ -46,12 +44,10 @@ def env_id(env: str) -> str:
 
 
 def skip_where_it_cannot_run(env: str) -> None:
-    """Skips a test of an environment whose package is missing, or runs with another MuJoCo."""
+    """Skips a test of an environment whose package is missing."""
     named = env_id(env)
     if importlib.util.find_spec(home(named)[0]) is None:
         pytest.skip(f"{home(named)[0]} is not installed")
-    if named.startswith(OLDER) and int(mujoco.__version__.split(".")[0]) > 3:
-        pytest.skip(f"{named} runs with the MuJoCo of constraints-manipulation.txt")
 
 
 def tunes(algo: str) -> bool:

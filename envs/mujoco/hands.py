@@ -245,21 +245,26 @@ class Relocate(Hand):
 
 
 def euler(quat: Array, xp: Any) -> Array:
-    """Angles [N, 3] of unit quaternions [N, 4], as gymnasium-robotics' quat2euler, rad.
-
-    At the poles, where the other two turn about one axis, the first is 0.
-    """
+    """Angles [N, 3] of unit quaternions [N, 4], as gymnasium-robotics' quat2euler, rad."""
     w, x, y, z = (quat[:, k] for k in range(4))
     scale = 2.0 / (quat * quat).sum(-1)
     sx, sy, sz = x * scale, y * scale, z * scale
-    m00, m01, m02 = 1.0 - (y * sy + z * sz), x * sy - w * sz, x * sz + w * sy
-    m10, m11, m12 = x * sy + w * sz, 1.0 - (x * sx + z * sz), y * sz - w * sx
-    m22 = 1.0 - (x * sx + y * sy)
-    level = (m22 * m22 + m12 * m12) ** 0.5
+    first = [1.0 - (y * sy + z * sz), x * sy - w * sz, x * sz + w * sy]
+    second = [x * sy + w * sz, 1.0 - (x * sx + z * sz), y * sz - w * sx]
+    return angles([first, second, [None, None, 1.0 - (x * sx + y * sy)]], xp)
+
+
+def angles(m: list[list[Array]], xp: Any) -> Array:
+    """Angles [N, 3] of rotations by their entries [N], as gymnasium-robotics' mat2euler, rad.
+
+    At the poles, where the other two turn about one axis, the first is 0. Of the last row only the
+    last entry is looked at.
+    """
+    level = (m[2][2] * m[2][2] + m[1][2] * m[1][2]) ** 0.5
     plain = level > 4.0 * TINY
-    last = xp.where(plain, -xp.arctan2(m01, m00), -xp.arctan2(-m10, m11))
-    first = xp.where(plain, -xp.arctan2(m12, m22), 0.0 * level)
-    return xp.stack([first, -xp.arctan2(-m02, level), last], -1)
+    last = xp.where(plain, -xp.arctan2(m[0][1], m[0][0]), -xp.arctan2(-m[1][0], m[1][1]))
+    first = xp.where(plain, -xp.arctan2(m[1][2], m[2][2]), 0.0 * level)
+    return xp.stack([first, -xp.arctan2(-m[0][2], level), last], -1)
 
 
 _KINDS: dict[str, type[Hand]] = {

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ...errors import EnvError, nearest
 from ..batch import Step
-from ..families import parts_of
+from ..families import parts_of, vector
 from ..guard import reset_warnings, told
 from ..memory import cores
-from ..vector import VectorEnv, gymnasium_make
-from . import control_tasks, hands, tasks, walkers
+from ..vector import VectorEnv
+from . import control_tasks, fetch, hands, tasks, walkers
 from .physics import INTEGRATION, mujoco, simulate
 from .tasks import Options, Task
 
@@ -45,6 +45,7 @@ TASKS: dict[str, type[Task]] = {
     "Ant-v4": walkers.AntV4,
     **control_tasks.TASKS,
     **hands.TASKS,
+    **fetch.TASKS,
 }
 RENDERING = frozenset(  # what is drawn, and a choice of what is observed
     [
@@ -104,7 +105,7 @@ class Opened(NamedTuple):
 def opened(env_id: str, options: Options) -> Opened:
     """One environment of gymnasium's for a task. Raises EnvError for options that it refuses."""
     settings = task_options(env_id, options)
-    made = gymnasium_make(env_id, options)
+    made = vector(env_id, options)
     if options:
         refuse_options(made, env_id, options)
     box: Any = made.observation_space
@@ -147,8 +148,8 @@ class NativeVector(VectorEnv):
         views = {name: self._physics.bind(name) for name in ("qpos", "qvel", "ctrl", *derived)}
         views |= {name: self._physics.own(name) for name in kind.own}
         self._task = kind(template, settings, views)
-        self._ctrl = views["ctrl"]
-        self._frame_skip = int(template.frame_skip)
+        self._views, self._ctrl = views, views["ctrl"]
+        self._frame_skip = kind.substeps(template)
         self._fresh = np.zeros(self._physics.state.shape[1])
         mujoco.mj_getState(template.model, mujoco.MjData(template.model), self._fresh, INTEGRATION)
         self._warnings = self._physics.warnings[:, reset_warnings()]
@@ -191,15 +192,9 @@ class NativeVector(VectorEnv):
 
     def step(self, action: Tensor, active: Tensor | None = None) -> Step:
         rows = None if active is None else np.flatnonzero(active.numpy()).astype(np.int32)
-        control = self._task.actuate(self._physical(action, rows))
-        if rows is None:
-            self._ctrl[...] = control
-            self._elapsed += 1
-        elif rows.size:
-            self._ctrl[rows] = control[rows]
-            self._elapsed[rows] += 1
+        given = self._task.inputs(self._physical(action, rows))
         if rows is None or rows.size:
-            self._physics.step(rows, self._frame_skip)
+            self._advance(rows, given)
         obs, reward, terminated = self._score()
         truncated = self._elapsed >= self._limit
         valid = self._all.copy()
@@ -227,6 +222,18 @@ class NativeVector(VectorEnv):
             torch.from_numpy(valid),
             solved,
         )
+
+    def _advance(self, rows: NDArray | None, given: dict[str, NDArray]) -> None:
+        """One step of the rows (None: all), under what they are given by field [N, ...]."""
+        task, chosen = self._task, slice(None) if rows is None else rows
+        for name, value in given.items():
+            self._views[name][chosen] = value[chosen]
+        self._elapsed[chosen] += 1
+        self._physics.step(rows, self._frame_skip)
+        if task.amends:
+            task.amend(chosen)
+            self._physics.forward(rows)
+        task.keep(chosen)
 
     def _score(self) -> tuple[NDArray, NDArray, NDArray]:
         """Observation, reward and termination of the simulations as they stand."""

@@ -31,7 +31,8 @@ class Task:
     asks for contact forces. synced: they are those of the state after the step (`physics.Synced`).
     own: fields of the model in which a reset places something: each simulation has them for itself,
     and they are among the views. keeps: name -> width of what an episode remembers beside its
-    state; `kept` has the arrays [N, width]. reports: whether there is a `success`.
+    state; `kept` has the arrays [N, width]. reports: whether there is a `success`. amends: whether
+    every step ends with `amend`, whose state the derived positions are of then.
     """
 
     fields: tuple[str, ...] = ()
@@ -39,6 +40,7 @@ class Task:
     keeps: ClassVar[dict[str, int]] = {}
     reports = False
     synced = False
+    amends = False
     normal_velocity_noise = False  # reset noise of qvel: scaled normal instead of uniform
 
     def __init__(self, template: Any, options: Options, views: dict[str, Array]) -> None:
@@ -48,8 +50,7 @@ class Task:
         self.xp = namespace(self.qpos)
         self.views = views
         self.dt = float(template.dt)
-        self.init_qpos = np.array(template.init_qpos)
-        self.init_qvel = np.array(template.init_qvel)
+        self.init_qpos, self.init_qvel = (np.array(each) for each in self.beginning(template))
         self.noise_scale = options.get("reset_noise_scale", 0.0)
         self.skip = 0  # leading positions left out of the observation
         count = len(self.qpos)
@@ -58,6 +59,16 @@ class Task:
 
     def bind(self, model: Any) -> None:
         """Look up body ids, weights and option-dependent parts."""
+
+    @classmethod
+    def beginning(cls, template: Any) -> tuple[NDArray, NDArray]:
+        """The state from which resets set out: qpos [nq], qvel [nv]."""
+        return template.init_qpos, template.init_qvel
+
+    @classmethod
+    def substeps(cls, template: Any) -> int:
+        """How many mj_steps a step is."""
+        return int(template.frame_skip)
 
     @classmethod
     def derived(cls, options: Options) -> tuple[str, ...]:
@@ -78,6 +89,16 @@ class Task:
 
     def settle(self, rows: NDArray) -> None:
         """What episodes that just began in these rows remember, once derived fields are there."""
+        self.keep(rows)
+
+    def keep(self, rows: Any) -> None:
+        """What a step changes of what episodes remember, in these rows (numpy's arrays only)."""
+        for name, value in self.carried().items():
+            self.kept[name][rows] = value[rows]
+
+    def carried(self) -> dict[str, Array]:
+        """Name -> what every step puts in place of `kept` [N, width], a copy."""
+        return {}
 
     def memory(self) -> dict[str, Array]:
         """What the next steps depend on beside the state, by name: `own` and `kept`, live."""
@@ -86,6 +107,13 @@ class Task:
     def actuate(self, action: Array) -> Array:
         """What the actuators are told [N, nu], from physical actions [N, Da]."""
         return action
+
+    def inputs(self, action: Array) -> dict[str, Array]:
+        """All that a step is given, by the field of MjData [N, ...], from physical actions."""
+        return {"ctrl": self.actuate(action)}
+
+    def amend(self, rows: Any) -> None:
+        """Change the state of these rows after a step, where the task does (`amends`)."""
 
     def alike(self, constant: NDArray) -> Array:
         """A constant array as those of the simulations are."""

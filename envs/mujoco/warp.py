@@ -1,7 +1,8 @@
 """gymnasium's MuJoCo tasks on MuJoCo Warp: N worlds on one device, which their tensors never leave.
 
 Physics are MuJoCo Warp's in float32 (`worlds.py`); observations, rewards and terminations are the
-formulas that the host's backend uses (`tasks.py`, `walkers.py`, `hands.py`), on tensors over the
+formulas that the host's backend uses (`tasks.py`, `walkers.py`, `hands.py`,
+`fetch.py`), on tensors over the
 simulator's own memory; episodes begin as the task's own reset draws them (`starts.py`). A step asks
 the device for nothing: it always does everything for every world, masked, in buffers that stay
 where they are.
@@ -35,7 +36,7 @@ def has(env_id: str) -> bool:
 
 def stem(env_id: str) -> str:
     """The name under which a task's room is known: Hopper-v5 -> Hopper."""
-    return env_id.partition("-v")[0].removesuffix("Sparse")
+    return env_id.partition("-v")[0].removesuffix("Sparse").removesuffix("Dense")
 
 
 def tasks() -> list[str]:
@@ -79,14 +80,14 @@ class WarpVector(VectorEnv):
                 "the model as it ships; leave mass out"
             )
         self._worlds = Worlds(
-            template.model, num_envs, self.device, substeps=int(template.frame_skip),
+            template.model, num_envs, self.device, substeps=kind.substeps(template),
             forces=FORCES in derived, name=env_id,
             room=None if options.get("xml_file") else ROOMS[stem(env_id)],
-            own=[*fields_of(self._ranges), *kind.own],
+            own=[*fields_of(self._ranges), *kind.own], places=kind.amends,
         )  # fmt: skip
         views = {name: self._worlds.bind(name) for name in ("qpos", "qvel", "ctrl", *derived)}
         views |= {name: self._worlds.field(name) for name in kind.own}
-        self._task, self._ctrl = kind(template, settings, views), views["ctrl"]
+        self._task, self._views = kind(template, settings, views), views
         self._qpos, self._qvel = views["qpos"], views["qvel"]
         self._memory = remembered(self._task, self._worlds.bind)
         self._maker = Maker(kind, template, settings, obs_dim)
@@ -179,9 +180,7 @@ class WarpVector(VectorEnv):
         state = self._worlds.state.values()
         before = None if active is None else [view.clone() for view in state]
         physical = value if self._identity else value * self._scale + self._shift
-        self._ctrl.copy_(self._task.actuate(physical))
-        self._worlds.step()
-        self._age += rows
+        self._advance(rows, self._task.inputs(physical))
         obs, position, reward, terminated = self._score()
         sound = self._sound(rows, finite, obs, reward)
         ended_here = terminated & sound
@@ -207,6 +206,19 @@ class WarpVector(VectorEnv):
             solved,
         )
 
+    def _advance(self, rows: Tensor, given: dict[str, Tensor]) -> None:
+        """One step of all worlds under what they are given by field; the rows [N] grow older."""
+        task = self._task
+        for name, value in given.items():
+            self._views[name].copy_(value)
+        self._worlds.step()
+        if task.amends:
+            task.amend(slice(None))
+            self._worlds.place()
+        for name, value in task.carried().items():
+            torch.where(rows[:, None], value, task.kept[name], out=task.kept[name])
+        self._age += rows
+
     def _score(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Observation, position, reward and termination of the worlds as they stand."""
         task, obs = self._task, torch.empty_like(self._obs)
@@ -214,7 +226,7 @@ class WarpVector(VectorEnv):
         position, speed = task.position(), self._position
         if position is not None:
             speed = (position - self._position) / task.dt
-        reward, terminated = task.score(self._ctrl, speed, obs)
+        reward, terminated = task.score(self._views["ctrl"], speed, obs)
         return obs, position, reward, ~self._everywhere if terminated is None else terminated
 
     def _sound(self, rows: Tensor, finite: Tensor, obs: Tensor, reward: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ import importlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,9 @@ log = logging.getLogger("rheo")
 SHARE = 0.8  # of free memory that worlds may take
 SCRATCH = 1.5  # what a recorded step needs for itself, as a factor on the worlds' own memory
 PATIENCE = 10.0  # seconds of compiling between two lines about it
+# Equalities whose rows turn with the bodies. MuJoCo Warp computes these rows by the speeds of the
+# substep before, even of the episode before: here the speeds come first.
+TURNING = (int(mujoco.mjtEq.mjEQ_CONNECT), int(mujoco.mjtEq.mjEQ_WELD))
 STATE = ("qpos", "qvel", "qacc_warmstart", "act", "time")  # what the next step depends on
 
 
@@ -43,7 +47,9 @@ class Room(NamedTuple):
 # limits of joints come: more than this there cannot be. The humanoids also touch themselves (126
 # pairs), so theirs is twice what three ways of falling about reached: 16 and 30 contacts, 66 and
 # 121 rows. So do the hands: random actions, kept for 1 to 60 steps, and fists thrown about reached
-# 32, 18, 11 and 33 contacts, 166, 125, 93 and 188 rows.
+# 32, 18, 11 and 33 contacts, 166, 125, 93 and 188 rows. So does the arm, which random actions, held
+# for 1 to 50 steps, and ones that press on the table and the object brought to 19, 22, 20 and 24
+# contacts, 85, 118, 100 and 135 rows.
 ROOMS = {
     "HalfCheetah": Room(16, 72),
     "Hopper": Room(16, 64),
@@ -56,6 +62,10 @@ ROOMS = {
     "AdroitHandHammer": Room(40, 256),
     "AdroitHandPen": Room(40, 256),
     "AdroitHandRelocate": Room(68, 384),
+    "FetchReach": Room(40, 176),
+    "FetchPush": Room(48, 240),
+    "FetchSlide": Room(40, 208),
+    "FetchPickAndPlace": Room(48, 272),
     "Swimmer": Room(1, 8),  # nothing touches here and below
     "Reacher": Room(1, 8),
     "InvertedPendulum": Room(1, 8),
@@ -68,14 +78,14 @@ class Worlds:
 
     forces: contact forces (`cfrc_ext`) are computed after them. room: as above, None for the
     engine's own. name: of the environment, for messages. own: fields of the model that each world
-    has for itself (`field`). state: views of STATE that are not empty.
-    lost: the bits of `overflow` that say that a step was not computed whole. Raises EnvError for a
-    model that MuJoCo Warp does not simulate, and for more worlds than memory holds.
+    has for itself (`field`). places: whether there is a `place`. state: views of STATE that are not
+    empty. lost: the bits of `overflow` that say that a step was not computed whole. Raises EnvError
+    for a model that MuJoCo Warp does not simulate, and for more worlds than memory holds.
     """
 
     def __init__(
         self, model: Any, count: int, device: torch.device, *, substeps: int, forces: bool,
-        room: Room | None, name: str, own: Sequence[str] = (),
+        room: Room | None, name: str, own: Sequence[str] = (), places: bool = False,
     ) -> None:  # fmt: skip
         self._warp, self._engine = engine()
         self.device, self._substeps, self._forces = device, substeps, forces
@@ -105,7 +115,9 @@ class Worlds:
         views = {part: self.bind(part) for part in STATE}
         self.state = {part: view for part, view in views.items() if view.numel()}
         self._stream: Any = None
-        self._graph = self._record(name)
+        self._welded = bool(np.isin(model.eq_type, TURNING).any())
+        self._graph = self._record(name, self.unrecorded)
+        self._places = self._record(name, self._positions) if places else None
 
     def bind(self, name: str) -> Tensor:
         """A tensor [N, ...] on the simulator's own memory."""
@@ -122,29 +134,43 @@ class Worlds:
 
     def step(self) -> None:
         """Advances every world, in the order of the work that torch has given the device."""
+        self._replay(self._graph)
+
+    def place(self) -> None:
+        """Where everything is in the state as it stands: what is derived of positions, no more."""
+        self._replay(self._places)
+
+    def _replay(self, graph: Any) -> None:
         if self.device.type == "cpu":
-            self._warp.capture_launch(self._graph)
+            self._warp.capture_launch(graph)
             return
         current = torch.cuda.current_stream(self.device)
         if self._stream is None or self._stream.cuda_stream != current.cuda_stream:
             self._stream = self._warp.stream_from_torch(current)
-        self._warp.capture_launch(self._graph, stream=self._stream)
+        self._warp.capture_launch(graph, stream=self._stream)
 
     def unrecorded(self) -> None:
         """The step call by call: what the recording holds."""
         for _ in range(self._substeps):
+            if self._welded:
+                self._positions()
+                self._engine.com_vel(self._model, self._data)
             self._engine.step(self._model, self._data)
         if self._forces:
             self._engine.rne_postconstraint(self._model, self._data)
 
-    def _record(self, name: str) -> Any:
-        """The graph of a step. Compiles its kernels; the worlds are as they were afterwards."""
+    def _positions(self) -> None:
+        self._engine.kinematics(self._model, self._data)
+        self._engine.com_pos(self._model, self._data)
+
+    def _record(self, name: str, work: Callable[[], None]) -> Any:
+        """The graph of some work. Compiles its kernels; the worlds are as they were afterwards."""
         before = {part: view.clone() for part, view in self.state.items()}
         with self._warp.ScopedDevice(self._place), patient(name, str(self._cache())):
             self._warp.synchronize_device(self._place)  # with torch's streams too
-            self.unrecorded()
+            work()
             with self._warp.ScopedCapture() as capture:
-                self.unrecorded()
+                work()
             self._warp.synchronize_device(self._place)
         for part, view in self.state.items():
             view.copy_(before[part])

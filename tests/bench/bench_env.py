@@ -24,16 +24,16 @@ LOOP_GOALS = {
 }
 POOL_GOAL = (Goal("ratio", ">=", 0.85),)
 LOOP, POOL = "gymnasium SyncVectorEnv", "envpool async"
-HAND, OURS = "AdroitHandDoor-v1", "our loop over its class"
+ROBOTS, OURS = ("AdroitHandDoor-v1", "FetchPush-v4"), "our loop over its class"
 
 
 def measure(plan: Plan) -> Iterator[Row]:
-    """Three tasks at three batch sizes, and a hand; random actions, resets included."""
+    """Three tasks at three batch sizes, a hand and an arm; random actions, resets included."""
     for task, count in itertools.product(TASKS, COUNTS):
         yield from compare(plan, task, count)
     if find_spec("gymnasium_robotics") is not None:
-        for count in (8, 64):
-            yield beside_loop(plan, HAND, count)
+        for task, count in itertools.product(ROBOTS, (8, 64)):
+            yield beside_loop(plan, task, count)
 
 
 def compare(plan: Plan, task: str, count: int) -> Iterator[Row]:

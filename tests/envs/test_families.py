@@ -1,4 +1,4 @@
-"""Environments of optional packages: Adroit, mazes, OGBench, PushT."""
+"""Environments of optional packages: Adroit, Fetch, hands, mazes, OGBench, PushT."""
 
 import importlib.machinery
 import importlib.util
@@ -29,6 +29,10 @@ FAMILIES = {  # id: observation, actions, time limit
     "AdroitHandHammer-v1": (46, 26, 200),
     "AdroitHandPen-v1": (45, 24, 200),
     "AdroitHandRelocate-v1": (39, 30, 200),
+    "FetchReach-v4": (13, 4, 50),
+    "FetchPickAndPlaceDense-v4": (28, 4, 50),
+    "HandReach-v3": (78, 20, 50),
+    "HandManipulateBlock-v1": (68, 20, 100),
     "PointMaze_UMaze-v3": (6, 2, 300),
     "PointMaze_Medium-v3": (6, 2, 600),
     "PointMaze_Large-v3": (6, 2, 800),

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from rheo.envs.families import home, register
-from rheo.envs.mujoco import hands, native, physics
+from rheo.envs.families import home, register, vector
+from rheo.envs.mujoco import fetch, hands, native, physics
 from rheo.envs.mujoco.starts import BANK, Maker, bank_row
 from rheo.envs.suites import make
-from rheo.envs.vector import gymnasium_make
 
 CPU = torch.device("cpu")
 TASKS = [env_id for env_id in native.TASKS if home(env_id)[0] == "gymnasium"]
-HANDS = [name for name in hands.TASKS if find_spec("gymnasium_robotics") and "Sparse" not in name]
+HAS = find_spec("gymnasium_robotics") is not None
+HANDS = [name for name in hands.TASKS if HAS and "Sparse" not in name]
+ARM = [name for name in fetch.TASKS if HAS and "Dense" not in name]
 
 
 def maker(env_id: str) -> Maker:
@@ -24,7 +25,7 @@ def maker(env_id: str) -> Maker:
 
 
 @pytest.mark.skipif(not physics.available(), reason="mujoco.batch came with 3.17")
-@pytest.mark.parametrize("env_id", [*TASKS, *HANDS])
+@pytest.mark.parametrize("env_id", [*TASKS, *HANDS, *ARM])
 def test_row_i_is_what_environment_i_of_the_other_backends_begins_with(env_id: str) -> None:
     starts = maker(env_id).from_seed(11, 3, CPU)
     batched = make(env_id, 3, seed=11, backend="native", threads=1)
@@ -34,7 +35,7 @@ def test_row_i_is_what_environment_i_of_the_other_backends_begins_with(env_id: s
     for name, value in memory.items():
         assert np.array_equal(starts.memory[name].numpy(), value.astype(np.float32))
     for i in range(3):
-        own = gymnasium_make(env_id, {})
+        own = vector(env_id, {})
         obs, _ = own.reset(seed=11 + i)
         assert np.array_equal(starts.obs[i].numpy(), obs.astype(np.float32))
         data = own.unwrapped.data  # type: ignore[attr-defined]

@@ -108,6 +108,61 @@ def test_hands_are_native_s_wherever_a_reset_has_placed_things(kind: str) -> Non
         assert (one.reward - two.reward).abs().max() <= bound
 
 
+@NEEDS_BATCH
+@pytest.mark.parametrize("kind", ["Reach", "PickAndPlaceDense"])
+def test_an_arm_is_native_s_as_long_as_it_touches_nothing(kind: str) -> None:
+    """Its weld too, whose rows turn with the hand; where each step sets out from is kept."""
+    pytest.importorskip("gymnasium_robotics", reason="needs pip install 'rheo-rl[robotics]'")
+    env_id = f"Fetch{kind}-v4"
+    options: dict[str, Any] = {"seed": 3, "max_episode_steps": 6}
+    ours, other = made(env_id, **options), made(env_id, **(options | {"seed": 9}))
+    theirs: Any = make(env_id, 4, backend="native", threads=1, **options)
+    assert torch.equal(ours.reset(), theirs.reset())
+    other.reset()
+    lift = torch.tensor([0.0, 0.0, 0.6, 0.0])
+    for k, action in enumerate(actions(ours, 12) + lift):
+        if k == 6:  # its next episodes begin from the bank
+            assert ours._bank is not None
+            start = ours._bank.rows(torch.arange(4))
+            assert torch.equal(ours._obs, start.obs)
+            other._begin(other._everywhere, start)
+            other._obs.copy_(start.obs)
+            other._episode.copy_(ours._episode)
+            task = theirs._task
+            task.qpos[:], task.qvel[:] = start.qpos.numpy(), start.qvel.numpy()
+            theirs._physics.forward(None)
+            task.settle(np.arange(4))
+            task.kept["goal"][:] = start.memory["goal"].numpy()
+        if k == 9:
+            other.load_state_dict(ours.state_dict())
+        idle = torch.tensor([True, False, True, True]) if k == 8 else None
+        step, two = ours.step(action, idle), theirs.step(action, idle)
+        if k >= 6:  # as if nothing had been before
+            assert same(other.step(action, idle), step)
+        assert torch.equal(step.valid, two.valid)
+        assert torch.equal(step.truncated, two.truncated)
+        assert step.success is not None and torch.equal(step.success, two.success)
+        assert (step.final_obs - two.final_obs).abs().max() <= 5e-6, k
+        assert (step.reward - two.reward).abs().max() <= 5e-6
+
+
+def test_an_arm_that_flew_apart_is_whole_in_its_next_episode() -> None:
+    """The speeds that a weld's rows are computed by are not the broken ones."""
+    pytest.importorskip("gymnasium_robotics", reason="needs pip install 'rheo-rl[robotics]'")
+    ours, whole = made("FetchReach-v4"), made("FetchReach-v4")
+    ours.reset()
+    whole.reset()
+    for k, action in enumerate(actions(ours, 5)):
+        if k == 2:
+            ours._qvel[1] = torch.nan
+        step, other = ours.step(action), whole.step(action)
+        assert step.valid.tolist() == [True, k != 2, True, True]
+        for one, two in zip(step, other, strict=True):
+            rows = [0, 2, 3]
+            assert one is two is None or torch.equal(one[rows], two[rows])  # type: ignore[index]
+    assert ours.counters == {"physics_resets": 1, "overflow": 0, "bad_obs": 0}
+
+
 def test_the_humanoid_s_solver_is_changed_aloud_and_in_a_copy(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -217,7 +272,7 @@ def test_a_seed_fixes_everything_and_without_one_episodes_go_on() -> None:
 def test_buffers_stay_where_they_are_and_what_was_returned_is_not_written_over() -> None:
     env = made(max_episode_steps=6)
     obs = env.reset()
-    tensors = {**env._parts(), "ctrl": env._ctrl, "overflow": env._worlds.overflow}
+    tensors = {**env._parts(), "ctrl": env._views["ctrl"], "overflow": env._worlds.overflow}
     before = {name: value.data_ptr() for name, value in tensors.items()}
     kept = [(obs, obs.clone())]
     for k, action in enumerate(actions(env, 14)):
