@@ -33,6 +33,8 @@ READERS = {
     "pyarrow": "'rheo-rl[formats]'",
     "zarr": "'rheo-rl[formats]'",
 }
+# Where metrics can be sent to: module -> pip name.
+TRACKERS = {name: f"'rheo-rl[{name}]'" for name in ("wandb", "trackio", "mlflow")}
 # Backends of their own package: name -> (its modules, pip name, the first Python it runs on).
 ENGINES = {"warp": (("warp", "mujoco_warp"), "'rheo-rl[warp]'", (3, 11))}
 # Packages that run on older versions of MuJoCo only: those of constraints-manipulation.txt.
@@ -50,8 +52,9 @@ def home(env_id: str) -> tuple[str, str]:
 
 
 def importable(module: str) -> bool:
-    """Whether a package is there; it is not imported."""
-    return importlib.util.find_spec(module) is not None
+    """Whether a package is there; it is not imported. A folder of its name is none."""
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None
 
 
 def bound_packages() -> list[str]:

@@ -23,6 +23,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "info": ("info", "main", "what there is to choose from: rheo info algo, rheo info algo=rfm"),
     "play": ("play", "main", "a film of a policy, or several side by side: rheo play RUN"),
     "export": ("export", "main", "a policy as a program that runs without Rheo: rheo export RUN"),
+    "zoo": ("zoo", "main", "policies made by a recipe, in minutes: rheo zoo build NAME"),
     "compare": ("compare", "main", "runs of several seeds as a table: rheo compare runs/rfm-*"),
     "report": ("report", "main", "all runs of a folder as pages: rheo report runs/x"),
     "reproduce": ("reproduce", "main", "a row of docs/bench run again: rheo reproduce ROW"),
@@ -44,7 +45,7 @@ ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
         "suite": ("config.suites", "suite"),
         "info": ("info", "asked"),
     },
-    "reproduce": ("config.reproducing", "reproduce"),
+    **{"reproduce": ("config.reproducing", "reproduce"), "zoo": ("config.zoo", "zoo")},
     **{"report": ("config.reporting", "report"), "completion": ("completion", "asked")},
 }
 

@@ -22,7 +22,10 @@ from .store.journal import Journal
 from .store.where import existing, run_path, stored
 
 METRICS = {"return": "ret", **{name: name for name in SUCCESS}}
-OWN = ("seed", "name", "threads", "device", "log_every", "eval_every", "save_every", "episodes")
+OWN = (
+    *("seed", "name", "threads", "device", "log_every", "eval_every", "save_every", "episodes"),
+    "tracker",
+)
 PLACES = {"data": absolute, "path": absolute, "init": run_path}  # keys of what lies elsewhere
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from rheo.errors import RheoError
 
 from .config.top import HOME, TOP
+from .store.zoo import recipes
 
 SHELLS = {
     "bash": """\
@@ -39,7 +40,7 @@ usage: rheo completion bash|zsh    what makes the shell complete verbs, keys, ch
        bash: echo 'eval "$(rheo completion bash)"' >> ~/.bashrc
        zsh:  echo 'eval "$(rheo completion zsh)"' >> ~/.zshrc   (below compinit)"""
 }
-GROUPS = ("algo", "policy", "policy/net", "critic", "eye", "source", "env", "recipe")
+GROUPS = ("algo", "policy", "policy/net", "critic", "eye", "source", "env", "recipe", "tracker")
 TAKING_RUNS = ("eval", "resume", "compare", "play", "export", "collect")
 KEYS = {  # verb -> its own keys
     "eval": ("episodes", "seed", "env", "steer", "ref_min", "ref_max"),
@@ -57,7 +58,11 @@ VALUES = {
     "set": ("random", "medium", "medium_replay", "medium_expert", "expert", "scripted"),
 }
 VERBS_OF_RUNS = ("train", "sweep", "suite", "demo")
-FIRST = {"data": ("info", "check", "convert", "fetch"), "completion": ("bash", "zsh")}
+FIRST = {
+    "zoo": ("build",),
+    "data": ("info", "check", "convert", "fetch"),
+    "completion": ("bash", "zsh"),
+}
 
 
 def asked(argv: Sequence[str]) -> list[str]:
@@ -94,6 +99,8 @@ def follow(before: Sequence[str], word: str, verbs: Sequence[str]) -> list[str]:
     found = [f"{name}=" for name in keys(verb)]
     if verb in TAKING_RUNS:
         found += runs()
+    if verb == "zoo":
+        found = list(recipes())
     if verb == "info":
         found = [*GROUPS, "data", *(f"{group}=" for group in GROUPS)]
     return starting([*found, *(FIRST.get(verb, ()) if len(before) == 1 else ())], word)

@@ -1,5 +1,6 @@
 """`rheo info`: what there is to choose from, and what each choice's keys mean. Without torch."""
 
+import re
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -32,8 +33,10 @@ GROUPS = {  # what is listed by its own file, and what it is
     "eye": "encoders of images",
     "source": "where experience comes from",
     "env": "environments",
+    "tracker": "where metrics are sent to as well: tracker=wandb, tracker=[wandb,mlflow]",
     "recipe": "settings that belong together: recipe=NAME beside what is yours",
 }
+PACKAGE = re.compile(r"# @package .*\n")  # Hydra's line for where a file's values go
 CLONE, OFFLINE, SCRATCH, TUNE, STEER = "clone", "offline", "from scratch", "tune", "steer"
 KINDS = {  # kind -> what a command of it has to name
     CLONE: "data=FILE",
@@ -132,7 +135,7 @@ def read(group: str, name: str) -> Choice:
             merged, source = deepened(merged, base.tree), base.source
         elif key.rpartition("/")[2] == "source":
             source = str(value)
-    note = text.partition("# @package _global_\n")[2] or text
+    note = PACKAGE.split(text, maxsplit=1)[-1]
     lines = []
     for line in note.splitlines():
         if not line.startswith("#"):
@@ -243,7 +246,7 @@ def one(group: str, name: str, width: int) -> str:
     if group == "recipe":
         rows = [f"{place} = {word(value)}" for place, value in walk(choice.tree)]
         return "\n".join([head, "", *rows])
-    place = group.replace("/", ".")
+    place = f"tracker.{name}" if group == "tracker" else group.replace("/", ".")
     neutral = ["algo=bc"] if group != "algo" else []
     node = inside(compose_groups([*neutral, f"{group}={name}"], [], []), place) or {}
     return "\n\n".join([head, *keys(place, node, width)])

@@ -31,10 +31,10 @@ from .config.words import Words
 from .stopping import Stop, stop_signals
 from .store.journal import Journal
 from .store.lock import Lock
-from .store.where import locate, one_line, reached
+from .store.where import SWEEP, locate, one_line, reached
 
 log = logging.getLogger("rheo")
-OWN, STOP, LOST = ".sweep", "stop", "lost"  # the sweep's own folder, and what is in it
+OWN, STOP, LOST = SWEEP, "stop", "lost"  # the sweep's own folder, and what is in it
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
 FIGURES = ("eval/return", "eval/score", "eval/success_once", "eval/success_at_end", "val/loss")
 LOOK = 0.2  # seconds between two looks at the disk
@@ -135,7 +135,7 @@ def go(folder: Path, config: dict[str, Any], words: list[str]) -> int:
 
 def free(key: str) -> bool:
     """Whether a word may differ from what a run was made with, and is passed on to it."""
-    return key in FREE and key != "steps" or key.startswith("limits.")
+    return key in FREE and key != "steps" or key.startswith(("limits.", "tracker."))
 
 
 def set_aside(folder: Path) -> None:

@@ -13,8 +13,9 @@ from .config import compose
 from .config.inherit import word
 from .config.top import EVAL_SEED, HOME, files_of
 from .config.words import as_flags
+from .store import zoo
 from .store.run import Run
-from .store.where import default_name, locate
+from .store.where import default_name, locate, place_of
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -58,12 +59,17 @@ def load(
 ) -> "Policy":
     """The policy of a run's last checkpoint, ready to act; see `Policy`.
 
-    execute: steps of a plan that are executed, as the run does when None. seed: of its noise.
-    config_dir: of a run that was made with one. Raises RheoError.
+    run: its name or folder, or zoo/NAME: a recipe of `rheo zoo`, which is built when it is loaded
+    for the first time. execute: steps of a plan that are executed, as the run does when None.
+    seed: of its noise. config_dir: of a run that was made with one. Raises RheoError.
     """
     from .policy import Policy
 
     name = str(run.path) if isinstance(run, Run) else str(run)
+    if name.startswith(zoo.PREFIX) and not place_of(Path(name)).exists():
+        from .zoo import build
+
+        name = str(build(zoo.recipe(name.removeprefix(zoo.PREFIX))))
     return Policy(name, execute=execute, seed=seed, flags=as_flags([str(x) for x in config_dir]))
 
 

@@ -35,6 +35,7 @@ from .sight import encode_data
 from .start import start_from
 from .stopping import Stop, diagnosis, stop_signals
 from .store.run import Run, discard
+from .store.services import FINISHED, STOPPED
 from .store.state import (
     capture,
     not_finite,
@@ -215,9 +216,11 @@ class Loop:
                 error.kept = f"; {self.kept()}; go on with: {self.run.resume_command()}"
                 raise
         if ranks.largest(int(self.unfinished() or self.fresh)):
+            self.run.end = STOPPED
             if ranks.leads():
                 print(f"{self.stop.why()} and saved; go on with: {self.run.resume_command()}")
             return REQUEUE
+        self.run.end = FINISHED
         if ranks.leads():
             self.tell()
         return 0

@@ -119,7 +119,8 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     demand_base(base, values)
     inherit(base, overrides, roots)
     kept_of_base(base, told, values)
-    inputs = (rules.data, rules.base, partial(intent.unread, algo=typed.algo), intent.unfitted)
+    unread = partial(intent.unread, algo=typed.algo)
+    inputs = (rules.data, rules.base, rules.trackers, unread, intent.unfitted)
     tree = finish(base, values, roots, errors, inputs, typed)
     if inside_target(tree) == rules.EXPORTED:
         tree["policy"]["path"] = absolute(tree["policy"]["path"])
@@ -214,10 +215,11 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
     mine = (config.get("env") or {}).get("id")
     for one in [one for one in overrides if one.key_or_group == "env.id" and one.value() != mine]:
         errors.append(f"{one.input_line}: fixed by the checkpoint, which is of {mine}")
+    retrack(config, overrides, folders, errors)
     for one in [one for one in overrides if is_group(one, [HOME])]:
         errors.append(f"{one.input_line}: a run's {one.key_or_group} is fixed; set single values")
         overrides.remove(one)
-    inputs = (partial(rules.data, run=str(folder)),) if to_train else ()
+    inputs = (partial(rules.data, run=str(folder)), rules.trackers) if to_train else ()
     typed = Typed({}, {}, "this run")
     if to_train and isinstance(config.get("data"), str):  # older runs stored it as it was typed
         move_data(config, absolute(config["data"]))
@@ -230,6 +232,18 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
             text = f"{one.input_line}: fixed by the checkpoint (it names no file here)"
             errors.append(f"{text}; to change it, train a new run with init={folder}")
     return finish(config, overrides, [HOME], errors, inputs, typed)
+
+
+def retrack(
+    config: dict[str, Any], overrides: list[Override], folders: list[str], errors: list[str]
+) -> None:
+    """Gives a stored run the trackers of tracker=: those that it had keep their settings."""
+    roots = [HOME, *(expanded(folder).resolve() for folder in folders)]
+    for one in [one for one in overrides if one.key_or_group == "tracker"]:
+        overrides.remove(one)
+        chosen = choice(one, roots, errors)
+        now, before = compose_groups(chosen, roots[1:], [])["tracker"], config.get("tracker") or {}
+        config["tracker"] = {name: before.get(name, node) for name, node in now.items()}
 
 
 def move_data(config: dict[str, Any], data: Any) -> None:

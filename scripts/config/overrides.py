@@ -23,6 +23,7 @@ from .top import TOP
 from .words import is_literal, literal
 
 SCRATCH = "scratch"  # init=scratch: random weights for what is made to tune trained ones
+SEVERAL = ("tracker",)  # groups of which a run may have more than one: tracker=[wandb,mlflow]
 RESOLVER = re.compile(r"\$\{[^{}$]*:")  # ${name:...} calls a function; ${key} is only a link
 
 
@@ -86,7 +87,7 @@ def choice(one: Override, roots: list[Path], errors: list[str]) -> list[str]:
 
     Then the nearest one stands in for it, so that the other words are judged too.
     """
-    group, value = one.key_or_group, str(one.value())
+    group, value = one.key_or_group, one.value()
     if one.is_delete():
         remedy = f"{group}=none" if "none" in options(group, roots) else f"{group}=NAME"
         errors.append(f"{one.input_line}: nothing can be removed; set {remedy}")
@@ -94,12 +95,20 @@ def choice(one: Override, roots: list[Path], errors: list[str]) -> list[str]:
     if one.value() is None:
         return []  # an empty group is a value
     known = options(group, roots)
-    if value in known:
+    names = list(map(str, value)) if isinstance(value, list) else [str(value)]
+    if isinstance(value, list) and group not in SEVERAL:
+        errors.append(f"{one.input_line}: one {group} is meant")
+        return []
+    wrong = [name for name in names if name not in known]
+    if not wrong:
         return [str(one.input_line)]
     if not known:
         errors.append(f"{one.input_line}: unknown group{nearest(group, groups_of(roots))}")
         return []
+    value = wrong[0]
     errors.append(f"{one.input_line}: no such {group}{nearest(value, known)}")
+    if group in SEVERAL:
+        return []
     close = difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.55)
     return [f"{group}={name}" for name in close]
 
@@ -120,7 +129,10 @@ def put(
         if part not in node and not owned:
             known = set(node) | (groups_of(roots) if depth == 0 else set())
             place = ".".join([*path, last][: depth + 1])
-            errors.append(f"{place}: unknown key{nearest(part, known)}")
+            remedy = nearest(part, known)
+            if depth and path[0] in SEVERAL and part in options(path[0], roots):
+                remedy = f"; it is there with {path[0]}={part}"
+            errors.append(f"{place}: unknown key{remedy}")
             return
         if depth < len(path):
             node = node.setdefault(part, {})

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rheo.envs.packages import ELSEWHERE, engine_lacks, home, pip_install
+from rheo.envs import packages
+from rheo.envs.packages import ELSEWHERE, engine_lacks, home, importable, pip_install
 from rheo.envs.paths import exists
 from rheo.errors import RheoError, command, nearest
 
@@ -254,6 +255,23 @@ def lacking(name: str, how: dict[str, Any], run: str | None) -> list[str]:
     if run is not None:
         remedy += f"; if it lies elsewhere now: {command('resume', run, 'data=FILE')}"
     return [f"data={name!r}: no such file or data set; {remedy}"]
+
+
+def trackers(tree: dict[str, Any]) -> list[str]:
+    """Each tracker is a class, and its package is there."""
+    errors = []
+    for name, node in (tree.get("tracker") or {}).items():
+        if not isinstance(node, dict) or "_target_" not in node:
+            errors.append(
+                f"tracker.{name}: is no tracker; its file has to begin with the line "
+                "# @package tracker.NAME, and to name a class (_target_)"
+            )
+            continue
+        package = packages.TRACKERS.get(name)
+        if package is not None and not importable(name):
+            lack = packages.lacking(f"tracker={name}", package)
+            errors.append(f"{lack}; or go without, tracker=none")
+    return errors
 
 
 def base(tree: dict[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from rheo.errors import RheoError, nearest
 from .annotations import UNKNOWN, coerce, known, plain
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = ("policies", "algos", "envs")
+OURS = ("policies", "algos", "envs", "scripts.store.services")
 GIVEN = frozenset({"obs_dim", "action_dim", "device", "dtype", "generator", "run_updates"})
 allowed: list[Path] = []  # folders named with --config-dir
 trusted: set[str] = set()  # modules whose environments were asked for on the command line
@@ -78,7 +78,7 @@ def find(target: Any) -> tuple[str, Path, str]:
         raise RheoError(f"{target!r} is not of the form package.module.Name")
     module, name = ".".join(parts[:-1]), parts[-1]
     if parts[0] == "rheo":
-        inside = len(parts) > 2 and parts[1] in OURS
+        inside = module.startswith(tuple(f"rheo.{place}" for place in OURS))
         file = module_file(ROOT, parts[1:-1]) if inside else None
         remedy = f"targets live in {', '.join('rheo.' + folder for folder in OURS)}"
     else:

@@ -77,6 +77,7 @@ SWEEPING = {
 # what may differ between two calls of a sweep: lengths, periods, limits and where it runs
 FREE = (
     *("name", "steps", "log_every", "eval_every", "save_every", "limits", "threads", "device"),
+    "tracker",
     *(f"env.{key}" for key in STEPPING),
 )
 LONGEST = 200  # characters of a folder's name
@@ -286,7 +287,7 @@ def refuse_other(config: dict[str, Any], folder: Path) -> None:
     """Raises RheoError unless a run was made of the same words, but for lengths and places."""
     mine, theirs = dict(walk(config)), dict(walk(stored(folder)))
     for place in [*mine, *(place for place in theirs if place not in mine)]:
-        if place in FREE or place.partition(".")[0] == "limits":
+        if place in FREE or place.partition(".")[0] in ("limits", "tracker"):
             continue
         here, there = mine.get(place, ABSENT), theirs.get(place, ABSENT)
         if here != there:

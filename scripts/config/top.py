@@ -31,6 +31,7 @@ TOP = {
     "horizon": COUNT,
     "fast": "Literal['off', 'precision', 'compile', 'graph'] | bool",
     "threads": NATURAL,
+    "tracker": "dict",
     "recipe": "str | dict | None",
     "config_dir": "list[str]",
 }

@@ -33,7 +33,8 @@ usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]
                  [env=NAME] [env.id=ID] [env.options.KEY=VALUE] [env.workers=N]
                  [steer=best|soft|rlg|svdd|doob|inpaint|climb,... steer.n=16
                   steer.reference=RUN ...]""",
-    "resume": "usage: rheo resume RUN [steps=N] [data=FILE] [device=NAME] [env.workers=N]",
+    "resume": """\
+usage: rheo resume RUN [steps=N] [data=FILE] [device=NAME] [env.workers=N] [tracker=NAME]""",
     "compare": """\
 usage: rheo compare RUN... [metric=score|return|success_once|success_at_end] [out=TABLE.md]
                     [with=KEY=VALUE] [columns=data|env] [group=config|name]
@@ -79,7 +80,7 @@ PLACES = (  # where it runs, which changes no number, and where an exported prog
 )
 ON_RESUME = (  # what may change between two starts of a run; all else is in its checkpoint
     *("steps", "log_every", "eval_every", "save_every", "episodes", "threads", "fast", "limits"),
-    *("data", *PLACES),  # where things are; what they hold is compared
+    *("tracker", "data", *PLACES),  # where things are; what they hold is compared
 )
 
 
@@ -174,7 +175,7 @@ def resume(argv: Sequence[str]) -> tuple[str, Words]:
         key = word.partition("=")[0]
         if key == "env.id":
             continue  # allows the code of the run's environment; another one is refused there
-        if key not in ON_RESUME and key.partition(".")[0] != "limits":
+        if key not in ON_RESUME and key.partition(".")[0] not in ("limits", "tracker"):
             raise RheoError(
                 f"{word}: fixed by the checkpoint{nearest(key, ON_RESUME)}; to change it, train a "
                 f"new run with init={name}"

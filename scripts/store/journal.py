@@ -1,4 +1,7 @@
-"""Where metrics go: a JSONL file that must be right, and TensorBoard events that may fail."""
+"""Where metrics go: a JSONL file that must be right, and TensorBoard events that may fail.
+
+Trackers (tracker.py) are sinks too.
+"""
 
 import json
 import logging
@@ -6,7 +9,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rheo.errors import MACHINE, RheoError
 from rheo.files import put_text
@@ -34,6 +37,22 @@ def floats(metrics: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
+class Sink(Protocol):
+    """Where rows of metrics go. Only the journal may end a run by what it raises."""
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Takes a row."""
+        ...
+
+    def rewind(self, step: int) -> None:
+        """The run goes on from `step`, -1 from its start: rows after it come once more."""
+        ...
+
+    def close(self, end: str) -> None:
+        """Nothing comes after this; end: how the run ended, in a word of services.py."""
+        ...
+
+
 class Journal:
     """metrics.jsonl: one JSON object per line. Rows that the disk refuses wait in memory."""
 
@@ -42,7 +61,7 @@ class Journal:
         self.waiting: list[bytes] = []
         self.failures = 0
 
-    def append(self, step: int, numbers: Mapping[str, float]) -> None:
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """Adds a row. Raises RheoError (code 3) when five writes in a row failed."""
         row = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
         self.waiting.append(json.dumps({"step": step, **row}).encode() + b"\n")
@@ -100,6 +119,10 @@ class Journal:
         kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
         put_text(self.path, "".join(kept))
 
+    def close(self, end: str) -> None:
+        """Writes what waits."""
+        self.flush()
+
 
 def parse(line: bytes) -> dict[str, Any] | None:
     """A row, or None when the line is not one."""
@@ -140,7 +163,11 @@ class Events:
             self.writer.add_scalar(name, number, step)
         self.writer.flush()
 
-    def close(self) -> None:
+    def rewind(self, step: int) -> None:
+        """Lets TensorBoard leave out what is there of later steps."""
+        self.purge = step + 1
+
+    def close(self, end: str) -> None:
         """Ends the writer; a disk that refuses now loses only events."""
         if self.writer is None:
             return

@@ -4,6 +4,7 @@ runs/<name>/config.yaml    the composed configuration
             run.json       versions, commit, command, machine; one entry per start
             metrics.jsonl  one row per log; null stands for a number that is not finite
             events/        the same for TensorBoard
+            tracker/       of trackers: the id of the run there, what they say
             eval/          per-episode rows of every evaluation
             ckpt/          checkpoints, the newest two
             lock           the process that writes here
@@ -28,9 +29,11 @@ from ..config.compose import load
 from ..config.rules import foreign
 from ..config.words import as_flags
 from . import checkpoint
-from .journal import Events, Journal, floats
+from .journal import Events, Journal, Sink, floats
 from .lock import Lock
 from .provenance import start_entry
+from .services import FAILED
+from .tracker import FOLDER, Tracker
 from .where import existing, found, locate, shown, step_of
 
 logger = logging.getLogger("rheo")
@@ -55,6 +58,10 @@ class Run:
         self.failures = 0
         self.journal = Journal(path / "metrics.jsonl")
         self.events = Events(path / "events")
+        told = ((name, node) for name, node in (config.get("tracker") or {}).items() if lock)
+        trackers = [Tracker(name, node, path, self.about) for name, node in told]
+        self.sinks: list[Sink] = [self.journal, self.events, *trackers]
+        self.end = FAILED  # until the training says otherwise
         self.clock, self.before = perf_counter(), 0.0
 
     @classmethod
@@ -106,8 +113,8 @@ class Run:
 
     def close(self) -> None:
         """Writes what is pending and gives the lock back."""
-        self.journal.flush()
-        self.events.close()
+        for sink in self.sinks:
+            sink.close(self.end)
         if self.lock is not None:
             self.lock.release()
             self.lock = None
@@ -119,6 +126,13 @@ class Run:
         put_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
         put_text(file, json.dumps({"starts": starts}, indent=1) + "\n")
 
+    def about(self) -> dict[str, Any]:
+        """What a tracker is told of this run: name, folder for its files, configuration, facts."""
+        start = (earlier_starts(self.path / "run.json") or [{}])[-1]
+        facts = {key: start.get(key) for key in ("versions", "commit", "command", "started")}
+        folder = str((self.path / FOLDER).absolute())
+        return {"name": self.path.name, "folder": folder, "config": self.config, "facts": facts}
+
     def log(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Appends a row, and returns it as floats: the only place where tensors become numbers.
 
@@ -126,8 +140,8 @@ class Run:
         """
         numbers = floats(metrics)
         numbers["time/wall"] = self.before + perf_counter() - self.clock
-        self.journal.append(step, numbers)
-        self.events.add(step, numbers)
+        for sink in self.sinks:
+            sink.add(step, numbers)
         return numbers
 
     def record_eval(self, step: int, episodes: list[dict[str, Any]], **summary: Any) -> Path:
@@ -234,8 +248,8 @@ class Run:
             raise RuntimeError("resume needs the run's lock: open it with write=True")
         try:
             checkpoint.clean(self.path / "ckpt")
-            self.journal.rewind(self.step if saved else -1)
-            self.events.purge = self.step + 1 if saved else 0
+            for sink in self.sinks:
+                sink.rewind(self.step if saved else -1)
             self.describe()
         except OSError as error:
             raise unwritable(self.path, error) from error

@@ -11,9 +11,10 @@ from rheo.envs.paths import expanded
 from rheo.errors import RheoError, nearest
 
 from ..config.words import stem_of
-from . import versions
+from . import versions, zoo
 
 CHECKPOINT = re.compile(r"(\d{12})(?:\.(\d+))?")  # a checkpoint's folder, named after its step
+SWEEP = ".sweep"  # the own folder of a sweep, beside its runs
 MANIFEST = "manifest.json"  # its last file: a folder without one is not whole
 
 
@@ -33,13 +34,15 @@ def default_name(config: dict[str, Any]) -> str:
 
 
 def existing(name: str) -> Path:
-    """The folder of an existing run, by its name or its path. Raises RheoError."""
+    """The folder of an existing run, by its name or its path, or of zoo/NAME. Raises RheoError."""
     path = expanded(name)
     if not path.parts:
         path = Path.cwd()  # `.`
     for folder in (Path("runs") / path, path):
         if (folder / "config.yaml").is_file():
             return folder
+    if name.startswith(zoo.PREFIX):
+        return zoo.built(name)
     runs = Path("runs")
     known = [p.parent.name for p in runs.glob("*/config.yaml")] if runs.is_dir() else []
     raise RheoError(f"no run at {place_of(path)} (it has no config.yaml){nearest(name, known)}")
