@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-rounding test-manipulation lint golden house bench
+.PHONY: demo test test-rounding test-manipulation lint golden house bench pages docs
 
 demo: $(STAMP)
 	$(BIN)/rheo demo
@@ -38,6 +38,21 @@ house: $(STAMP)
 # Speed beside other libraries and between our methods; WHAT="env update quick=true" for a part.
 bench: $(STAMP)
 	$(BIN)/rheo bench $(WHAT)
+
+# What is made of README and docs, from help texts, docstrings, values and summaries.
+pages: $(STAMP)
+	$(BIN)/python tests/reference.py
+
+# The pages as a site in site/, by an environment that has nothing else.
+SITE := .venv-docs
+docs: $(SITE)/.installed
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict --quiet
+	@echo site/index.html
+
+$(SITE)/.installed: constraints.txt
+	test -x $(SITE)/bin/python || $(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt mkdocs-material
+	touch $@
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

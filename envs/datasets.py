@@ -34,19 +34,19 @@ class Dataset:
     S steps, F known successors, To history, Tp chunk. Histories before an episode's start repeat
     its first observation, chunks past its end repeat its last action and say so in `inside`.
 
-    path: the file or folder, the name of a known data set (docs/data.md lists formats), or several
-    of them, joined. batch_size: windows a batch. holdout: share of episodes kept for validation, at
-    least one unless it is 0; the choice is fixed, whatever the run's seed. Or the filter key
-    (robomimic's mask/valid) whose demonstrations validate and are not trained on. obs_steps:
-    observations of history. on_bad: what happens to episodes with broken numbers or actions outside
-    [-1, 1]: "refuse" the file, "drop" those episodes, or "clip" actions (other faults still
-    refuse). action_scale: the unit of actions in the file, [-1, 1] or that of the run's environment
-    `env` (`units.in_unit`). storage: "mmap" keeps the large arrays in a temporary file. obs_keys:
-    which observations of a file that names several; without it those of the environment, where
-    there is one with names. filter: the filter key whose demonstrations are read. time_limit: steps
-    after which an episode is cut where the file marks no end. features: how many numbers a trained
-    encoder makes of a step's images, which `encode` puts in their place; None: these stay.
-    """
+    path: file or folder, the name of a known data set (docs/reference/data.md has formats), or
+    several of them, joined. batch_size: windows a batch. holdout: share of episodes kept for
+    validation, at least one unless it is 0; the choice is fixed, whatever the run's seed. Or the
+    filter key (robomimic's mask/valid) whose demonstrations validate and are not trained on.
+    obs_steps: observations of history. on_bad: what happens to episodes with broken numbers or
+    actions outside [-1, 1]: "refuse" the file, "drop" those episodes, or "clip" actions (other
+    faults still refuse). action_scale: the unit of actions in the file, [-1, 1] or that of the
+    run's environment `env` (`units.in_unit`). storage: "mmap" keeps the large arrays in a temporary
+    file. obs_keys: which observations of a file that names several; without it those of the
+    environment, where there is one with names. filter: the filter key whose demonstrations are
+    read. time_limit: steps after which an episode is cut where the file marks no end. features: how
+    many numbers a trained encoder makes of a step's images, which `encode` puts in their place;
+    None: these stay."""
 
     generator: torch.Generator
     horizon: int

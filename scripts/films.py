@@ -13,6 +13,7 @@ from rheo.files import atomically
 
 INK, PALE, SOLVED, OVER = (255, 255, 255), (110, 110, 110), (90, 220, 110), (240, 200, 80)
 BAR, CELLS = 6, 64  # pixels of a plan's bar; more steps than this are one cell
+SAMPLED = 8  # frames of a film that its colours are chosen from
 MP4 = "pip install 'rheo-rl[video]'"
 
 
@@ -75,8 +76,11 @@ def write(frames: list[NDArray], out: Path, fps: float) -> None:
     suffix = out.suffix.lower()
     if suffix == ".mp4":
         return atomically(out, lambda part: mp4(frames, part, fps))
-    pictures = [Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames]
-    first, *rest = pictures
+    colours = palette(frames)
+    first, *rest = [
+        Image.fromarray(frame).quantize(palette=colours, dither=Image.Dither.NONE)
+        for frame in frames
+    ]
     kind = {"format": "GIF", "save_all": True, "append_images": rest, "loop": 0}
 
     def gif(part: Path) -> None:
@@ -86,6 +90,12 @@ def write(frames: list[NDArray], out: Path, fps: float) -> None:
         atomically(out, gif)
     except OSError as error:
         raise RheoError(f"out={out}: not written: {error}", MACHINE) from error
+
+
+def palette(frames: list[NDArray]) -> Image.Image:
+    """256 colours for a whole film: where nothing moves, frames are then equal and take no room."""
+    some = frames[:: max(1, len(frames) // SAMPLED)]
+    return Image.fromarray(np.concatenate(some, 0)).quantize(256)
 
 
 def mp4(frames: list[NDArray], part: Path, fps: float) -> None:

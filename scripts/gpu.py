@@ -99,7 +99,7 @@ def right(plan: Plan, task: str) -> Iterator[Row]:
     """Beginnings, first steps and broken worlds. Of steps the median world, relative to native's.
 
     Worlds whose foot meets the floor a step earlier are elsewhere soon; Ant's contacts are known to
-    differ (docs/warp.md), so that its ten steps have no goal.
+    differ (docs/reference/warp.md), so that its ten steps have no goal.
     """
     start = monotonic()
     env = warped(plan, task, COMPARED)

@@ -252,8 +252,27 @@ def one(group: str, name: str, width: int) -> str:
     return "\n\n".join([head, *keys(place, node, width)])
 
 
+class Key(NamedTuple):
+    """A key of a configuration."""
+
+    place: str  # algo.learn.clip
+    value: str  # as it ships
+    kind: str  # what values it takes; empty where its constructor does not say
+    meaning: str
+
+
 def keys(place: str, node: Mapping[str, Any], width: int) -> list[str]:
-    """Every key of a node and of those inside it: value, type, meaning."""
+    """Every key of a node and of those inside it, as lines."""
+    lines = []
+    for key in described(place, node):
+        lead = f"{key.place} = {key.value}" + (f"    ({key.kind})" if key.kind else "")
+        text = wrapped(key.meaning, " " * 6, " " * 6, width) if key.meaning else ""
+        lines.append(lead + (f"\n{text}" if text else ""))
+    return lines
+
+
+def described(place: str, node: Mapping[str, Any]) -> list[Key]:
+    """Every key of a node, and after them those of the nodes inside it."""
     made = node.get("_target_")
     if made is None:
         return []
@@ -261,10 +280,8 @@ def keys(place: str, node: Mapping[str, Any], width: int) -> list[str]:
     own, inner = [], []
     for key, value in node.items():
         if isinstance(value, Mapping) and "_target_" in value:
-            inner += keys(f"{place}.{key}", value, width)
+            inner += described(f"{place}.{key}", value)
         elif key != "_target_":
-            lead = f"{place}.{key} = {word(value)}"
-            lead += f"    ({shown(types[key])})" if key in types else ""
-            text = told.get(key, "")
-            own.append(lead + (f"\n{wrapped(text, ' ' * 6, ' ' * 6, width)}" if text else ""))
+            kind = shown(types[key]) if key in types else ""
+            own.append(Key(f"{place}.{key}", word(value), kind, told.get(key, "")))
     return [*own, *inner]

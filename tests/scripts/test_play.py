@@ -47,6 +47,21 @@ def test_a_film_shows_the_first_episodes_of_the_evaluation(run: Path, capsys) ->
         assert len(film) == length + 1 and film[-1][1].ret == pytest.approx(ret)
 
 
+def test_what_stands_still_takes_no_room_in_a_film(tmp_path: Path) -> None:
+    still = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
+    frames = []
+    for k in range(20):
+        frames.append(still.copy())
+        frames[-1][:4, k : k + 4] = 255
+    films.write(frames[:1], tmp_path / "one.gif", 25)
+    films.write(frames, tmp_path / "film.gif", 25)
+    one, film = ((tmp_path / name).stat().st_size for name in ("one.gif", "film.gif"))
+    assert film < 2 * one
+    with Image.open(tmp_path / "film.gif") as shown:
+        shown.seek(19)
+        assert np.asarray(shown.convert("RGB"))[2, 20:22].min() > 200
+
+
 def test_runs_are_shown_side_by_side_with_what_their_critics_expect(run: Path, tiny) -> None:
     words = tiny("sac", "b", "env=inverted_pendulum", "source.warmup=20")
     assert main(["train", *words]) == 0

@@ -103,7 +103,7 @@ def test_hands_are_native_s_wherever_a_reset_has_placed_things(kind: str) -> Non
         assert one.valid.all()
         assert one.truncated.all() == two.truncated.all() == (k % 6 == 5)
         assert one.success is not None and torch.equal(one.success, two.success)
-        bound = 1e-5 if k % 6 < 3 else 2e-2  # then fingers touch, see docs/warp.md
+        bound = 1e-5 if k % 6 < 3 else 2e-2  # then fingers touch, see docs/reference/warp.md
         assert (one.final_obs - two.final_obs).abs().max() <= bound, k
         assert (one.reward - two.reward).abs().max() <= bound
 
