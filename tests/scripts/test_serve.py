@@ -315,7 +315,9 @@ def strange(draw: np.random.Generator) -> bytes | str:
         shape = tuple(draw.integers(0, 5, draw.integers(0, 4)))
         kinds = ["f4", "f8", "f2", "i8", "u1", "c8", "?"]
         array = np.asarray(draw.normal(size=shape) * 1e3).astype(draw.choice(kinds))
-        words = {str(draw.choice(["do", "id", "seed"])): str(draw.choice(["act", "chunk", "see"]))}
+        words = {
+            str(draw.choice(["do", "id", "seed"])): str(draw.choice(["act", "chunk", "see", "go"]))
+        }
         return packed({"do": "act"} | words, {str(draw.choice(["obs", "obs.flat", "left"])): array})
     frame = bytearray(
         packed({"do": "chunk", "id": "1", "frozen": "1"}, {"obs": GOOD, "left": LEFT})
