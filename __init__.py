@@ -11,12 +11,14 @@ action = policy.act(env.reset()[0])
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .scripts.client import Chunks, Client
     from .scripts.library import load, make_env, train
     from .scripts.policy import Policy
 
 __version__ = "0.1.0"
-__all__ = ["Policy", "__version__", "load", "make_env", "train"]
+__all__ = ["Chunks", "Client", "Policy", "__version__", "load", "make_env", "train"]
 HOMES = {"load": "library", "make_env": "library", "train": "library", "Policy": "policy"}
+HOMES |= {"Chunks": "client", "Client": "client"}
 
 
 def __getattr__(name: str) -> Any:

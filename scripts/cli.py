@@ -24,6 +24,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "play": ("play", "main", "a film of a policy, or several side by side: rheo play RUN"),
     "export": ("export", "main", "a policy as a program that runs without Rheo: rheo export RUN"),
     "zoo": ("zoo", "main", "policies made by a recipe, in minutes: rheo zoo build NAME"),
+    "serve": ("serve", "main", "a policy that answers other programs: rheo serve RUN"),
     "compare": ("compare", "main", "runs of several seeds as a table: rheo compare runs/rfm-*"),
     "report": ("report", "main", "all runs of a folder as pages: rheo report runs/x"),
     "reproduce": ("reproduce", "main", "a row of docs/bench run again: rheo reproduce ROW"),
@@ -47,6 +48,7 @@ ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
     },
     **{"reproduce": ("config.reproducing", "reproduce"), "zoo": ("config.zoo", "zoo")},
     **{"report": ("config.reporting", "report"), "completion": ("completion", "asked")},
+    **{"serve": ("config.serving", "serve")},
 }
 
 

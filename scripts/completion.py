@@ -41,11 +41,13 @@ usage: rheo completion bash|zsh    what makes the shell complete verbs, keys, ch
        zsh:  echo 'eval "$(rheo completion zsh)"' >> ~/.zshrc   (below compinit)"""
 }
 GROUPS = ("algo", "policy", "policy/net", "critic", "eye", "source", "env", "recipe", "tracker")
-TAKING_RUNS = ("eval", "resume", "compare", "play", "export", "collect")
+TAKING_RUNS = ("eval", "resume", "compare", "play", "export", "serve", "collect")
 KEYS = {  # verb -> its own keys
     "eval": ("episodes", "seed", "env", "steer", "ref_min", "ref_max"),
     "play": ("out", "episodes", "seed", "fps", "speed", "size", "camera", "window"),
     "export": ("out", "units"),
+    "serve": ("port", "host", "token", "seed", "hold", "clients", "rows", "frame", "delay", "check")
+    + ("hz",),
     "collect": ("out", "env", "steps", "episodes", "noise", "set", "layout", "seed", "actors"),
     "compare": ("metric", "out", "curves", "columns", "group", "minutes", "reach", "with"),
     "report": ("out", "metric", "with", "summaries"),
@@ -55,6 +57,7 @@ KEYS = {  # verb -> its own keys
 VALUES = {
     **{"device": ("cpu", "cuda", "auto"), "fast": ("off", "precision", "compile", "graph")},
     **{"window": ("true", "false"), "dry": ("true",), "units": ("environment", "unit")},
+    **{"hold": ("last", "neutral"), "check": ("true",)},
     "set": ("random", "medium", "medium_replay", "medium_expert", "expert", "scripted"),
 }
 VERBS_OF_RUNS = ("train", "sweep", "suite", "demo")

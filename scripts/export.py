@@ -221,7 +221,11 @@ def described(program: Program, policy: Policy, out: Path, units: str) -> dict[s
             "low": np.asarray(low).tolist(),
             "high": np.asarray(high).tolist(),
         },
-        "plan": {"steps": program.size[0], "executed": policy.execute},
+        "plan": {
+            "steps": program.size[0],
+            "executed": policy.execute,
+            "learned": policy.usable,  # of the steps, the first ones
+        },
         "rate_hz": rate(run),
         "run": str(run.path),
         "step": run.step,

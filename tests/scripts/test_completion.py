@@ -12,6 +12,7 @@ from rheo.scripts.bench import asked as bench_asked
 from rheo.scripts.cli import ASKED, VERBS, main
 from rheo.scripts.config import playing, verbs
 from rheo.scripts.config.exporting import EXPORTING
+from rheo.scripts.config.serving import SERVING
 
 
 def offered(capsys: pytest.CaptureFixture[str], line: str) -> list[str]:
@@ -53,6 +54,7 @@ def test_every_verb_and_every_key_of_a_verb_is_known(capsys) -> None:
     assert offered(capsys, "rheo ") == list(VERBS)
     assert set(completion.KEYS["play"]) == set(playing.PLAYING)
     assert set(completion.KEYS["export"]) == set(EXPORTING)
+    assert set(completion.KEYS["serve"]) == set(SERVING)
     assert set(completion.KEYS["compare"]) == set(verbs.COMPARISON)
     assert set(completion.KEYS["collect"]) <= set(verbs.COLLECTING)
     assert set(verbs.EVALUATION) <= set(completion.KEYS["eval"])

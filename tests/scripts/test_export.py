@@ -62,7 +62,11 @@ print(torch.export.load(told["program"]).module()(*given).flatten().tolist())
     wanted = policy.algo.deploy(torch.zeros(1, 8), Given(normal=zeros))
     np.testing.assert_allclose(json.loads(done.stdout), 3 * wanted.flatten().numpy(), atol=1e-5)
     assert told["observation"] == {"parts": {"flat": 4}, "images": {}, "steps": 2}
-    assert told["output"]["low"] == [-3] and told["plan"] == {"steps": 2, "executed": 2}
+    assert told["output"]["low"] == [-3] and told["plan"] == {
+        "steps": 2,
+        "executed": 2,
+        "learned": 2,
+    }
     assert told["rate_hz"] == 25 and told["environment"] == "InvertedPendulum-v5"
 
 
