@@ -117,10 +117,10 @@ def test_rollouts_are_sampled_on_one_thread_and_learned_on_all(tiny):
         assert torch.get_num_threads() == 2
         config = compose(tiny("ppo", "r", "threads=2", "steps=60"))
         with Run.create("r", config) as run:
-            loop, seen = Loop(run, assemble(config)), []
+            loop, seen = Loop(run, assemble(config), Stop()), []
             loop.algo.act = watched(loop.algo.act, seen)
             loop.update = watched(loop.update, seen)
-            assert loop.finish(Stop()) == 0
+            assert loop.finish() == 0
         assert set(seen[:16]) == {1} and seen[16] == 2  # 16 decisions, then the update
     finally:
         torch.set_num_threads(1)
