@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import EnvError
+from ..errors import EnvError, Halted
 from .batch import Step
 from .chunk import ChunkEnv
 from .data.recording import Recording
@@ -124,16 +124,13 @@ def collect(
     short episodes are not favoured; with `steps` the last episode of each environment may be cut.
     Where the environment or the behaviour fails midway, or `halt` tells a reason to stop,
     about["stopped"] says why, and what was recorded until then is kept, running episodes as cut
-    ones. Raises ValueError unless one of the
-    two is given, EnvError for an episode that is waited for and does not end (`rollout.Patience`),
-    and what failed where nothing was recorded yet.
+    ones. Raises ValueError unless one of the two is given, EnvError for an episode that is waited
+    for and does not end (`rollout.Patience`), and what failed where nothing was recorded yet.
     """
     if (steps is None) == (episodes is None):
         raise ValueError("give either steps or episodes")
     count = env.num_envs
-    owed = None
-    if episodes is not None:
-        owed = shares(episodes, count)
+    owed = None if episodes is None else shares(episodes, count)
     inner = env.env
     recorder, patience = Recorder(inner, owed), Patience(env)
     env.env = recorder  # type: ignore[assignment]  # it answers like the environment it holds
@@ -145,13 +142,11 @@ def collect(
                 break
             if owed is not None and (recorder.finished >= owed).all():
                 break
-            why = halt() if recorder.steps.any() else None
-            if why is not None:
-                about["stopped"] = why
-                break
             try:
+                if recorder.steps.any() and (why := halt()):
+                    raise Halted(why)
                 step = env.step(act(obs))
-            except (EnvError, FloatingPointError) as error:
+            except (EnvError, FloatingPointError, Halted) as error:
                 if not recorder.steps.any():
                     raise
                 about["stopped"] = str(error)

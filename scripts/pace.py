@@ -3,9 +3,8 @@
 The server answers itself, on this machine as it is now: figures of another moment are other ones.
 """
 
-import socket
 import time
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,9 @@ from numpy.typing import NDArray
 from rheo.envs.pixels import pixels
 
 from .client import Chunks, Client
-from .serve import Server, beside
+
+if TYPE_CHECKING:
+    from .serve import Server
 
 CALLS, WARM = 1000, 20
 SECONDS = 4.0  # of each loop
@@ -30,10 +31,10 @@ class Loop(NamedTuple):
     late: float  # share of steps that were themselves not done in time
 
 
-def check(server: Server, sock: socket.socket) -> int:
+def check(server: "Server", url: str) -> int:
     """Prints milliseconds of an answer, and misses of loops with delays."""
     hz = server.asked.hz
-    with beside(server, sock) as url, Client(url, server.asked.token) as client:
+    with Client(url, server.asked.token) as client:
         obs = observations(server)
         for what in ("act", "chunk"):
             p50, p99 = latency(client, what, obs)
@@ -51,7 +52,7 @@ def check(server: Server, sock: socket.socket) -> int:
     return 0
 
 
-def observations(server: Server) -> NDArray:
+def observations(server: "Server") -> NDArray:
     """Random observations [64, Do], or parts with images of noise; none of the environment's."""
     policy, draw = server.policy, np.random.default_rng(0)
     shown: Any = draw.normal(size=(64, sum(policy.obs_parts.values())))

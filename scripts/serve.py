@@ -114,7 +114,8 @@ def main(asked: Serving) -> int:
         if asked.check:
             from .pace import check
 
-            return check(server, sock)
+            with beside(server, sock) as url:
+                return check(server, url)
         print(told(server, sock), flush=True)
         asyncio.run(ended_by_signals(server, sock))
         print(f"ended; {server.answered} answers", flush=True)
