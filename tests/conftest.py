@@ -1,6 +1,7 @@
 """One thread per test: small products are slower on several, and sums keep their order."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,14 @@ def normal_numbers() -> None:
 def episodes() -> Callable[..., Path]:
     """Writes a dataset of random episodes: `episodes(path, lengths, obs_dim, action_dim)`."""
     return write_episodes
+
+
+@pytest.fixture(autouse=True, scope="session")
+def hangups() -> Iterator[None]:
+    """SIGHUP as in a terminal, also where the tests were started by nohup, which has it ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
