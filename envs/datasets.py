@@ -46,7 +46,8 @@ class Dataset:
     environment, where there is one with names. filter: the filter key whose demonstrations are
     read. time_limit: steps after which an episode is cut where the file marks no end. features: how
     many numbers a trained encoder makes of a step's images, which `encode` puts in their place;
-    None: these stay."""
+    None: these stay.
+    """
 
     generator: torch.Generator
     horizon: int

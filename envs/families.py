@@ -62,6 +62,8 @@ STEP_MS = {
     **{"kitchen/": 2.9, "FrankaKitchen": 2.9, "Fetch": 1.8, "Hand": 1.8},
     **{"cube-": 1.5, "scene-": 1.5, "puzzle-": 1.5, "AdroitHand": 0.5, "metaworld/": 0.4},
 }
+# Environments whose actions are positions, by the beginning of the id: a 0 is a place to go to.
+POSITIONS = ("AdroitHand", "HandReach", "HandManipulate", "gym_pusht/", "gym_aloha/")
 ADDED = ("cameras", "obs_keys")  # options that any environment takes
 # Where an environment says in a step's info that its task is solved at that moment.
 SUCCESS_KEYS = ("success", "is_success", "goal_achieved")

@@ -24,6 +24,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from rheo.envs.families import POSITIONS
 from rheo.errors import MACHINE, RheoError
 
 from .config.serving import MEBIBYTE, Serving, is_program
@@ -36,8 +37,6 @@ from .session import Session
 log = logging.getLogger("rheo")
 PROTOCOL = 1
 HEALTH = "/health"
-# Environments whose actions are positions: a 0 would be a place to go to.
-POSITIONS = ("AdroitHand", "HandReach", "HandManipulate", "gym_pusht/", "gym_aloha/")
 ABSOLUTE = ("'input_type': 'absolute'", "'control_delta': False")  # of robosuite's controllers
 
 

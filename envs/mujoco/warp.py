@@ -1,11 +1,10 @@
 """gymnasium's MuJoCo tasks on MuJoCo Warp: N worlds on one device, which their tensors never leave.
 
 Physics are MuJoCo Warp's in float32 (`worlds.py`); observations, rewards and terminations are the
-formulas that the host's backend uses (`tasks.py`, `walkers.py`, `hands.py`,
-`fetch.py`), on tensors over the
-simulator's own memory; episodes begin as the task's own reset draws them (`starts.py`). A step asks
-the device for nothing: it always does everything for every world, masked, in buffers that stay
-where they are.
+formulas that the host's backend uses (`tasks.py`, `walkers.py`, `hands.py`, `fetch.py`), on tensors
+over the simulator's own memory; episodes begin as the task's own reset draws them (`starts.py`). A
+step asks the device for nothing: it always does everything for every world, masked, in buffers that
+stay where they are.
 """
 
 from typing import Any

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from shipped import skip_where_it_cannot_run
+from steps import same
 
 from rheo.envs import cameras, families
 from rheo.envs.adapter import GymnasiumVector
@@ -194,11 +195,6 @@ class Drawing(GymnasiumVector):
 
     def ahead(self, action: Any, active: Any = None, last: int | None = None) -> None:
         return None
-
-
-def same(one: Any, two: Any) -> bool:
-    """Whether two records of tensors are equal to the last bit; None is only equal to None."""
-    return all(a is b or torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def chunks(env: Any, count: int) -> torch.Tensor:

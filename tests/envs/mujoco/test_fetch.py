@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from steps import assert_goes_on, same
 
 from rheo.envs import families
 from rheo.envs.mujoco import fetch, native, physics
@@ -33,10 +34,6 @@ def towards(obs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     aim = obs[:, 3:6] if obs.shape[1] == 28 else obs[:, -3:]
     noise = torch.rand(len(obs), 4, generator=generator) * 2.4 - 1.2
     return torch.cat([15 * (aim - obs[:, :3]), torch.zeros(len(obs), 1)], 1) + noise
-
-
-def same(one: Any, two: Any) -> bool:
-    return all(a is b or torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 @NEEDS_BATCH
@@ -120,16 +117,7 @@ def test_a_saved_state_goes_on_to_the_last_bit(kind: str) -> None:
     ours, _ = both(kind, max_episode_steps=19)
     obs, generator = ours.reset(), torch.Generator().manual_seed(0)
     actions = [towards(obs, generator) for _ in range(40)]
-    for action in actions[:11]:
-        ours.step(action)
-    saved = ours.state_dict()
-    straight = [ours.step(action) for action in actions[11:]]
-    other, _ = both(kind, max_episode_steps=19, seed=99)
-    other.reset()
-    for env in (other, ours):
-        env.load_state_dict(saved)
-        for action, step in zip(actions[11:], straight, strict=True):
-            assert same(env.step(action), step)
+    assert_goes_on(ours, both(kind, max_episode_steps=19, seed=99)[0], actions)
 
 
 @NEEDS_BATCH

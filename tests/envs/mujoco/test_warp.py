@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from steps import same
 
 from rheo.envs.guard import NonFiniteAction
 from rheo.envs.mujoco import native, physics
@@ -33,10 +34,6 @@ def made(env_id: str = "Hopper-v5", count: int = 4, **options: Any) -> warp.Warp
 def actions(env: Any, steps: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(steps, env.num_envs, env.action_dim, generator=generator) * 2 - 1
-
-
-def same(one: Any, two: Any) -> bool:
-    return all(a is b or torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 # ---- the physics and the formulas --------------------------------------------------------------
