@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,22 @@ import pytest
 import torch
 from shipped import ALGOS, config, small, tunes
 
+import rheo
 from rheo.envs.data.read import read
 from rheo.envs.pixels import unpacked
 from rheo.envs.rollout import evaluate
 from rheo.errors import RheoError
 from rheo.scripts.assemble import Sizes, entered, fit_statistics, make_algo, make_env
 from rheo.scripts.cli import main
+from rheo.scripts.client import Refused
+from rheo.scripts.config.serving import serve as asked
 from rheo.scripts.config.top import EVAL_SEED
 from rheo.scripts.evaluate import episodes_of
 from rheo.scripts.evaluate import made as evaluate_made
 from rheo.scripts.fast import fast_deploy
 from rheo.scripts.rollout_policy import RolloutPolicy
+from rheo.scripts.serve import beside, bound
+from rheo.scripts.serve import made as served
 from rheo.scripts.store.run import Run
 from rheo.scripts.store.state import restore
 
@@ -310,6 +316,25 @@ def test_another_programs_rollouts_give_the_episodes_of_the_evaluation(
                 total += float(reward)
             found.append(total)
         assert found == [row.ret for row in rows]
+
+
+def test_images_are_acted_on_through_a_server(base, monkeypatch) -> None:
+    """As in this process, bit for bit; those of another size are refused by name."""
+    monkeypatch.chdir(base)
+    wanted, own = asked(["base", "port=0"]), rheo.load("base")
+    task = gymnasium.make(dots.NAME)
+    with ThreadPoolExecutor(1) as pool, bound(wanted) as sock:
+        server = pool.submit(served, wanted, pool).result()
+        with beside(server, sock) as url, rheo.Client(url) as policy:
+            assert policy.about["observation"]["images"] == {"front_image": [12, 12, 3]}
+            obs, _ = task.reset(seed=EVAL_SEED)
+            for _ in range(3):
+                action = policy.act(obs)
+                assert np.array_equal(action, own.act(obs))
+                obs = task.step(action.astype(np.float32))[0]
+            with pytest.raises(Refused, match="front_image"):
+                policy.act({**obs, "front_image": obs["front_image"][:6]})
+            assert policy.act(obs).shape == action.shape
 
 
 def test_images_are_written_in_robomimic_s_layout(base, monkeypatch) -> None:
