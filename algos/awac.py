@@ -20,10 +20,15 @@ class AWAC(Matching):
     Q is that of the policy: it learns r + discount min Q'(s', a') with a' from the averaged policy.
     The policy matches recorded actions with weights min(exp(beta A), weight_max), A = min Q(s, a) -
     mean_k min Q(s, a_k) over own samples a_k: it learns the flow of mu(a|s) w(s, a). `IQL` has the
-    same policy step, and a Q that never asks an action which is not in the data.
-    B batch, T chunk, Da action dimension.
+    same policy step, and a Q that never asks an action which is not in the data. B batch, T chunk,
+    Da action dimension.
 
-    beta: inverse temperature, per unit of Q. own_samples: a_k of the value (published: 1).
+    Args:
+        beta: Inverse temperature of the weights exp(beta * advantage), per unit of Q: larger copies
+            the better actions only, 0 clones all alike.
+        weight_max: Limit of the weights exp(beta * advantage).
+        own_samples: Own actions per state whose mean Q is subtracted to make the advantage
+            (published: 1).
     """
 
     pure = ("backup", "policy_loss")

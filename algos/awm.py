@@ -33,23 +33,44 @@ class Draws(NamedTuple):
 class AWM(Implicit, Matching):
     """Advantage weighted matching (arXiv:2509.25050), the form for recorded data.
 
-    An expectile critic (`Implicit`) judges. Recorded actions are matched with the positive
-    weights min(exp(beta A), weight_max) + bc_coef. With signed_coef > 0, K samples of the policy
-    at signed_batch states are matched too, with signed weights: their advantages within the state
+    An expectile critic (`Implicit`) judges. Recorded actions are matched with the positive weights
+    min(exp(beta A), weight_max) + bc_coef. With signed_coef > 0, K samples of the policy at
+    signed_batch states are matched too, with signed weights: their advantages within the state
     (`losses.group_advantage`), on J stratified (t, noise) pairs that the K samples share,
 
         signed_coef mean A psi(|v - u|^2) w(t) + anchor_coef mean |v - v_behaviour|^2 w(t),
 
-    v_behaviour a policy that only clones the data. Negative weights never fall on recorded
-    actions: repulsion from where the policy does not go has no bound. The pull must be as strong
-    as the repulsion (`losses.refuse_unbounded`), anchor_coef >= signed_coef * advantage_max, and
-    bc_coef >= 1: ValueError otherwise. Signed errors and their anchor count the executed steps of
-    a plan, the cloning of recorded actions all of it. B batch, R signed_batch, K particles, J
-    pairs, T chunk.
+    v_behaviour a policy that only clones the data. Negative weights never fall on recorded actions:
+    repulsion from where the policy does not go has no bound. The pull must be as strong as the
+    repulsion (`losses.refuse_unbounded`), anchor_coef >= signed_coef * advantage_max, and bc_coef
+    >= 1: ValueError otherwise. Signed errors and their anchor count the executed steps of a plan,
+    the cloning of recorded actions all of it. B batch, R signed_batch, K particles, J pairs, T
+    chunk.
 
-    beta and weight_max as in `IQL`. advantage_clip: in standard deviations; advantage_max: what it
-    is scaled to. psi: "square", "huber" or "ghuber". weighting: w(t) of `losses.time_weight`.
-    behaviour_lr: Adam rate of the cloning policy.
+    Args:
+        beta: Inverse temperature of the weights exp(beta * advantage), per unit of Q: larger copies
+            the better actions only, 0 clones all alike.
+        weight_max: Limit of the weights exp(beta * advantage).
+        bc_coef: Constant added to the weight of every recorded action, a share of plain cloning; at
+            least 1 where signed_coef is above 0.
+        signed_coef: Weight of the matching of own samples, which also pushes the worse of them
+            away; 0: recorded actions only.
+        anchor_coef: Weight of the squared velocity distance to a policy that only clones; with
+            signed_coef, at least signed_coef * advantage_max.
+        signed_batch: States of a batch at which own samples are matched, at most; without effect
+            when signed_coef is 0.
+        particles: Own actions drawn at each of the signed_batch states.
+        pairs: Random (time, noise) pairs per state at which own actions are matched; more of them
+            lower the gradient's noise.
+        advantage_clip: Standard deviations at which the advantages of own samples are cut off in
+            either direction.
+        advantage_max: Weight of an own sample whose advantage reaches advantage_clip; smaller
+            advantages weigh in proportion.
+        psi: Surrogate of the matching error: square takes it as it is, huber its root, ghuber four
+            times its fourth root; these push far actions less.
+        weighting: Weight of own samples' velocity errors over time t (1 is data): uniform 1, noise
+            1 - t, noise2 (1 - t)^2, data2 t^2, likelihood t / (1 - t).
+        behaviour_lr: Adam learning rate of the cloning policy that anchor_coef refers to.
     """
 
     pure = ("critic_loss", "data_loss", "signed_loss")

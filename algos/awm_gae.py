@@ -28,34 +28,55 @@ NOISY = (
 class AWMGAE(OnPolicy):
     """Weighted matching of own actions with generalised advantages (arXiv:2509.25050).
 
-    For every action J pairs (t, noise) are drawn when it is taken, and its surrogate
-    L = -psi(|v - u|^2) w(t) at those pairs is kept. The same pairs are met again in the update, so
-    exp(L - L_old) is 1 at first.
+    For every action J pairs (t, noise) are drawn when it is taken, and its surrogate L = -psi(|v -
+    u|^2) w(t) at those pairs is kept. The same pairs are met again in the update, so exp(L - L_old)
+    is 1 at first.
 
-    ratio: "pair" takes one ratio per pair (FPO++, arXiv:2602.02481), "mean" one per action from the
-    mean of its L (FPO, arXiv:2507.21053), "none" is weighted matching itself, whose pull must match
-    the repulsion of negative advantages: trust_coef + anchor_coef >= advantage_max, else
-    ValueError. penalty: what bounds negative advantages, "clip" as PPO does or "spo",
-    A r - |A| (r - 1)^2 / (2 clip). "nft" replaces the objective by DiffusionNFT's
-    (arXiv:2509.16117): mirrored velocities v_old +- nft_beta (v - v_old), matched with weights
-    r = 1/2 + A / 2 and 1 - r, each over its own mean absolute error, and w(t). Its code takes both
-    errors of the predicted action, which is weighting "noise".
+    Ratios are one per pair in FPO++ (arXiv:2602.02481), and one per action, from the mean of its L,
+    in FPO (arXiv:2507.21053). Without them the pull must match the repulsion of negative
+    advantages: trust_coef + anchor_coef >= advantage_max, else ValueError. Penalty "spo" is A r -
+    |A| (r - 1)^2 / (2 clip); "nft" replaces the objective by DiffusionNFT's (arXiv:2509.16117):
+    mirrored velocities v_old +- nft_beta (v - v_old), matched with weights r = 1/2 + A / 2 and 1 -
+    r, each over its own mean absolute error, and w(t). Its code takes both errors of the predicted
+    action, which is weighting "noise".
 
-    advantage_clip: in standard deviations, scaled to advantage_max. psi, weighting: `losses.psi`,
-    `losses.time_weight`; "noise2", the error of the predicted action, leaves the least noise in the
-    gradient: at late times x shows the action already, and what little an advantage could tell is
-    divided by a small 1 - t (`rheo bench variance` has the shares in closed form). reduction: of an
-    error to one number, the "mean" over its d elements, or "root", the sum over sqrt(d), which
-    makes log ratios sqrt(d) times larger (FPO++). error_max: where an error is above it, it says no
-    more (FPO++'s clamp: its gradient ends); null: nowhere.
-    trust_coef: of |v - v_fast|^2, a copy that trails the policy from rollout to rollout with a rate
-    that falls to trust_rate; anchor_coef: of |v - v_base|^2. action_noise: std added to executed
-    actions.
+    Weighting "noise2", the error of the predicted action, leaves the least noise in the gradient:
+    at late times x shows the action already, and what little an advantage could tell is divided by
+    a small 1 - t (`rheo bench variance` has the shares in closed form). reduction "root" and
+    error_max are FPO++'s.
 
     The released code of arXiv:2509.25050 lets the copy follow faster, ema <- d ema + (1 - d) theta
     with d <= 0.3: a trust_rate of 0.7 or more. That is no brake here: in the bandit of the tests
     (ratio "none", best action 0.7) the policy is at 0.71 +- 0.01 after 150 rollouts with 0.3, and
     has run away with 0.7, with "square" and "ghuber" alike.
+
+    Args:
+        pairs: Random (time, noise) pairs at which the matching error of each action is measured;
+            more of them lower the noise of its ratio.
+        ratio: What is clipped as PPO's ratio: pair, one for each (time, noise) pair; mean, one per
+            action from its mean error; none, plain weighted matching.
+        penalty: What bounds the push away from bad actions: clip (PPO's), spo (a quadratic penalty
+            on the ratio), or nft (DiffusionNFT's loss instead).
+        nft_beta: Factor by which penalty=nft mirrors the policy's change of velocity around the old
+            one; without effect otherwise.
+        advantage_clip: Standard deviations at which advantages are cut off in either direction.
+        advantage_max: Weight of an action whose advantage reaches advantage_clip; smaller
+            advantages weigh in proportion.
+        psi: Surrogate of the matching error: square takes it as it is, huber its root, ghuber four
+            times its fourth root; these push far actions less.
+        weighting: Weight of velocity errors over time t (1 is data): uniform 1, noise 1 - t, noise2
+            (1 - t)^2, data2 t^2, likelihood t / (1 - t).
+        reduction: How errors of d action elements become one: their mean, or root, their sum over
+            sqrt(d), which makes log ratios sqrt(d) times larger.
+        error_max: Matching error at which it is cut off and gives no gradient; null: nowhere.
+        trust_coef: Weight of the squared velocity distance to a copy that trails the policy; 0: no
+            copy.
+        trust_rate: Share by which the copy of trust_coef follows the policy after a rollout, once 1
+            / (1 + rollouts) has fallen to it; smaller brakes more.
+        anchor_coef: Weight of the squared velocity distance to the policy at the start of the run;
+            0: no anchor.
+        action_noise: Standard deviation of the Gaussian noise added to actions while training, in
+            action units (the box is -1 to 1).
     """
 
     anchors = ("base",)

@@ -41,25 +41,49 @@ class AWMQ(Averaged):
     policy to each of them at J (time, noise) pairs, so the loss is that of pretraining. Negative
     weights fall on own samples only, never on replayed actions.
 
-    ratio "none" is weighted matching itself; its repulsion is held by trust_coef |v - v_fast|^2 on
-    the same points, v_fast a copy that trails the policy with trust_rate per policy step, and by
-    anchor_coef |v - v_base|^2 to the policy of the run's start: trust_coef + anchor_coef >=
-    advantage_max, else ValueError. "pair" clips the ratio exp(L - L_old) of each pair to 1 +- clip
-    over inner_steps. TD targets use the actions that are deployed: those of the chain `steer` on
-    the averaged policy, for targets by the target ensemble. relative: the critic sees actions from
-    where a policy that rests would put them (`policies.relative`): that of the start of the run in
-    which the critic began, near which the anchor keeps the policy. Matching errors and pulls count
-    the executed steps of a plan: which action Q prefers says nothing about the others. B batch,
-    R policy_batch, K particles, J pairs, T chunk.
+    Their repulsion is held by trust_coef |v - v_fast|^2 on the same points, v_fast a copy that
+    trails the policy, and by anchor_coef |v - v_base|^2 to the policy of the run's start: with
+    ratio "none" trust_coef + anchor_coef >= advantage_max, else ValueError. TD targets use the
+    actions that are deployed: those of the chain `steer` on the averaged policy, for targets by the
+    target ensemble. A relative critic (`policies.relative`) sees actions from where the policy of
+    the start of the run in which it began would put them. Matching errors and pulls count the
+    executed steps of a plan: which action Q prefers says nothing about the others. B batch, R
+    policy_batch, K particles, J pairs, T chunk.
 
     The released code's copy trails with a rate of 0.7 or more, once per epoch of its on-policy
     samples; this one follows after each of thousands of small policy steps. A copy so close is no
     brake: with 0.7 and the best action on the edge of the box the policy leaves it on both sides.
 
-    advantage_clip, advantage_max: in standard deviations, and what it is scaled to; deviation: of
-    the whole "batch", or of each "state" alone (`losses.group_advantage`). psi,
-    weighting: `losses.psi`, `losses.time_weight`. explore_noise: std added to explored actions.
-    policy_every: critic updates per policy step.
+    Args:
+        particles: Actions that the policy draws at each state, weighed by their advantages among
+            each other; at least 2.
+        pairs: Random (time, noise) pairs per state at which the policy is matched to its actions;
+            more of them lower the gradient's noise.
+        policy_batch: States of a batch that a policy update uses, at most.
+        ratio: Objective of the matching: none is plain weighted matching, pair clips the ratio of
+            each (time, noise) pair as PPO does.
+        clip: Limit of ratios with ratio=pair, to 1 - clip and 1 + clip; without effect otherwise.
+        inner_steps: Gradient steps on each set of drawn actions; ratios leave 1 from the second on.
+        advantage_clip: Standard deviations at which advantages are cut off in either direction.
+        advantage_max: Weight of an action whose advantage reaches advantage_clip; with ratio=none
+            at most trust_coef + anchor_coef.
+        deviation: What advantages are divided by: the standard deviation over the whole batch, or
+            over each state alone, which makes all states count alike.
+        psi: Surrogate of the matching error: square takes it as it is, huber its root, ghuber four
+            times its fourth root; these push far actions less.
+        weighting: Weight of velocity errors over time t (1 is data): uniform 1, noise 1 - t, noise2
+            (1 - t)^2, data2 t^2, likelihood t / (1 - t).
+        trust_coef: Weight of the squared velocity distance to a copy that trails the policy; 0: no
+            copy.
+        trust_rate: Share by which the copy of trust_coef moves towards the policy per policy
+            update; smaller brakes more.
+        anchor_coef: Weight of the squared velocity distance to the policy at the start of the run;
+            0: no anchor.
+        relative: Whether the critic sees actions as offsets from what the policy at the start of
+            the run would do; needs anchor_coef above 0.
+        explore_noise: Standard deviation of the Gaussian noise added to exploring actions, in
+            action units (the box is -1 to 1).
+        policy_every: Critic updates per policy update.
     """
 
     pure = ("backup", "policy_loss")

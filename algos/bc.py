@@ -20,8 +20,6 @@ class BC(Cloning):
 
     Minimises E |v_theta(x_t, t, obs) - v|^2 with x_t = A(t) a + B(t) eps, in the space that the
     policy predicts. B batch, O observation history, T chunk, Da action dimension.
-
-    Arguments as `Cloning`.
     """
 
     pure = ("loss",)
@@ -62,7 +60,7 @@ class BCGaussian(BC):
     """Cloning by the likelihood of a Gaussian with a learned constant std, deployed by its mean.
 
     The baseline of DAPG (arXiv:1709.10087): with one std for all states the mean is the weighted
-    least-squares fit. Arguments as `BC`.
+    least-squares fit.
     """
 
     policy: Gaussian  # type: ignore[assignment]  # where `BC` has a flow

@@ -23,10 +23,20 @@ from .optim import adam, cosine, set_rate, step
 class Cloning(Algorithm):
     """A policy, its optimiser and the averaged copy that is deployed.
 
-    lr, weight_decay: AdamW; lr_warmup is a share of the run, lr_floor the last factor of a cosine.
-    ema_rate: per-update rate of the averaged copy that is deployed; 1 deploys the raw weights.
-    learn_padding: whether the actions repeated past an episode's end are cloned too.
-    max_norm: gradient-norm limit. run_updates: length of the run, for the schedule.
+    run_updates: length of the run, for the schedule.
+
+    Args:
+        lr: AdamW learning rate between the warm-up and the cosine decay.
+        weight_decay: Weight decay of AdamW; 0: none.
+        lr_warmup: Share of the run over which the learning rate rises linearly from 0 to lr; 0: no
+            warm-up.
+        lr_floor: Share of lr that is left at the end of the run, reached along a cosine; 1 keeps it
+            constant.
+        ema_rate: Share by which the averaged copy that is deployed moves towards the policy per
+            update; 1 deploys the raw weights.
+        learn_padding: Whether the copies of an episode's last action that fill up a chunk past its
+            end are cloned too.
+        max_norm: Largest gradient norm of an update; a longer gradient is scaled down to it.
     """
 
     policy: Any
@@ -89,7 +99,6 @@ class JumpCloning(Cloning):
     The first `jumps` rows of a batch learn u(x_t, t, s) for s > t from a target of the subclass;
     the others learn the velocity, s = t and the target a - eps (arXiv:2210.02747). Batches of a
     source come shuffled, and `validate` shuffles its own, so which rows are first does not matter.
-    Arguments as `Cloning`.
     """
 
     pure = ("errors",)

@@ -24,9 +24,16 @@ class Delayed(OffPolicy):
     steps of a plan (no density, no entropy), so those that are not executed need no rule: Q tells
     them apart by nothing. B batch, T chunk, Da action dimension.
 
-    target_noise, noise_clip: standard deviation and limit of the smoothing noise. policy_every:
-    critic updates per update of actor and targets. target_rate: of all targets. explore_noise:
-    standard deviation while exploring.
+    Args:
+        target_noise: Standard deviation of the Gaussian noise that smooths the target policy's
+            action, in action units; 0: none.
+        noise_clip: Limit of the smoothing noise on target actions in either direction, in action
+            units.
+        policy_every: Critic updates per update of the policy and of all targets.
+        target_rate: Share by which target policy and target critic move towards their originals,
+            every policy_every updates (Polyak averaging); 1 copies them.
+        explore_noise: Standard deviation of the Gaussian noise added to exploring actions, in
+            action units (the box is -1 to 1).
     """
 
     pure = ("critic_loss", "policy_loss")

@@ -20,16 +20,27 @@ class DPPO(OnPolicy):
     The first K - tuned_steps denoising steps are the frozen base's, the last ones learn. Each is a
     sample of PPO with the DDIM noise of `policy.eta` (1: DDPM), at least std_floor; its log density
     is the mean over the executed steps of T and over Da. A step's advantage is its decision's times
-    denoising_discount^(steps to come), and the clip grows from clip_first at the first tuned step
-    to `learn.clip` at the last by an exponential of rate clip_rate (0: as a line).
-
-    deploy_floor: of the noise when deployed, which the last step does not get.
+    denoising_discount^(steps to come), and the clip grows along the tuned steps.
 
     The public code clamps log densities to [-5, 2]; here log ratios are bounded instead
     (`losses.clipped`), since a clamped density has no gradient, and those of small noise lie above.
     It normalises advantages in each minibatch, here they are over the rollout, as for all on
     policy: a minibatch of equally good steps stays one. Its table of betas is `policy.path=betas`;
     shipped is the path that needs no table.
+
+    Args:
+        tuned_steps: Denoising steps that learn, the last ones of policy.steps; those before are the
+            frozen base's.
+        std_floor: Least standard deviation of a denoising step's noise while training, in
+            normalised action units.
+        denoising_discount: Factor on a denoising step's advantage for each step that follows it; 1
+            weighs all steps alike.
+        clip_first: Clip of the ratio at the first tuned denoising step; from there it changes to
+            learn.clip at the last.
+        clip_rate: Rate of the exponential along which the clip goes from clip_first to learn.clip;
+            0 is a straight line, larger changes it later.
+        deploy_floor: Least standard deviation of a denoising step's noise when deployed, above 0,
+            in normalised action units; the last step has no noise.
     """
 
     policy: FlowPolicy

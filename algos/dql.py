@@ -29,16 +29,24 @@ class DQL(Matching):
 
     The policy minimises match(data) - eta mean Q_i(s, a) / mean|Q_j(s, a)|, with a the sample of
     the policy's K deterministic steps, differentiated through all of them, i a random critic and j
-    the next one, whose mean carries no gradient, so that eta has no unit. Critics learn
-    r + discount min Q'(s', a') with a' from the averaged policy; with target_candidates M > 1
-    every critic takes its largest value over M actions before the minimum (the published setting
-    for sparse rewards). The published field is policy.path=cosine policy.prediction=eps
-    policy.clip_a=true. B batch, T chunk, Da action dimension.
+    the next one, whose mean carries no gradient, so that eta has no unit. Critics learn r +
+    discount min Q'(s', a') with a' from the averaged policy; several target_candidates are the
+    published setting for sparse rewards. The published field is policy.path=cosine
+    policy.prediction=eps policy.clip_a=true. B batch, T chunk, Da action dimension.
 
-    Both learning rates fall to lr_floor. The average follows from the first update and in every one
-    (published: from the 1,000th, in every fifth, a mean rate of 0.001), since short runs would else
-    deploy what they began with. max_norm holds for critics too. The published evaluation draws one
-    of 50 samples from softmax(Q).
+    The average follows from the first update and in every one (published: from the 1,000th, in
+    every fifth, a mean rate of 0.001), since short runs would else deploy what they began with. The
+    published evaluation draws one of 50 samples from softmax(Q).
+
+    Args:
+        eta: Weight of Q, divided by its mean size, against cloning the data: larger leaves the data
+            further, 0 only clones.
+        target_candidates: Next actions per state in the TD target, over which every critic takes
+            its largest value before the smallest critic counts.
+        lr_floor: Share of the policy's and the critics' learning rates that is left at the end of
+            the run, reached along a cosine; 1 keeps them.
+        max_norm: Largest gradient norm of a step of the policy or of the critics; a longer gradient
+            is scaled down to it.
     """
 
     pure = ("critic_loss", "policy_loss")

@@ -29,49 +29,59 @@ from .temperature import Temperature
 class DSRL(OffPolicy):
     """Soft actor-critic over the noise of a frozen policy (arXiv:2506.15799), both forms.
 
-    The base is a deterministic map from noise to actions (`Frozen`); the actor chooses codes
-    u [R, Da] in [-1, 1] of that noise.
+    The base is a deterministic map from noise to actions (`Frozen`); the actor chooses codes u [R,
+    Da] in [-1, 1] of that noise.
 
     With a noise_critic (DSRL-NA) the replay keeps executed actions, so recorded data serve too:
     Q(s, a) learns r + discount (min Q'(s', a') - alpha log pi(u'|s')), a' decoded from u', and the
-    noise critic is regressed on Q', member by member, every distill_every updates. All that the
-    actor asks it is which noise of a state is the better one. So a state is shown under
-    distill_noises of them, the actor's (for which the targets have the base's answer already) and
-    the base's own, and only the differences among them are regressed: levels of hundreds that move
-    with every target hide differences of a few. distill_noises 1 is the published regression,
-    levels included: prior_share of the states under the base's own noise, the others under the
-    actor's.
-    prior_share: codes of the base's own noise per row of a batch; distill_noises - 1 shows every
-    state, 1 as many as cost one call of the base a row. Without a noise_critic (DSRL-SAC) the
-    replay keeps codes, `critic` is Q(s, u) and no update calls the base.
-    latent_gradient: the actor follows Q(s, base.act(s, w)) through the base instead of the noise
-    critic, which then rests; only through a FlowPolicy. relative: the critic of actions sees them
-    from where the base would put them (`policies.relative`).
+    noise critic is regressed on Q', member by member. All that the actor asks it is which noise of
+    a state is the better one. So a state is shown under distill_noises of them, the actor's (for
+    which the targets have the base's answer already) and the base's own, and only the differences
+    among them are regressed: levels of hundreds that move with every target hide differences of a
+    few. With one noise per state levels are regressed too, prior_share of the states under the
+    base's own noise and the others under the actor's. Without a noise_critic (DSRL-SAC) the replay
+    keeps codes, `critic` is Q(s, u) and no update calls the base.
 
     The actor starts with zero mean and log std 0: with bound 1.5 its noise deviates by 0.94, about
-    the base's own 1. Until the first update the base acts from its own noise. spread: what the
-    temperature holds at target_per_dim per element of the code, "entropy" of the code, or "prior",
-    minus the KL divergence of bound * u to the base's N(0, I). Target and values count the rows
-    that make noise of executed steps: the others are worth the same whatever they are, and would
-    take no part in the divergence that is to be used up. They follow the same temperature
-    uncounted, which holds them at the prior (or wide): through the base's network they still move
-    what is executed a little, and a row that nothing holds ends at the edge of the box.
+    the base's own 1. Until the first update the base acts from its own noise. Target and values
+    count the rows that make noise of executed steps: the others are worth the same whatever they
+    are, and would take no part in the divergence that is to be used up. They follow the same
+    temperature uncounted, which holds them at the prior (or wide): through the base's network they
+    still move what is executed a little, and a row that nothing holds ends at the edge of the box.
 
     With transitions over n decisions (`source.n_step`) a target has the bonus of its last state
     alone; those of the decisions in between are not known off policy, so that the temperature
     weighs about n times less in the values than in the actor's loss.
 
-    base_cache: 0, or how many noises of the base's own, with its answers, the replay keeps for each
-    transition, 4 (R + T) Da bytes each: the distillation draws from them instead of asking the base
-    in every update; a relative critic's centres are kept with them. Where a batch comes without
-    them (recorded data) they are fresh.
+    base_cache takes 4 (R + T) Da bytes for each answer; a relative critic's centres are kept with
+    them. Where a batch comes without them (recorded data) they are fresh. B batch, N environments,
+    T chunk, R rows.
 
-    policy_lr: of the actor; alpha_lr: Adam. alpha: first temperature.
-    ema_rate: of the averaged actor, which is deployed while the latest one explores; 1: none, the
-    latest is deployed. deploy_mean: deploy the actor's mode rather than a sample. gate: the base is
-    evaluated before any training, from its own noise and through the map; below this share of its
-    return (success) through the map the run is refused. 0: never. B batch, N environments, T chunk,
-    R rows.
+    Args:
+        policy_lr: Adam learning rate of the actor that chooses the base's noise.
+        critic_lr: Adam learning rate of the critics, the noise critic included.
+        latent_gradient: Whether the actor's gradient goes through the base into the critic of
+            actions, instead of a noise critic; needs a flow as base.
+        relative: Whether the critic sees actions as offsets from what the base would do, in units
+            of the base's spread (dsrl_na only).
+        prior_share: Noises of the base's own per row of a batch that the noise critic is shown:
+            distill_noises - 1 (or 1) covers every state.
+        distill_every: Critic updates per update of the noise critic (dsrl_na only).
+        distill_noises: Noises per state among which the noise critic learns the differences of Q; 1
+            is the published regression on Q itself.
+        base_cache: Answers of the base that the replay keeps with each transition, from which the
+            noise critic learns; 0 asks the base in every update.
+        spread: What the temperature holds at its target: entropy of the code, or prior, minus its
+            KL divergence from the base's own noise.
+        target_per_dim: Target of the actor's spread per element of the code, in nats: a lower one
+            lets the actor concentrate further.
+        alpha_lr: Adam learning rate of the temperature.
+        alpha: First value of the temperature, which weighs the actor's spread against Q.
+        ema_rate: Share by which the averaged actor, which is deployed, moves towards the actor per
+            update; 1 deploys the latest actor.
+        deploy_mean: Whether the actor's mode (tanh of the mean) is deployed instead of a sample.
+        gate: Share of the base's return that must remain when its noise goes through noise_map,
+            else the run is refused; 0: not asked.
     """
 
     learned = {"temperature": "alpha"}

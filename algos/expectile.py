@@ -24,8 +24,12 @@ def expectile_loss(gap: Tensor, expectile: float) -> Tensor:
 class Implicit(Scheduled):
     """V is the expectile of min Q' over recorded actions, and Q learns r + discount V(s').
 
-    No action that is not in the data is ever evaluated. expectile: 0.5 is the mean, towards 1 the
-    maximum.
+    No action that is not in the data is ever evaluated.
+
+    Args:
+        critic_lr: Adam learning rate of the critics and the state value.
+        expectile: Expectile of Q over recorded actions that the state value learns: 0.5 is their
+            mean, towards 1 it nears their largest Q.
     """
 
     value: Value

@@ -26,21 +26,33 @@ class EXPO(OffPolicy):
     """Expressive policy optimisation (arXiv:2507.07986).
 
     The base matches the actions of every batch (replay, or replay and demonstrations with
-    source=mixed) and never sees a gradient of Q; base_lr 0 leaves it as it is. The editor ascends Q
-    at edited base actions with an entropy bonus. The policy on the fly is the argmax of min Q over
-    `candidates` base samples AND their edits: it acts, it is deployed, and it backs up (with the
-    target ensemble), so its value is never below the base's best-of-N under the same Q.
+    source=mixed) and never sees a gradient of Q. The editor ascends Q at edited base actions with
+    an entropy bonus. The policy on the fly is the argmax of min Q over `candidates` base samples
+    AND their edits: it acts, it is deployed, and it backs up (with the target ensemble), so its
+    value is never below the base's best-of-N under the same Q.
 
-    base_cache: 0, or with a base that rests (base_lr 0, else ValueError) how many of its samples
-    the replay keeps for each state of a transition, from which updates draw instead of asking the
-    base; where a batch comes without them (recorded data) they are fresh. relative: the critic sees
-    actions from where the resting base would put them (`policies.relative`).
+    Where a batch comes without samples of the base that a replay keeps (recorded data) they are
+    fresh. Entropies count the executed steps alone, as in `SAC`; the base clones whole plans, whose
+    ends recorded data know. B batch, N environments, M candidates, T chunk.
 
-    policy_lr: of the editor; alpha_lr: Adam. alpha, entropy_per_dim: first temperature, and the
-    entropy of the edit that it keeps, per element of the executed steps: only those count, as in
-    `SAC`. The base clones whole plans, whose ends recorded data know. ema_rate: of the averaged
-    base, which acts. max_norm: gradient-norm limit of the base's cloning. B batch, N environments,
-    M candidates, T chunk.
+    Args:
+        policy_lr: Adam learning rate of the editor.
+        candidates: Base samples per state: the action with the largest Q among them and their edits
+            acts, is deployed and backs up.
+        base_lr: Adam learning rate at which the base goes on cloning the actions of batches; 0
+            leaves the base as it is.
+        base_cache: Samples of the base that the replay keeps for each state, to draw from in
+            updates; 0 asks the base every time. Needs base_lr 0.
+        relative: Whether the critic sees actions as offsets from what the base would do, in units
+            of the base's spread; needs base_lr 0.
+        alpha_lr: Adam learning rate of the temperature.
+        alpha: First value of the temperature, which weighs the entropy of edits against Q.
+        entropy_per_dim: Entropy of edits that the temperature holds, in nats per executed action
+            element: higher explores more.
+        ema_rate: Share by which the averaged base, which acts, moves towards the base per update; 1
+            acts by the latest one.
+        max_norm: Largest gradient norm of the base's cloning; a longer gradient is scaled down to
+            it.
     """
 
     pure = ("critic_loss", "edit_loss", "base_loss")

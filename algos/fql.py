@@ -33,12 +33,16 @@ class FQL(BestOf):
     one step, minimises alpha |head(s, z) - flow(s, z)|^2 - mean Q(s, head(s, z)) / mean|Q|: it maps
     a noise z to the flow's action in one network call and moves it uphill. Q is the mean of the
     critics; they learn r + discount Q'(s', head(s', z')). No gradient goes through the flow's
-    steps. B batch, T chunk, Da action dimension.
+    steps. Published values of alpha are for Q itself, not divided by its mean. B batch, T chunk, Da
+    action dimension.
 
-    alpha: weight of the distillation against the Q term, which has no unit (published values are
-    for Q itself, not divided by its mean). target_join: how the TD target joins the critics.
-    policy_lr is that of flow and head; what is deployed are samples of the head.
     Raises ValueError for a noise prediction, which says nothing about the action at t = 0.
+
+    Args:
+        policy_lr: Adam learning rate of the flow and of its one-step head.
+        alpha: Weight of the head's distance to the cloned flow against Q, divided by its mean size:
+            larger stays closer to the data.
+        target_join: How the TD target joins the critics: mean, or min, the smallest.
     """
 
     pure = ("critic_loss", "policy_loss")

@@ -31,8 +31,9 @@ class Guided(Matching):
 
     rule "score" (QSM): |e + B dQ(s, x) / (T mean|dQ|)|^2, so -e / B, the score, is dQ / T, with T,
     `temperature`, in units of the mean size of the gradient's elements over the batch;
-    rule "shift" (DAC): eta |e - eps|^2 + B <dQ(s, x) / mean|Q|, e>, whose minimum is
-    e = E[eps|x] - B dQ / (2 eta mean|Q|): cloning, shifted.
+
+    rule "shift" (DAC): eta |e - eps|^2 + B <dQ(s, x) / mean|Q|, e>, whose minimum is e = E[eps|x] -
+    B dQ / (2 eta mean|Q|): cloning, shifted.
 
     Q is the mean of the target critics. Neither learns the density exp(Q / T), or that of the data
     tilted by it: dQ stands for the gradient of the log density of x at every noise, as if noise did
@@ -42,18 +43,36 @@ class Guided(Matching):
     policy.path=betas policy.betas=vp policy.clip_a=true are part of the method: without a bound on
     the predicted action a small A divides. Times are the table's levels where there is one.
 
-    gradient: of rule "shift"; "point" takes dQ at x, as published; "mean" at E[a|x] as the policy
-    itself predicts it and through that, clipped to the box (the gradient passes): a Gaussian is
-    then tilted by exactly exp(Q / (2 eta mean|Q|)). eta: of rule "shift", its first value where
-    there is a threshold: where the cloning error per element exceeds that, eta grows by eta_rate
-    times the excess, at most 1, and falls below it; null: eta stays.
+    gradient "mean" goes through the policy's own E[a|x], clipped to the box (the gradient passes):
+    a Gaussian is then tilted by exactly exp(Q / (2 eta mean|Q|)).
 
     Critics learn r + discount V'(s'), V' the mean over target_candidates actions of the averaged
-    policy for every target critic, joined by `join` ("lcb": mean less rho deviations).
-    "score" counts the executed steps of a plan alone, whose gradients are those with a meaning;
-    "shift" clones plans whole. B batch, T chunk, Da action dimension.
+    policy for every target critic, joined by `join`. "score" counts the executed steps of a plan alone, whose
+    gradients are those with a meaning; "shift" clones plans whole. B batch, T chunk, Da action
+    dimension.
 
-    Both learning rates fall to lr_floor. explore_noise: added while exploring.
+    Args:
+        rule: Loss of the noise prediction: score follows the gradient of Q alone (QSM), shift
+            clones the data moved along it (DAC).
+        gradient: Where rule=shift takes the gradient of Q: point, at the noisy action, as
+            published; mean, at the action predicted from it.
+        temperature: Temperature of rule=score, in units of the mean size of the elements of dQ/da:
+            lower is greedier. null with rule=shift.
+        eta: Weight of cloning in rule=shift: larger stays closer to the data; the first value where
+            there is a threshold. null with rule=score.
+        eta_rate: Step of eta per unit by which the cloning error exceeds threshold (1 unit at
+            most), per policy update.
+        threshold: Cloning error per element (rule=shift) above which eta grows and below which it
+            falls; null keeps eta.
+        join: How the TD target joins the critics: min, mean, or lcb, the mean less rho standard
+            deviations.
+        rho: Standard deviations over the critics that join=lcb subtracts: larger is more
+            pessimistic; without effect otherwise.
+        target_candidates: Next actions per state over which the TD target averages Q.
+        explore_noise: Standard deviation of the Gaussian noise added to exploring actions, in
+            action units (the box is -1 to 1).
+        lr_floor: Share of the policy's and the critics' learning rates that is left at the end of
+            the run, reached along a cosine; 1 keeps them.
     """
 
     pure = ("critic_loss", "policy_loss")

@@ -19,10 +19,13 @@ class IQL(Implicit, Matching):
     """Implicit Q-learning with a flow policy (arXiv:2110.06169; IDQL arXiv:2304.10573).
 
     The policy matches recorded actions with weights min(exp(beta A), weight_max) of the advantages
-    A = min Q' - V that the critic (`Implicit`) gives them: it learns the flow of mu(a|s) w(s, a).
-    B batch, T chunk, Da action dimension.
+    A = min Q' - V that the critic (`Implicit`) gives them: it learns the flow of mu(a|s) w(s, a). B
+    batch, T chunk, Da action dimension.
 
-    beta: inverse temperature, per unit of Q.
+    Args:
+        beta: Inverse temperature of the weights exp(beta * advantage), per unit of Q: larger copies
+            the better actions only, 0 clones all alike.
+        weight_max: Limit of the weights exp(beta * advantage).
     """
 
     pure = ("critic_loss", "policy_loss")
@@ -58,7 +61,11 @@ class IQLGaussian(Implicit):
     As `IQL`, with the policy maximising w log pi(a|s) over recorded actions. The Gaussian is not
     squashed: recorded actions on the border would have no finite density behind a tanh.
 
-    beta: w = exp(beta A), capped at weight_max. deploy_mean: deploy the mean rather than a sample.
+    Args:
+        beta: Inverse temperature of the weights exp(beta * advantage), per unit of Q: larger copies
+            the better actions only, 0 clones all alike.
+        weight_max: Limit of the weights exp(beta * advantage).
+        deploy_mean: Whether the mean is deployed instead of a sample.
     """
 
     pure = ("critic_loss", "policy_loss")

@@ -23,8 +23,12 @@ from .optim import step
 class Averaged(OffPolicy):
     """A flow or diffusion policy that learns by matching, with an averaged copy.
 
-    ema_rate: of the average, per step of the policy; 1 = the policy itself. max_norm: gradient-norm
-    limit of the policy. Raises ValueError for a policy that acts by jumps.
+    Raises ValueError for a policy that acts by jumps.
+
+    Args:
+        ema_rate: Share by which the averaged copy that is deployed moves towards the policy per
+            policy update; 1 deploys the policy itself.
+        max_norm: Largest gradient norm of a policy step; a longer gradient is scaled down to it.
     """
 
     policy: FlowPolicy
@@ -53,8 +57,11 @@ class Averaged(OffPolicy):
 class BestOf(OffPolicy):
     """Deployment of one of several samples.
 
-    deploy_candidates: M samples of the deployed policy, of which the best by min Q acts, or with
-    deploy_temperature above 0 one drawn from softmax(min Q / deploy_temperature).
+    Args:
+        deploy_candidates: Samples of the policy per deployed action, of which one is chosen by the
+            smallest Q of the critics; 1 leaves no choice.
+        deploy_temperature: Temperature, in units of Q, of the softmax that draws one of
+            deploy_candidates by their Q; 0 takes the one with the largest.
     """
 
     _: KW_ONLY

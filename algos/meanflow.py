@@ -22,17 +22,23 @@ class MeanFlow(JumpCloning):
 
     in this project's direction of time (data at t = 1; the paper has them at 0 and so the opposite
     sign). The right side at x = x_t of a demonstration, with v = a - eps, is the target, detached:
-    one forward-mode product along (v, 1), of the order of two forward passes. t < s are two
-    sorted uniform times. The paper draws both from a logit-normal and gives jumps a quarter of the
-    rows (flow_share 0.75), which it chose on images; with actions neither has been compared here.
+    one forward-mode product along (v, 1), of the order of two forward passes. t < s are two sorted
+    uniform times. The paper draws both from a logit-normal and gives jumps a quarter of the rows
+    (flow_share 0.75), which it chose on images; with actions neither has been compared here.
 
-    flow_share: rows that learn the velocity alone (s = t), in (0, 1]; the others learn jumps.
-    weight_power, weight_floor: a row's squared error e (a mean over T * Da, normalised units)
-    counts with the detached weight 1 / (e + floor)^power, the paper's p and c. Power 0 is plain
-    least squares, whose minimum is the mean velocity that is wanted. With powers towards 1 the
-    minimum moves to the mode of a - eps, far from the mean for actions of few dimensions: the
-    paper's p = 1 is for images. Further arguments as `Cloning`. Raises ValueError for values
-    outside these ranges, a negative power and a floor that is not positive.
+    A row's squared error e (a mean over T * Da, normalised units) counts with the detached weight 1
+    / (e + weight_floor)^weight_power. Power 0 has the mean velocity, which is wanted, as its
+    minimum. With powers towards 1 the minimum moves to the mode of a - eps, far from the mean for
+    actions of few dimensions: the paper's p = 1 is for images. Raises ValueError for shares outside
+    (0, 1], a negative power and a floor that is not positive.
+
+    Args:
+        flow_share: Share of a batch's rows that learn the velocity alone, above 0; the others learn
+            jumps by the mean-flow identity.
+        weight_power: Power of the weight 1 / (error + weight_floor)^power on each row's squared
+            error; 0 is plain least squares.
+        weight_floor: Constant added to a row's squared error (normalised units) in its weight;
+            without effect when weight_power is 0.
     """
 
     _: KW_ONLY

@@ -35,30 +35,54 @@ class Met(NamedTuple):
 class Mirror(BestOf, Averaged):
     """Policy mirror descent with weighted matching of own samples.
 
-    At states of the replay K actions of the old policy, with noise of deviation `sample_noise` and
-    inside the box, are weighed by Q, and the policy is matched to them in its own form:
-    L = mean w min(|v - y|^2, cap), the cap per element. With `softmax` weights K softmax(Q / T) its
-    aim is pi(a|s) ~ pi_old(a|s) exp(Q / T) (DPMD, arXiv:2502.00361; FPMD, arXiv:2507.23675, with a
-    flow of one step, which is then a policy's mean: it is off its law by that law's variance, W2
-    squared, and explores by explore_noise alone). `linear` and `square` are
-    K max((Q - nu) / T, 0)^p, p = 1 and 2, with nu such that they average 1 (GeMPO,
-    arXiv:2603.10250). `positive` is max(Q - mean_K Q, 0) in units of its mean over the batch
-    (QVPO, arXiv:2405.16173), without a temperature.
+    At states of the replay K actions of the old policy, with noise and inside the box, are weighed
+    by Q, and the policy is matched to them in its own form: L = mean w min(|v - y|^2, cap). With
+    `softmax` weights K softmax(Q / T) its aim is pi(a|s) ~ pi_old(a|s) exp(Q / T) (DPMD,
+    arXiv:2502.00361; FPMD, arXiv:2507.23675, with a flow of one step, which is then a policy's
+    mean: it is off its law by that law's variance, W2 squared, and explores by explore_noise
+    alone). `linear` and `square` are K max((Q - nu) / T, 0)^p, p = 1 and 2, with nu such that they
+    average 1 (GeMPO, arXiv:2603.10250). `positive` is max(Q - mean_K Q, 0) in units of its mean
+    over the batch (QVPO, arXiv:2405.16173, whose entropy term the uniform actions are), without a
+    temperature.
 
-    target_kl: T moves with dual_rate until the mean divergence of the weights from uniform ones is
-    this many nats; null: T stays `temperature`, in units of Q. Weights on K actions are at most
-    log K away: a target above 0.6 log K is refused, near which T is a small part of Q's deviation
-    and one action weighs all. old_every: updates after which the old policy is the policy again;
-    with 1 there is no copy. kept: of `positive` weights, how many of the K actions, the best, are
-    matched; null: all. uniform, uniform_coef: so many uniform actions of each state beside, each
-    with that share of the weights of its state (QVPO's entropy term). join: of the critics whose
-    values weigh. Errors count the executed steps of a plan: Q tells nothing about the others.
+    Weights on K actions are at most log K nats from uniform ones: a target_kl above 0.6 log K is
+    refused, near which T is a small part of Q's deviation and one action weighs all. Errors count
+    the executed steps of a plan: Q tells nothing about the others.
 
-    The TD target, the smaller of the target critics, is of one of target_candidates actions of the
-    averaged policy, which is also deployed; the critic chooses by its smaller value, there, in
-    acting (act_candidates) and in deployment. Actions are those of the noisy chain with the share
-    `policy.eta` of DDPM's noise. B batch, R policy_batch, K particles, T chunk, Da action
-    dimension. policy_every: critic updates per policy step.
+    The TD target is the smaller of the target critics at an action of the averaged policy. Actions
+    are those of the noisy chain with the share `policy.eta` of DDPM's noise. B batch, R
+    policy_batch, K particles, T chunk, Da action dimension.
+
+    Args:
+        particles: Actions that the old policy draws at each state, to be weighed by Q; at least 2.
+        weights: How Q becomes weights: softmax of Q / T, linear or square (a truncated power of Q /
+            T), or positive, the advantages above 0.
+        temperature: Temperature T of the weights, in units of Q, the first where there is a
+            target_kl: lower is greedier. null with weights=positive.
+        target_kl: KL divergence of the weights from uniform ones, in nats, that T is moved to; null
+            keeps T. At most 0.6 log(particles).
+        dual_rate: Step of log T towards target_kl per policy update and unit of log error; without
+            effect when target_kl is null.
+        join: How critics join to the value that weighs an action: min, the smallest, or mean.
+        old_every: Updates after which the old policy, whose actions are weighed, becomes the policy
+            again; 1: it always is.
+        sample_noise: Standard deviation of the Gaussian noise added to actions before they are
+            weighed, in action units (the box is -1 to 1).
+        kept: Actions per state, the best of particles, that weights=positive matches; null: all.
+        uniform: Uniformly random actions per state that are matched besides, against collapse; 0:
+            none.
+        uniform_coef: Weight of each uniform action, as a share of the summed weights of its state's
+            other actions.
+        cap: Squared matching error per action element at which it is cut off and gives no gradient;
+            null: nowhere.
+        policy_batch: States of a batch that a policy update uses, at most.
+        policy_every: Critic updates per policy update.
+        act_candidates: Samples of the policy per exploring action, of which the one with the
+            largest Q acts; 1 leaves no choice.
+        target_candidates: Samples of the averaged policy in the TD target, of which the one with
+            the largest Q counts; 1 leaves no choice.
+        explore_noise: Standard deviation of the Gaussian noise added to exploring actions, in
+            action units (the box is -1 to 1).
     """
 
     pure = ("backup", "policy_loss")

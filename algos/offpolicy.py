@@ -24,7 +24,11 @@ from .returns import td_loss, td_target
 class OffPolicy(Algorithm):
     """A policy and a critic that learn from transitions, wherever these come from.
 
-    policy_lr, critic_lr: Adam. target_rate: Polyak rate of the target critic.
+    Args:
+        policy_lr: Adam learning rate of the policy.
+        critic_lr: Adam learning rate of the critics.
+        target_rate: Share by which the target critic moves towards the critic after each of its
+            updates (Polyak averaging); 1 copies it.
     """
 
     policy: Any
@@ -99,7 +103,12 @@ class OffPolicy(Algorithm):
 
 @dataclass(eq=False)
 class Scheduled(OffPolicy):
-    """The policy's learning rate falls by a cosine to lr_floor of itself over run_updates."""
+    """The policy's learning rate falls over run_updates.
+
+    Args:
+        lr_floor: Share of the policy's learning rate that is left at the end of the run, reached
+            along a cosine; 1 keeps it constant.
+    """
 
     run_updates: int
     _: KW_ONLY

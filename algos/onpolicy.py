@@ -40,14 +40,31 @@ class Rows(NamedTuple):
 class Learning:
     """How a rollout is learned from; the same for every algorithm on policy.
 
-    epochs over a rollout, in minibatches of `minibatch` samples. gae_lambda: per decision.
-    policy_lr, value_lr: Adam, both on a cosine to lr_floor of themselves over the run. max_norm:
-    gradient-norm limit of the policy. value_warmup: rollouts from which only the value learns, of
-    those that tell something (`gae.tells`); from others only the value ever learns, which is the
-    warm-up of a sparse task: until its first reward. kl_stop: where the KL of an epoch's last
-    minibatch is above it, the rollout is left, by the value too. scale_rewards: divide by the
-    running deviation of the return, clipped to reward_clip. clip: of the ratio, 1 +- clip.
-    ratio_limit: bound of the log ratio before the exponential, against overflow only.
+    Rollouts that tell something are those of `gae.tells`. From others only the value ever learns,
+    which is the warm-up of a sparse task: until its first reward.
+
+    Args:
+        epochs: Passes over each rollout, at most; kl_stop may end them early.
+        minibatch: Samples per gradient step, at most: decisions, or single denoising steps in DPPO.
+        gae_lambda: Lambda of generalised advantage estimation, per decision: 0 trusts the value
+            alone, 1 the rewards of the whole rollout.
+        policy_lr: Adam learning rate of the policy at the start of the run.
+        value_lr: Adam learning rate of the state value at the start of the run.
+        lr_floor: Share of both learning rates that is left at the end of the run, reached along a
+            cosine; 1 keeps them constant.
+        max_norm: Largest gradient norm of a policy step; a longer gradient is scaled down to it.
+        value_warmup: Rollouts from which only the value learns before the policy begins, not
+            counting those whose rewards tell nothing; 0: none.
+        kl_stop: KL divergence from the policy that acted, in an epoch's last minibatch, above which
+            the remaining epochs are skipped.
+        scale_rewards: Whether rewards are divided by the running standard deviation of the
+            discounted return.
+        reward_clip: Limit of a scaled reward in either direction; without effect unless
+            scale_rewards is set.
+        clip: PPO's clip: probability ratios count only between 1 - clip and 1 + clip. In DPPO that
+            of the last denoising step.
+        ratio_limit: Limit of the log ratio in either direction before the exponential, against
+            overflow only.
     """
 
     epochs: Count

@@ -13,9 +13,11 @@ from .onpolicy import OnPolicy, Rows
 
 @dataclass(eq=False)
 class PPO(OnPolicy):
-    """PPO (arXiv:1707.06347), the Gaussian's ratio clipped and an entropy bonus.
+    """PPO (arXiv:1707.06347), the Gaussian's ratio clipped and an entropy bonus; the mean is
+    deployed.
 
-    entropy_coef: weight of the entropy per action element. The mean is deployed.
+    Args:
+        entropy_coef: Weight of the entropy bonus, in nats per action element; 0: none.
     """
 
     policy: Gaussian

@@ -27,10 +27,15 @@ class ReinFlow(OnPolicy):
     transitions is taken as given, as if it came from outside. Deployed is the deterministic flow
     without the noise.
 
-    entropy_coef: of the chain's entropy per element. anchor_coef: of the squared distance between
-    own and base actions from shared noise, drawn anew for every minibatch. censored: a final action
-    beyond the box counts with the probability of all that lies beyond, not with the density where
-    it fell.
+    Args:
+        entropy_coef: Weight of the entropy bonus of the noisy chain, in nats per element of its
+            points; 0: none.
+        anchor_coef: Weight of the squared distance between the policy's and the base's actions from
+            the same noise; 0: no anchor.
+        normalise: Whether the log ratio of a chain is divided by its number of elements, so that
+            learn.clip is a limit per element.
+        censored: Whether a final action beyond the box counts with the probability of all that lies
+            beyond, instead of the density where it fell.
     """
 
     anchors = ("base",)

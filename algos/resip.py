@@ -19,13 +19,17 @@ from .onpolicy import OnPolicy, Rows
 class ResiP(OnPolicy):
     """Residual policy on a behaviour-cloned base (arXiv:2407.16677).
 
-    The base is part of the world (`envs.residual.Residual`): it plans a chunk every env.execute
+    The base is part of the world (`envs.residual_env.Residual`): it plans a chunk every env.execute
     steps, and the head corrects each action by residual_scale times a Gaussian, seeing the planned
-    one. PPO moves the head alone; its log density is of the correction, so the scale cancels in
-    the ratio. The mean correction is deployed.
+    one. PPO moves the head alone; its log density is of the correction, so the scale cancels in the
+    ratio. The mean correction is deployed.
 
-    entropy_coef: weight of the entropy per action element. Raises ValueError for a scale that is
-    not positive.
+    Raises ValueError for a scale that is not positive.
+
+    Args:
+        residual_scale: Largest change that a correction makes to an action element, in action units
+            (the box is -1 to 1).
+        entropy_coef: Weight of the entropy bonus, in nats per action element; 0: none.
     """
 
     beyond = "its base with the corrections of its head"

@@ -46,24 +46,41 @@ def deviation(one: Tensor, other: Tensor) -> Tensor:
 class Estimation:
     """How a velocity towards exp(Q / T) is estimated; see `Reverse`. M start candidates.
 
-    particles: N. estimator: "noise" needs Q, "combined" adds Stein controls from dQ/da that vanish
-    on the box's walls, "gradient" (dQ/da alone) is only right without a box and refuses one.
-    control: of "combined"; "ridge" regresses the controls out with the weights, "published" is the
-    one coefficient per dimension of the authors' code (`estimators.published_mean`), without a box.
-    support: "box" ends the density at `walls` times [-1, 1], whatever the normalisation of actions;
-    "tanh" learns the flow before a tanh (the policy's `squash`), which has no walls.
-    walls: 1 are the actions' own. Further out (actions are still clipped at 1, and so is what Q is
-    asked for), the mass of what lies beyond an action's limit is at the limit: a regression comes
-    to a corner only slowly from inside.
-    proposal: "truncated" draws from the prior inside the box; "self" adds `self_share` draws around
-    the policy's own posterior mean, `self_scale` times its standard deviation wide, with
-    `spread_floor` the least policy width (normalised units) assumed there.
-    ridge: of the control regression. replay_share: rows whose x starts from a given action, the
-    others start from the policy's: one of M = start_candidates, the best by min Q or, with a
-    choice_temperature above 0, drawn from softmax(min Q / (choice_temperature T)).
-    weighting: of the squared velocity error over time; "uniform" is 1, "ramp" min(1, (t / 0.2)^2),
-    "data" and "noise" make it the squared error of the predicted action, (B / (A B' - A' B))^2, and
-    of the predicted noise, (A / (A B' - A' B))^2.
+    The gradient alone is only right without a box and refuses one; Stein controls from dQ/da vanish
+    on the box's walls. `estimators.published_mean` has the control of the authors' code, without a
+    box. Walls further out than 1 (actions are still clipped at 1, and so is what Q is asked for)
+    put the mass of what lies beyond an action's limit at the limit: a regression comes to a corner
+    only slowly from inside. "data" and "noise" weigh the squared error by (B / (A B' - A' B))^2 and
+    (A / (A B' - A' B))^2.
+
+    Args:
+        particles: Noises drawn per row to estimate the target velocity: more lower its variance. At
+            least 2.
+        estimator: What estimates the velocity: noise uses Q alone, gradient dQ/da alone
+            (support=tanh only), combined Q with dQ/da as a control variate.
+        support: Where the target density lives: box, between walls around the actions, or tanh,
+            before a tanh without walls (with policy.squash=tanh).
+        proposal: Where particles are drawn: truncated, from the prior alone, or self, a share of
+            them around the policy's own prediction.
+        self_share: Share of particles that proposal=self draws around the policy's own prediction.
+        self_scale: Width of the draws of proposal=self around the policy's prediction, in standard
+            deviations of its posterior.
+        spread_floor: Least width of the policy that proposal=self assumes, in normalised action
+            units.
+        ridge: Penalty of the regression that fits the control variates of estimator=combined:
+            larger trusts them less.
+        replay_share: Share of the rows whose noisy point starts from a given action of the batch;
+            the others start from the policy's own.
+        weighting: Weight of the velocity error: uniform; ramp, less before t = 0.2; data or noise,
+            as an error of the predicted action or noise.
+        control: Control variates of estimator=combined: ridge regresses all of them, published has
+            the authors' one coefficient per dimension (support=tanh only).
+        walls: Place of the density's walls with support=box, in units of the action limits, at
+            least 1: further out reaches limits sooner.
+        start_candidates: Own samples per row of which one is chosen by Q for the noisy point to
+            start from; 1 leaves no choice.
+        choice_temperature: Temperature, in units of T, of the softmax that draws one of several
+            samples by Q; 0 takes the one with the largest.
     """
 
     particles: Count
@@ -86,8 +103,8 @@ class Reverse(Estimation):
     """The velocity towards p(a|s) ~ exp(Q(s, a) / T), estimated (arXiv:2601.08136).
 
     For x = A a + B eps the marginal velocity is v = A' E[a|x] + B' E[eps|x]; the posterior mean is
-    estimated by self-normalised importance sampling over N noises (`algos.estimators`).
-    R policy rows, N particles, D = Tp * Da, M start candidates. Arguments as `Estimation`.
+    estimated by self-normalised importance sampling over N noises (`algos.estimators`). R policy
+    rows, N particles, D = Tp * Da, M start candidates.
     """
 
     @property

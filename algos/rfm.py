@@ -22,28 +22,45 @@ class RFM(Estimation, BestOf, Averaged):
 
     The policy's target is p(a|s) ~ exp(Q(s, a) / T) on the box [-1, 1]^D; the velocity towards it
     is estimated and regressed on by `algos.reverse.Reverse`, whose keys (`Estimation`) are keys
-    here, with x starting from replayed actions in `replay_share` of the rows.
-    B batch, R policy rows, N particles, D = Tp * Da, M candidates.
+    here, with x starting from replayed actions in `replay_share` of the rows. B batch, R policy
+    rows, N particles, D = Tp * Da, M candidates.
 
-    temperature: T in units of an EMA of the within-state standard deviation of Q over near-uniform
-    actions. temperature_rule: "fixed"; "absolute": T is in units of Q, as published; or "spread":
-    from `temperature` on, T follows the standard deviation per dimension of the policy's actions,
-    measured with the deployed sampler, to `spread_target` at `spread_rate`. It should begin far
-    above 1: a Q that has learned nothing hardly deviates, and at a T in proportion to that the
-    policy follows it as sharply as it ever will. Spread and regression count the executed steps of
-    a plan: the rest, which Q does not tell apart, would hold the mean spread up however narrow the
+    A temperature that follows the spread should begin far above 1: a Q that has learned nothing
+    hardly deviates, and at a T in proportion to that the policy follows it as sharply as it ever
+    will. Spread (measured with the deployed sampler) and regression count the executed steps of a
+    plan: the rest, which Q does not tell apart, would hold the mean spread up however narrow the
     executed actions become.
-    policy_batch: R. policy_every: critic updates per policy update. scale_rate: rate of both EMAs.
 
     One rule chooses among M samples of the policy by the smallest Q of the critic: the best, or
     with `choice_temperature` c > 0 one drawn from softmax(min Q / (c T)), as the authors' code does
     with c = 1. M is act_candidates while exploring, start_candidates where x starts,
     target_candidates in the TD target and deploy_candidates in deployment, where the best is taken
-    unless deploy_temperature, in units of T too, is above 0. In a TD target the critic chooses and
-    the target critic evaluates: where one does both, its errors are chosen.
-    target_noise: scale of the noise that the TD target's action flows from; 0 evaluates the one
-    action that the centre of the noise flows to. explore_noise: Gaussian noise added while
-    exploring (action units).
+    unless deploy_temperature is above 0. In a TD target the critic chooses and the target critic
+    evaluates: where one does both, its errors are chosen.
+
+    Args:
+        temperature: Temperature T of the target density exp(Q / T), in the unit of
+            temperature_rule: lower is greedier. The first with rule spread.
+        temperature_rule: Unit of T: Q's standard deviation within states (fixed and spread), or Q
+            (absolute); spread also moves T until actions deviate by spread_target.
+        spread_target: Mean standard deviation of a state's actions that temperature_rule=spread
+            holds, in action units: larger explores more.
+        spread_rate: Step of log T towards spread_target per policy update and unit of log error; 0
+            keeps T.
+        scale_rate: Share by which the running deviations of Q and of the policy's actions move per
+            policy update.
+        policy_batch: Rows of a batch that a policy update uses, at most.
+        policy_every: Critic updates per policy update.
+        act_candidates: Samples of the policy per exploring action, of which choice_temperature
+            chooses one by Q; 1 leaves no choice.
+        target_candidates: Samples of the policy in the TD target, of which choice_temperature
+            chooses one by Q; 1 leaves no choice.
+        deploy_temperature: Temperature, in units of T, of the softmax that draws one of
+            deploy_candidates by their Q; 0 takes the one with the largest.
+        target_noise: Scale of the noise that the TD target's action flows from: 1 samples the
+            policy, 0 takes the one action of the noise's centre.
+        explore_noise: Standard deviation of the Gaussian noise added to exploring actions, in
+            action units (the box is -1 to 1).
     """
 
     pure = ("critic_loss", "policy_loss")

@@ -23,14 +23,26 @@ class RFMOffline(Implicit, Matching):
     """Reverse flow matching (arXiv:2601.08136) against an expectile critic, anchored to the data.
 
     The velocity is regressed on that of exp(Q / T) (`algos.reverse.Reverse`, the node `reverse`)
-    plus anchor_coef times the matching of recorded actions. At a point x the optimum is
-    (w v_rfm + c v_data) / (w + c) with the time weight w and c = anchor_coef: the anchor decides
-    how far the policy leaves the data, T how sharply it climbs. The critic is implicit
-    Q-learning's, so no target ever asks for the value of an unseen action; the policy step does.
-    B batch, R policy_batch, T chunk, Da action dimension.
+    plus anchor_coef times the matching of recorded actions. At a point x the optimum is (w v_rfm +
+    c v_data) / (w + c) with the time weight w and c = anchor_coef: the anchor decides how far the
+    policy leaves the data, T how sharply it climbs. The critic is implicit Q-learning's, so no
+    target ever asks for the value of an unseen action; the policy step does. B batch, R
+    policy_batch, T chunk, Da action dimension.
 
-    temperature: in units of an EMA (scale_rate) of the within-state standard deviation of Q, or,
-    with temperature_rule "absolute", of Q. act_candidates, explore_noise: on line, as in `RFM`.
+    Args:
+        temperature: Temperature T of the target density exp(Q / T), in the unit of
+            temperature_rule: lower is greedier.
+        temperature_rule: Unit of T: fixed, Q's standard deviation within states, or absolute, Q
+            itself.
+        scale_rate: Share by which the running deviations of Q and of the policy's actions move per
+            update.
+        anchor_coef: Weight of cloning the recorded actions against following Q: larger stays closer
+            to the data, 0 has no anchor.
+        policy_batch: Rows of a batch that estimate the velocity and clone in an update, at most.
+        act_candidates: Samples of the policy per action while acting online, of which
+            reverse.choice_temperature chooses one by Q; 1 leaves no choice.
+        explore_noise: Standard deviation of the Gaussian noise added to actions while acting
+            online, in action units (the box is -1 to 1).
     """
 
     pure = ("critic_loss", "policy_loss")

@@ -17,19 +17,23 @@ from .temperature import Temperature
 class SAC(OffPolicy):
     """Soft actor-critic with a learned temperature (arXiv:1812.05905).
 
-    Critic target y = r + discount (min Q'(s', a') - alpha log pi(a'|s')); the actor minimises
-    alpha log pi(a|s) - min Q(s, a); alpha keeps the entropy at `entropy_per_dim` times the
-    executed steps of T times Da. Densities and entropy are of those steps alone: a step of the
-    plan that is never executed has no reward to weigh against its entropy, and would use up the
+    Critic target y = r + discount (min Q'(s', a') - alpha log pi(a'|s')); the actor minimises alpha
+    log pi(a|s) - min Q(s, a). Densities and entropy are of the executed steps of T alone: a step of
+    the plan that is never executed has no reward to weigh against its entropy, and would use up the
     target for all.
 
     Over several decisions (`source.n_step`) the target counts one entropy bonus, that of the state
     it bootstraps from; those of the decisions in between are left out, which off-policy data do not
     tell, so alpha weighs about n times less in the values than in the actor.
 
-    alpha_lr: Adam. alpha: first temperature.
-    policy_every: critic updates per round of as many actor updates.
-    deploy_mean: deploy the mode (tanh of the mean) rather than a sample.
+    Args:
+        alpha_lr: Adam learning rate of the temperature.
+        alpha: First value of the temperature, which weighs the entropy of actions against Q.
+        entropy_per_dim: Entropy that the temperature holds, in nats per executed action element:
+            higher explores more.
+        policy_every: Critic updates between two rounds of as many policy updates: larger delays the
+            policy without fewer updates.
+        deploy_mean: Whether the mode (tanh of the mean) is deployed instead of a sample.
     """
 
     pure = ("critic_loss", "policy_loss")

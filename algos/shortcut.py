@@ -20,14 +20,18 @@ class Shortcut(JumpCloning):
         u(x, t, t + d) = (u(x, t, m) + u(x', m, t + d)) / 2,  m = t + d/2, x' = x + d/2 u(x, t, m)
 
     x = x_t of a demonstration; x' is where the network's own half step leads, not a point of the
-    demonstration's path. d = 2^-j with the level j uniform on 0 .. M - 2 and t = i d uniform on
-    the grid of d. M = floor(log2(max_steps)) + 2 levels of lengths: the longest is 1, the smallest
-    jump that is learnt is one step of max_steps (rounded down to a power of two). Half of that one
-    is no jump but asked as the velocity, s = t: this is where the chain of halvings rests on data.
+    demonstration's path. d = 2^-j with the level j uniform on 0 .. M - 2 and t = i d uniform on the
+    grid of d. M = floor(log2(max_steps)) + 2 levels of lengths: the longest is 1, the smallest jump
+    that is learnt is one step of max_steps. Half of that one is no jump but asked as the velocity,
+    s = t: this is where the chain of halvings rests on data.
 
-    consistency_share: rows that learn jumps, in [0, 1); the others learn the velocity.
-    max_steps: the most steps a jump is learnt for, at least 1. Further arguments as `Cloning`.
-    Raises ValueError for values outside these ranges.
+    Raises ValueError for a share outside [0, 1) and max_steps below 1.
+
+    Args:
+        consistency_share: Share of a batch's rows, below 1, that learn jumps from two half jumps;
+            the others learn the velocity.
+        max_steps: Largest number of steps that jumps are learned for, rounded down to a power of
+            two.
     """
 
     _: KW_ONLY

@@ -16,6 +16,10 @@ class TD3BC(Delayed):
 
     TD3 (`Delayed`) with the actor minimising -lambda mean Q_1(s, pi(s)) + |pi(s) - a|^2, lambda =
     alpha / mean|Q_1|, the mean over the batch and without gradient, so that alpha has no unit.
+
+    Args:
+        alpha: Weight of Q, divided by its mean size, against the squared distance to recorded
+            actions: larger leaves the data further.
     """
 
     _: KW_ONLY

@@ -1,24 +1,27 @@
-"""What classes say of themselves and of their keys: their docstrings, read without importing."""
+"""What classes say of themselves and of their keys: their docstrings, read without importing.
+
+A key's meaning stands in the section "Args:" of the class or function that takes it, or of one that
+this is made of.
+"""
 
 import ast
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from . import schema
 
-NAMES = re.compile(r"(?<![\w.=`])(\w+(?:(?:, | and | or )\w+)*): ")
-SENTENCE = re.compile(r"(?<=[.;]) (?=\S)")
-ELSEWHERE = re.compile(r"as (?:in|of) `(\w+)`")
+SECTION = re.compile(r"^Args:\n((?: {4}.*\n?|\n)+)", re.MULTILINE)
+ENTRY = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 ARXIV = re.compile(r"arXiv:\d{4}\.\d{4,5}")
-COMMON = {  # keys that mean the same in every network
-    "width": "units of a hidden layer",
-    "depth": "hidden layers",
-    "activation": "between layers: a function of torch.nn.functional, such as relu, silu, tanh",
-    "layer_norm": "normalise each hidden layer before its activation",
-    "members": "networks, of whose values the smallest counts",
-    "log_std_min": "least log standard deviation",
-    "log_std_max": "largest log standard deviation",
+NETWORKS = "rheo.policies."
+COMMON = {  # keys of networks that mean the same wherever the class does not say otherwise
+    "width": "Units of each hidden layer.",
+    "depth": "Number of hidden layers.",
+    "activation": "Nonlinearity between the layers: relu, silu, mish, gelu or tanh.",
+    "layer_norm": "Whether each hidden layer is layer-normalised before its activation.",
+    "log_std_min": "Lower bound of the log standard deviation of an element before the tanh.",
+    "log_std_max": "Upper bound of the log standard deviation of an element before the tanh.",
 }
 Defined = ast.ClassDef | ast.FunctionDef
 
@@ -32,13 +35,14 @@ def lineage(target: str) -> list[tuple[Defined, Path]]:
     _, file, name = schema.find(target)
     node = next(n for n in schema.parse(file).body if schema.named(n, name))
     assert isinstance(node, Defined)
-    return list(dict.fromkeys(ancestors(node, file)))
+    found = [*ancestors(node, file)]
+    return list(dict.fromkeys(reversed(found)))[::-1]  # a shared base behind all that build on it
 
 
 def ancestors(node: Defined, file: Path) -> Iterator[tuple[Defined, Path]]:
-    """A definition, and its bases as far as their source is ours."""
+    """A definition, and its bases, or what a function returns, as far as their source is ours."""
     yield node, file
-    for base in getattr(node, "bases", ()):
+    for base in node.bases if isinstance(node, ast.ClassDef) else [node.returns]:
         found = schema.definition(base.id, file) if isinstance(base, ast.Name) else None
         if found is not None and isinstance(found[0], ast.ClassDef):
             yield from ancestors(found[0], found[1])
@@ -83,53 +87,15 @@ def has(target: str, attribute: str) -> bool:
 
 
 def of_keys(target: str) -> dict[str, str]:
-    """What the docstrings say of each key.
-
-    "clip: of the ratio." up to the next key or the paragraph's end; of a key that has no such place
-    the sentences that name it.
-    """
-    keys = schema.from_source(target).keys
-    paragraphs = flowing(texts(target))
-    told = introduced(paragraphs, target)
-    for key, text in told.items():
-        there = ELSEWHERE.match(text)
-        if there:
-            other = f"{target.rpartition('.')[0]}.{there[1]}"
-            told[key] = introduced(flowing(texts(other)), other).get(key, text)
-    sentences = [each for paragraph in paragraphs for each in SENTENCE.split(paragraph)]
-    for key in keys:
-        naming = [each for each in sentences if re.search(rf"(?<![\w.]){key}(?![\w=])", each)]
-        if key not in told and (naming or key in COMMON):
-            told[key] = COMMON.get(key) or " ".join(naming[:2])
-    return told
+    """What each key of a target means, as the nearest class in its lineage documents it."""
+    told = dict(COMMON) if target.startswith(NETWORKS) else {}
+    for doc in reversed(texts(target)):
+        told |= arguments(doc)
+    return {key: told[key] for key in schema.from_source(target).keys if key in told}
 
 
-def flowing(docs: list[str]) -> list[str]:
-    """Paragraphs of docstrings, each on one line."""
-    return [" ".join(part.split()) for text in docs for part in text.split("\n\n")]
-
-
-def introduced(paragraphs: list[str], target: str) -> dict[str, str]:
-    """What follows where a target's parameters are introduced, the first place of each."""
-    own, told = schema.from_source(target), {}
-    for paragraph in paragraphs:
-        for names, text in marked(paragraph, {*own.keys, *own.slots}):
-            for name in names:
-                told.setdefault(name, text)
-    return told
-
-
-def marked(paragraph: str, keys: Container[str]) -> list[tuple[list[str], str]]:
-    """The keys that a paragraph introduces ("a, b and c: ..."), each with what follows."""
-    found = []
-    for match in NAMES.finditer(paragraph):
-        names = re.split(r", | and | or ", match[1])
-        while names and names[0] not in keys:
-            names = names[1:]  # "of T. rate and clip:" begins with other words
-        if names and all(name in keys for name in names):
-            found.append((names, match.start(), match.end()))
-    starts = [start for _, start, _ in found] + [len(paragraph)]
-    return [
-        (names, paragraph[after : starts[i + 1]].partition(" Raises ")[0].strip())
-        for i, (names, _, after) in enumerate(found)
-    ]
+def arguments(doc: str) -> dict[str, str]:
+    """The entries of a docstring's section "Args:" (Google's style), each on one line."""
+    section = SECTION.search(doc)
+    found = ENTRY.findall(section[1]) if section else []
+    return {name: " ".join(text.split()) for name, text in found}
