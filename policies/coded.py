@@ -16,13 +16,19 @@ from .normalize import Normalizer
 class NoiseMap(nn.Module):
     """w = bound M u: codes u [..., R, Da] in [-1, 1] to noises w [..., T, Da] (arXiv:2506.15799).
 
-    kind "interpolated": M is linear interpolation between R knots spread over the chunk, so that
-    R = T is every step its own noise and R = 1 one noise repeated over the chunk. "lowrank": the R
-    slowest cosines of the chunk. Rows of M ("interpolated") or M as a whole ("lowrank") are scaled
-    such that codes of independent N(0, 1 / bound^2) give noises of variance 1 (on average over the
-    steps for "lowrank"), the prior's. bound: the largest noise per element of a code; of two
-    methods that steer the same policy both are held to this one. Raises ValueError for a bound that
-    is not positive and rows outside 1 .. T.
+    kind "interpolated": M is linear interpolation between R knots spread over the chunk. "lowrank":
+    the R slowest cosines of the chunk. Rows of M ("interpolated") or M as a whole ("lowrank") are
+    scaled such that codes of independent N(0, 1 / bound^2) give noises of variance 1 (on average
+    over the steps for "lowrank"), the prior's. Of two methods that steer the same policy both are
+    held to one bound. Raises ValueError for a bound that is not positive and rows outside 1 .. T.
+
+    Args:
+        kind: How a code becomes the noise of a chunk: interpolated between knots along it, or
+            lowrank, a sum of its slowest cosines.
+        rows: Rows of a code, 1 to horizon: horizon gives every step its own noise, 1 repeats one
+            noise over the chunk.
+        bound: Largest noise that an element of a code makes, in standard deviations of the base's
+            noise.
     """
 
     matrix: Tensor
@@ -95,7 +101,11 @@ def coded_gaussian(
     log_std_min: float,
     log_std_max: float,
 ) -> TanhGaussian:
-    """A `TanhGaussian` over codes of `rows` rows instead of chunks."""
+    """A `TanhGaussian` over codes of `rows` rows instead of chunks.
+
+    Args:
+        rows: Rows of the codes that the actor chooses; the same as algo.noise_map.rows.
+    """
     return TanhGaussian(
         obs_dim, action_dim, rows, obs_norm, width=width, depth=depth, activation=activation,
         log_std_min=log_std_min, log_std_max=log_std_max,
@@ -114,7 +124,11 @@ def coded_critic(
     layer_norm: bool,
     activation: str,
 ) -> QEnsemble:
-    """A `QEnsemble` over codes of `rows` rows instead of chunks."""
+    """A `QEnsemble` over codes of `rows` rows instead of chunks.
+
+    Args:
+        rows: Rows of the codes that the critic judges; the same as algo.noise_map.rows.
+    """
     return QEnsemble(
         obs_dim, action_dim, rows, obs_norm, members=members, width=width, depth=depth,
         layer_norm=layer_norm, activation=activation,

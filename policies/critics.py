@@ -18,9 +18,12 @@ class QEnsemble(nn.Module):
 
     forward(obs [..., O], action [..., T, Da]) -> [E, ...]. The first matrix is split in an
     observation and an action part, so obs [B, O] (or [B, 1, O]) with action [B, N, T, Da] is
-    projected B times, not B N times. depth hidden layers of `width`; layer_norm normalises each
-    before its activation. Initialised as torch.nn.Linear, every member on its own. obs_norm:
-    statistics of the observations, the identity when there are none.
+    projected B times, not B N times. Initialised as torch.nn.Linear, every member on its own.
+    obs_norm: statistics of the observations, the identity when there are none.
+
+    Args:
+        members: Critics in the ensemble, of whose values mostly the smallest counts: more are more
+            pessimistic.
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class QEnsemble(nn.Module):
 
 
 class Value(nn.Module):
-    """State value: forward(obs [..., O]) -> [...]. Keys as in QEnsemble."""
+    """State value: forward(obs [..., O]) -> [...]."""
 
     def __init__(
         self,

@@ -14,7 +14,11 @@ class Editor(OnePass):
 
     obs [..., O], actions and noise [..., T, Da], log densities [...] of delta, summed over T * Da,
     or over the first `executed` steps of T alone. The last layer starts near zero, so the first
-    edits are small and centred. scale 0 never edits. Raises ValueError for a negative scale.
+    edits are small and centred. Raises ValueError for a negative scale.
+
+    Args:
+        scale: Largest change that an edit makes to an action element, in action units (the box is
+            -1 to 1); 0 never edits.
     """
 
     def __init__(

@@ -12,13 +12,17 @@ HOW = "export the module with torch.export.save (to .pt2), or torch.jit.script(m
 
 
 class Exported(nn.Module):
-    """act(obs [N, O], noise [N, T, Da]) -> actions [N, T, Da], read from `path`.
+    """act(obs [N, O], noise [N, T, Da]) -> actions [N, T, Da], read from a file.
 
     Files of `torch.export.save` (`.pt2`) and of TorchScript (`.pt`, `.ts`) are read; its program
-    takes observations as the environment gives them and noises, for any number of rows, and
-    returns actions in [-1, 1]. A program in float64 is given float64, and its actions are taken in
-    the noise's precision. Raises ValueError for a file that is missing, cannot be read, does not
-    take those inputs or answers with something else.
+    takes observations as the environment gives them and noises, for any number of rows, and returns
+    actions in [-1, 1]. A program in float64 is given float64, and its actions are taken in the
+    noise's precision. Raises ValueError for a file that is missing, cannot be read, does not take
+    those inputs or answers with something else.
+
+    Args:
+        path: File of the program, written by torch.export.save (.pt2) or TorchScript (.pt, .ts):
+            observations and noise to actions in [-1, 1].
     """
 
     def __init__(self, obs_dim: int, action_dim: int, horizon: int, *, path: str) -> None:

@@ -18,8 +18,8 @@ LENGTH_PERIODS = 1.0  # u changes slowly with the length of a step, and MeanFlow
 class FewStepPolicy(FlowPolicy):
     """A policy whose network is told where a step ends, not only where it starts.
 
-    u(x, t, s | obs) is the mean of the velocity over [t, s] along the flow's own trajectory from
-    x, so that x_s = x_t + (s - t) u(x_t, t, s) is exact for steps of any length (shortcut models
+    u(x, t, s | obs) is the mean of the velocity over [t, s] along the flow's own trajectory from x,
+    so that x_s = x_t + (s - t) u(x_t, t, s) is exact for steps of any length (shortcut models
     arXiv:2410.12557, mean flows arXiv:2505.13447); u(x, t, t) is the velocity. A transition of a
     grid is one such step, in `act`, `step`, `rollout` and `chain_logp` alike, and nothing else
     differs from `FlowPolicy`: `velocity`, `pred` and `match` ask at s = t.
@@ -28,14 +28,29 @@ class FewStepPolicy(FlowPolicy):
     layer starts at zero: a fresh policy is the plain flow of its network. Both embeddings should be
     of low frequency (the network's `time_periods`), since mean flow learns from the network's own
     derivative in t, which a wave of n periods multiplies by 2 pi n: with n = 16 it diverges (the
-    instability that arXiv:2410.11081 describes for consistency models). Legend, units and the
-    meaning of the arguments are those of `FlowPolicy`. Average velocities exist here on the linear
-    path, in the form v, with Euler's steps; what a clipped data prediction or DDIM noise need is
-    the velocity at t. So other values of path, levels, betas, prediction, sampler, eta and clip_a
-    raise ValueError.
+    instability that arXiv:2410.11081 describes for consistency models). Average velocities exist
+    here on the linear path, in the form v, with Euler's steps; what a clipped data prediction or
+    DDIM noise need is the velocity at t. So other values of path, levels, betas, prediction,
+    sampler, eta and clip_a raise ValueError.
 
     What an algorithm moves by matching velocities acts here only as far as the weights are shared,
     so those algorithms refuse it (`algos.losses.refuse_jumps`).
+
+    Args:
+        path: Probability path from noise to action: linear, the only one on which average
+            velocities exist here.
+        levels: Noise levels of a table, which a policy of average velocities does not have: null.
+        betas: Table of noise levels, which a policy of average velocities does not use: cosine, as
+            it ships.
+        prediction: What the network outputs: v, the average velocity; nothing else exists here.
+        steps: Steps per action, 1 or a few: each is one call of the network, however long.
+        sampler: Integrator of the steps: euler, which is exact for average velocities; nothing else
+            exists here.
+        eta: Share of DDPM's noise in each step, which average velocities do not allow: 0.
+        clip_x: Whether the end of each step is clipped to where actions lie.
+        clip_a: Whether a predicted action is clipped, which average velocities do not allow: false.
+        grid: Where the steps lie: uniform, or late, denser near the action; algo=shortcut needs
+            uniform.
     """
 
     jumps = True

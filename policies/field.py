@@ -35,27 +35,44 @@ class Place(NamedTuple):
 class Field(nn.Module):
     """What a network says at every point and time, and the transitions between two times.
 
-    Actions cross this interface in environment units [-1, 1]; points `x`, velocities and noise
-    are in the normalised units of `action_norm`. `prediction` says what the network outputs.
+    Actions cross this interface in environment units [-1, 1]; points `x`, velocities and noise are
+    in the normalised units of `action_norm`.
 
-    steps: integration steps used when a call names none. sampler: "euler" is the universal
-    transition x_s = A_s a + B_s eps (DDIM with eta = 0, arXiv:2010.02502; on the linear path
-    exactly Euler), "heun" adds a corrector to all steps but the last. eta: share of the DDPM
-    posterior noise in `rollout` where no function gives the noise, and in the actions of algorithms
-    that act by `drawn`; `act` never adds any. clip_x clips every transition's mean (as in
-    arXiv:2505.22094), clip_a its data prediction (as in DDPM samplers), to where actions lie:
-    [-1, 1] in normalised units, the range of the data with kind "minmax", and the walls of the box
-    with kind "gaussian", whose units know no range. Both apply to act, drawn, rollout and
-    chain_logp alike, and only to Euler's transitions: with Heun they raise ValueError. betas: the
-    table of noise levels of path "betas" (`policies.paths`).
+    Sampler "euler" is the universal transition x_s = A_s a + B_s eps (DDIM with eta = 0,
+    arXiv:2010.02502; on the linear path exactly Euler), "heun" adds a corrector to all steps but
+    the last. DDPM's noise is in `rollout` where no function gives the noise, and in the actions of
+    algorithms that act by `drawn`; `act` never adds any. clip_x (as in arXiv:2505.22094) and clip_a
+    (as in DDPM samplers) clip to where actions lie: [-1, 1] in normalised units, the range of the
+    data with kind "minmax", and the walls of the box with kind "gaussian", whose units know no
+    range. Both apply to act, drawn, rollout and chain_logp alike, and only to Euler's transitions:
+    with Heun they raise ValueError.
 
-    squash: "clip" clips the final action to [-1, 1]; "tanh" learns the flow before a
-    tanh, so its density has no walls; it ends at the box, or at the range of the data with kind
-    "minmax". It raises ValueError with kind "gaussian", where it would end at one standard
-    deviation, and with clip_x or clip_a, which would cap actions at tanh(1). deploy_scale: of
-    the noise that deployed actions start from; 1 samples the policy, 0 takes the one action that
-    the centre of the noise flows to. grid: where the integration steps lie, "uniform" or "late"
-    (`policies.paths`); of every sampler and likelihood alike.
+    Before a tanh the density has no walls; it ends at the box, or at the range of the data with
+    kind "minmax". It raises ValueError with kind "gaussian", where it would end at one standard
+    deviation, and with clip_x or clip_a, which would cap actions at tanh(1).
+
+    Args:
+        path: Probability path from noise to action: linear (rectified flow), cosine (variance
+            preserving) or betas (a table of DDPM's noise levels).
+        levels: Number of noise levels in the table of path=betas; null with the other paths.
+        betas: Table of noise levels of path=betas: cosine (improved DDPM) or vp (variance
+            preserving, for few levels).
+        prediction: What the network outputs: v (velocity), eps (noise) or a (action).
+        steps: Integration steps per action: more are slower and follow the flow more closely.
+        sampler: Integrator: euler (DDIM on diffusion paths), or heun (second order, about twice the
+            network calls; no clip_x, clip_a or likelihood).
+        eta: Share of DDPM's noise in each denoising step, for algorithms that use a noisy chain: 0
+            is deterministic (DDIM), 1 is DDPM.
+        clip_x: Whether the mean of each integration step is clipped to where actions lie;
+            sampler=euler only.
+        clip_a: Whether the action predicted in each integration step is clipped to where actions
+            lie, as DDPM does; sampler=euler only.
+        squash: How actions come into the box: clip cuts the final action, tanh learns the flow
+            before a tanh.
+        deploy_scale: Factor on the noise that deployed actions start from: 1 samples the policy, 0
+            takes one action per state.
+        grid: Where the integration steps lie: uniform, or late, denser near the action, which
+            narrows sharp policies less.
     """
 
     jumps = False  # whether a step asks for more than the velocity where it starts

@@ -110,8 +110,11 @@ class Gaussian(OnePass):
 
     The density is that of the raw action; whoever acts clips it to [-1, 1], so recorded actions on
     the border have a density like all others. obs [..., O], noise and actions [..., T, Da], log
-    densities [...] summed over T * Da, or over the first `executed` steps of T alone. std: at the
-    start.
+    densities [...] summed over T * Da, or over the first `executed` steps of T alone.
+
+    Args:
+        std: First standard deviation of every action element, in action units (the box is -1 to 1);
+            it is learned from there.
     """
 
     def __init__(
@@ -159,10 +162,7 @@ class Gaussian(OnePass):
 
 
 class Deterministic(OnePass):
-    """a = tanh(net(obs)) in [-1, 1] (arXiv:1802.09477): forward(obs [..., O]) -> [..., T, Da].
-
-    depth hidden layers of `width`.
-    """
+    """a = tanh(net(obs)) in [-1, 1] (arXiv:1802.09477): forward(obs [..., O]) -> [..., T, Da]."""
 
     def __init__(
         self,

@@ -128,7 +128,13 @@ class TimeEmbedding(nn.Module):
 
 
 class Conditioned(nn.Module):
-    """What every network over chunks begins with: `encode` and `embed`, to [..., width]."""
+    """What every network over chunks begins with: `encode` and `embed`, to [..., width].
+
+    Args:
+        encoder_depth: Layers that encode the observation, once per action.
+        time_periods: Periods over the path of the time embedding's fastest wave: lower makes the
+            network smoother in time.
+    """
 
     def __init__(
         self,
@@ -157,9 +163,11 @@ class MLP(Conditioned):
         h = Wx x + feat + emb;   h <- h + W_i act(h), i = 1..depth;   out = Wo act(h)
 
     Adding projections at the input is the concatenation [x, obs, t] of common policies with its
-    first matrix split in three, which is what allows observation and time to be encoded apart.
-    The output layer starts at zero. width W, depth residual layers, encoder_depth layers for obs.
-    time_periods: the highest frequency of the time embedding.
+    first matrix split in three, which is what allows observation and time to be encoded apart. The
+    output layer starts at zero.
+
+    Args:
+        depth: Number of residual layers between inlet and output.
     """
 
     def __init__(
@@ -192,10 +200,15 @@ class MLP(Conditioned):
 class UNet1d(Conditioned):
     """Convolutions along the chunk with skips between resolutions, FiLM-conditioned.
 
-    The layout of diffusion policies (arXiv:2303.04137): one level per entry of `widths`, each
-    two residual blocks down and one up, halved in time by a strided convolution and restored by
-    interpolation to the length of its skip, so every horizon works, 1 included. `width` is that
-    of the condition, `kernel` odd, every entry of `widths` a multiple of `groups`.
+    The layout of diffusion policies (arXiv:2303.04137): one level per entry of `widths`, each two
+    residual blocks down and one up, halved in time by a strided convolution and restored by
+    interpolation to the length of its skip, so every horizon works, 1 included.
+
+    Args:
+        width: Units of the condition, which encodes observation and time.
+        widths: Channels of each resolution, from the full one to the coarsest; multiples of groups.
+        kernel: Length of the convolutions in steps of the chunk; an odd number.
+        groups: Groups of the group normalisation; a divisor of every entry of widths.
     """
 
     def __init__(
@@ -270,7 +283,12 @@ class _FilmBlock(nn.Module):
 class Transformer(Conditioned):
     """Self-attention over the steps of the chunk and one condition token feat + emb.
 
-    Pre-norm blocks (arXiv:2002.04745) with learned positions; width W, depth blocks, heads.
+    Pre-norm blocks (arXiv:2002.04745) with learned positions.
+
+    Args:
+        width: Width of a token, which stands for one step of the chunk; a multiple of heads.
+        depth: Number of attention blocks.
+        heads: Attention heads of each block; a divisor of width.
     """
 
     def __init__(

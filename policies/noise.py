@@ -18,13 +18,19 @@ class NoiseNet(OnePass):
     """std(obs, t) within bounds, for the transitions of `FlowPolicy.rollout` (arXiv:2505.22094).
 
     log var = lv_min + (lv_max - lv_min) (tanh z + 1) / 2 with z from a tanh network on the
-    normalised observation and the features of t; z starts at 0, where the std is the geometric
-    mean of the bounds. obs [..., O], t [K] -> [..., K, T, Da], in normalised action units.
+    normalised observation and the features of t; z starts at 0, where the std is the geometric mean
+    of the bounds. obs [..., O], t [K] -> [..., K, T, Da], in normalised action units.
 
-    std_min, std_max: the bounds. schedule: "learn" keeps them, "learn_decay" holds std_max for 35 %
-    of the run and brings it down to 0.3 std_min + 0.7 std_max on a cosine, "const" is the geometric
-    mean whatever the network says. tuned_steps: how many of the last transitions have learned
-    noise; those before have std_min. None: all. The noise is for learning: it is not deployed.
+    Schedule "learn_decay" holds std_max for 35 % of the run and brings it down to 0.3 std_min + 0.7
+    std_max on a cosine. The noise is for learning: it is not deployed.
+
+    Args:
+        std_min: Least standard deviation of a denoising step's noise, in normalised action units.
+        std_max: Largest standard deviation of a denoising step's noise, in normalised action units.
+        schedule: How the noise goes: learn keeps both bounds, learn_decay lowers std_max during the
+            run, const is always the bounds' geometric mean.
+        tuned_steps: Denoising steps with learned noise, the last ones; those before have std_min;
+            null: all.
     """
 
     def __init__(

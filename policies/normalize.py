@@ -16,22 +16,27 @@ REACH = 10.0  # scales from the centre beyond which an observation says no more 
 class Normalizer(nn.Module):
     """Per-dimension affine map `(x - shift) / scale` of the last axis, fitted once on data.
 
-    kind: minmax maps the data's range to [-1, 1]; gaussian to zero mean and unit deviation;
-    none is the identity and needs no fit. A constant dimension has no scale of its own: it is
-    only shifted (unit scale), so it becomes 0, and `fit` reports it.
+    A constant dimension has no scale of its own: it is only shifted (unit scale), so it becomes 0,
+    and `fit` reports it.
 
     A dimension that hardly moves has a scale of at least NEARLY of its largest magnitude: noise of
     1e-5 around 0.5 is no unit to measure a later 0.6 by. The rule looks at a dimension's own
     numbers only, so it is the same in every unit: 1e-4 m around 0 beside others of 100 keep their
     scale, and what varies by less than NEARLY of its offset is damped, not lost.
 
-    What lies further out than `reach` scales counts as lying there: a network does not extrapolate
-    without end. An arm that turns where no demonstration was is hundreds of deviations away, where
-    what a policy makes of it, and the gradient of that, are of no size that can be learned from.
-    `scaled` has the distance itself.
+    A network does not extrapolate without end, so what lies beyond the reach counts as lying there.
+    An arm that turns where no demonstration was is hundreds of deviations away, where what a policy
+    makes of it, and the gradient of that, are of no size that can be learned from. `scaled` has the
+    distance itself.
 
-    Using it before `fit` raises RuntimeError; data of another size raises ValueError. `feature`
-    is the name of the normalised quantity in those messages.
+    Using it before `fit` raises RuntimeError; data of another size raises ValueError.
+
+    Args:
+        kind: Normalisation of each dimension: minmax maps the data's range to [-1, 1], gaussian to
+            mean 0 and deviation 1, none leaves numbers alone.
+        feature: Name of the normalised quantity in messages.
+        reach: Distance from the centre, in scales, beyond which a number counts as lying there;
+            infinite unless set.
     """
 
     shift: Tensor

@@ -13,9 +13,13 @@ from .normalize import Normalizer, statistics
 class Head(OnePass):
     """delta ~ N(mean(obs, a_b, phase), std^2), one step at a time (ResiP, arXiv:2407.16677).
 
-    seen [..., O + Da + 1] as `envs.residual.Residual` gives it; obs_norm acts on its first O
+    seen [..., O + Da + 1] as `envs.residual_env.Residual` gives it; obs_norm acts on its first O
     numbers. The mean starts at 0, so deployed behaviour starts as the base's. Actions [..., 1, Da]
     are raw: whoever executes clips them to [-1, 1]; log densities [...] are of those.
+
+    Args:
+        std: First standard deviation of a correction's elements, as a share of algo.residual_scale;
+            it is learned from there.
     """
 
     def __init__(

@@ -170,9 +170,18 @@ def climbed(critic: Any, obs: Tensor, action: Tensor, rounds: int, rate: float) 
 class Settings:
     """A chain's words and their numbers.
 
-    n: candidates of a choice. temperature: of "soft"; 0 takes the best. weight: of "rlg".
-    particles: of "svdd" and "doob", tilt: their temperature; both temperatures in units of Q.
-    rounds: of "climb", rate: its actions' units per unit of the gradient.
+    Args:
+        words: What deployed actions go through: one sampler (rlg, svdd, doob or inpaint), climb,
+            then one choice (best or soft).
+        n: Candidates drawn per state, of which best or soft chooses one.
+        temperature: Temperature of soft's draw among the candidates, in units of Q; 0 takes the one
+            with the largest Q.
+        weight: Place of rlg between two policies: 0 is the reference, 1 the run's own, above 1 goes
+            further the same way.
+        particles: Points that svdd or doob tries in each denoising step; doob needs an even number.
+        tilt: Temperature of svdd and doob, in units of Q: lower follows Q more sharply.
+        rounds: Gradient steps of climb on Q, per action.
+        rate: Step size of climb, in action units per unit of dQ/da.
     """
 
     words: list[str]

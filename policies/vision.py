@@ -42,17 +42,22 @@ class Eye(nn.Module):
     """Normalised numbers and encoded images of an observation: [..., dim] -> [..., out_dim].
 
     A step of an observation is [state, pixels of each image]; it becomes [normalised state,
-    features of each image]. Every image has an encoder of its own, shared by all steps. shift:
-    pixels by which a run moves images at random before it learns from them.
+    features of each image]. Every image has an encoder of its own, shared by all steps.
 
-    frozen: it is given what `encode` makes of an observation, [state, features] of every step, and
-    has only the state to normalise; both ways give the same numbers to the last bit. The encoders
-    do not learn then, and only the eye that `holds` them has them.
+    A frozen one is given what `encode` makes of an observation, [state, features] of every step,
+    and has only the state to normalise; both ways give the same numbers to the last bit. The
+    encoders do not learn then, and only the eye that `holds` them has them.
 
     Without gradients images are encoded one at a time on the CPU: as fast as many together, the
     bits of one do not depend on the others, and memory stays small.
 
     Raises ValueError where the images do not fit the observation.
+
+    Args:
+        shift: Pixels by which images are moved at random in training, at most, in either direction;
+            0: none.
+        frozen: Whether the trained encoder of init=RUN stays as it is, so that the run learns from
+            its features; false trains it.
     """
 
     def __init__(
@@ -135,7 +140,9 @@ def look(net: nn.Module, numbers: Tensor, height: int) -> Tensor:
 class CNNEye(Eye):
     """Through a small CNN that tells where each of its channels looks (`SpatialCNN`).
 
-    channels: of its first layers. shift, frozen: see `Eye`.
+    Args:
+        channels: Channels of the first two of four convolutions, a multiple of 8; the last two have
+            twice as many.
     """
 
     def __init__(self, view: View, *, channels: Count, shift: Natural, frozen: bool) -> None:
@@ -143,9 +150,11 @@ class CNNEye(Eye):
 
 
 class ResNetEye(Eye):
-    """Through a `ResNet18` with group normalisation; shift and frozen: see `Eye`.
+    """Through a `ResNet18` with group normalisation.
 
-    channels: of its first layers, doubled at each of the three later ones.
+    Args:
+        channels: Channels of the first of four stages, a multiple of 16, doubled at each later one;
+            64 is the published network.
     """
 
     def __init__(self, view: View, *, channels: Count, shift: Natural, frozen: bool) -> None:
@@ -153,9 +162,14 @@ class ResNetEye(Eye):
 
 
 class ViTEye(Eye):
-    """Through a small vision transformer (`ViT`); shift and frozen: see `Eye`.
+    """Through a small vision transformer (`ViT`).
 
-    patch: pixels of a patch's side. depth, width, heads: of the transformer. embedding: features.
+    Args:
+        patch: Side of an image patch in pixels; patches overlap by half.
+        depth: Number of transformer layers.
+        width: Width of a patch's token; a multiple of heads.
+        heads: Attention heads of each layer; a divisor of width.
+        embedding: Numbers that an image becomes, its features.
     """
 
     def __init__(
