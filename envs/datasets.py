@@ -34,19 +34,27 @@ class Dataset:
     S steps, F known successors, To history, Tp chunk. Histories before an episode's start repeat
     its first observation, chunks past its end repeat its last action and say so in `inside`.
 
-    path: file or folder, the name of a known data set (docs/reference/data.md has formats), or
-    several of them, joined. batch_size: windows a batch. holdout: share of episodes kept for
-    validation, at least one unless it is 0; the choice is fixed, whatever the run's seed. Or the
-    filter key (robomimic's mask/valid) whose demonstrations validate and are not trained on.
-    obs_steps: observations of history. on_bad: what happens to episodes with broken numbers or
-    actions outside [-1, 1]: "refuse" the file, "drop" those episodes, or "clip" actions (other
-    faults still refuse). action_scale: the unit of actions in the file, [-1, 1] or that of the
-    run's environment `env` (`units.in_unit`). storage: "mmap" keeps the large arrays in a temporary
-    file. obs_keys: which observations of a file that names several; without it those of the
-    environment, where there is one with names. filter: the filter key whose demonstrations are
-    read. time_limit: steps after which an episode is cut where the file marks no end. features: how
-    many numbers a trained encoder makes of a step's images, which `encode` puts in their place;
-    None: these stay.
+    Which episodes validate is fixed, whatever the run's seed. Units of actions are
+    `units.in_unit`'s, by the run's environment `env`. features: how many numbers a trained encoder
+    makes of a step's images, which `encode` puts in their place; None: these stay.
+
+    Args:
+        path: File, folder or name of a data set (`rheo info data` lists layouts), or a list of
+            several, which are joined.
+        batch_size: Rows per update: each step of a recording begins one, an observation history
+            with the actions that follow.
+        holdout: Share of the episodes kept for validation (0: none, else at least one), or a filter
+            key whose demonstrations validate.
+        obs_steps: Observations of history that a policy sees, the latest included.
+        on_bad: What broken numbers or actions outside [-1, 1] lead to: refuse the file, drop those
+            episodes, or clip actions a little outside.
+        action_scale: Unit of the file's actions: unit ([-1, 1]), physical (the environment's or
+            file's bounds), extremes (their own), recorded (as the file says), or auto.
+        storage: Where large arrays are held: ram, or mmap, a temporary file on disk.
+        obs_keys: Observations that are read of a file that names several; null: those of the
+            environment, else the usual ones.
+        filter: Filter key (robomimic's mask/NAME) whose demonstrations alone are read; null: all.
+        time_limit: Steps after which an episode is cut where the file marks no end; null: nowhere.
     """
 
     generator: torch.Generator
@@ -209,15 +217,23 @@ class Dataset:
 class Transitions(Dataset):
     """Transitions between the decisions of a policy that executes Ta actions of every chunk.
 
-    For a step s with n = min(n_step Ta, steps left) the batch holds sum_k gamma^k r_{s+k} over
-    the n steps, gamma^n (1 - terminated) and the observation n steps on, so an n-step target is
-    `reward + discount * value(next_obs)`; a cut episode keeps its bootstrap, and its last decisions
-    are left out only where the recording does not hold the observation after its end.
+    For a step s with n = min(n_step Ta, steps left) the batch holds sum_k gamma^k r_{s+k} over the
+    n steps, gamma^n (1 - terminated) and the observation n steps on, so an n-step target is `reward
+    + discount * value(next_obs)`; a cut episode keeps its bootstrap, and its last decisions are
+    left out only where the recording does not hold the observation after its end.
 
-    execute: Ta. n_step: decisions until the bootstrap (`envs.nstep` says what more than 1 biases).
-    gamma: discount per environment step. reward_norm: "return_range" multiplies rewards by
-    RETURN_RANGE / (best - worst return), as in arXiv:2110.06169; "none" leaves them; "auto" scales
-    dense rewards and leaves sparse ones (a goal's 0 and 1), whose range is that of one step.
+    reward_norm "return_range" multiplies rewards by RETURN_RANGE / (best - worst return), as in
+    arXiv:2110.06169; sparse rewards (a goal's 0 and 1) have a range that is that of one step, and
+    "auto" leaves them.
+
+    Args:
+        batch_size: Transitions per update.
+        execute: Actions of each chunk that are executed before the next decision; as env.execute.
+        n_step: Decisions whose rewards a transition sums before its bootstrap: 1 is one-step TD,
+            more spread rewards faster but favour the recorded behaviour.
+        gamma: Discount per environment step, above 0 and at most 1; as env.gamma.
+        reward_norm: Scale of rewards: none leaves them, return_range makes returns span 1000, auto
+            does so where rewards are dense.
     """
 
     _: KW_ONLY
@@ -315,9 +331,12 @@ class Transitions(Dataset):
 class Mixed:
     """Batches of which a share comes from recorded data and the rest from a running replay.
 
-    replay, dataset: the two sources; their batch sizes are set here. batch_size: rows a batch.
-    offline_share: share of recorded rows. The replay's rewards get the data's factor. The order of
-    a batch's rows is random.
+    replay, dataset: the two sources; their batch sizes are set here. The replay's rewards get the
+    data's factor. The order of a batch's rows is random.
+
+    Args:
+        batch_size: Rows per update, recorded and replayed ones together.
+        offline_share: Share of each batch that is recorded; the rest is the replay's.
     """
 
     def __init__(

@@ -53,13 +53,23 @@ class Choose(Protocol):
 class Replay(Acting):
     """Off-policy experience: acts in the environments and samples from everything seen.
 
-    batch_size: transitions a batch. capacity: transitions kept. warmup: environment frames of
-    uniform random actions before the first batch, or of the algorithm's own if warmup_policy.
-    update_ratio: batches per environment frame after the warm-up, exact at any time up to the
-    batches that one decision pays for. Frames are those of all ranks, batches and transitions those
-    of each. kept_rows: rows of what is kept of a chunk where the
-    algorithm keeps a code in its place (`Coded`); None: those of the chunk. n_step: decisions
-    whose rewards a transition sums before its bootstrap (`envs.nstep`); 1: none but its own.
+    Of several ranks frames are those of all, batches and transitions those of each. What an
+    algorithm keeps in a chunk's place is a `Coded`; what more than one decision until the bootstrap
+    biases is in `envs.nstep`.
+
+    Args:
+        capacity: Transitions that the replay keeps; beyond that the oldest are overwritten.
+        batch_size: Transitions per update.
+        warmup: Environment frames before the first update, acted on at random unless warmup_policy
+            is set; 0: none.
+        update_ratio: Updates per environment frame after the warm-up, exact up to those that one
+            decision pays for.
+        warmup_policy: Whether the algorithm's own actions fill the warm-up, instead of uniformly
+            random ones.
+        kept_rows: Rows that the replay keeps of an action, where the algorithm keeps codes in their
+            place (dsrl_sac); null: horizon.
+        n_step: Decisions whose rewards a transition sums before its bootstrap: 1 is one-step TD,
+            more spread rewards faster but favour old behaviour.
     """
 
     def __init__(
@@ -207,12 +217,15 @@ def refuse_large(env: ChunkEnv, capacity: int) -> None:
 
 
 class Rollouts(Acting):
-    """On-policy experience: `decisions` chunks in every environment per call.
+    """On-policy experience: a number of chunks (S) in every environment per call.
 
-    decisions: chunks per environment and rollout (S). A rollout lives until the next call, which
-    writes over it. Actions are clipped to [-1, 1] where they are executed, not where they are kept.
-    Images are shifted before they are acted on and kept so: the policy that learns from a decision
-    sees what the one that took it saw.
+    A rollout lives until the next call, which writes over it. Actions are clipped to [-1, 1] where
+    they are executed, not where they are kept. Images are shifted before they are acted on and kept
+    so: the policy that learns from a decision sees what the one that took it saw.
+
+    Args:
+        decisions: Decisions in every environment per rollout; a decision executes one chunk of
+            env.execute actions.
     """
 
     def __init__(

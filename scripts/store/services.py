@@ -51,10 +51,13 @@ class Service(Protocol):
 class Wandb:
     """Weights & Biases.
 
-    project: rows of runs that belong together. entity: user or team, your own when null. group: of
-    runs, the sweep's name when null. mode: online, offline (files in the run's folder, which `wandb
-    sync` sends) or null (what WANDB_MODE says, else online). timeout: seconds without an answer
-    after which the run goes on without it.
+    Args:
+        project: Project whose table the run is a row of.
+        entity: User or team that the project is of; null: your own.
+        group: Name under which runs are shown together; null: the sweep's.
+        mode: Where rows go: online, or offline, files in the run's folder for `wandb sync`; null:
+            as WANDB_MODE says, else online.
+        timeout: Seconds without an answer after which the run goes on without this tracker.
     """
 
     def __init__(
@@ -100,9 +103,12 @@ class Wandb:
 class Trackio:
     """Trackio, a table on this machine or in a Space of Hugging Face.
 
-    project: rows of runs that belong together. space_id: USER/SPACE to send to; a table on this
-    machine (`trackio show`) when null. group: of runs, the sweep's name when null. timeout: seconds
-    without an answer after which the run goes on without it.
+    Args:
+        project: Project whose table the run is a row of.
+        space_id: Space of Hugging Face to send to, as USER/SPACE; null: a table on this machine
+            (`trackio show`).
+        group: Name under which runs are shown together; null: the sweep's.
+        timeout: Seconds without an answer after which the run goes on without this tracker.
     """
 
     def __init__(
@@ -136,10 +142,13 @@ class Trackio:
 class Mlflow:
     """MLflow.
 
-    project: the experiment that runs are of. uri: of the tracking server or store (http://...,
-    sqlite:///FILE); null: what MLFLOW_TRACKING_URI says, else mlflow.db beside the run's folder.
-    group: a tag of runs, the sweep's name when null. timeout: seconds without an answer after which
-    the run goes on without it.
+    Args:
+        project: Experiment that the run is of.
+        uri: Tracking server or store (http://..., sqlite:///FILE); null: as MLFLOW_TRACKING_URI
+            says, else mlflow.db beside the run's folder.
+        group: Value of the run's tag group, by which runs are found together; null: the sweep's
+            name.
+        timeout: Seconds without an answer after which the run goes on without this tracker.
     """
 
     def __init__(
