@@ -47,9 +47,9 @@ class Guided(Matching):
     a Gaussian is then tilted by exactly exp(Q / (2 eta mean|Q|)).
 
     Critics learn r + discount V'(s'), V' the mean over target_candidates actions of the averaged
-    policy for every target critic, joined by `join`. "score" counts the executed steps of a plan alone, whose
-    gradients are those with a meaning; "shift" clones plans whole. B batch, T chunk, Da action
-    dimension.
+    policy for every target critic, joined by `join`. "score" counts the executed steps of a plan
+    alone, whose gradients are those with a meaning; "shift" clones plans whole. B batch, T chunk,
+    Da action dimension.
 
     Args:
         rule: Loss of the noise prediction: score follows the gradient of Q alone (QSM), shift
@@ -57,9 +57,9 @@ class Guided(Matching):
         gradient: Where rule=shift takes the gradient of Q: point, at the noisy action, as
             published; mean, at the action predicted from it.
         temperature: Temperature of rule=score, in units of the mean size of the elements of dQ/da:
-            lower is greedier. null with rule=shift.
+            lower is greedier; null with rule=shift.
         eta: Weight of cloning in rule=shift: larger stays closer to the data; the first value where
-            there is a threshold. null with rule=score.
+            there is a threshold; null with rule=score.
         eta_rate: Step of eta per unit by which the cloning error exceeds threshold (1 unit at
             most), per policy update.
         threshold: Cloning error per element (rule=shift) above which eta grows and below which it

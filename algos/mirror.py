@@ -57,15 +57,15 @@ class Mirror(BestOf, Averaged):
         particles: Actions that the old policy draws at each state, to be weighed by Q; at least 2.
         weights: How Q becomes weights: softmax of Q / T, linear or square (a truncated power of Q /
             T), or positive, the advantages above 0.
-        temperature: Temperature T of the weights, in units of Q, the first where there is a
-            target_kl: lower is greedier. null with weights=positive.
-        target_kl: KL divergence of the weights from uniform ones, in nats, that T is moved to; null
-            keeps T. At most 0.6 log(particles).
-        dual_rate: Step of log T towards target_kl per policy update and unit of log error; without
-            effect when target_kl is null.
+        temperature: Temperature T of the weights, in units of Q, its first value with target_kl:
+            lower is greedier; null with weights=positive.
+        target_kl: KL divergence of the weights from uniform ones, in nats, that temperature is
+            adapted to; at most 0.6 log(particles); null keeps it.
+        dual_rate: Step of the temperature's logarithm towards target_kl, per policy update and unit
+            of log error; without effect when that is null.
         join: How critics join to the value that weighs an action: min, the smallest, or mean.
-        old_every: Updates after which the old policy, whose actions are weighed, becomes the policy
-            again; 1: it always is.
+        old_every: Updates after which the old policy, whose actions are weighed, is replaced by the
+            current one; 1: it always is the current one.
         sample_noise: Standard deviation of the Gaussian noise added to actions before they are
             weighed, in action units (the box is -1 to 1).
         kept: Actions per state, the best of particles, that weights=positive matches; null: all.

@@ -73,14 +73,14 @@ class Estimation:
             the others start from the policy's own.
         weighting: Weight of the velocity error: uniform; ramp, less before t = 0.2; data or noise,
             as an error of the predicted action or noise.
-        control: Control variates of estimator=combined: ridge regresses all of them, published has
-            the authors' one coefficient per dimension (support=tanh only).
+        control: Control variates of estimator=combined: ridge regresses all of them, published
+            takes the authors' one coefficient per dimension (support=tanh only).
         walls: Place of the density's walls with support=box, in units of the action limits, at
             least 1: further out reaches limits sooner.
         start_candidates: Own samples per row of which one is chosen by Q for the noisy point to
             start from; 1 leaves no choice.
-        choice_temperature: Temperature, in units of T, of the softmax that draws one of several
-            samples by Q; 0 takes the one with the largest.
+        choice_temperature: Temperature, as a multiple of the density's, of the softmax that draws
+            one of several samples by Q; 0 takes the one with the largest.
     """
 
     particles: Count

@@ -40,23 +40,23 @@ class RFM(Estimation, BestOf, Averaged):
 
     Args:
         temperature: Temperature T of the target density exp(Q / T), in the unit of
-            temperature_rule: lower is greedier. The first with rule spread.
-        temperature_rule: Unit of T: Q's standard deviation within states (fixed and spread), or Q
-            (absolute); spread also moves T until actions deviate by spread_target.
+            temperature_rule: lower is greedier; its first value with temperature_rule=spread.
+        temperature_rule: Unit of temperature: Q's standard deviation within states (fixed, spread)
+            or Q itself (absolute); spread also adapts it until actions deviate by spread_target.
         spread_target: Mean standard deviation of a state's actions that temperature_rule=spread
             holds, in action units: larger explores more.
-        spread_rate: Step of log T towards spread_target per policy update and unit of log error; 0
-            keeps T.
+        spread_rate: Step of the temperature's logarithm towards spread_target, per policy update
+            and unit of log error; 0 keeps it.
         scale_rate: Share by which the running deviations of Q and of the policy's actions move per
             policy update.
-        policy_batch: Rows of a batch that a policy update uses, at most.
+        policy_batch: States of a batch that a policy update uses, at most.
         policy_every: Critic updates per policy update.
         act_candidates: Samples of the policy per exploring action, of which choice_temperature
             chooses one by Q; 1 leaves no choice.
         target_candidates: Samples of the policy in the TD target, of which choice_temperature
             chooses one by Q; 1 leaves no choice.
-        deploy_temperature: Temperature, in units of T, of the softmax that draws one of
-            deploy_candidates by their Q; 0 takes the one with the largest.
+        deploy_temperature: Temperature, as a multiple of the density's, of the softmax that draws
+            one of deploy_candidates by their Q; 0 takes the one with the largest.
         target_noise: Scale of the noise that the TD target's action flows from: 1 samples the
             policy, 0 takes the one action of the noise's centre.
         explore_noise: Standard deviation of the Gaussian noise added to exploring actions, in

@@ -32,8 +32,8 @@ class RFMOffline(Implicit, Matching):
     Args:
         temperature: Temperature T of the target density exp(Q / T), in the unit of
             temperature_rule: lower is greedier.
-        temperature_rule: Unit of T: fixed, Q's standard deviation within states, or absolute, Q
-            itself.
+        temperature_rule: Unit of temperature: fixed, Q's standard deviation within states, or
+            absolute, Q itself.
         scale_rate: Share by which the running deviations of Q and of the policy's actions move per
             update.
         anchor_coef: Weight of cloning the recorded actions against following Q: larger stays closer

@@ -219,8 +219,8 @@ def chunked(
         gamma: Discount per environment step, above 0 and at most 1.
         randomise: Ranges of factors by which the worlds of backend=warp differ, as {mass: [0.8,
             1.2], friction: ..., damping: ...}; empty: not at all.
-        options: Options of the environment's own constructor, by name; also obs_keys, and cameras and
-            size for MuJoCo's.
+        options: Options of the environment's own constructor, by name; also obs_keys, and cameras
+            and size for MuJoCo's.
     """
     if id is None:
         return None
