@@ -105,7 +105,7 @@ def follow(before: Sequence[str], word: str, verbs: Sequence[str]) -> list[str]:
     if verb == "zoo":
         found = list(recipes())
     if verb == "info":
-        found = [*GROUPS, "data", *(f"{group}=" for group in GROUPS)]
+        found = [*GROUPS, "data", "run", *(f"{group}=" for group in GROUPS)]
     return starting([*found, *(FIRST.get(verb, ()) if len(before) == 1 else ())], word)
 
 

@@ -15,7 +15,7 @@ from .config import meanings, schema
 from .config.annotations import shown
 from .config.compose import compose_groups
 from .config.inherit import word
-from .config.top import HOME, inside, walk
+from .config.top import HOME, LIMIT, MEANINGS, TOP, inside, suite_of, walk
 from .config.words import flags
 
 USAGE = {
@@ -23,6 +23,7 @@ USAGE = {
 usage: rheo info                  which groups there are to choose from
        rheo info algo             the algorithms, by what they need; likewise env, policy, critic,
                                   source, eye, recipe, and data (layouts that are read)
+       rheo info run              keys beside the groups: steps, seed, horizon, init, limits.q, ...
        rheo info algo=rfm         its keys: value, type, meaning, and the papers""",
 }
 GROUPS = {  # what is listed by its own file, and what it is
@@ -35,6 +36,14 @@ GROUPS = {  # what is listed by its own file, and what it is
     "env": "environments",
     "tracker": "where metrics are sent to as well: tracker=wandb, tracker=[wandb,mlflow]",
     "recipe": "settings that belong together: recipe=NAME beside what is yours",
+}
+OTHERS = {  # what is listed besides
+    "data": "layouts of recorded data",
+    "run": "keys of a run beside its groups: steps, seed, horizon, ...",
+}
+SUITES = {  # the classes that explain the options of a suite's environments
+    "robosuite": "rheo.envs.manipulation.robosuite_tasks.Robosuite",
+    "metaworld": "rheo.envs.manipulation.metaworld_tasks.MetaWorld",
 }
 PACKAGE = re.compile(r"# @package .*\n")  # Hydra's line for where a file's values go
 CLONE, OFFLINE, SCRATCH, TUNE, STEER = "clone", "offline", "from scratch", "tune", "steer"
@@ -85,19 +94,23 @@ def main(wanted: Information) -> int:
     """Prints the list of groups, one group, or one choice with its keys. Raises RheoError."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     group, choice = wanted
-    known = [*GROUPS, "data"]
+    known = [*GROUPS, *OTHERS]
     if group is not None and group not in known:
         raise RheoError(
             f"info {group}: no such group{nearest(group, known)}; `rheo info` lists them"
         )
     if group == "data" and choice is not None:
         raise RheoError(f"info data={choice}: `rheo data info {choice}` says what is in a file")
+    if group == "run" and choice is not None:
+        raise RheoError(f"info run={choice}: `rheo info run` lists the keys; a run has config.yaml")
     if group is None:
         print(overview())
     elif choice is not None:
         print(one(group, choice, width))
     elif group == "data":
         print(columns([(name, "", text) for name, text in FORMATS.items()], width))
+    elif group == "run":
+        print("\n\n".join(lines_of(of_run(), width)))
     else:
         print(listing(group, width))
     return 0
@@ -106,7 +119,8 @@ def main(wanted: Information) -> int:
 def overview() -> str:
     """The groups, each with the word that lists it."""
     rows = [(group, str(len(names(group))), text) for group, text in GROUPS.items()]
-    rows.append(("data", str(len(FORMATS)), "layouts of recorded data"))
+    counts = {"data": len(FORMATS), "run": len(MEANINGS)}
+    rows += [(name, str(counts[name]), text) for name, text in OTHERS.items()]
     lines = [f"  rheo info {group:11} {count:>3}  {text}" for group, count, text in rows]
     return "\n".join(
         [
@@ -231,7 +245,8 @@ def one(group: str, name: str, width: int) -> str:
         raise RheoError(f"{group}={name}: no such {group}{nearest(name, known)}")
     choice = read(group, name)
     made = target(choice, group)
-    about = [f"{group}={name}" + (f": {meanings.title(made)}" if made else "")]
+    told = "" if made is None or group == "env" else f": {meanings.title(made)}"  # as its note says
+    about = [f"{group}={name}{told}"]
     if group == "algo":
         about.append(
             f"{kind(choice)}: rheo train algo={name} {KINDS[kind(choice)].partition(';')[0]}"
@@ -249,7 +264,8 @@ def one(group: str, name: str, width: int) -> str:
     place = f"tracker.{name}" if group == "tracker" else group.replace("/", ".")
     neutral = ["algo=bc"] if group != "algo" else []
     node = inside(compose_groups([*neutral, f"{group}={name}"], [], []), place) or {}
-    return "\n\n".join([head, *keys(place, node, width)])
+    suite = suite_of(str(node["id"])) if group == "env" and node["id"] != "???" else name
+    return "\n\n".join([head, *lines_of(described(place, node, suite), width)])
 
 
 class Key(NamedTuple):
@@ -261,18 +277,30 @@ class Key(NamedTuple):
     meaning: str
 
 
-def keys(place: str, node: Mapping[str, Any], width: int) -> list[str]:
-    """Every key of a node and of those inside it, as lines."""
+def lines_of(found: Sequence[Key], width: int) -> list[str]:
+    """Keys, a few lines each."""
     lines = []
-    for key in described(place, node):
+    for key in found:
         lead = f"{key.place} = {key.value}" + (f"    ({key.kind})" if key.kind else "")
         text = wrapped(key.meaning, " " * 6, " " * 6, width) if key.meaning else ""
         lines.append(lead + (f"\n{text}" if text else ""))
     return lines
 
 
-def described(place: str, node: Mapping[str, Any]) -> list[Key]:
-    """Every key of a node, and after them those of the nodes inside it."""
+def of_run() -> list[Key]:
+    """The keys of a run beside its groups, as they ship."""
+    tree = yaml.safe_load((HOME / "config.yaml").read_text())
+    return [
+        Key(place, word(inside(tree, place)), shown(TOP.get(place, LIMIT)), meaning)
+        for place, meaning in MEANINGS.items()
+    ]
+
+
+def described(place: str, node: Mapping[str, Any], suite: str = "") -> list[Key]:
+    """Every key of a node, and after them those of the nodes inside it.
+
+    suite: of an environment's node, whose options are told apart.
+    """
     made = node.get("_target_")
     if made is None:
         return []
@@ -281,7 +309,17 @@ def described(place: str, node: Mapping[str, Any]) -> list[Key]:
     for key, value in node.items():
         if isinstance(value, Mapping) and "_target_" in value:
             inner += described(f"{place}.{key}", value)
+        elif key == "options" and value:
+            inner += options_of(suite, f"{place}.{key}", value)
         elif key != "_target_":
             kind = shown(types[key]) if key in types else ""
             own.append(Key(f"{place}.{key}", word(value), kind, told.get(key, "")))
     return [*own, *inner]
+
+
+def options_of(suite: str, place: str, options: Mapping[str, Any]) -> list[Key]:
+    """What an environment's file sets of its constructor's own options."""
+    told = meanings.of_all(SUITES[suite]) if suite in SUITES else {}
+    return [
+        Key(f"{place}.{key}", word(value), "", told.get(key, "")) for key, value in options.items()
+    ]

@@ -111,6 +111,13 @@ def depth(place: str) -> tuple[int, str]:
     return place.count("."), place
 
 
+def run_keys() -> str:
+    """The keys of a run beside its groups."""
+    rows = [[f"`{key.place}`", f"`{key.value}`", key.kind, plain(key.meaning)]
+            for key in info.of_run()]  # fmt: skip
+    return table(["key", "value", "takes", "meaning"], rows)
+
+
 def environments() -> str:
     """Every environment by its word."""
     found = [info.read("env", name) for name in info.names("env")]
@@ -231,7 +238,7 @@ def home() -> str:
 
 MADE: dict[str, Callable[..., str]] = {
     **{"algorithms": algorithms, "keys": keys, "choices": choices, "suites": suite_list},
-    **{"environment_keys": environment_keys},
+    **{"environment_keys": environment_keys, "run_keys": run_keys},
     **{"environments": environments, "command_line": command_line, "matrix": matrix},
     "home": home,
 }

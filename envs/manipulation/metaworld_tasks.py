@@ -23,9 +23,12 @@ def tasks() -> dict[str, Any]:
 class MetaWorld(gymnasium.Env):
     """One task, object and goal drawn anew at every reset, as in MT1.
 
-    task: Meta-World's name. observe_goal: false leaves zeros where the goal stands, as in ML1.
-    sparse: pay 1 in a solved step and 0 in all others, not Meta-World's shaped reward. stop:
-    whether success ends an episode.
+    Args:
+        task: Meta-World's name of the task, which the id decides.
+        observe_goal: Whether the goal is observed; false leaves zeros in its place, as in ML1.
+        sparse: Whether a solved step pays 1 and every other one 0; false: Meta-World's shaped
+            reward.
+        stop: Whether success ends an episode; else solved steps pay until the time is up.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}

@@ -93,17 +93,23 @@ def package() -> Any:
 class Robosuite(gymnasium.Env):
     """One of TASKS. Its randomness is numpy's global generator (`seeded.Seeded` wraps it).
 
-    task: robosuite's name. env_args: a robomimic file's, as JSON or a tree, which decide arms,
-    controller, control frequency and, by their version, what `object` is (`before`); none: those
-    of robomimic's public sets with the `object` of the installed version. obs_keys: which
-    observations, side by side; none: robomimic's usual ones (`parts.usual`). cameras: whose images
-    are observed too, packed behind them (`pixels`); a key CAMERA_image names one as well. size:
-    their pixels, of a side or [height, width]. stop: whether success
-    ends an episode, as robomimic evaluates; without, every solved step pays 1 until the time is up
-    (DPPO, arXiv:2409.00588). hard_reset: build the model anew at every reset, which takes a second
-    and draws Lift's cube in another size.
+    env_args decide arms, controller, control frequency and, by their version, what `object` is
+    (`before`); without any they are those of robomimic's public sets with the `object` of the
+    installed version. Images are packed behind the numbers (`pixels`). Raises EnvError for env_args
+    of another task, an unknown controller and unknown obs_keys.
 
-    Raises EnvError for env_args of another task, an unknown controller and unknown obs_keys.
+    Args:
+        task: Robosuite's name of the task, which the id decides.
+        env_args: How the task is set up, as a robomimic file tells it (JSON or a tree); null: as in
+            robomimic's public sets.
+        obs_keys: Observations of the task, side by side; CAMERA_image is one as well; null:
+            robomimic's usual ones.
+        cameras: Cameras whose images are observed too; null: none but those of obs_keys.
+        size: Pixels of a side of the images, or [height, width].
+        stop: Whether success ends an episode, as robomimic evaluates; else every solved step pays 1
+            until the time is up (DPPO, arXiv:2409.00588).
+        hard_reset: Whether every reset builds the model anew, which takes a second and draws Lift's
+            cube in another size.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}

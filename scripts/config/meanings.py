@@ -88,10 +88,16 @@ def has(target: str, attribute: str) -> bool:
 
 def of_keys(target: str) -> dict[str, str]:
     """What each key of a target means, as the nearest class in its lineage documents it."""
+    told = of_all(target)
+    return {key: told[key] for key in schema.from_source(target).keys if key in told}
+
+
+def of_all(target: str) -> dict[str, str]:
+    """What a target's docstrings say of any parameter, those that are no keys included."""
     told = dict(COMMON) if target.startswith(NETWORKS) else {}
     for doc in reversed(texts(target)):
         told |= arguments(doc)
-    return {key: told[key] for key in schema.from_source(target).keys if key in told}
+    return told
 
 
 def arguments(doc: str) -> dict[str, str]:

@@ -35,6 +35,43 @@ TOP = {
     "recipe": "str | dict | None",
     "config_dir": "list[str]",
 }
+LIMIT = "Annotated[float, Range(gt=0)] | None"
+MEANINGS = {  # of the keys that a run has beside its groups; those of groups are of their classes
+    "name": "Run folder, below runs/ unless it is absolute; null makes one of algorithm, task and "
+    "seed.",
+    "data": "Recorded data to learn from: file, folder or name of a data set, or several, as "
+    "[a,b]; null: none.",
+    "init": "Run whose networks are taken over at the start; scratch is for random weights where "
+    "an algorithm expects a run; null: none.",
+    "init_part": "What init gives: policy, its deployed policy alone; base, what an expo, resip or "
+    "dsrl run builds on; auto, all of the same algorithm, else the policy.",
+    "steps": "Length of the run: environment frames, or updates where recorded data alone are "
+    "learned from.",
+    "log_every": "Steps (frames, or updates on recorded data alone) between two rows of metrics.",
+    "eval_every": "Steps (frames, or updates on recorded data alone) between two evaluations.",
+    "save_every": "Steps (frames, or updates on recorded data alone) between two checkpoints.",
+    "episodes": "Episodes per evaluation, from initial states that are the same in all of them.",
+    "horizon": "Actions that a policy plans per decision; the first env.execute of them are "
+    "executed.",
+    "seed": "Seed of all that is random in the run: networks, batches, exploration and "
+    "environments.",
+    "device": "Where networks learn: cpu, cuda, cuda:N, or auto, a GPU where there is one.",
+    "threads": "CPU threads of the learner; 0: one per core. Those of the physics are env.threads.",
+    "fast": "How updates are made fast: off; precision, a quicker kernel that is as exact; "
+    "compile, torch.compile; graph, CUDA graphs.",
+    "limits.q": "Absolute mean Q of the critics above which the run stops with a diagnosis; null: "
+    "no limit.",
+    "limits.value": "Absolute mean of the state values above which the run stops with a diagnosis; "
+    "null: no limit.",
+    "limits.gradient_norm": "Norm of the policy's gradient, before it is cut, above which the run "
+    "stops with a diagnosis; null: no limit.",
+    "limits.first_ratio_error": "Distance from 1 of a rollout's first probability ratios above "
+    "which the run stops with a diagnosis; null: no limit.",
+    "limits.kl": "KL divergence of an update on policy above which the run stops with a diagnosis; "
+    "null: no limit.",
+    "limits.saturated": "Share of actions on the bounds of their box above which the run stops "
+    "with a diagnosis; null: no limit.",
+}
 # first parts of the keys that may follow a run's name
 OPTIONS = (*TOP, "ref_min", "ref_max", "steer")
 # settings of a policy that its weights do not depend on: free for another run or evaluation

@@ -2,52 +2,12 @@
 
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
 from rheo.scripts import info
 from rheo.scripts.cli import main
-from rheo.scripts.config import meanings, schema
 from rheo.scripts.config.annotations import shown
-from rheo.scripts.config.compose import compose_groups
-
-NODES = ["algo", "policy", "critic", "eye", "source", "env"]
-
-
-def targets(node: Any) -> list[str]:
-    """Every `_target_` in a tree."""
-    if not isinstance(node, dict):
-        return []
-    own = [node["_target_"]] if node.get("_target_") else []
-    return own + [each for value in node.values() for each in targets(value)]
-
-
-def shipped() -> list[str]:
-    """What the values of all groups construct."""
-    found = [t for group in ("critic", "eye", "source") for n in info.names(group) for t in
-             targets(info.read(group, n).tree)]  # fmt: skip
-    for name in (
-        "sac",
-        "rfm",
-        "awm_gae",
-        "reinflow",
-        "dsrl_na",
-        "expo",
-        "resip",
-        "ppo",
-        "iql_gaussian",
-    ):
-        found += targets(compose_groups([f"algo={name}"], [], []))
-    found += [str(info.target(info.read("algo", name), "algo")) for name in info.names("algo")]
-    return sorted({each for each in found if each != "None"})
-
-
-@pytest.mark.parametrize("target", shipped())
-def test_every_class_and_every_key_says_what_it_is(target: str) -> None:
-    assert meanings.title(target)
-    told = meanings.of_keys(target)
-    assert [key for key in schema.from_source(target).keys if not told.get(key)] == []
 
 
 def test_an_algorithm_is_listed_under_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,9 +31,24 @@ def test_a_choice_shows_keys_with_value_type_meaning_and_paper(
     assert main(["info", "env=hopper"]) == 0
     text = capsys.readouterr().out
     assert "env.id = Hopper-v5" in text
-    assert "threads: physics" not in text and "physics threads of the native backend" in text
+    assert "env.threads = 1    (int, at least 0)\n      CPU threads for the physics" in text
     assert main(["info", "policy/net=unet"]) == 0
     assert "policy.net.kernel = 5" in capsys.readouterr().out
+
+
+def test_a_suite_s_own_options_are_told_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for env in ("lift", "metaworld"):
+        assert main(["info", f"env={env}"]) == 0
+        text = capsys.readouterr().out
+        assert "env.options.stop = true\n      Whether success ends an episode" in text
+    assert "env.options.sparse = true\n      Whether a solved step pays 1" in text
+
+
+def test_the_keys_of_a_run_are_told_with_value_and_type(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "run"]) == 0
+    text = capsys.readouterr().out
+    assert "\nsteps = 100000    (int, at least 1)\n      Length of the run: environment" in text
+    assert "\nlimits.kl = 10.0    (float, above 0 | null)\n      KL divergence" in text
 
 
 @pytest.mark.parametrize("group", [*info.GROUPS, "data"])
@@ -95,6 +70,7 @@ def test_every_group_is_listed_without_torch(group: str) -> None:
         ("algo=rfmm", "algo=rfmm: no such algo; did you mean 'rfm'?"),
         ("algos", "info algos: no such group; did you mean 'algo'?"),
         ("data=mine.npz", "`rheo data info mine.npz` says what is in a file"),
+        ("run=mine", "`rheo info run` lists the keys"),
     ],
 )
 def test_what_there_is_not_is_answered(

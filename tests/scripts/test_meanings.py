@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from rheo.scripts import info
 from rheo.scripts.config import meanings, schema
-from rheo.scripts.config.top import HOME
+from rheo.scripts.config.top import HOME, MEANINGS, TOP
+from rheo.scripts.stopping import SIGNS
 
 MOST = 35  # words of a meaning
 
@@ -58,7 +60,8 @@ def test_a_text_that_tells_nothing_is_told_from_one_that_does(text: str, found: 
 
 
 @pytest.mark.parametrize("target", shipped())
-def test_every_key_has_a_sentence_of_its_own(target: str) -> None:
+def test_every_class_has_a_title_and_every_key_a_sentence_of_its_own(target: str) -> None:
+    assert meanings.title(target)
     told = meanings.of_keys(target)
     faults = {key: fault(told.get(key, "")) for key in schema.from_source(target).keys}
     assert {key: text for key, text in faults.items() if text} == {}
@@ -69,6 +72,20 @@ def test_every_key_has_a_sentence_of_its_own(target: str) -> None:
         if one != other and text.rstrip(".") in its
     ]
     assert twice == []
+
+
+def test_every_key_of_a_run_beside_its_groups_has_a_sentence_of_its_own() -> None:
+    beside = {key for key in TOP if key not in {*info.GROUPS, "limits", "config_dir"}}
+    assert set(MEANINGS) == beside | {f"limits.{name}" for name in SIGNS}
+    assert {key: fault(text) for key, text in MEANINGS.items() if fault(text)} == {}
+    assert len(set(MEANINGS.values())) == len(MEANINGS)
+
+
+@pytest.mark.parametrize("target", info.SUITES.values())
+def test_every_option_of_a_suite_has_a_sentence(target: str) -> None:
+    told = meanings.of_all(target)
+    slots = schema.from_source(target).slots
+    assert {name: fault(told.get(name, "")) for name in slots if fault(told.get(name, ""))} == {}
 
 
 @lru_cache
