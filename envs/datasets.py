@@ -231,7 +231,7 @@ class Transitions(Dataset):
         execute: Actions of each chunk that are executed before the next decision; as env.execute.
         n_step: Decisions whose rewards a transition sums before its bootstrap: 1 is one-step TD,
             more spread rewards faster but favour the recorded behaviour.
-        gamma: Discount per environment step, above 0 and at most 1; as env.gamma.
+        gamma: Discount per environment step; nearer to 1 looks further ahead; as env.gamma.
         reward_norm: Scale of rewards: none leaves them, return_range makes returns span 1000, auto
             does so where rewards are dense.
     """

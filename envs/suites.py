@@ -198,29 +198,23 @@ def chunked(
 ) -> ChunkEnv | None:
     """Environments acted on in chunks, as a configuration names them; None for id=null.
 
-    device: of the run. The rest is as in `make` and `Workers`.
-
     Args:
-        id: Gymnasium id of the environment, or MODULE:NAME for one that MODULE registers; null: no
-            environment.
+        id: Gymnasium id, or MODULE:NAME for one that MODULE registers; null: no environment.
         num_envs: Copies of the environment that are stepped side by side.
         backend: What steps the environments: native (MuJoCo on CPU threads), gymnasium (a loop),
             warp (MuJoCo Warp on the run's device), or auto (native where it can).
         threads: CPU threads for the physics of backend=native; 0: one per core that can be used.
-        workers: Processes that share out environments stepped in a loop; 0: none; auto: as many as
-            pay.
-        step_timeout: Seconds without any progress after which a worker process is taken for hung
-            and replaced.
-        restarts: Worker processes that may be replaced, in all, before the run saves and ends with
-            an error.
-        execute: Actions of each planned chunk that are executed before the next decision; at most
-            horizon.
-        obs_steps: Observations of history that the policy sees, the latest included; 1: no history.
-        gamma: Discount per environment step, above 0 and at most 1.
-        randomise: Ranges of factors by which the worlds of backend=warp differ, as {mass: [0.8,
-            1.2], friction: ..., damping: ...}; empty: not at all.
-        options: Options of the environment's own constructor, by name; also obs_keys, and cameras
-            and size for MuJoCo's.
+        workers: Processes that share out a loop of environments; 0: none; auto: as many as pay.
+        step_timeout: Seconds without progress after which a worker process is replaced.
+        restarts: Worker processes that may be replaced, in all, before the run saves and ends.
+        execute: Actions of a planned chunk that are executed per decision; at most horizon.
+        obs_steps: Observations that the policy sees, the latest included; 1: no history.
+        gamma: Discount per environment step; nearer to 1 looks further ahead.
+        randomise: Factors by which worlds of backend=warp differ, as {mass: [0.8, 1.2], friction:
+            ..., damping: ...}; empty: not at all.
+        options: Options of the environment's constructor, by name; also obs_keys, and the cameras
+            and size of images.
+        device: Device of the run.
     """
     if id is None:
         return None
