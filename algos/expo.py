@@ -37,7 +37,7 @@ class EXPO(OffPolicy):
 
     Args:
         policy_lr: Adam learning rate of the editor.
-        candidates: Base samples per state: the action with the largest Q among them and their edits
+        candidates: Base samples per state: the action with the highest Q among them and their edits
             acts, is deployed and backs up.
         base_lr: Adam learning rate at which the base goes on cloning the actions of batches; 0
             leaves the base as it is.

@@ -58,10 +58,10 @@ class BestOf(OffPolicy):
     """Deployment of one of several samples.
 
     Args:
-        deploy_candidates: Samples of the policy per deployed action, of which one is chosen by the
-            smallest Q of the critics; 1 leaves no choice.
+        deploy_candidates: Samples of the policy per deployed action, from which the critics choose:
+            the highest Q, unless a temperature is set; 1: no choice.
         deploy_temperature: Temperature, in units of Q, of the softmax that draws one of
-            deploy_candidates by their Q; 0 takes the one with the largest.
+            deploy_candidates by their Q; 0 takes the highest.
     """
 
     _: KW_ONLY

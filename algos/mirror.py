@@ -78,9 +78,9 @@ class Mirror(BestOf, Averaged):
         policy_batch: States of a batch that a policy update uses, at most.
         policy_every: Critic updates per policy update.
         act_candidates: Samples of the policy per exploring action, of which the one with the
-            largest Q acts; 1 leaves no choice.
+            highest Q acts; 1: no choice.
         target_candidates: Samples of the averaged policy in the TD target, of which the one with
-            the largest Q counts; 1 leaves no choice.
+            the highest Q counts; 1: no choice.
         explore_noise: Standard deviation of the Gaussian noise added to exploring actions, in
             action units (the box is -1 to 1).
     """

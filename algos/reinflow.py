@@ -28,8 +28,7 @@ class ReinFlow(OnPolicy):
     without the noise.
 
     Args:
-        entropy_coef: Weight of the entropy bonus of the noisy chain, in nats per element of its
-            points; 0: none.
+        entropy_coef: Weight of the entropy bonus of the noisy chain, in nats per element; 0: none.
         anchor_coef: Weight of the squared distance between the policy's and the base's actions from
             the same noise; 0: no anchor.
         normalise: Whether the log ratio of a chain is divided by its number of elements, so that

@@ -78,9 +78,9 @@ class Estimation:
         walls: Place of the density's walls with support=box, in units of the action limits, at
             least 1: further out reaches limits sooner.
         start_candidates: Own samples per row of which one is chosen by Q for the noisy point to
-            start from; 1 leaves no choice.
+            start from; 1: no choice.
         choice_temperature: Temperature, as a multiple of the density's, of the softmax that draws
-            one of several samples by Q; 0 takes the one with the largest.
+            one of several samples by Q; 0 takes the highest.
     """
 
     particles: Count

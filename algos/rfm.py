@@ -52,11 +52,11 @@ class RFM(Estimation, BestOf, Averaged):
         policy_batch: States of a batch that a policy update uses, at most.
         policy_every: Critic updates per policy update.
         act_candidates: Samples of the policy per exploring action, of which choice_temperature
-            chooses one by Q; 1 leaves no choice.
+            chooses one by Q; 1: no choice.
         target_candidates: Samples of the policy in the TD target, of which choice_temperature
-            chooses one by Q; 1 leaves no choice.
+            chooses one by Q; 1: no choice.
         deploy_temperature: Temperature, as a multiple of the density's, of the softmax that draws
-            one of deploy_candidates by their Q; 0 takes the one with the largest.
+            one of deploy_candidates by their Q; 0 takes the highest.
         target_noise: Scale of the noise that the TD target's action flows from: 1 samples the
             policy, 0 takes the one action of the noise's centre.
         explore_noise: Standard deviation of the Gaussian noise added to exploring actions, in

@@ -40,7 +40,7 @@ class RFMOffline(Implicit, Matching):
             to the data, 0 has no anchor.
         policy_batch: Rows of a batch that estimate the velocity and clone in an update, at most.
         act_candidates: Samples of the policy per action while acting online, of which
-            reverse.choice_temperature chooses one by Q; 1 leaves no choice.
+            reverse.choice_temperature chooses one by Q; 1: no choice.
         explore_noise: Standard deviation of the Gaussian noise added to actions while acting
             online, in action units (the box is -1 to 1).
     """

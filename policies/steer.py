@@ -175,7 +175,7 @@ class Settings:
             then one choice (best or soft).
         n: Candidates drawn per state, of which best or soft chooses one.
         temperature: Temperature of soft's draw among the candidates, in units of Q; 0 takes the one
-            with the largest Q.
+            with the highest Q.
         weight: Place of rlg between two policies: 0 is the reference, 1 the run's own, above 1 goes
             further the same way.
         particles: Points that svdd or doob tries in each denoising step; doob needs an even number.
