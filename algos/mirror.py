@@ -79,6 +79,8 @@ class Mirror(BestOf, Averaged):
         policy_every: Critic updates per policy update.
         act_candidates: Samples of the policy per exploring action, of which the one with the
             highest Q acts; 1: no choice.
+        deploy_candidates: Samples of the averaged policy per deployed action, of which the one with
+            the highest Q acts; 1: no choice.
         target_candidates: Samples of the averaged policy in the TD target, of which the one with
             the highest Q counts; 1: no choice.
         explore_noise: Standard deviation of the Gaussian noise added to exploring actions, in
