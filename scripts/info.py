@@ -15,7 +15,7 @@ from .config import meanings, schema
 from .config.annotations import shown
 from .config.compose import compose_groups
 from .config.inherit import word
-from .config.top import HOME, LIMIT, MEANINGS, TOP, inside, suite_of, walk
+from .config.top import HOME, MEANINGS, NESTED, TOP, inside, suite_of, walk
 from .config.words import flags
 
 USAGE = {
@@ -290,8 +290,9 @@ def lines_of(found: Sequence[Key], width: int) -> list[str]:
 def of_run() -> list[Key]:
     """The keys of a run beside its groups, as they ship."""
     tree = yaml.safe_load((HOME / "config.yaml").read_text())
+    kinds = {**TOP, **NESTED}
     return [
-        Key(place, word(inside(tree, place)), shown(TOP.get(place, LIMIT)), meaning)
+        Key(place, word(inside(tree, place)), shown(kinds[place]), meaning)
         for place, meaning in MEANINGS.items()
     ]
 

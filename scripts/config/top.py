@@ -35,7 +35,8 @@ TOP = {
     "recipe": "str | dict | None",
     "config_dir": "list[str]",
 }
-LIMIT = "Annotated[float, Range(gt=0)] | None"
+LIMITS = ("q", "value", "gradient_norm", "first_ratio_error", "kl", "saturated")
+NESTED = {f"limits.{name}": "Annotated[float, Range(gt=0)] | None" for name in LIMITS}
 MEANINGS = {  # of the keys that a run has beside its groups; those of groups are of their classes
     "name": "Run folder, below runs/ unless it is absolute; null makes one of algorithm, task and "
     "seed.",

@@ -12,8 +12,7 @@ import yaml
 
 from rheo.scripts import info
 from rheo.scripts.config import meanings, schema
-from rheo.scripts.config.top import HOME, MEANINGS, TOP
-from rheo.scripts.stopping import SIGNS
+from rheo.scripts.config.top import HOME, MEANINGS, walk
 
 MOST = 35  # words of a meaning
 
@@ -75,8 +74,8 @@ def test_every_class_has_a_title_and_every_key_a_sentence_of_its_own(target: str
 
 
 def test_every_key_of_a_run_beside_its_groups_has_a_sentence_of_its_own() -> None:
-    beside = {key for key in TOP if key not in {*info.GROUPS, "limits", "config_dir"}}
-    assert set(MEANINGS) == beside | {f"limits.{name}" for name in SIGNS}
+    tree = yaml.safe_load((HOME / "config.yaml").read_text())
+    assert set(MEANINGS) == {key for key, _ in walk(tree) if not key.startswith("defaults")}
     assert {key: fault(text) for key, text in MEANINGS.items() if fault(text)} == {}
     assert len(set(MEANINGS.values())) == len(MEANINGS)
 
