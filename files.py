@@ -1,26 +1,101 @@
-"""Files that are there whole or not at all, and digests of them; nothing heavy is imported."""
+"""Files that are there whole or not at all, and digests of them; nothing heavy is imported.
 
+Whatever writes a file goes through `atomically` (or `put_text`, `put_bytes`): a disk that refuses
+leaves what was there before, and is one line for the user.
+"""
+
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from .errors import MACHINE, USER, RheoError
 
-def atomically(file: Path, action: Callable[[Path], object]) -> None:
-    """Lets `action` write a temporary file beside `file`, then puts it there. Raises OSError."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NAMED_WRONGLY = (  # by the user; what else a disk refuses is the machine's
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+)
+
+
+class Unwritten(RheoError, OSError):
+    """A file that could not be written and is as it was before; with the system's `errno`.
+
+    Exit code 2 where the name is to blame, 3 where the machine is.
+    """
+
+    def __init__(self, file: Path, error: OSError) -> None:
+        reason = error.strerror or str(error)
+        text = f"{file}: not written: {reason}"
+        if error.errno in FULL:
+            free = "" if error.errno == errno.EFBIG else left(file.parent)
+            text += f"{free}; make room and do it again"
+        code = USER if error.errno in NAMED_WRONGLY else MACHINE
+        super().__init__(text, code)
+        self.errno, self.strerror, self.text = error.errno, reason, text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def left(folder: Path) -> str:
+    """How much room a folder's disk has, as a clause; nothing where it does not say."""
+    free = room(folder)
+    return "" if free is None else f" ({free / 1e6:.1f} MB are free)"
+
+
+def room(folder: Path) -> int | None:
+    """Bytes that are free on a folder's disk; None where it does not say. Quotas are not seen."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def ask_for(size: int, folder: Path) -> None:
+    """Raises OSError (ENOSPC) where `size` bytes are more than a folder's disk has."""
+    free = room(folder)
+    if free is not None and free < size:
+        text = f"{os.strerror(errno.ENOSPC)}: {size / 1e6:.1f} MB are needed"
+        raise OSError(errno.ENOSPC, text)
+
+
+def atomically(file: Path, action: Callable[[Path], object], ending: str = "") -> None:
+    """Lets `action` write a temporary file beside `file`, then puts it there. Raises Unwritten.
+
+    ending: of the temporary file's name, where what writes it asks for one.
+    """
+    part = file.with_name(f".{file.name}.{os.getpid()}.tmp{ending}")
     try:
         action(part)
         with part.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(part, file)
+    except OSError as error:
+        discard(part)
+        raise Unwritten(file, error) from error
     finally:
+        discard(part)
+
+
+def discard(part: Path) -> None:
+    """Removes a temporary file, if it is there: where that fails its folder is gone or closed."""
+    try:
         part.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+def put_bytes(file: Path, content: bytes) -> None:
+    """Writes a small file so that it is there whole or not at all. Raises Unwritten."""
+    atomically(file, lambda part: part.write_bytes(content))
 
 
 def put_text(file: Path, text: str) -> None:
-    """Writes a small file so that it is there whole or not at all. Raises OSError."""
-    atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
+    """Writes a small file so that it is there whole or not at all. Raises Unwritten."""
+    put_bytes(file, text.encode())
 
 
 def sha256(file: Path) -> str:

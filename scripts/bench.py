@@ -6,6 +6,7 @@ the library, and are no part of it when it is installed.
 
 import csv
 import importlib
+import io
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ from typing import Any
 
 from rheo.envs.packages import engine_lacks
 from rheo.errors import RheoError, nearest
+from rheo.files import put_text
 
 from .config.words import Option, count, switch, values
 from .store.provenance import version, versions
@@ -81,7 +83,7 @@ def main(asked: tuple[Places, dict[str, Any]]) -> int:
         write_csv(Path(options["csv"]), [row.flat() for row in rows])
     if options["json"] is not None:
         content = {"machine": machine, "rows": [row.flat() for row in rows]}
-        Path(options["json"]).write_text(json.dumps(content, indent=1) + "\n")
+        put_text(Path(options["json"]), json.dumps(content, indent=1) + "\n")
     return 0
 
 
@@ -216,7 +218,8 @@ def processor() -> str:
 
 def write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
     """One line per row."""
-    with file.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    put_text(file, text.getvalue())

@@ -12,7 +12,8 @@ from types import FrameType
 from typing import Any
 
 from rheo import ranks
-from rheo.errors import RheoError, nearest
+from rheo.errors import MACHINE, RheoError, nearest
+from rheo.files import FULL
 
 VERBS = {  # verb -> module and function that do it, and what it is for
     "train": ("train", "main", "train a policy: rheo train algo=rfm env=hopper"),
@@ -85,6 +86,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe left; Python must not flush into it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"rheo: {where}{error.strerror}; make room and do it again", file=sys.stderr)
+        return MACHINE
 
 
 @contextlib.contextmanager

@@ -4,6 +4,9 @@ Behaviours are runs, plain actor files and random actions, with noise or without
 """
 
 import json
+import logging
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +19,13 @@ from rheo.envs.chunk import ChunkEnv
 from rheo.envs.data.recording import Recording, joined
 from rheo.envs.data.writing import write
 from rheo.envs.manipulation.registry import told_of
+from rheo.envs.memory import size_text
 from rheo.envs.paths import expanded
 from rheo.envs.recorder import collect
 from rheo.envs.rollout import evaluate
 from rheo.envs.scores import normalized_score
 from rheo.errors import MACHINE, REQUEUE, RheoError
-from rheo.files import put_text, sha256
+from rheo.files import FULL, Unwritten, put_text, room, sha256
 from rheo.policies.plain import PlainActor
 
 from . import scripted
@@ -39,6 +43,8 @@ from .store.where import existing
 MEDIUM, MEDIUM_RANGE = 50.0, (25.0, 75.0)  # D4RL score that "medium" looks for, and what will do
 NOISES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)  # tried in turn when every actor is too good
 SCORED = 20  # episodes that grade an actor
+COMPRESSED = 10  # to this part of its size a data set may shrink; images do, states hardly
+log = logging.getLogger("rheo")
 Act = Callable[[Tensor], Tensor]
 
 
@@ -68,6 +74,7 @@ class Maker:
         episodes = self.options.episodes
         count = min(self.options.num_envs, steps or self.options.num_envs)
         env, act = self.stage(source, count if episodes is None else min(count, episodes), seed)
+        ask_room(env, self.options.steps, expanded(self.options.out))
         try:
             return collect(env, act, steps=steps, episodes=episodes, seed=seed, halt=self.stop.why)
         finally:
@@ -210,6 +217,23 @@ class Maker:
         )
 
 
+def ask_room(env: ChunkEnv, steps: int | None, out: Path) -> None:
+    """Asks for room before anything is collected, where it is known how much.
+
+    A warning where only compression can make it fit. Raises RheoError where that cannot either.
+    """
+    free = None if steps is None else room(next(p for p in out.absolute().parents if p.exists()))
+    if steps is None or free is None:
+        return
+    size = 4 * steps * (env.env.obs_dim + env.action_dim + 1)
+    text = f"out={out}: {steps} steps take {size_text(size)} before they are compressed, and "
+    text += f"{size_text(free)} are free there"
+    if size > COMPRESSED * free:
+        raise RheoError(f"{text}; make room, or name another place", MACHINE)
+    if size > free:
+        log.warning("%s", text)
+
+
 def uniform(env: ChunkEnv, rows: int, generator: torch.Generator) -> Tensor:
     """Uniform actions in the box, [N, 1, Da]."""
     return 2 * torch.rand((rows, 1, env.action_dim), generator=generator) - 1
@@ -280,7 +304,11 @@ def finish(
 ) -> None:
     """Writes the file and its card, and says so."""
     recording = recording._replace(about={**recording.about, **maker.told()})
-    write(recording, out, layout=asked.layout)
+    refused = None
+    try:
+        write(recording, out, layout=asked.layout)
+    except Unwritten as error:
+        refused, out = error, rescued(recording, out, asked.layout, error)
     card = {
         "file": out.name,
         "sha256": sha256(out),
@@ -295,6 +323,25 @@ def finish(
     }
     put_text(out.with_name(f"{out.name}.card.json"), json.dumps(card, indent=1) + "\n")
     print(f"{out}: {maker.env_id}, {describe(card)}; card {out.name}.card.json")
+    if refused is not None:
+        raise RheoError(f"{refused}. What was collected is in {out}", refused.code)
+
+
+def rescued(recording: Recording, out: Path, layout: str | None, refused: Unwritten) -> Path:
+    """Writes what `out` has no room for to a new folder of the system's: it took long to collect.
+
+    Raises the refusal where that is the same disk, or has no room either.
+    """
+    spare = Path(tempfile.gettempdir())
+    if refused.errno not in FULL or os.stat(spare).st_dev == os.stat(out.parent).st_dev:
+        raise refused
+    folder = Path(tempfile.mkdtemp(prefix="rheo-", dir=spare))
+    try:
+        write(recording, folder / out.name, layout=layout)
+    except Unwritten:
+        folder.rmdir()
+        raise refused from None
+    return folder / out.name
 
 
 def about(source: Source) -> dict[str, Any]:

@@ -8,6 +8,7 @@ goes in and comes out.
 
 import importlib
 import importlib.util
+import io
 import json
 import logging
 import time
@@ -22,8 +23,8 @@ from torch import Tensor
 from rheo.envs import families
 from rheo.envs.paths import expanded
 from rheo.envs.views import step_seconds
-from rheo.errors import MACHINE, RheoError
-from rheo.files import atomically, put_text, sha256
+from rheo.errors import RheoError
+from rheo.files import atomically, put_bytes, put_text, sha256
 from rheo.policies.normalize import affine
 
 from .config.exporting import Exporting
@@ -58,17 +59,17 @@ def main(asked: Exporting) -> int:
         raise RheoError(f"out={out}: exists; choose another name")
     program = Program(policy, asked.units == "unit")
     call = written(program, out)
+    told = out.with_name(f"{out.name}.json")
     try:
         total, difference, ties = compared(program, call, policy)
-    except RheoError:
+        p50, p99 = latency(program, call)
+        contract = described(program, policy, out, asked.units)
+        contract["checked"] = {"inputs": total, "difference": difference, "ties": ties}
+        contract["latency_ms"] = {"p50": p50, "p99": p99, "batch": 1, "threads": 1}
+        put_text(told, json.dumps(contract, indent=1) + "\n")
+    except RheoError:  # a program without its contract says nothing of its inputs
         out.unlink()
         raise
-    p50, p99 = latency(program, call)
-    contract = described(program, policy, out, asked.units)
-    contract["checked"] = {"inputs": total, "difference": difference, "ties": ties}
-    contract["latency_ms"] = {"p50": p50, "p99": p99, "batch": 1, "threads": 1}
-    told = out.with_name(f"{out.name}.json")
-    put_text(told, json.dumps(contract, indent=1) + "\n")
     rows = 1 if program.single else "B"
     inputs = ", ".join(f"{one.name} {[rows, *one.shape]}" for one in program.inputs)
     print(f"{out}: ({inputs}) -> action {[rows, *program.size]}".replace("'", ""))
@@ -93,20 +94,12 @@ def written(program: Program, out: Path) -> Call:
     except Exception as error:  # whatever an operation without a rule makes it raise
         name, text = type(program.algo).__name__, str(error).strip().splitlines()[0]
         raise RheoError(f"a {name} cannot be exported: {text}") from error
-    try:
-        if out.suffix == ".onnx":
-            return onnx(program, made, example, out)
-        atomically(out, lambda part: save(made, part))
-    except OSError as error:
-        raise RheoError(f"out={out}: not written: {error}", MACHINE) from error
+    if out.suffix == ".onnx":
+        return onnx(program, made, example, out)
+    archive = io.BytesIO()  # torch's writer of files does not say what the disk refused
+    torch.export.save(made, archive)
+    put_bytes(out, archive.getvalue())
     return torch.export.load(out).module()
-
-
-def save(made: Any, part: Path) -> None:
-    """Writes torch's archive of a program, whose writer wants the usual ending."""
-    named = part.with_name(f"{part.name}.pt2")
-    torch.export.save(made, named)
-    named.replace(part)
 
 
 def onnx(program: Program, made: Any, example: tuple[Tensor, ...], out: Path) -> Call:

@@ -1,14 +1,16 @@
 """Frames with captions, side by side, in a file."""
 
+import errno
 import importlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from rheo.errors import MACHINE, RheoError
+from rheo.errors import RheoError
 from rheo.files import atomically
 
 INK, PALE, SOLVED, OVER = (255, 255, 255), (110, 110, 110), (90, 220, 110), (240, 200, 80)
@@ -75,7 +77,7 @@ def write(frames: list[NDArray], out: Path, fps: float) -> None:
     """Writes a .gif or .mp4. Raises RheoError for another ending, and where nothing is written."""
     suffix = out.suffix.lower()
     if suffix == ".mp4":
-        return atomically(out, lambda part: mp4(frames, part, fps))
+        return atomically(out, lambda part: mp4(frames, part, fps), suffix)
     colours = palette(frames)
     first, *rest = [
         Image.fromarray(frame).quantize(palette=colours, dither=Image.Dither.NONE)
@@ -86,10 +88,7 @@ def write(frames: list[NDArray], out: Path, fps: float) -> None:
     def gif(part: Path) -> None:
         first.save(part, duration=round(1000 / fps), optimize=False, **kind)
 
-    try:
-        atomically(out, gif)
-    except OSError as error:
-        raise RheoError(f"out={out}: not written: {error}", MACHINE) from error
+    atomically(out, gif)
 
 
 def palette(frames: list[NDArray]) -> Image.Image:
@@ -99,7 +98,7 @@ def palette(frames: list[NDArray]) -> Image.Image:
 
 
 def mp4(frames: list[NDArray], part: Path, fps: float) -> None:
-    """Writes H.264 by imageio's ffmpeg. Raises RheoError where that is not installed."""
+    """Writes H.264 by imageio's ffmpeg. Raises OSError, and RheoError where it is not installed."""
     try:
         imageio = importlib.import_module("imageio.v2")
         importlib.import_module("imageio_ffmpeg")
@@ -107,8 +106,18 @@ def mp4(frames: list[NDArray], part: Path, fps: float) -> None:
         raise RheoError(f"an .mp4 needs imageio and its ffmpeg: {MP4}; or name a .gif") from error
     height, width = (2 * (side // 2) for side in frames[0].shape[:2])  # which H.264 asks for
     settings = {"format": "FFMPEG", "fps": fps, "codec": "libx264", "macro_block_size": None}
-    named = part.with_name(f"{part.name}.mp4")  # by its ending imageio knows what to write
-    with imageio.get_writer(named, **settings) as film:
+    with imageio.get_writer(part, **settings) as film:
         for frame in frames:
             film.append_data(frame[:height, :width])
-    named.replace(part)
+    refuse_cut(imageio, part, len(frames))
+
+
+def refuse_cut(imageio: Any, part: Path, frames: int) -> None:
+    """Raises OSError unless a film has its frames: what ffmpeg cannot write it tells nobody."""
+    try:
+        with imageio.get_reader(part, format="FFMPEG") as film:
+            written = film.count_frames()
+    except (OSError, RuntimeError) as error:
+        raise OSError(errno.EIO, "ffmpeg could not write it; is the disk full?") from error
+    if written < frames:
+        raise OSError(errno.EIO, f"ffmpeg wrote {written} of {frames} frames; is the disk full?")

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rheo.files import atomically
 from rheo.stats import middle95
 
 SAMPLES = 1000  # of the bootstrap
@@ -53,7 +54,7 @@ def plot(folder: Path, rows: list[dict[str, Any]]) -> Path | None:
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     file = folder / "curve.png"
-    figure.savefig(file, dpi=150)
+    atomically(file, lambda part: figure.savefig(part, dpi=150, format="png"))
     plt.close(figure)
     return file
 
@@ -62,6 +63,7 @@ def plot_curves(panels: dict[str, dict[str, list[Curve]]], metric: str, file: Pa
     """Writes a picture of panels[environment][method] = seeds, over frames and over minutes.
 
     Lines are means over the seeds, bands `band`s. A line ends where its shortest seed does.
+    Raises Unwritten, and ValueError for an ending that is no picture's.
     """
     plt = pyplot()
     methods = list(dict.fromkeys(name for panel in panels.values() for name in panel))
@@ -81,7 +83,7 @@ def plot_curves(panels: dict[str, dict[str, list[Curve]]], metric: str, file: Pa
         column[0].legend(frameon=False)
     for axes in grid[:, 0]:
         axes.set_ylabel(metric)
-    figure.savefig(file, dpi=90)
+    atomically(file, lambda part: figure.savefig(part, dpi=90), file.suffix)
     plt.close(figure)
 
 

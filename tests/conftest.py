@@ -1,6 +1,7 @@
 """One thread per test: small products are slower on several, and sums keep their order."""
 
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -105,6 +106,25 @@ def exact_jumps() -> Callable[..., FewStepPolicy]:
 def normal_numbers() -> None:
     """Training sets the processor to flush small numbers; no test starts with that left on."""
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Makes disks of so many bytes, `small_disk(200_000)`; skips where none may be mounted."""
+    mounted: list[Path] = []
+
+    def disk(size: int) -> Path:
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        if subprocess.run(words, capture_output=True).returncode:
+            pytest.skip("a disk can be mounted by root alone")
+        mounted.append(place)
+        return place
+
+    yield disk
+    for place in mounted:
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @pytest.fixture

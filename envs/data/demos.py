@@ -17,10 +17,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ...files import ask_for
 from ..parts import places, read_parts
 from ..pixels import unpacked
 from .catalogue import ROBOSUITE
 from .recording import Recording, refuse
+from .sheltered import book
 
 log = logging.getLogger("rheo")
 DONES = "terminated"  # of the attribute dones_are
@@ -54,21 +56,23 @@ def write_demos(
     `train` and, of every tenth, `valid`. Raises Refused where there is no demonstration.
     """
     total, written = 0, []
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
+    with book(path) as pages:
         for i, demo in enumerate(demos):
             name = f"demo_{i}" if names is None else names[i]
-            put(data.create_group(name), demo)
+            with pages.piece() as file:
+                put(file.create_group(f"data/{name}"), demo)
             total += len(demo.action)
             written.append(name)
         if not written:
             raise refuse(path, "no demonstration to write")
         told = {"total": total, "action_scale": "unit", "dones_are": DONES, **attributes}
         told |= {} if env_args is None else {"env_args": json.dumps(env_args, indent=4)}
-        for key, value in told.items():
-            data.attrs[key] = json.dumps(value) if isinstance(value, dict | list) else value
-        for key, members in (split(written) if masks is None else masks).items():
-            file[f"mask/{key}"] = np.array(members, dtype="S")
+        with pages.piece() as file:
+            for key, value in told.items():
+                text = json.dumps(value) if isinstance(value, dict | list) else value
+                file["data"].attrs[key] = text
+            for key, members in (split(written) if masks is None else masks).items():
+                file[f"mask/{key}"] = np.array(members, dtype="S")
     return len(written), total
 
 
@@ -115,12 +119,21 @@ def write_robomimic(path: Path, recording: Recording, attributes: Mapping[str, A
     if unknown:
         text = "%s: what was observed after %d of %d episodes is not known: they have no next_obs"
         log.warning(text, about.get("path", path), unknown, len(recording.ends))
+    ask_for(least(recording), path.parent)
     attributes = {**attributes, "obs_keys": list(parts_of(recording))}
     names, masks = None, None
     if "filters" in about and "demos" in about:
         names = list(about["demos"])
         masks = masked(about["filters"], set(names))
     write_demos(path, demos_of(recording), env_args_of(about), attributes, names, masks)
+
+
+def least(recording: Recording) -> int:
+    """Bytes that the file of a recording takes at least: pictures are compressed, all else not."""
+    steps, followed = len(recording.action), recording.lengths[recording.successor >= 0].sum()
+    rewards = 0 if recording.reward is None else recording.reward.nbytes
+    rows = (steps + int(followed)) * recording.state[:1].nbytes
+    return rows + recording.action.nbytes + rewards
 
 
 def masked(filters: Mapping[str, Sequence[str]], names: set[str]) -> dict[str, list[str]]:

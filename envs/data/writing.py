@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +18,7 @@ from .columns import held
 from .demos import write_robomimic
 from .formats import OURS
 from .recording import Column, Recording, block_rows
+from .sheltered import book
 
 VERSION = 1
 OWN = {
@@ -100,17 +100,20 @@ def following(recording: Recording) -> Iterator[NDArray]:
 
 def write_hdf5(path: Path, content: dict[str, Column], attributes: dict[str, Any]) -> None:
     """Columns as compressed datasets at the root."""
-    with h5py.File(path, "w") as file:
+    options: dict[str, Any] = {"compression": "gzip", "compression_opts": LEVEL, "shuffle": True}
+    with book(path) as written:
         for key, (shape, dtype, blocks) in content.items():
             chunk = (min(CHUNK, max(shape[0], 1)), *shape[1:])
-            options: dict[str, Any] = {"compression": "gzip", "compression_opts": LEVEL}
-            data = file.create_dataset(key, shape, dtype, chunks=chunk, shuffle=True, **options)
+            with written.piece() as file:
+                data = file.create_dataset(key, shape, dtype, chunks=chunk, **options)
             row = 0
             for block in blocks():
-                data[row : row + len(block)] = block
+                with written.piece():
+                    data[row : row + len(block)] = block
                 row += len(block)
-        for key, value in attributes.items():
-            file.attrs[key] = json.dumps(value) if isinstance(value, dict | list) else value
+        with written.piece() as file:
+            for key, value in attributes.items():
+                file.attrs[key] = json.dumps(value) if isinstance(value, dict | list) else value
 
 
 def write_npz(path: Path, content: dict[str, Column], attributes: dict[str, Any]) -> None:
