@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
+from .rows import Rows
 
 
 class Buffer:
@@ -38,6 +39,8 @@ class Buffer:
                 "lower it"
             ) from error
         self.size = self.cursor = 0
+        self.added = 0  # rows since the beginning
+        self.saved: dict[str, Any] = {}  # see Rows
 
     def add(self, batch: Batch, valid: Tensor, sound: int | None = None) -> None:
         """Appends the valid rows of a batch, overwriting the oldest when full.
@@ -60,6 +63,7 @@ class Buffer:
         self.rows[: count - head] = packed[head:]
         self.cursor = (self.cursor + count) % self.capacity
         self.size = min(self.size + count, self.capacity)
+        self.added += count
 
     def sample(self, count: int, generator: torch.Generator) -> Batch:
         """`count` transitions drawn uniformly with replacement."""
@@ -71,9 +75,14 @@ class Buffer:
         return Batch(obs, action, reward[:, 0], discount[:, 0], next_obs, kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """The filled rows and the ring's position."""
+        """The filled rows, by when they came, and the ring's position."""
+        begin, start = self.added - self.size, self.cursor - self.size
+        parts = [(begin, self.rows[start : self.cursor])]
+        if start < 0:  # the older ones lie behind the younger
+            old, young = self.rows[start + self.capacity :], self.rows[: self.cursor]
+            parts = [(begin, old), (begin + len(old), young)]
         return {
-            "rows": self.rows[: self.size],
+            "rows": Rows(parts, self.saved),
             "size": self.size,
             "cursor": self.cursor,
             "capacity": self.capacity,
@@ -81,9 +90,22 @@ class Buffer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned. Raises ValueError when the layout is another."""
-        rows = state["rows"]
-        mine, saved = tuple(self.rows.shape), (state["capacity"], rows.shape[1])
+        rows, size, cursor = state["rows"], state["size"], state["cursor"]
+        if isinstance(rows, Tensor):  # as they lie in the ring: of earlier versions
+            full = size == state["capacity"]
+            old, young = (rows[cursor:], rows[:cursor]) if full else (rows, rows[:0])
+            rows, added = Rows([(0, old), (len(old), young)]), size + cursor * full
+        else:
+            added = rows.end
+        mine, saved = tuple(self.rows.shape), (state["capacity"], rows.parts[0][1].shape[1])
         if saved != mine:
             raise ValueError(f"a saved buffer of [rows, numbers] = {saved} does not fit {mine}")
-        self.size, self.cursor = state["size"], state["cursor"]
-        self.rows[: self.size] = rows.to(self.rows.device)
+        if (rows.end - rows.begin, added % self.capacity) != (size, cursor):
+            raise ValueError(f"a saved buffer of {size} rows up to {cursor} has others")
+        self.added, self.size, self.cursor = added, size, cursor
+        self.saved = dict(rows.saved)
+        for first, part in rows.parts:
+            place = (added - rows.end + first) % self.capacity
+            head = min(len(part), self.capacity - place)
+            self.rows[place : place + head] = part[:head].to(self.rows.device)
+            self.rows[: len(part) - head] = part[head:].to(self.rows.device)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from rheo import ranks
+from rheo.envs.rows import Rows
 from rheo.errors import MACHINE, RheoError
 
 from .assemble import device_of
@@ -254,6 +255,8 @@ def on_host(node: Any) -> Any:
         found = node.detach().cpu()
         whole = found.untyped_storage().nbytes() == found.nbytes  # what is sent is all of it
         return found if whole else found.clone()
+    if isinstance(node, Rows):
+        return node.on_host()
     if isinstance(node, Mapping):
         return {key: on_host(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)) and type(node) in (list, tuple):

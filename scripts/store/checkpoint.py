@@ -2,6 +2,7 @@
 
 A checkpoint is a folder named after its step. It is written into a staging folder, every file is
 fsynced, the manifest (size and SHA-256 of every file) comes last, and one rename publishes it.
+A replay is in segments, of which those of the checkpoint before are linked (`segments`).
 Nothing is ever unpickled. Digests are our own because neither safetensors nor torch notices a
 flipped bit.
 """
@@ -19,12 +20,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rheo.files import sha256
+from rheo.files import ask_for, sha256
 
+from . import segments
 from .tree import DTYPES, Broken, Packed, pack, unpack
 from .where import CHECKPOINT, MANIFEST, found
 
-FORMAT = 1
+FORMAT = 2  # 1: a replay is one tensor
 STATE = "state.json"
 FILE = re.compile(r"[A-Za-z0-9_]+\.(safetensors|json)")
 STAGING = ".staging-"
@@ -37,25 +39,50 @@ def write(folder: Path, step: int, tree: dict[str, Any], keep: int) -> Path:
     Raises OSError when the disk refuses; then the folder is as it was.
     """
     packed = pack(tree)
+    plans = {key: segments.plan(rows) for key, rows in packed.rows.items()}
     folder.mkdir(exist_ok=True)
     staging = folder / f"{STAGING}{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     try:
+        ask_for(size_of(packed, plans), folder)
         staging.mkdir()
         files = {}
         for name, tensors in packed.tensors.items():
             files[f"{name}.safetensors"] = write_tensors(staging / f"{name}.safetensors", tensors)
+        lying = {key: laid(staging, key, planned) for key, planned in plans.items()}
+        files |= {one.name: one.entry for table in lying.values() for one in table}
         files[STATE] = write_bytes(staging / STATE, [dump(packed.state)])
-        write_bytes(staging / MANIFEST, [sealed({"format": FORMAT, "step": step, "files": files})])
+        tables = {key: segments.listed(table, packed.rows[key]) for key, table in lying.items()}
+        manifest = {"format": FORMAT, "step": step, "files": files, "tables": tables}
+        write_bytes(staging / MANIFEST, [sealed(manifest)])
         sync(staging)
         target = free_name(folder, step)
         os.rename(staging, target)
     except OSError:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+    for key, table in lying.items():
+        packed.rows[key].saved.update(folder=target, segments=table)
     sync(folder)
     prune(folder, keep)
     return target
+
+
+def size_of(packed: Packed, plans: dict[str, segments.Plan]) -> int:
+    """Bytes that a checkpoint adds to the disk, but for JSON."""
+    parts = [tensor.nbytes for part in packed.tensors.values() for tensor in part.values()]
+    return sum(parts) + sum(planned.size for planned in plans.values())
+
+
+def laid(staging: Path, key: str, planned: segments.Plan) -> list[segments.Segment]:
+    """A table's segments, linked or written, in their order."""
+    planned = segments.link(planned, staging)
+    lying = list(planned.linked)
+    for span in planned.written:
+        rows = {segments.COLUMN: planned.rows.take(*span)}
+        entry = write_tensors(staging / segments.name_of(key, *span), rows)
+        lying.append(segments.segment(staging, key, span, entry))
+    return sorted(lying, key=lambda one: one.begin)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -151,7 +178,11 @@ def read(path: Path) -> dict[str, Any]:
     try:
         for file in (path / name for name in manifest["files"] if name != STATE):
             tensors[file.stem] = safetensors.torch.load_file(file)
-        return unpack(Packed(json.loads((path / STATE).read_bytes()), tensors))
+        rows = {
+            key: segments.gathered(path, key, table, manifest["files"], tensors)
+            for key, table in manifest.get("tables", {}).items()
+        }
+        return unpack(Packed(json.loads((path / STATE).read_bytes()), tensors, rows))
     except (safetensors.SafetensorError, *MALFORMED) as error:
         raise Broken(f"{path}: not a checkpoint of this program ({error})") from error
 

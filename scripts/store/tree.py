@@ -1,8 +1,8 @@
 """Trees of states <-> JSON and tensors. Nothing is ever pickled.
 
 A tree is nested dicts, lists and tuples around None, bool, int of any size (generator states are
-128 bits wide), float, str, torch tensors, numpy arrays and numpy scalars. JSON has no place for
-some of these, so `{"$tag": ...}` marks them.
+128 bits wide), float, str, torch tensors, numpy arrays and numpy scalars, and tables that only
+grow (`envs.rows`). JSON has no place for some of these, so `{"$tag": ...}` marks them.
 """
 
 import math
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rheo.envs.rows import Rows
 from rheo.errors import MACHINE, RheoError
 
 PART = re.compile(r"[A-Za-z0-9_]+")
@@ -41,40 +42,46 @@ class Broken(RheoError):
 
 
 class Packed(NamedTuple):
-    """A tree taken apart: its structure as JSON, and tensors by file and key."""
+    """A tree taken apart: its structure as JSON, tensors by file and key, growing tables by key."""
 
     state: Any
     tensors: dict[str, dict[str, Tensor]]
+    rows: dict[str, Rows]
 
 
 def pack(tree: dict[str, Any]) -> Packed:
     """Takes a tree apart: tensors of `tree[name]` go to the file `name`, all else is JSON.
 
-    Leaves: None, bool, int of any size, float, str, torch tensors, numpy arrays and scalars.
+    Leaves: None, bool, int of any size, float, str, torch tensors, numpy arrays and scalars, Rows.
     Raises TypeError with the place of anything else.
     """
-    tensors: dict[str, dict[str, Tensor]] = {}
+    packed = Packed({}, {}, {})
     for name in tree:
         if not PART.fullmatch(name):
             raise TypeError(f"checkpoint part {name!r}: use letters, digits and underscores")
-    state = {name: encode(part, "", name, tensors) for name, part in tree.items()}
-    return Packed(state, tensors)
+        packed.state[name] = encode(tree[name], "", name, packed)
+    return packed
 
 
-def encode(node: Any, place: str, file: str, tensors: dict[str, dict[str, Tensor]]) -> Any:
-    """The JSON form of a node; its tensors are added to `tensors[file]`."""
+def encode(node: Any, place: str, file: str, packed: Packed) -> Any:
+    """The JSON form of a node; its tensors are added to those of `file`."""
     if node is None or isinstance(node, (bool, str)) or type(node) is int:
         return node
     if type(node) is float:
         return node if math.isfinite(node) else {"$float": repr(node)}
     if isinstance(node, Tensor):
-        return {"$tensor": put(node, place, file, tensors)}
+        return {"$tensor": put(node, place, file, packed.tensors)}
+    if isinstance(node, Rows):
+        key = re.sub(r"[^A-Za-z0-9_]", "_", f"{file}.{place}")
+        key += "_" * (key in packed.rows)
+        packed.rows[key] = node
+        return {"$rows": key}
     if isinstance(node, (np.ndarray, np.generic)):
         kind = "$array" if isinstance(node, np.ndarray) else "$scalar"
-        return {kind: put(from_numpy(node, f"{file}.{place}"), place, file, tensors)}
+        return {kind: put(from_numpy(node, f"{file}.{place}"), place, file, packed.tensors)}
 
     def inner(key: object, value: Any) -> Any:
-        return encode(value, f"{place}.{key}" if place else str(key), file, tensors)
+        return encode(value, f"{place}.{key}" if place else str(key), file, packed)
 
     if isinstance(node, dict):
         plain = all(isinstance(key, str) and not key.startswith("$") for key in node)
@@ -110,18 +117,21 @@ def from_numpy(value: Any, place: str) -> Tensor:
 
 def unpack(packed: Packed) -> dict[str, Any]:
     """The tree that `pack` took apart."""
-    return {name: decode(part, packed.tensors.get(name, {})) for name, part in packed.state.items()}
+    return {
+        name: decode(part, packed.tensors.get(name, {}), packed.rows)
+        for name, part in packed.state.items()
+    }
 
 
-def decode(node: Any, tensors: dict[str, Tensor]) -> Any:
+def decode(node: Any, tensors: dict[str, Tensor], rows: dict[str, Rows]) -> Any:
     """A node from its JSON form."""
     if isinstance(node, list):
-        return [decode(item, tensors) for item in node]
+        return [decode(item, tensors, rows) for item in node]
     if not isinstance(node, dict):
         return node
     tag = next(iter(node), "")
     if len(node) != 1 or not tag.startswith("$"):
-        return {key: decode(value, tensors) for key, value in node.items()}
+        return {key: decode(value, tensors, rows) for key, value in node.items()}
     value = node[tag]
     match tag:
         case "$float":
@@ -133,7 +143,9 @@ def decode(node: Any, tensors: dict[str, Tensor]) -> Any:
         case "$scalar":
             return tensors[value].numpy()[()]
         case "$tuple":
-            return tuple(decode(item, tensors) for item in value)
+            return tuple(decode(item, tensors, rows) for item in value)
         case "$dict":
-            return {decode(k, tensors): decode(v, tensors) for k, v in value}
+            return {decode(k, tensors, rows): decode(v, tensors, rows) for k, v in value}
+        case "$rows":
+            return rows[value]
     raise Broken(f"state.json: unknown tag {tag!r}")

@@ -355,7 +355,7 @@ def test_a_restored_source_goes_on_bit_for_bit(kind, n_step, memo):
     numbers(source, 23)
     state = source.state_dict()
     state = (
-        {**state, "buffer": {**state["buffer"], "rows": state["buffer"]["rows"].clone()}}
+        {**state, "buffer": {**state["buffer"], "rows": state["buffer"]["rows"].on_host()}}
         if (kind is Replay)
         else state
     )

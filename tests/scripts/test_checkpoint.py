@@ -267,10 +267,18 @@ KILL = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from rheo.scripts.store import checkpoint
+from rheo.envs.rows import Rows
+from rheo.scripts.store import checkpoint, segments
 
-folder, calls = Path(sys.argv[1]), ("open", "fsync", "rename", "unlink", "rmdir", "mkdir")
-tree = lambda step: {"algo": {"w": torch.full((500,), float(step))}, "n": step}
+segments.LARGEST = 160  # 10 rows
+folder = Path(sys.argv[1])
+calls = ("open", "fsync", "rename", "unlink", "rmdir", "mkdir", "link", "stat")
+table = torch.arange(400.0).view(100, 4)
+saved = {}
+
+def tree(step):
+    rows = Rows([(2 * step, table[2 * step : 20 * step])], saved)
+    return {"algo": {"w": torch.full((500,), float(step))}, "n": step, "replay": {"rows": rows}}
 
 def save_and_die(at):
     count = 0
@@ -291,6 +299,7 @@ finished = killed = 0
 while not finished:
     for old in folder.glob("*"):
         __import__("shutil").rmtree(old)
+    saved.clear()
     for step in (1, 2):
         checkpoint.write(folder, step, tree(step), keep=2)
     child = os.fork()
@@ -300,6 +309,7 @@ while not finished:
     killed += not finished
     newest = checkpoint.read(checkpoint.found(folder)[0])
     assert newest["n"] in (2, 3) and bool((newest["algo"]["w"] == newest["n"]).all())
+    assert newest["replay"]["rows"] == tree(newest["n"])["replay"]["rows"]
     assert all(checkpoint.read(path) for path in checkpoint.found(folder))
     checkpoint.clean(folder)
     assert {p.name for p in folder.iterdir()} == {p.name for p in checkpoint.found(folder)}
@@ -313,4 +323,4 @@ def test_a_kill_at_any_system_call_of_a_save_leaves_a_whole_checkpoint(tmp_path:
         [sys.executable, "-c", KILL, str(tmp_path)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 8
+    assert int(done.stdout) >= 20

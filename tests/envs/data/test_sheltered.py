@@ -121,7 +121,7 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("call", [1, 3])
+@pytest.mark.parametrize("call", [1, 3, 8])
 def test_ctrl_c_inside_the_library_is_heard_when_it_has_returned(tmp_path: Path, call: int) -> None:
     words = [sys.executable, "-c", STOPPED, str(tmp_path / "x"), str(call)]
     done = subprocess.run(words, capture_output=True, text=True)
