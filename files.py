@@ -98,6 +98,21 @@ def put_text(file: Path, text: str) -> None:
     put_bytes(file, text.encode())
 
 
+def append(file: Path, content: bytes) -> None:
+    """Adds all of `content` to the end of a file, or nothing. Raises OSError."""
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    size = os.fstat(handle).st_size
+    try:
+        view = memoryview(content)
+        while view.nbytes:
+            view = view[os.write(handle, view) :]
+    except OSError:
+        os.ftruncate(handle, size)
+        raise
+    finally:
+        os.close(handle)
+
+
 def sha256(file: Path) -> str:
     """Digest of a file's content, which is read in pieces. Raises OSError."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))

@@ -3,19 +3,23 @@
 Trackers (tracker.py) are sinks too.
 """
 
+import io
 import json
 import logging
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from socket import gethostname
+from time import time
 from typing import Any, Protocol
 
-from rheo.errors import MACHINE, RheoError
-from rheo.files import put_text
+from rheo.errors import RheoError
+from rheo.files import FULL, append, put_text
+
+from .waiting import Waiting
 
 logger = logging.getLogger("rheo")
-FAILURES = 5  # in a row
 
 
 def floats(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -58,43 +62,12 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.waiting: list[bytes] = []
-        self.failures = 0
+        self.waiting = Waiting(path, "rows", lambda rows: append(path, b"".join(rows)))
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """Adds a row. Raises RheoError (code 3) when five writes in a row failed."""
         row = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-        self.waiting.append(json.dumps({"step": step, **row}).encode() + b"\n")
-        self.flush()
-
-    def flush(self) -> None:
-        """Writes what waits; a failed write leaves no half row."""
-        if not self.waiting:
-            return
-        try:
-            self.write(b"".join(self.waiting))
-        except OSError as error:
-            self.failures += 1
-            message = f"{self.path}: {len(self.waiting)} rows not written: {error.strerror}"
-            if self.failures >= FAILURES:
-                raise RheoError(f"{message}; {FAILURES} failures in a row", MACHINE) from error
-            logger.warning("%s; going on, they are kept in memory", message)
-            return
-        self.waiting, self.failures = [], 0
-
-    def write(self, data: bytes) -> None:
-        """Appends all of `data` or nothing."""
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        size = os.fstat(handle).st_size
-        try:
-            view = memoryview(data)
-            while view.nbytes:
-                view = view[os.write(handle, view) :]
-        except OSError:
-            os.ftruncate(handle, size)
-            raise
-        finally:
-            os.close(handle)
+        self.waiting.add(json.dumps({"step": step, **row}).encode() + b"\n")
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows on disk; lines that are not whole rows are left out with a warning."""
@@ -113,7 +86,7 @@ class Journal:
 
     def rewind(self, step: int) -> None:
         """Keeps the rows up to `step`. Raises OSError."""
-        self.waiting = []
+        self.waiting.things = []
         if not self.path.exists():
             return
         kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
@@ -121,7 +94,7 @@ class Journal:
 
     def close(self, end: str) -> None:
         """Writes what waits."""
-        self.flush()
+        self.waiting.close()
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
@@ -135,46 +108,82 @@ def parse(line: bytes) -> dict[str, Any] | None:
 
 
 class Events:
-    """TensorBoard events. A failure stops this sink with a count, never the run."""
+    """TensorBoard events, which never end a run.
+
+    Rows that a full disk refuses wait as those of the journal do; after five refusals, or another
+    failure, this sink stops with a count.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.writer: Any = None
+        self.file: Path | None = None
         self.purge: int | None = None
         self.dropped = 0
+        self.waiting = Waiting(folder, "rows", self.write)
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """Adds a row; counts it as dropped when TensorBoard is missing or its disk refuses."""
+        if self.dropped:
+            self.dropped += 1
+            return
         try:
-            if self.dropped == 0:
-                self.put(step, numbers)
-                return
-        except (ImportError, OSError, RuntimeError) as error:
+            self.waiting.add((time(), step, dict(numbers)))
+        except (ImportError, RheoError) as error:
             logger.warning("TensorBoard events stop here (%s); metrics.jsonl goes on", error)
-        self.dropped += 1
+            self.dropped = len(self.waiting.things)
+            self.waiting.things = []
 
-    def put(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Writes a row, and starts the writer at the first."""
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(self.folder), purge_step=self.purge)
-        for name, number in numbers.items():
-            self.writer.add_scalar(name, number, step)
-        self.writer.flush()
+    def write(self, rows: list[tuple[float, int, Mapping[str, float]]]) -> None:
+        """Appends rows to this start's file, which begins with the first."""
+        events = [event(*row) for row in rows]
+        file = self.file
+        if file is None:
+            file = self.folder / f"events.out.tfevents.{time():.6f}.{gethostname()}.{os.getpid()}"
+            events = [*beginning(self.purge), *events]
+        try:
+            self.folder.mkdir(exist_ok=True)
+            append(file, b"".join(map(recorded, events)))
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            raise RheoError(str(error)) from error
+        self.file = file
 
     def rewind(self, step: int) -> None:
         """Lets TensorBoard leave out what is there of later steps."""
         self.purge = step + 1
 
     def close(self, end: str) -> None:
-        """Ends the writer; a disk that refuses now loses only events."""
-        if self.writer is None:
-            return
-        try:
-            self.writer.close()
-        except OSError as error:
-            logger.warning("TensorBoard events were cut short (%s)", error)
+        """Writes what waits; a disk that refuses now loses only events."""
+        self.waiting.close()
         if self.dropped:
             logger.warning("%d rows are missing in %s", self.dropped, self.folder)
-        self.writer = None
+
+
+def event(when: float, step: int, numbers: Mapping[str, float]) -> Any:
+    """A row as TensorBoard's message."""
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+
+    values = [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in numbers.items()]
+    summary = summary_pb2.Summary(value=values)
+    return event_pb2.Event(wall_time=when, step=step, summary=summary)
+
+
+def beginning(purge: int | None) -> list[Any]:
+    """What a file of events begins with; with `purge`, what others have from that step is void."""
+    from tensorboard.compat.proto import event_pb2
+
+    found = [event_pb2.Event(wall_time=time(), file_version="brain.Event:2")]
+    if purge is not None:
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        found.append(event_pb2.Event(wall_time=time(), step=purge, session_log=start))
+    return found
+
+
+def recorded(message: Any) -> bytes:
+    """A message as a record of a file of events."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    stream = io.BytesIO()
+    RecordWriter(stream).write(message.SerializeToString())
+    return stream.getvalue()

@@ -10,6 +10,7 @@ runs/<name>/config.yaml    the composed configuration
             lock           the process that writes here
 """
 
+import errno
 import json
 import logging
 import os
@@ -22,8 +23,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rheo import ranks
-from rheo.errors import MACHINE, RheoError, command
-from rheo.files import put_text
+from rheo.errors import MACHINE, USER, RheoError, command
+from rheo.files import FULL, put_text
 
 from ..config.compose import load
 from ..config.rules import foreign
@@ -34,11 +35,11 @@ from .lock import Lock
 from .provenance import start_entry
 from .services import FAILED
 from .tracker import FOLDER, Tracker
+from .waiting import Patience, Waiting
 from .where import existing, found, locate, shown, step_of
 
 logger = logging.getLogger("rheo")
 KEEP = 2  # checkpoints
-FAILURES = 5  # saves in a row
 MEANING = (  # of what the data tell: all that a policy's inputs and outputs stand for
     *("format", "path", "env_id", "dt", "obs_keys", "obs_widths", "obs_images"),
     "left_out",
@@ -55,8 +56,9 @@ class Run:
     def __init__(self, path: Path, config: dict[str, Any], lock: Lock | None) -> None:
         self.path, self.config, self.lock = path, config, lock
         self.step = 0
-        self.failures = 0
+        self.patience = Patience()  # with a disk that refuses checkpoints
         self.journal = Journal(path / "metrics.jsonl")
+        self.evaluations = Waiting(path / "eval", "files", put_files)
         self.events = Events(path / "events")
         told = ((name, node) for name, node in (config.get("tracker") or {}).items() if lock)
         trackers = [Tracker(name, node, path, self.about) for name, node in told]
@@ -115,6 +117,7 @@ class Run:
         """Writes what is pending and gives the lock back."""
         for sink in self.sinks:
             sink.close(self.end)
+        self.evaluations.close()
         if self.lock is not None:
             self.lock.release()
             self.lock = None
@@ -142,16 +145,23 @@ class Run:
         numbers["time/wall"] = self.before + perf_counter() - self.clock
         for sink in self.sinks:
             sink.add(step, numbers)
+        self.evaluations.flush()
         return numbers
 
     def record_eval(self, step: int, episodes: list[dict[str, Any]], **summary: Any) -> Path:
-        """Writes the per-episode rows of an evaluation to eval/<step>[-<label>].json."""
+        """Writes the per-episode rows of an evaluation to eval/<step>[-<label>].json.
+
+        While training, what a full disk refuses waits as rows do; else raises RheoError.
+        """
         label = summary.get("label", "")
         folder = self.path / "eval"
+        file = folder / (f"{step:012d}-{label}.json" if label else f"{step:012d}.json")
+        text = json.dumps({"step": step, **summary, "episodes": episodes}) + "\n"
+        if self.lock is not None:
+            self.evaluations.add((file, text))
+            return file
         try:
-            folder.mkdir(exist_ok=True)
-            file = folder / (f"{step:012d}-{label}.json" if label else f"{step:012d}.json")
-            put_text(file, json.dumps({"step": step, **summary, "episodes": episodes}) + "\n")
+            put_files([(file, text)])
         except OSError as error:
             raise unwritable(folder, error) from error
         return file
@@ -185,19 +195,27 @@ class Run:
         (code 3) after five refusals in a row.
         """
         start = perf_counter()
-        self.journal.flush()
         clock = {"wall": self.before + start - self.clock}
         try:
+            self.settle()
             path = checkpoint.write(self.path / "ckpt", step, {"run": clock, **tree}, KEEP)
         except OSError as error:
-            self.failures += 1
-            message = f"checkpoint of step {step} not written: {error}"
-            if self.failures >= FAILURES:
-                raise RheoError(f"{message}; {FAILURES} failures in a row", MACHINE) from error
-            logger.warning("%s; going on, the last good checkpoint is kept", message)
+            what = f"checkpoint of step {step}"
+            self.patience.refused(what, "the last good checkpoint is kept", error)
             return None
-        self.failures = 0
+        self.patience.served()
         return path
+
+    def settle(self) -> None:
+        """Writes what waits: a checkpoint whose rows are not on the disk would lose them.
+
+        Raises OSError where the disk refuses, RheoError as `Waiting` does.
+        """
+        for waiting in (self.journal.waiting, self.evaluations):
+            waiting.flush(now=True)
+            if waiting.things:
+                text = f"{len(waiting.things)} of its rows and evaluations have no room"
+                raise OSError(errno.ENOSPC, text)
 
     def load(self, *, strict: bool = False) -> dict[str, Any] | None:
         """The newest checkpoint that verifies, or None when the run never saved one.
@@ -334,7 +352,15 @@ def refuse_used(path: Path) -> None:
         raise RheoError(f"{path} is not empty (it holds {held[0]}); choose another name=")
 
 
+def put_files(files: list[tuple[Path, str]]) -> None:
+    """Writes files into folders that may not be there yet. Raises OSError."""
+    for file, text in files:
+        file.parent.mkdir(exist_ok=True)
+        put_text(file, text)
+
+
 def unwritable(path: Path, error: OSError) -> RheoError:
     """The message for a folder that the system does not let us write."""
     reason = error.strerror or str(error)
-    return RheoError(f"cannot write to {path}: {reason}; free or open it, or choose another name=")
+    text = f"cannot write to {path}: {reason}; free or open it, or choose another name="
+    return RheoError(text, MACHINE if error.errno in FULL else USER)

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from rheo.files import put_text
 
 from .services import FAILED, About, Service
+from .waiting import Patience
 from .where import one_line
 
 
@@ -60,7 +61,8 @@ def served(orders: Iterator[Any], state: Path) -> Iterator[dict[str, Any]]:
     known = json.loads(state.read_text()) if state.exists() else {"id": None, "sent": [-1, 0]}
     sent, here = tuple(known["sent"]), (-1, 0)
     identity, where = service.begin(About(**first["about"], id=known["id"]))
-    keep(state, identity, sent)
+    patience = Patience()  # with the disk, of which only the next start needs something
+    keep(state, identity, sent, patience)
     yield {"begun": where}
     for order in orders:
         if "end" in order:
@@ -72,14 +74,19 @@ def served(orders: Iterator[Any], state: Path) -> Iterator[dict[str, Any]]:
         if here > sent:
             service.add(step, {key: float(value) for key, value in order["row"].items()})
             sent = here
-            keep(state, identity, sent)
+            keep(state, identity, sent, patience)
         yield {"sent": here}
     service.end(FAILED, {})
 
 
-def keep(state: Path, identity: str, sent: tuple[int, ...]) -> None:
-    """Writes down how far this is."""
-    put_text(state, json.dumps({"id": identity, "sent": sent}) + "\n")
+def keep(state: Path, identity: str, sent: tuple[int, ...], patience: Patience) -> None:
+    """Writes down how far this is. Raises RheoError when the disk has refused it five times."""
+    try:
+        put_text(state, json.dumps({"id": identity, "sent": sent}) + "\n")
+    except OSError as error:
+        patience.refused(str(state), "the tracker has the row", error)
+    else:
+        patience.served()
 
 
 if __name__ == "__main__":

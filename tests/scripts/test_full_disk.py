@@ -1,15 +1,20 @@
 """Every verb that writes a file, on a full disk: a line, exit code 3, nothing half-written."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rheo.scripts import cli, films, plot
+from rheo.scripts import train as training
+from rheo.scripts.store import waiting
+from rheo.scripts.store.run import Run
 
 HERE = """
 import resource, sys
@@ -105,3 +110,56 @@ def test_a_program_is_exported_with_its_contract_or_not_at_all(
         assert cli.main(["export", "run", f"out={disk}/x.pt2"]) == 3
         assert "not written: No space left on device" in capsys.readouterr().err
         assert os.listdir(disk) == []
+
+
+def fill(disk: Path) -> None:
+    """Takes what room there is."""
+    with suppress(OSError), (disk / "ballast").open("ab", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def results(run: Path) -> tuple[list[dict], list[str], object]:
+    """Rows without what a clock measures, evaluations, and the newest checkpoint's algorithm."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+    tree = Run.open(str(run)).load()
+    assert tree is not None
+    policy = {name: value.tolist() for name, value in tree["algo"]["policy"].items()}
+    evaluations = [file.read_text() for file in sorted((run / "eval").glob("*.json"))]
+    return rows, evaluations, (policy, tree["source"]["buffer"]["rows"].take(0, 200).tolist())
+
+
+def test_a_shortage_while_training_loses_nothing(
+    tiny: Callable, tmp_path: Path, small_disk: Callable, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """A short one is waited for; one that lasts is code 3, and the run goes on exactly."""
+    disk, words = small_disk(8_000_000), tiny("sac", "x")
+    assert cli.main(["train", *words, f"name={tmp_path}/straight"]) == 0
+    straight = results(tmp_path / "straight")
+    between = training.Loop.between
+    monkeypatch.setattr(waiting, "PAUSE", 0.0)
+
+    def short(self: training.Loop, before: int, now: int, steps: int) -> None:
+        if before < 90 <= now:  # in it lie rows, an evaluation and a checkpoint
+            fill(disk)
+        if before < until <= now:
+            (disk / "ballast").unlink()
+        between(self, before, now, steps)
+
+    monkeypatch.setattr(training.Loop, "between", short)
+    until = 125
+    assert cli.main(["train", *words, f"name={disk}/short"]) == 0
+    told = capsys.readouterr().err
+    assert "1 files not written" in told and "checkpoint of step 120 not written" in told
+    assert results(disk / "short") == straight
+    until = 1000
+    assert cli.main(["train", *words, f"name={disk}/long"]) == 3
+    assert "failures in a row" in capsys.readouterr().err
+    (disk / "ballast").unlink()
+    assert not list((disk / "long").rglob("*.tmp*")) and not list(
+        (disk / "long").rglob(".staging*")
+    )
+    monkeypatch.setattr(training.Loop, "between", between)
+    assert cli.main(["resume", f"{disk}/long"]) == 0
+    assert results(disk / "long") == straight

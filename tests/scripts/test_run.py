@@ -1,12 +1,13 @@
 """Run folders: made whole or not at all, one writer each, and exact after an interruption."""
 
+import errno
 import json
 import logging
 import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import torch
 from rheo.errors import RheoError
 from rheo.scripts.config.compose import compose
 from rheo.scripts.stopping import Stop
+from rheo.scripts.store import waiting
+from rheo.scripts.store.journal import Events
 from rheo.scripts.store.run import Run
 from rheo.scripts.store.where import locate
 
@@ -26,6 +29,7 @@ CONFIG = compose(["algo=sac", "env=hopper"])
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(waiting, "PAUSE", 0.0)
     logging.getLogger("rheo").propagate = True
     return tmp_path
 
@@ -276,6 +280,107 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(caplog: pytest.LogCaptureFix
         assert run.save(7, tree) is not None
         with full_disk(2000):
             assert [run.save(step, tree) for step in range(8, 12)] == [None] * 4
+
+
+def test_what_the_disk_refused_is_tried_again_after_pauses_that_double(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = 100.0
+    monkeypatch.setattr(waiting, "PAUSE", 1.0)
+    monkeypatch.setattr(waiting, "monotonic", lambda: clock)
+    tries: list[float] = []
+
+    def refuse(_: list[Any]) -> None:
+        tries.append(clock)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Run.create("a", CONFIG) as run:
+        run.events.dropped = 1
+        run.journal.waiting.write = refuse
+        with pytest.raises(RheoError, match=r"metrics.jsonl: \d+ rows not written: No space left"):
+            while clock < 200:
+                run.log(int(clock * 4), {"x/y": 1.0})
+                clock += 0.25
+    assert tries[:5] == [100, 101, 103, 107, 115]  # and once more at its end
+
+
+def test_an_evaluation_waits_for_the_disk_as_rows_do(caplog: pytest.LogCaptureFixture) -> None:
+    with Run.create("a", CONFIG) as run:
+        run.events.dropped = 1
+        with full_disk(20):
+            file = run.record_eval(5, [{"return": 1.0}])
+            run.record_eval(6, [{"return": 2.0}])
+        assert "2 files not written" in caplog.text and not file.exists()
+        run.log(7, {"x/y": 1.0})
+        assert sorted(path.name for path in file.parent.iterdir()) == [
+            file.name,
+            "000000000006.json",
+        ]
+        assert json.loads(file.read_text())["episodes"] == [{"return": 1.0}]
+        with full_disk(20), pytest.raises(RheoError, match="5 failures in a row") as caught:
+            for step in range(8, 20):
+                run.record_eval(step, [{"return": 1.0}])
+        assert caught.value.code == 3 and step == 12
+
+
+def test_an_evaluation_by_hand_says_at_once_that_it_is_not_kept() -> None:
+    Run.create("a", CONFIG).close()
+    with (
+        full_disk(20),
+        pytest.raises(RheoError, match="cannot write to .*eval: File too large") as no,
+    ):
+        Run.open("a").record_eval(5, [{"return": 1.0}])
+    assert no.value.code == 3
+
+
+def test_no_checkpoint_is_published_before_its_rows(caplog: pytest.LogCaptureFixture) -> None:
+    """A process that is killed after the save would have lost them."""
+    with Run.create("a", CONFIG) as run:
+        run.events.dropped = 1
+        run.log(1, {"x/y": 1.0})
+        size = (run.path / "metrics.jsonl").stat().st_size
+        tree: dict[str, Any] = {"algo": {"n": 1}}
+        with full_disk(size + 10):
+            run.log(2, {"x/y": 2.0})
+            assert run.save(2, tree) is None and "have no room" in caplog.text
+            assert not (run.path / "ckpt").exists()
+        assert run.save(3, tree) is not None
+        assert [row["step"] for row in run.rows()] == [1, 2]
+
+
+def test_a_run_that_ends_on_a_full_disk_gives_its_lock_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = Run.create("a", CONFIG)
+    with full_disk(0):
+        run.log(1, {"x/y": 2.0})
+        run.record_eval(5, [])
+        run.close()
+    assert not (run.path / "lock").exists()
+    assert "1 rows not written" in caplog.text and "1 files not written" in caplog.text
+
+
+def test_events_wait_for_the_disk_too_and_every_file_stays_readable(
+    small_disk: Callable[[int], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = Events(small_disk(16_384) / "events")
+    wide = {f"group/name{k}": float(k) for k in range(40)}
+    step = 0
+    while not events.waiting.things:
+        events.add(step, wide)
+        step += 1
+    events.add(step, wide)
+    assert len(events.waiting.things) == 2 and "2 rows not written: No space left" in caplog.text
+    seen = EventAccumulator(str(events.folder)).Reload()
+    assert [one.step for one in seen.Scalars("group/name7")] == list(range(step - 1))
+    remount = ["mount", "-o", "remount,size=100000", str(events.folder.parent)]
+    subprocess.run(remount, check=True)
+    events.add(step + 1, wide)
+    events.close("finished")
+    seen = EventAccumulator(str(events.folder)).Reload()
+    assert [one.step for one in seen.Scalars("group/name7")] == list(range(step + 2))
 
 
 def test_tensorboard_that_fails_stops_alone(caplog: pytest.LogCaptureFixture) -> None:
