@@ -28,8 +28,9 @@ GROUPS = {  # WHAT -> module and its function from a plan to rows
     "act": ("rheo.scripts.limits", "actions"),
     "update": ("rheo.scripts.limits", "updates"),
     "gpu": ("rheo.scripts.gpu", "rows"),
+    "save": ("rheo.scripts.saving", "rows"),
 }
-NAMED = ("gpu",)  # is measured where it is named, and no other time
+NAMED = ("gpu", "save")  # are measured where they are named, and no other time
 CLONE = Path(__file__).resolve().parents[1] / "tests" / "bench"
 COMPARED = {  # in a clone: beside other libraries and our other methods, in place of the above
     name: (f"bench_{name}", "measure")

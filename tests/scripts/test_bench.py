@@ -144,3 +144,16 @@ def test_an_installed_library_says_that_comparisons_are_of_a_clone() -> None:
     assert "actor" in bench.offered()
     with pytest.raises(RheoError, match="bench actor: comparisons run in a clone"):
         bench.asked(["actor"], bench.GROUPS)
+
+
+def test_a_save_writes_the_new_rows_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert bench.main(bench.asked(["save", "quick=true", "json=b.json"])) == 0
+    stall, size = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert stall["goal"] == "ours <= 500" and stall["ours"] > 0 and stall["share"] > 0
+    rows = size["ours"] * 1e6 / 432  # the second save takes those of the first with it
+    assert rows == pytest.approx(5000, rel=0.01) and 0.09 < size["ratio"] < 0.11
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+    assert "of limit" in capsys.readouterr().out
