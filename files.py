@@ -49,9 +49,10 @@ def left(folder: Path) -> str:
 def room(folder: Path) -> int | None:
     """Bytes that are free on a folder's disk; None where it does not say. Quotas are not seen."""
     try:
-        return shutil.disk_usage(folder).free
+        usage = shutil.disk_usage(folder)
     except OSError:
         return None
+    return usage.free if usage.total else None  # some that lie in a network say nothing
 
 
 def ask_for(size: int, folder: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rheo.envs.paths import absolute, expanded
 from rheo.errors import RheoError, command
-from rheo.files import put_text
+from rheo.files import Unwritten, put_text
 from rheo.stats import iqm, of_runs
 
 from .config.top import STEPPING
@@ -185,7 +185,9 @@ def picture(groups: list[Group], metric: str | None, file: Path) -> None:
         panels.setdefault(env, {})[method_of(group)] = curves
     try:
         plot_curves(panels, metric or "return or score", file)
-    except (OSError, ValueError) as error:  # ValueError: an ending that is no picture's
+    except Unwritten:
+        raise
+    except ValueError as error:  # an ending that is no picture's
         raise RheoError(f"curves={file}: {error}") from error
 
 

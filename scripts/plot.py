@@ -83,7 +83,8 @@ def plot_curves(panels: dict[str, dict[str, list[Curve]]], metric: str, file: Pa
         column[0].legend(frameon=False)
     for axes in grid[:, 0]:
         axes.set_ylabel(metric)
-    atomically(file, lambda part: figure.savefig(part, dpi=90), file.suffix)
+    kind = file.suffix[1:] or "png"
+    atomically(file, lambda part: figure.savefig(part, dpi=90, format=kind))
     plt.close(figure)
 
 
