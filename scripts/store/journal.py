@@ -3,6 +3,7 @@
 Trackers (tracker.py) are sinks too.
 """
 
+import importlib
 import io
 import json
 import logging
@@ -162,22 +163,24 @@ class Events:
 
 def event(when: float, step: int, numbers: Mapping[str, float]) -> Any:
     """A row as TensorBoard's message."""
-    from tensorboard.compat.proto import event_pb2, summary_pb2
-
-    values = [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in numbers.items()]
-    summary = summary_pb2.Summary(value=values)
-    return event_pb2.Event(wall_time=when, step=step, summary=summary)
+    kind = messages("summary").Summary
+    summary = kind(value=[kind.Value(tag=k, simple_value=v) for k, v in numbers.items()])
+    return messages("event").Event(wall_time=when, step=step, summary=summary)
 
 
 def beginning(purge: int | None) -> list[Any]:
     """What a file of events begins with; with `purge`, what others have from that step is void."""
-    from tensorboard.compat.proto import event_pb2
-
-    found = [event_pb2.Event(wall_time=time(), file_version="brain.Event:2")]
+    kinds = messages("event")
+    found = [kinds.Event(wall_time=time(), file_version="brain.Event:2")]
     if purge is not None:
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        found.append(event_pb2.Event(wall_time=time(), step=purge, session_log=start))
+        start = kinds.SessionLog(status=kinds.SessionLog.START)
+        found.append(kinds.Event(wall_time=time(), step=purge, session_log=start))
     return found
+
+
+def messages(name: str) -> Any:
+    """A module of TensorBoard's messages. Raises ImportError where it is not installed."""
+    return importlib.import_module(f"tensorboard.compat.proto.{name}_pb2")
 
 
 def recorded(message: Any) -> bytes:

@@ -317,6 +317,7 @@ def test_an_evaluation_waits_for_the_disk_as_rows_do(caplog: pytest.LogCaptureFi
             "000000000006.json",
         ]
         assert json.loads(file.read_text())["episodes"] == [{"return": 1.0}]
+        step = 8
         with full_disk(20), pytest.raises(RheoError, match="5 failures in a row") as caught:
             for step in range(8, 20):
                 run.record_eval(step, [{"return": 1.0}])
