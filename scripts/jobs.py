@@ -27,6 +27,7 @@ from .cli import listen
 from .config.compose import train as composed
 from .config.launchers import key_of
 from .config.sweeps import FREE, Sweep, label, refuse_other
+from .config.top import AT_ANY_START
 from .config.words import Words
 from .stopping import Stop, stop_signals
 from .store.journal import Journal
@@ -135,7 +136,7 @@ def go(folder: Path, config: dict[str, Any], words: list[str]) -> int:
 
 def free(key: str) -> bool:
     """Whether a word may differ from what a run was made with, and is passed on to it."""
-    return key in FREE and key != "steps" or key.startswith(("limits.", "tracker."))
+    return key in FREE and key != "steps" or key.partition(".")[0] in AT_ANY_START
 
 
 def set_aside(folder: Path) -> None:

@@ -28,6 +28,7 @@ TOP = {
     "save_every": COUNT,
     "episodes": COUNT,
     "limits": "dict",
+    "signal": "dict",
     "horizon": COUNT,
     "fast": "Literal['off', 'precision', 'compile', 'graph'] | bool",
     "threads": NATURAL,
@@ -80,6 +81,8 @@ AT_WILL = (
     *("policy.steps", "policy.grid", "policy.sampler", "policy.eta", "policy.clip_x"),
     *("policy.clip_a", "policy.deploy_scale"),
 )
+# groups whose keys may change between two starts of a run
+AT_ANY_START = ("limits", "signal", "tracker")
 # settings of an environment for the machine that steps it: no number depends on them
 STEPPING = ("threads", "workers", "step_timeout", "restarts")
 EVAL_SEED = 100_000  # environment i of an evaluation starts from seed EVAL_SEED + i
