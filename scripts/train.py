@@ -358,8 +358,7 @@ class Loop:
                 "loop": {"latest": self.latest, "fresh": self.fresh, "since": self.since},
             }
             saved = self.run.save(step, collected(self.algo, tree)) is not None
-            if ranks.largest(int(saved)):
-                self.saved = step
+            self.saved = step if ranks.largest(int(saved)) else self.saved
         self.stop.saving = False
 
     def broke(self, what: str, remedy: str = ". Try lower learning rates") -> RheoError:

@@ -96,6 +96,7 @@ def send(numbers):
 
 
 cli.listen()
+mutex = ctypes.create_string_buffer(64)
 grace.SECOND = 0.5
 with stop_signals(float(sys.argv[2])) as stop:
     stop.last_word = lambda: "the last word"
@@ -103,7 +104,8 @@ with stop_signals(float(sys.argv[2])) as stop:
     {
         "sleeps": lambda: time.sleep(60),
         "spins": lambda: [None for _ in iter(int, 1)],
-        "in C": lambda: ctypes.CDLL(None).usleep(60_000_000),
+        "in C": lambda: [ctypes.CDLL(None).pthread_mutex_lock(mutex) for _ in "ab"],
+        "in C with all of Python": lambda: [ctypes.PyDLL(None).pthread_mutex_lock(mutex) for _ in "ab"],
         "saves": lambda: (setattr(stop, "saving", True), time.sleep(1.5)),
         "stops": lambda: time.sleep(0.5),
     }[sys.argv[1]]()
