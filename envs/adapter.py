@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import families
 from .batch import Step
-from .guard import of_signal, once, reset_warnings, told
+from .guard import close, once, reset_warnings, told
 from .judged import Judged
 from .mujoco import snapshot
 
@@ -299,9 +299,4 @@ class GymnasiumVector(Judged):
 
     def close(self) -> None:
         for env in self._envs:
-            try:
-                env.close()
-            except BaseException as error:  # what was measured is not lost for it
-                if of_signal(error):
-                    raise
-                log.warning("%s: closing it raised %s", self.id, told(error))
+            close(env, self.id)

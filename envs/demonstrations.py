@@ -14,7 +14,7 @@ from ..errors import EnvError
 from . import families
 from .data.demos import FLAT, Demo
 from .data.recording import Part, Recording, Sizes, stack
-from .guard import own, reset_warnings, sound, told, truth
+from .guard import close, own, reset_warnings, sound, told, truth
 from .manipulation.plans import drawing
 from .manipulation.registry import told_of
 from .manipulation.scripted import script_of
@@ -186,7 +186,7 @@ class Demonstrations:
 
     def close(self) -> None:
         """Frees what the environment holds open."""
-        self.env.close()
+        close(self.env, self.id)
 
 
 def table(rows: Sequence[Mapping[str, NDArray]]) -> dict[str, NDArray]:

@@ -27,7 +27,7 @@ from ..errors import EnvError, nearest
 from . import cameras
 from .chosen import ChosenParts
 from .dicts import image, leaves, value
-from .guard import of_signal, told
+from .guard import close, of_signal, told
 from .manipulation import registry
 from .mujoco import dmc, robotics
 from .mujoco.snapshot import PLAIN_WRAPPERS
@@ -133,7 +133,7 @@ def make(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
         if "obs_keys" in added and options["obs_keys"] is not None:
             env = ChosenParts(env, parts_of(env), images_of(env), options["obs_keys"])
     except EnvError as error:
-        env.close()
+        close(env, env_id)
         raise EnvError(f"{env_id}: env.options.{error}") from error
     if isinstance(env, cameras.WithCameras | ChosenParts):
         say(f"{env_id}: observed are {listed_parts(env.parts)}, in this order")

@@ -15,6 +15,7 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
@@ -108,6 +109,16 @@ def told(error: BaseException) -> str:
     lines = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(lines[-1].filename).name}, line {lines[-1].lineno})" if lines else ""
     return f"{type(error).__name__}{': ' + text if text else ''}{place}"
+
+
+def close(env: gymnasium.Env, name: str) -> None:
+    """Closes an environment; what it raises then is told, and nothing is lost for it."""
+    try:
+        env.close()
+    except BaseException as error:
+        if of_signal(error):
+            raise
+        log.warning("%s: closing it raised %s", name, told(error))
 
 
 def shown(value: Any) -> str:

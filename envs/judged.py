@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EnvError
+from ..errors import EnvError, EnvFault
 from . import families
 from .guard import LARGEST, number, once, own, place, shown, sound, told, truth
 from .vector import VectorEnv
@@ -25,7 +25,7 @@ class Judged(VectorEnv):
     """The part of a vector of gymnasium environments that asks them and checks their answers.
 
     Whatever one of them raises, be it SystemExit or KeyboardInterrupt, and whatever it returns that
-    it should not becomes an EnvError that names it, its seed, its episode and the step. A signal's
+    it should not becomes an EnvFault that names it, its seed, its episode and the step. A signal's
     own exceptions, and errors of ours, pass as they are.
     """
 
@@ -167,17 +167,17 @@ class Judged(VectorEnv):
         counts = self._seeds[i], self._episodes[i], self._elapsed[i]
         return place(self.id, self.first + i, *map(int, counts))
 
-    def _wrong(self, i: int, field: str, got: str, expected: str | None) -> EnvError:
+    def _wrong(self, i: int, field: str, got: str, expected: str | None) -> EnvFault:
         """An answer that no environment may give."""
         self._broken = True
         wanted = f", expected {expected}" if expected else ""
-        return EnvError(f"{self._at_row(i)}: {field} {got}{wanted}: correct the environment")
+        return EnvFault(f"{self._at_row(i)}: {field} {got}{wanted}: correct the environment")
 
-    def _raised(self, i: int, call: str, error: BaseException) -> EnvError:
+    def _raised(self, i: int, call: str, error: BaseException) -> EnvFault:
         """The message for what came out of an environment; raises what is not its own as it is."""
         self._broken = True
         if isinstance(error, EnvError):
-            return EnvError(f"{self._at_row(i)}: {error}: correct the environment")
+            return EnvFault(f"{self._at_row(i)}: {error}: correct the environment")
         if not own(error):
             raise error
         text = str(error)
@@ -188,7 +188,7 @@ class Judged(VectorEnv):
             found = re.search(r"got (\d+)", text)
             count = f"{found[1]} values" if found else "too many values"
             return self._wrong(i, f"{call} returned", count, RETURNS[call])
-        return EnvError(f"{self._at_row(i)}: {call} raised {told(error)}")
+        return EnvFault(f"{self._at_row(i)}: {call} raised {told(error)}")
 
 
 def worst(obs: NDArray) -> float:

@@ -1,6 +1,7 @@
 """The console command `rheo VERB ...`. A verb's module is imported only when it is called."""
 
 import contextlib
+import faulthandler
 import importlib
 import logging
 import os
@@ -74,6 +75,9 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    if not faulthandler.is_enabled():  # where Python was when something in C crashes
+        with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
+            faulthandler.enable()
     try:
         with tidied():
             return call(argv[0], argv[1:]) if argv else call("help", [])

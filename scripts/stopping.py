@@ -43,6 +43,11 @@ class Stop:
             f"{f'of step {loop.saved}' if loop.saved >= 0 else 'still to come'}; go on with: "
             f"{loop.run.resume_command()}"
         )
+        acting = getattr(loop.source, "replay", loop.source)
+        for env in (getattr(acting, "env", None), loop.eval_env):
+            while env is not None:  # those in other processes are waited for
+                env.hurried = self.__bool__
+                env = getattr(env, "env", None)
 
     def agreed(self) -> bool:
         """Whether any rank was asked to; asked by all of them at the same place."""

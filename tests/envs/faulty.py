@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -55,6 +56,14 @@ RAISED: dict[str, Callable[[], object]] = {  # what happens instead of an answer
     "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "SIGSEGV": lambda: os.kill(os.getpid(), signal.SIGSEGV),
 }
+PICTURES: dict[str, Callable[[], object]] = {
+    "render raises": lambda: raised(OSError("no display")),
+    "render exits": lambda: sys.exit(0),
+    "no picture": lambda: None,
+    "grey picture": lambda: np.zeros((32, 48), np.uint8),
+    "float picture": lambda: np.zeros((32, 48, 3)),
+    "other picture": lambda: np.zeros((16, 48, 3), np.uint8),
+}
 SPACES: dict[str, tuple[spaces.Space, spaces.Space]] = {
     "unbounded actions": (spaces.Box(-9, 9, (3,)), spaces.Box(-np.inf, np.inf, (1,))),
     "discrete actions": (spaces.Box(-9, 9, (3,)), spaces.Discrete(3)),
@@ -72,9 +81,12 @@ class Faulty(gymnasium.Env):
     Not in evaluations, unless `everywhere`.
     """
 
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+
     def __init__(
-        self, fault: str = "", at: int = 30, always: bool = False, everywhere: bool = False
-    ) -> None:
+        self, fault: str = "", at: int = 30, always: bool = False, everywhere: bool = False,
+        render_mode: str | None = None,
+    ) -> None:  # fmt: skip
         if fault == "constructor raises":
             raise RuntimeError("the gripper is stuck")
         if fault == "constructor exits":
@@ -82,7 +94,7 @@ class Faulty(gymnasium.Env):
         pair = spaces.Box(-9, 9, (3,)), spaces.Box(-1, 1, (1,))
         self.observation_space, self.action_space = SPACES.get(fault, pair)
         self.fault, self.at, self.always, self.everywhere = fault, at, always, everywhere
-        self.lived, self.t, self.seed = 0, 0, 0
+        self.lived, self.t, self.seed, self.render_mode = 0, 0, 0, render_mode
 
     def due(self) -> bool:
         """Whether it happens now."""
@@ -113,6 +125,7 @@ class Faulty(gymnasium.Env):
         if not self.due():
             return tuple(answer)
         if self.fault in RAISED:
+            Path("stuck").touch()  # for who waits for it
             RAISED[self.fault]()
         if self.fault == "four values":
             return tuple(answer[:4])
@@ -120,6 +133,15 @@ class Faulty(gymnasium.Env):
             place, value = ANSWERS[self.fault]
             answer[place] = value
         return tuple(answer)
+
+    def render(self) -> Any:
+        if self.due() and self.fault in PICTURES:
+            return PICTURES[self.fault]()
+        return np.zeros((32, 48, 3), np.uint8)
+
+    def close(self) -> None:
+        if self.fault == "close raises":
+            sys.exit(0)
 
 
 if "Faulty-v0" not in gymnasium.registry:

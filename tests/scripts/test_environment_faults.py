@@ -1,14 +1,22 @@
 """Whatever an environment raises, returns or does, in a run: told with its place, saved first."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from rheo.envs import acting, guard
+from rheo.errors import RheoError
 from rheo.scripts.cli import main
+from rheo.scripts.library import load
 from rheo.scripts.store.run import Run
 
 WORLDS = Path(__file__).resolve().parents[1] / "envs"
@@ -151,3 +159,121 @@ def test_a_fault_in_the_middle_is_named_saved_and_ends_with_status_3(
     assert "Traceback" not in told and "learning rates" not in told
     step = Run.open("r", [FAULTY]).load()["source"]["frames"]  # type: ignore[index]
     assert step in (22, 28) and f"runs/r: saved at step {step}; mend the environment" in told
+
+
+# ---- a step that does not come back --------------------------------------------------------------
+
+
+def started(*words: str) -> "subprocess.Popen[str]":
+    """`rheo train` in a process of its own, once its faulty step has begun."""
+    paths = [str(WORLDS), *filter(None, sys.path)]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "rheo.scripts.cli", *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    limit = time.monotonic() + 240
+    while not Path("stuck").exists() and run.poll() is None:
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    return run
+
+
+@pytest.mark.parametrize("fault", ["sleeps", "spins"])
+def test_a_stuck_step_ends_with_the_last_checkpoint(fault: str) -> None:
+    run = started(*faulty(fault, "signal.grace=1", "save_every=10"))
+    run.send_signal(signal.SIGTERM)
+    told = run.communicate(timeout=240)[1]
+    assert run.returncode == 75, told
+    assert "still at work (" in told and "faulty.py" in told
+    step = Run.open("r", [FAULTY]).load()["source"]["frames"]  # type: ignore[index]
+    assert f"signal.grace=1; the last checkpoint is of step {step}; go on with: rheo resume" in told
+    assert main(["resume", "r", FAULTY, "steps=20"]) == 0
+
+
+def test_a_stuck_worker_is_not_waited_for_once_the_run_is_to_stop() -> None:
+    run = started(*faulty("sleeps", "env.workers=2"))
+    run.send_signal(signal.SIGTERM)
+    told = run.communicate(timeout=240)[1]
+    assert run.returncode == 75, told
+    assert "no answer for 5 s and the run is to stop; environment" in told
+    assert Run.open("r", [FAULTY]).load()["source"]["frames"] > 20  # type: ignore[index]
+
+
+@pytest.mark.parametrize("fault", ["SIGKILL", "SIGSEGV"])
+def test_a_process_that_its_environment_ends_is_gone_on_with(fault: str, capsys: Any) -> None:
+    run = started(*faulty(fault, "save_every=10"))
+    told = run.communicate(timeout=240)[1]
+    assert run.returncode == -getattr(signal, fault)
+    assert fault == "SIGKILL" or ("Segmentation fault" in told and "faulty.py" in told)
+    assert main(["resume", "r", FAULTY, "steps=20"]) == 0
+    assert "env.workers=1" in capsys.readouterr().err
+
+
+# ---- who else has environments -------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained() -> None:
+    """A run whose environment is sound."""
+    assert main(faulty("none", "steps=20")) == 0
+
+
+def bad(fault: str) -> list[str]:
+    told = [f"env.options.fault={fault}", "env.options.everywhere=true", "env.options.at=3"]
+    return [FAULTY, *told]
+
+
+def test_an_evaluation_and_a_collection_name_what_an_environment_did(
+    trained: None, capsys: Any
+) -> None:
+    place = "environment 0 (seed 100000, episode 1), step 3: "
+    for fault in ("no reward", "KeyboardInterrupt", "SystemExit"):
+        capsys.readouterr()
+        assert main(["eval", "r", "episodes=2", *bad(fault)]) == 3
+        assert place + ENDS[fault] in capsys.readouterr().err
+        assert main(["collect", "r", "out=o.npz", "steps=12", "num_envs=2", *bad(fault)]) == 3
+        told = capsys.readouterr().err
+        assert ENDS[fault] in told and "What was collected until then is in o.npz" in told
+    assert main(["eval", "r", "episodes=2", *bad("1e30 obs")]) == 0
+    assert "2 episodes were cut because" in capsys.readouterr().out
+    assert main(["eval", "r", "episodes=2", *bad("close raises")]) == 0
+    assert "closing it raised SystemExit: 0" in capsys.readouterr().err
+
+
+def test_a_loaded_policy_says_the_same(trained: None) -> None:
+    policy = load("r", config_dir=[WORLDS])
+    policy.run.config["env"]["options"] = {"fault": "SystemExit", "everywhere": True, "at": 3}
+    with pytest.raises(RheoError, match=r"step 3: step raised SystemExit: 0") as caught:
+        policy.evaluate(2)
+    assert caught.value.code == 3
+
+
+FILMED = {
+    "nan obs": (0, ""),
+    "array reward": (0, ""),
+    "close raises": (0, "closing it raised SystemExit"),
+    "no reward": (3, ENDS["no reward"]),
+    "no info": (3, ENDS["no info"]),
+    "four values": (3, ENDS["four values"]),
+    "render raises": (3, "render raised OSError: no display (faulty.py, line"),
+    "render exits": (3, "render raised SystemExit: 0 (faulty.py, line"),
+    "no picture": (3, "render returned None (NoneType), expected an array [height, width, 3]"),
+    "grey picture": (3, "render returned an array of shape (32, 48) and type uint8"),
+    "float picture": (3, "render returned an array of shape (32, 48, 3) and type float64"),
+}
+
+
+def test_a_film_of_what_is_broken_is_made_or_refused_by_name(trained: None, capsys: Any) -> None:
+    file = Path("runs/r/config.yaml")
+    settings = file.read_text()
+    for fault, (code, text) in FILMED.items():
+        config = yaml.safe_load(settings)
+        config["env"]["options"] = {"fault": fault, "everywhere": True, "at": 3}
+        file.write_text(yaml.safe_dump(config))
+        capsys.readouterr()
+        film = ["play", "r", "episodes=2", "out=o.gif", "size=32", "--config-dir", str(WORLDS)]
+        assert main(film) == code, fault
+        assert text in capsys.readouterr().err
+        assert Path("o.gif").exists() == (code == 0), fault
+        Path("o.gif").unlink(missing_ok=True)

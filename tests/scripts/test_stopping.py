@@ -105,7 +105,7 @@ with stop_signals(float(sys.argv[2])) as stop:
         "sleeps": lambda: time.sleep(60),
         "spins": lambda: [None for _ in iter(int, 1)],
         "in C": lambda: [ctypes.CDLL(None).pthread_mutex_lock(mutex) for _ in "ab"],
-        "in C with all of Python": lambda: [ctypes.PyDLL(None).pthread_mutex_lock(mutex) for _ in "ab"],
+        "in C alone": lambda: [ctypes.PyDLL(None).pthread_mutex_lock(mutex) for _ in "ab"],
         "saves": lambda: (setattr(stop, "saving", True), time.sleep(1.5)),
         "stops": lambda: time.sleep(0.5),
     }[sys.argv[1]]()
