@@ -2,7 +2,8 @@
 
 A handler written in Python runs when the main thread is back in Python, which one that is asleep in
 C, or in a loop there, is not. So signals are read from a pipe, into which the interpreter writes
-them as they come (`signal.set_wakeup_fd`), by a thread of its own.
+them as they come (`signal.set_wakeup_fd`), by a thread of its own. Where not even that one gets to
+run, the system's own thread ends the process (`deadline`).
 """
 
 import contextlib
@@ -19,12 +20,15 @@ from typing import Any
 
 from rheo.errors import REQUEUE
 
+from .deadline import Deadline, available
+
 log = logging.getLogger("rheo")
 PATIENCE = 10.0  # seconds after which it is said why nothing has stopped yet
 GRACE = 30.0  # seconds after which a process ends that has not stopped
 SAVING = 10  # times as long is waited for a save that is under way
 SECOND = 3.0  # seconds in which a second Ctrl-C is heard where Python runs
 SPEAKING = 2.0  # seconds that the last word may take
+MARGIN = 3.0  # seconds that the thread may be late before it is taken for unable to run
 OVER = 0  # no signal's number
 leave = os._exit  # no other way leads out of a thread while the main one stands
 
@@ -46,6 +50,9 @@ class Watch:
         self.out, self.into = os.pipe()
         os.set_blocking(self.into, False)
         self.before = signal.set_wakeup_fd(self.into, warn_on_full_buffer=False)
+        self.deadline: Deadline | None = None
+        self.armed: Any = None
+        self.arm(None)
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
         return self
@@ -54,12 +61,14 @@ class Watch:
         signal.set_wakeup_fd(self.before)
         os.write(self.into, bytes([OVER]))
         self.thread.join()
+        if self.deadline is not None:
+            self.deadline.cancel()
         os.close(self.into)
         os.close(self.out)
 
     def run(self) -> None:
         """The thread."""
-        pause = None
+        pause = PATIENCE
         while True:
             ready = select.select([self.out], [], [], pause)[0]
             came = os.read(self.out, 64) if ready else b""
@@ -67,7 +76,29 @@ class Watch:
                 return
             for number in came:
                 self.note(number)
-            pause = None if self.since is None else self.look(monotonic())
+            if self.since is None:
+                self.arm(None, anew=ready != [])
+            else:
+                pause = self.look(monotonic())
+
+    def arm(self, seconds: float | None, anew: bool = False) -> None:
+        """Ends the process unless this is called again: behind seconds, or a signal and its grace.
+
+        anew: also where nothing has changed since the last call.
+        """
+        grace = self.stop.grace
+        if not (grace and available()):
+            return
+        text = f"rheo: asked to stop {grace:g} s ago, and a call in C does not let Python run: "
+        text += f"ends here; {self.stop.last_word()}\n"
+        if (grace, text) == self.armed and seconds is None and not anew:
+            return
+        self.armed = grace, text
+        if self.deadline is not None:
+            self.deadline.cancel()
+        where, time = (self.out, grace) if seconds is None else (None, seconds)
+        with contextlib.suppress(OSError):
+            self.deadline = Deadline(where, time + MARGIN, REQUEUE, text)
 
     def note(self, number: int) -> None:
         """A signal came."""
@@ -95,6 +126,8 @@ class Watch:
             self.told += PATIENCE
             text = "%s %g s ago and still at work (%s); a second Ctrl-C ends at once, unsaved"
             log.warning(text, asked, self.told, self.place())
+        if ends < math.inf:
+            self.arm(max(ends - now, 0))
         return max(min(ends, speaks, presses) - now, 0.01)
 
     def place(self) -> str:

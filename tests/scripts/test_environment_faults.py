@@ -228,13 +228,13 @@ def test_an_evaluation_and_a_collection_name_what_an_environment_did(
     trained: None, capsys: Any
 ) -> None:
     place = "environment 0 (seed 100000, episode 1), step 3: "
-    for fault in ("no reward", "KeyboardInterrupt", "SystemExit"):
+    for i, fault in enumerate(("no reward", "KeyboardInterrupt", "SystemExit")):
         capsys.readouterr()
         assert main(["eval", "r", "episodes=2", *bad(fault)]) == 3
         assert place + ENDS[fault] in capsys.readouterr().err
-        assert main(["collect", "r", "out=o.npz", "steps=12", "num_envs=2", *bad(fault)]) == 3
+        assert main(["collect", "r", f"out={i}.npz", "steps=12", "num_envs=2", *bad(fault)]) == 3
         told = capsys.readouterr().err
-        assert ENDS[fault] in told and "What was collected until then is in o.npz" in told
+        assert ENDS[fault] in told and f"What was collected until then is in {i}.npz" in told
     assert main(["eval", "r", "episodes=2", *bad("1e30 obs")]) == 0
     assert "2 episodes were cut because" in capsys.readouterr().out
     assert main(["eval", "r", "episodes=2", *bad("close raises")]) == 0
