@@ -61,8 +61,7 @@ class Watch:
         signal.set_wakeup_fd(self.before)
         os.write(self.into, bytes([OVER]))
         self.thread.join()
-        if self.deadline is not None:
-            self.deadline.cancel()
+        self.disarm()
         os.close(self.into)
         os.close(self.out)
 
@@ -86,19 +85,24 @@ class Watch:
 
         anew: also where nothing has changed since the last call.
         """
-        grace = self.stop.grace
-        if not (grace and available()):
-            return
+        grace = self.stop.grace or 0
         text = f"rheo: asked to stop {grace:g} s ago, and a call in C does not let Python run: "
-        text += f"ends here; {self.stop.last_word()}\n"
+        text += f"ends here; {self.stop.last_word()}\n" if grace else ""
         if (grace, text) == self.armed and seconds is None and not anew:
             return
         self.armed = grace, text
-        if self.deadline is not None:
-            self.deadline.cancel()
+        self.disarm()
+        if not (grace and available()):
+            return
         where, time = (self.out, grace) if seconds is None else (None, seconds)
         with contextlib.suppress(OSError):
             self.deadline = Deadline(where, time + MARGIN, REQUEUE, text)
+
+    def disarm(self) -> None:
+        """The system's thread does nothing any more."""
+        if self.deadline is not None:
+            self.deadline.cancel()
+        self.deadline = None
 
     def note(self, number: int) -> None:
         """A signal came."""
@@ -126,8 +130,7 @@ class Watch:
             self.told += PATIENCE
             text = "%s %g s ago and still at work (%s); a second Ctrl-C ends at once, unsaved"
             log.warning(text, asked, self.told, self.place())
-        if ends < math.inf:
-            self.arm(max(ends - now, 0))
+        self.arm(max(ends - now, 0))
         return max(min(ends, speaks, presses) - now, 0.01)
 
     def place(self) -> str:
@@ -154,3 +157,12 @@ def speak(text: str) -> None:
         if sys.stdout.isatty():
             sys.stdout.write("\x1b[?25h\n")  # the live line hid the cursor
         sys.stdout.flush()
+
+
+def mute() -> None:
+    """A forked child's signals are not written into its parent's pipe."""
+    with contextlib.suppress(ValueError):  # not of the main thread
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=mute)

@@ -85,7 +85,7 @@ class Job:
         """Runs one combination and writes down how it ended."""
         own = folder.parent / OWN
         scheduler = signal.getsignal(signal.SIGUSR2)  # submitit's: requeues the job, and ends it
-        with stop_signals() as stop, passed_on(stop, own / STOP), ExitStack() as shown:
+        with stop_signals(None) as stop, passed_on(stop, own / STOP), ExitStack() as shown:
             if not self.shown:
                 output = shown.enter_context(open(own / f"{folder.name}.log", "a", buffering=1))
                 shown.enter_context(redirect_stdout(output))

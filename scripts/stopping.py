@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from rheo import ranks
 
-from .grace import GRACE, Watch
+from .grace import GRACE, SAVING, Watch
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
@@ -36,10 +36,15 @@ class Stop:
         return f"stopped by {self.signal}" if self else None
 
     def watch(self, loop: Any) -> None:
-        """From now on it is a run's training that is waited for."""
+        """From now on it is a run's training that is waited for; of several ranks for longer.
+
+        They wait for one another, and the others may not have heard of it.
+        """
         self.grace = loop.cfg["signal"]["grace"]
+        if self.grace and ranks.size() > 1:
+            self.grace *= SAVING
         self.last_word = lambda: (
-            f"signal.grace={self.grace:g}; the last checkpoint is "
+            f"signal.grace={loop.cfg['signal']['grace']:g}; the last checkpoint is "
             f"{f'of step {loop.saved}' if loop.saved >= 0 else 'still to come'}; go on with: "
             f"{loop.run.resume_command()}"
         )

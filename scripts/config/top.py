@@ -37,7 +37,10 @@ TOP = {
     "config_dir": "list[str]",
 }
 LIMITS = ("q", "value", "gradient_norm", "first_ratio_error", "kl", "saturated")
-NESTED = {f"limits.{name}": "Annotated[float, Range(gt=0)] | None" for name in LIMITS}
+NESTED = {
+    **{f"limits.{name}": "Annotated[float, Range(gt=0)] | None" for name in LIMITS},
+    "signal.grace": "Annotated[float, Range(ge=0)] | None",
+}
 MEANINGS = {  # of the keys that a run has beside its groups; those of groups are of their classes
     "name": "Run folder, below runs/ unless it is absolute; null makes one of algorithm, task and "
     "seed.",
@@ -61,6 +64,9 @@ MEANINGS = {  # of the keys that a run has beside its groups; those of groups ar
     "threads": "CPU threads of the learner; 0: one per core. Those of the physics are env.threads.",
     "fast": "How updates are made fast: off; precision, a quicker kernel that is as exact; "
     "compile, torch.compile; graph, CUDA graphs.",
+    "signal.grace": "Seconds from a signal to stop to the end (status 75, with the last "
+    "checkpoint) of a run whose step is stuck; ten times as long for a save that is under way and "
+    "for several ranks; null: it is waited for.",
     "limits.q": "Absolute mean Q of the critics above which the run stops with a diagnosis; null: "
     "no limit.",
     "limits.value": "Absolute mean of the state values above which the run stops with a diagnosis; "

@@ -72,14 +72,19 @@ def test_a_repeated_termination_waits_for_the_save() -> None:
 @pytest.mark.parametrize(
     ("number", "end"), [(signal.SIGINT, 7), (signal.SIGTERM, -15), (signal.SIGUSR1, -10)]
 )
-def test_forked_workers_leave_saving_to_their_parent(number: int, end: int) -> None:
+def test_forked_workers_leave_saving_to_their_parent(
+    number: int, end: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(grace, "PATIENCE", 0.05)
+    logging.getLogger("rheo").propagate = True
     with stop_signals() as stop:
         child = os.fork()
         if child == 0:
             send(number)
             os._exit(0 if stop else 7)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == end
-        assert not stop
+        time.sleep(0.2)
+        assert not stop and not caplog.records
 
 
 # ---- what does not stop --------------------------------------------------------------------------
