@@ -64,8 +64,8 @@ MEANINGS = {  # of the keys that a run has beside its groups; those of groups ar
     "threads": "CPU threads of the learner; 0: one per core. Those of the physics are env.threads.",
     "fast": "How updates are made fast: off; precision, a quicker kernel that is as exact; "
     "compile, torch.compile; graph, CUDA graphs.",
-    "signal.grace": "Seconds from a signal to the end (status 75) of a run whose step is stuck; ten "
-    "times as long for a save under way and several ranks; null: it is waited for.",
+    "signal.grace": "Seconds from a signal to the end (status 75) of a run whose step is stuck; "
+    "ten times as long for a save under way and several ranks; null: it is waited for.",
     "limits.q": "Absolute mean Q of the critics above which the run stops with a diagnosis; null: "
     "no limit.",
     "limits.value": "Absolute mean of the state values above which the run stops with a diagnosis; "
