@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
@@ -40,7 +41,7 @@ class Watch:
     `last_word`, what is left behind. heard: numbers of the signals that ask to stop.
     """
 
-    def __init__(self, stop: Any, heard: list[int]) -> None:
+    def __init__(self, stop: Any, heard: Sequence[int]) -> None:
         self.stop, self.numbers = stop, heard
         self.since: float | None = None  # when the first signal came
         self.pressed: float | None = None  # when Ctrl-C came again
