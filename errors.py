@@ -30,6 +30,13 @@ class EnvError(RheoError):
     """An environment, or recorded data, that cannot be used as asked."""
 
 
+class EnvFault(EnvError):
+    """What an environment raised, returned or did, with its place; of no use to ask for otherwise.
+
+    Its code is 2 where nothing has begun; whoever is in the middle of something says 3.
+    """
+
+
 def nearest(word: str, options: Iterable[str]) -> str:
     """A clause that names the option closest to `word`, or all of a few, or nothing."""
     options = sorted(options)

@@ -1,9 +1,7 @@
 """Any registered gymnasium environment with Box spaces behind the vector contract, in a loop."""
 
 import logging
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -12,21 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import EnvError
 from . import families
 from .batch import Step
-from .guard import number, ours, place, reset_warnings, shown, told, truth
+from .guard import close, once, reset_warnings, told
+from .judged import Judged
 from .mujoco import snapshot
-from .vector import VectorEnv
 
 log = logging.getLogger("rheo")
-RETURNS = {  # what gymnasium's calls return
-    "reset": "the pair (obs, info)",
-    "step": "the five (obs, reward, terminated, truncated, info)",
-}
 
 
-class GymnasiumVector(VectorEnv):
+class GymnasiumVector(Judged):
     """N environments made by gymnasium.make and stepped one after the other."""
 
     backend = "gymnasium"
@@ -54,12 +47,10 @@ class GymnasiumVector(VectorEnv):
         self._obs = np.zeros((num_envs, self.obs_dim))
         self._mujoco = [snapshot.simulator(env) for env in self._envs]
         self._cameras = [families.cameras_of(env) for env in self._envs]
-        self._success_key: str | None = None  # found in the first info that has one
-        self._seeds = np.full(num_envs, -1, np.int64)  # the last one given to each
-        self._episodes = np.zeros(num_envs, np.int64)  # of each since then
-        self.first = 0  # index of the first one among those of all processes
+        self._seeds = np.full(num_envs, -1, np.int64)
+        self._episodes = np.zeros(num_envs, np.int64)
+        self._learn_spaces()
         self._at = np.zeros(2, np.int64)  # rows worked on so far, and which it is: others may look
-        self._broken = False  # whether one of them failed: its state says nothing any more
         self.exact = all(snapshot.whole(env) for env in self._envs)
         repeats = all(getattr(env.unwrapped, "repeats", False) for env in self._envs)
         self._repeats = repeats and not self.exact  # what happened is the state
@@ -101,67 +92,13 @@ class GymnasiumVector(VectorEnv):
         if self._repeats:
             self._begun[i] = self._generators(self._envs[i]) if seed is None else int(seed)
             self._acted[i].clear()
-        try:
-            result = self._envs[i].reset(seed=seed)
-        except Exception as error:
-            raise self._raised(i, "reset", error) from error
+        self._obs[i] = self._begun_obs(i, seed)
         self._mujoco[i] = snapshot.simulator(self._envs[i])  # some make a new one
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise self._wrong(i, "reset returned", shown(result), RETURNS["reset"])
-        obs = self._checked(i, result[0])
-        if not np.isfinite(obs).all():
-            got = f"a non-finite observation {obs}"
-            raise self._wrong(i, "reset starts with", got, "finite numbers")
-        self._obs[i] = obs
 
     def _turn(self, i: int) -> None:
         """Row i is worked on from now."""
         self._at[0] += 1
         self._at[1] = i
-
-    def _checked(self, i: int, obs: Any) -> NDArray:
-        try:
-            found = np.asarray(obs)
-        except Exception as error:
-            raise self._wrong(i, "the observation is", shown(obs), f"an array ({error})") from error
-        if found.shape != (self.obs_dim,):
-            got = f"shape {found.shape}, but its observation_space says {(self.obs_dim,)}"
-            if found.dtype.kind == "O":
-                got = f"{shown(obs)}, but its observation_space says shape {(self.obs_dim,)}"
-            raise self._wrong(i, "the observation has", got, None)
-        if found.dtype.kind not in "fiub":
-            got = f"{found.dtype} ({shown(obs)})"
-            raise self._wrong(i, "the observation's type is", got, "real numbers")
-        return found
-
-    # ---- what is wrong with an environment: its name, index, seed and step, got and expected ----
-
-    def _place(self, i: int) -> str:
-        """Where row i is, for a message."""
-        self._broken = True
-        counts = self._seeds[i], self._episodes[i], self._elapsed[i]
-        return place(self.id, self.first + i, *map(int, counts))
-
-    def _wrong(self, i: int, field: str, got: str, expected: str | None) -> EnvError:
-        """An answer that no environment may give."""
-        wanted = f", expected {expected}" if expected else ""
-        return EnvError(f"{self._place(i)}: {field} {got}{wanted}: correct the environment")
-
-    def _raised(self, i: int, call: str, error: Exception) -> EnvError:
-        """The message for an error inside the environment; raises it as it is if it is ours."""
-        if isinstance(error, EnvError):
-            return EnvError(f"{self._place(i)}: {error}: correct the environment")
-        if ours(error):
-            raise error
-        text = str(error)
-        if call == "reset" and isinstance(error, TypeError) and "'seed'" in text:
-            got = f"no seed ({told(error)})"
-            return self._wrong(i, "reset takes", got, "reset(self, *, seed=None, options=None)")
-        if isinstance(error, ValueError) and "values to unpack (expected " in text:
-            found = re.search(r"got (\d+)", text)
-            count = f"{found[1]} values" if found else "too many values"
-            return self._wrong(i, f"{call} returned", count, RETURNS[call])
-        return EnvError(f"{self._place(i)}: {call} raised {told(error)}")
 
     def step(self, action: Tensor, active: Tensor | None = None) -> Step:
         return self._step(action, active)
@@ -214,7 +151,7 @@ class GymnasiumVector(VectorEnv):
         """
         n = self.num_envs
         rows = np.arange(n) if active is None else np.flatnonzero(active.numpy())
-        control = self._physical(action, rows).astype(self._kind, copy=False)
+        control = self._physical(action, rows).astype(self._kind)  # theirs: they may write to it
         reward = np.zeros(n)
         terminated, truncated, valid, solved = (np.zeros(n, bool) for _ in range(4))
         final = self._obs.copy()
@@ -222,6 +159,7 @@ class GymnasiumVector(VectorEnv):
             self._blind(i, kept)
             self._step_row(i, control[i], final, reward, terminated, truncated, valid, solved)
         self._obs[...] = final
+        self._tell_outside(final)
         ended = terminated | truncated
         last = self._tensor(final)
         following = last
@@ -248,55 +186,22 @@ class GymnasiumVector(VectorEnv):
         self._elapsed[i] += 1
         self._turn(i)
         if self._repeats:
-            self._acted[i].append(control)
-        try:
-            result = self._envs[i].step(control)
-        except Exception as error:
-            raise self._raised(i, "step", error) from error
-        if not isinstance(result, (tuple, list)) or len(result) != 5:
-            raise self._wrong(i, "step returned", shown(result), RETURNS["step"])
-        obs, value, ends, cut, info = result
-        obs = self._checked(i, obs)
-        if type(value) is not float:
-            value = self._asked(i, "reward", value, number(value), "one real number")
+            self._acted[i].append(control.copy())
+        obs, value, ends, cut, info = self._answer(i, control)
+        value = self._reward(i, value)
         simulator = self._mujoco[i]
         if simulator is not None and simulator.warning.number[reset_warnings()].any():
             self.counters["physics_resets"] += 1
-        elif not (np.isfinite(obs).all() and math.isfinite(value)):
+        elif not self._is_sound(i, obs, value):
             self.counters["bad_obs"] += 1
         else:
             final[i], reward[i] = obs, value
-            terminated[i] = ends if type(ends) is bool else self._flag(i, "terminated", ends)
-            truncated[i] = cut if type(cut) is bool else self._flag(i, "truncated", cut)
+            terminated[i] = self._flag(i, "terminated", ends)
+            truncated[i] = self._flag(i, "truncated", cut)
             valid[i] = True
             solved[i] = self._solved(i, info)
             return
         truncated[i] = True
-
-    def _asked(self, i: int, field: str, value: Any, read: Any, expected: str) -> Any:
-        """What was read of a value; EnvError when nothing could be."""
-        if read is None:
-            raise self._wrong(i, f"the {field} is", shown(value), expected)
-        return read
-
-    def _flag(self, i: int, field: str, value: Any) -> bool:
-        """An end of an episode: a bool, or one number or array of size one that stands for it."""
-        one = number(value)
-        return self._asked(i, field, value, None if one is None else truth(value), "True or False")
-
-    def _solved(self, i: int, info: Any) -> bool:
-        """Success as a step's info tells it: of an array any entry; nothing said is no success."""
-        if type(info) is not dict and not isinstance(info, Mapping):
-            raise self._wrong(i, "info is", shown(info), "a dictionary")
-        if self._success_key is None:
-            self._success_key = families.success_key(info)
-            if self._success_key is None:
-                return False
-        value = info.get(self._success_key, False)
-        if type(value) is bool or value is None:
-            return bool(value)
-        field = f"info[{self._success_key!r}]"
-        return self._asked(i, field, value, truth(value), "a flag, or an array of flags")
 
     def state_dict(self) -> dict[str, Any]:
         """Exact for the tasks of `snapshot.TASKS`; others say `exact: False` (load_state_dict).
@@ -317,12 +222,15 @@ class GymnasiumVector(VectorEnv):
         }
 
     def _generators(self, env: gymnasium.Env) -> list[Any]:
-        """States of an environment's generators; none of one that failed and cannot be asked."""
+        """States of an environment's generators; none where it failed or they are not numpy's."""
         try:
             return [bits.state for bits in snapshot.generators(env)]
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - np_random is the environment's own to make
             if not self._broken:
-                raise
+                text = (
+                    f"its generator cannot be saved ({told(error)}): what follows a resume differs"
+                )
+                once((self.id, "generator"), f"{self.id}: {text}")
             return []
 
     def load_state_dict(self, state: dict[str, Any]) -> Tensor | None:
@@ -371,7 +279,7 @@ class GymnasiumVector(VectorEnv):
                 self._turn(i)
                 self._blind(i, int(k < len(actions)))  # the last one's image is compared
                 self._acted[i].append(action)
-                self._obs[i] = env.step(action)[0]
+                self._obs[i] = self._answer(i, action.copy())[0]
             self._elapsed[i] = elapsed
             self._set_generators(env, state["rng"][i])
             if not np.array_equal(self._obs[i], state["obs"][i]):
@@ -391,7 +299,4 @@ class GymnasiumVector(VectorEnv):
 
     def close(self) -> None:
         for env in self._envs:
-            try:
-                env.close()
-            except Exception as error:  # noqa: BLE001 - what was measured is not lost for it
-                log.warning("%s: closing it raised %s", self.id, told(error))
+            close(env, self.id)

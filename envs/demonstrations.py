@@ -14,7 +14,7 @@ from ..errors import EnvError
 from . import families
 from .data.demos import FLAT, Demo
 from .data.recording import Part, Recording, Sizes, stack
-from .guard import ours, reset_warnings, told, truth
+from .guard import close, own, reset_warnings, sound, told, truth
 from .manipulation.plans import drawing
 from .manipulation.registry import told_of
 from .manipulation.scripted import script_of
@@ -111,8 +111,8 @@ class Demonstrations:
                 return
             try:
                 demo = self.attempt()
-            except Exception as error:
-                if ours(error) and not isinstance(error, EnvError):
+            except BaseException as error:
+                if not own(error) and not isinstance(error, EnvError):
                     raise
                 self.broken = f"{self.place()}: {told(error)}"
                 return
@@ -174,7 +174,7 @@ class Demonstrations:
         """Whether the simulator reset itself inside a step, or gave a number that is none."""
         data = snapshot.simulator(self.env)
         reset = data is not None and data.warning.number[reset_warnings()].any()
-        return bool(reset) or not (np.isfinite(obs).all() and np.isfinite(reward))
+        return bool(reset) or not (sound(obs) and sound(np.float64(reward)))
 
     def about(self) -> dict[str, Any]:
         """What data of these episodes tell of their environment and their observations."""
@@ -186,7 +186,7 @@ class Demonstrations:
 
     def close(self) -> None:
         """Frees what the environment holds open."""
-        self.env.close()
+        close(self.env, self.id)
 
 
 def table(rows: Sequence[Mapping[str, NDArray]]) -> dict[str, NDArray]:

@@ -27,7 +27,7 @@ from ..errors import EnvError, nearest
 from . import cameras
 from .chosen import ChosenParts
 from .dicts import image, leaves, value
-from .guard import told
+from .guard import close, of_signal, told
 from .manipulation import registry
 from .mujoco import dmc, robotics
 from .mujoco.snapshot import PLAIN_WRAPPERS
@@ -85,7 +85,9 @@ def register(env_id: str) -> None:
         else:
             with contextlib.redirect_stderr(io.StringIO()):  # notes on tasks that nobody asked for
                 gymnasium.register_envs(importlib.import_module(module))
-    except Exception as error:
+    except BaseException as error:
+        if of_signal(error):
+            raise
         raise EnvError(
             f"{env_id} needs the package {package}, which is installed but cannot be imported "
             f"({told(error)}): pip install --force-reinstall --no-deps {package}"
@@ -131,7 +133,7 @@ def make(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
         if "obs_keys" in added and options["obs_keys"] is not None:
             env = ChosenParts(env, parts_of(env), images_of(env), options["obs_keys"])
     except EnvError as error:
-        env.close()
+        close(env, env_id)
         raise EnvError(f"{env_id}: env.options.{error}") from error
     if isinstance(env, cameras.WithCameras | ChosenParts):
         say(f"{env_id}: observed are {listed_parts(env.parts)}, in this order")
@@ -188,7 +190,9 @@ def _ogbench(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
             f"unknown environment {env_id!r}: OGBench's names are TASK-DATA-singletask-v0, "
             f"for example antmaze-large-navigate-singletask-v0 ({error})"
         ) from error
-    except Exception as error:  # the package is somebody else's code
+    except BaseException as error:  # the package is somebody else's code
+        if of_signal(error):
+            raise
         raise EnvError(unmade(env_id, options, error) + installed(env_id)) from error
 
 

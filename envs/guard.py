@@ -8,14 +8,34 @@ An environment is code of somebody else's: whatever it raises becomes one messag
 was raised at. What our own code raises is a fault of ours and stays a traceback.
 """
 
+import logging
+import signal
 import traceback
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from .mujoco.physics import mujoco
+
+log = logging.getLogger("rheo")
+LARGEST = 1e18  # of an observation or reward: float32 cannot hold the square of more
+_said: set[Hashable] = set()
+
+
+def sound(numbers: NDArray) -> bool:
+    """Whether something can be learned from numbers: they are finite, and so are their squares."""
+    return bool(np.abs(numbers).max(initial=0) <= LARGEST)  # nan is not
+
+
+def once(key: Hashable, text: str) -> None:
+    """Warns once a process; what a worker warns of so, the learner says once for all of them."""
+    if key not in _said:
+        _said.add(key)
+        log.warning("%s", text, extra={"once": key})
 
 
 def reset_warnings() -> slice:
@@ -69,12 +89,36 @@ def ours(error: BaseException) -> bool:
     return name.partition(".")[0] == __name__.partition(".")[0]
 
 
+def of_signal(error: BaseException) -> bool:
+    """Whether a handler of a signal raised it: a real Ctrl-C stays one wherever it comes."""
+    handlers: list[Any] = [signal.getsignal(number) for number in signal.valid_signals()]
+    if isinstance(error, KeyboardInterrupt) and signal.default_int_handler in handlers:
+        return True  # it leaves no trace
+    codes = [getattr(handler, "__code__", None) for handler in handlers]
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def own(error: BaseException) -> bool:
+    """Whether what came out of an environment is its own: not a signal's, nor a fault of ours."""
+    return not of_signal(error) and not ours(error)
+
+
 def told(error: BaseException) -> str:
     """An error of somebody else's code in a line: its kind, its text and where it was raised."""
     text = " ".join(str(error).split())[:LONGEST]
     lines = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(lines[-1].filename).name}, line {lines[-1].lineno})" if lines else ""
     return f"{type(error).__name__}{': ' + text if text else ''}{place}"
+
+
+def close(env: gymnasium.Env, name: str) -> None:
+    """Closes an environment; what it raises then is told, and nothing is lost for it."""
+    try:
+        env.close()
+    except BaseException as error:
+        if of_signal(error):
+            raise
+        log.warning("%s: closing it raised %s", name, told(error))
 
 
 def shown(value: Any) -> str:
@@ -102,7 +146,8 @@ def truth(value: Any) -> bool | None:
     """Whether any entry of a flag, of numbers or of an array of them is true; None: no flag."""
     try:
         array = np.asarray(value)
-        return bool(array.any()) if array.size and array.dtype.kind in "fiub" else None
+        flags = array.size and array.dtype.kind in "fiub" and not np.isnan(array).any()
+        return bool(array.any()) if flags else None
     except Exception:  # noqa: BLE001 - likewise
         return None
 

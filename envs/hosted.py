@@ -16,7 +16,7 @@ import pickle
 import signal
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from typing import Any, NamedTuple
@@ -142,22 +142,30 @@ def end_with_the_learner() -> None:
         os._exit(1)
 
 
+class Said(NamedTuple):
+    """Something that the library says: how urgent, what, and for what it is said but once."""
+
+    level: int
+    text: str
+    once: Hashable
+
+
 class Overheard(logging.Handler):
     """What the library says in this process, for the learner to say it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard: list[tuple[int, str]] = []
+        self.heard: list[Said] = []
         logger = logging.getLogger("rheo")
         logger.addHandler(self)
         logger.setLevel(logging.INFO)
         logger.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.heard.append((record.levelno, record.getMessage()))
+        self.heard.append(Said(record.levelno, record.getMessage(), getattr(record, "once", None)))
 
-    def drained(self) -> list[tuple[int, str]]:
-        """Levels and texts since the last call."""
+    def drained(self) -> list[Said]:
+        """What was said since the last call."""
         heard, self.heard = self.heard, []
         return heard
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import EnvError
 from .batch import Step
-from .guard import ours, refuse_non_finite, told
+from .guard import own, refuse_non_finite, told
 from .mujoco.physics import mujoco
 from .pixels import Images
 
@@ -235,13 +235,13 @@ def gymnasium_make(
         if not options:
             raise EnvError(unmade(env_id, options, error) + remedy()) from error
         raise EnvError(f"{env_id} refuses its options {options}: {told(error)}") from error
-    except Exception as error:  # an environment is somebody else's code
-        if ours(error):
+    except BaseException as error:  # an environment is somebody else's code
+        if not own(error):
             raise
         raise EnvError(unmade(env_id, options, error) + remedy()) from error
 
 
-def unmade(env_id: str, options: dict[str, Any], error: Exception) -> str:
+def unmade(env_id: str, options: dict[str, Any], error: BaseException) -> str:
     """The message about a constructor that raised."""
     given = f" with the options {options}" if options else ""
     return f"{env_id} cannot be made{given}: it raised {told(error)}"

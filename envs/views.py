@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import EnvError
 from .cameras import canvas, context, place, scenes
-from .guard import told
+from .guard import own, shown, told
 from .mujoco.physics import mujoco
 
 ASPECT = 4 / 3
@@ -27,7 +27,7 @@ def step_seconds(env: gymnasium.Env) -> float:
         seconds = getattr(owner, "dt", None)
         if isinstance(seconds, float) and seconds > 0:
             return seconds
-    rate = base.metadata.get("render_fps")
+    rate = (base.metadata or {}).get("render_fps")
     return 1 / rate if rate else STEP
 
 
@@ -55,7 +55,7 @@ class Renderer:
     def __call__(self) -> NDArray:
         base: Any = self.env.unwrapped
         if not has_model(self.env):
-            return np.asarray(self.env.render())[..., :3].astype(np.uint8)
+            return drawn(self.env)
         if base.model is not self.model:  # the first one, or a new one of a hard reset
             self.model = base.model
             context()
@@ -68,6 +68,21 @@ class Renderer:
             self.model, base.data, self.option, None, self.camera, everything, self.scene
         )
         return self.canvas.draw(self.scene).copy()
+
+
+def drawn(env: gymnasium.Env) -> NDArray:
+    """The picture that an environment draws of itself, uint8 [H, W, 3]. Raises EnvError."""
+    try:
+        picture = env.render()
+    except BaseException as error:
+        if not own(error):
+            raise
+        raise EnvError(f"render raised {told(error)}") from error
+    image = np.asarray(picture)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] < 3:
+        got = f"render returned {shown(picture)}"
+        raise EnvError(f"{got}, expected an array [height, width, 3] of uint8")
+    return image[..., :3].copy()
 
 
 class Window:

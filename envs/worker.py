@@ -17,7 +17,8 @@ import gymnasium
 import torch
 
 from ..errors import EnvError
-from .hosted import STOPS, Job, Layout, flushes, receive, send, serve
+from .guard import once
+from .hosted import STOPS, Job, Layout, Said, flushes, receive, send, serve
 from .packages import home
 from .vector import say
 
@@ -126,11 +127,13 @@ class Worker:
         why = " (out of memory?)" if -code == signal.SIGKILL else ""
         return f"was ended by {signal.Signals(-code).name}{why}"
 
-    def repeat(self, said: list[tuple[int, str]]) -> None:
+    def repeat(self, said: list[Said]) -> None:
         """Says what was said over there."""
-        for level, text in said:
+        for level, text, key in said:
             if level <= logging.INFO:
                 say(text)
+            elif key is not None:
+                once(key, text)
             else:
                 log.log(level, "%s (%s)", text, self.named())
 

@@ -14,7 +14,7 @@ import logging
 import mmap
 import os
 import select
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -24,7 +24,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import EnvError
+from ..errors import EnvError, EnvFault
 from .batch import Step
 from .guard import place
 from .hosted import Layout, nameless, send
@@ -32,6 +32,7 @@ from .vector import VectorEnv
 from .worker import Gone, Worker, jobs, shut
 
 log = logging.getLogger("rheo")
+HURRY = 5.0  # seconds that a silent worker has once somebody wants to stop
 SLICE = 1.0  # seconds of a wait at a time: a learner that was stopped does not count it as silence
 FLAGS = ("reward", "terminated", "truncated", "valid", "success")
 PLAYED = ("physics", "begun", "acted")  # of a state: an entry for each row, or none at all
@@ -43,9 +44,11 @@ class Workers(VectorEnv):
     options: of the environment's constructor. steps: the longest chunk that is given at once.
     step_timeout: seconds without any progress after which a worker is taken for hung. restarts:
     workers that are replaced (counters have them too); the next failure raises EnvError, and so
-    does one before the first step is done.
+    does one before the first step is done. hurried: whether somebody wants to stop, who does not
+    wait so long.
     """
 
+    hurried: Callable[[], bool] = staticmethod(lambda: False)
     backend = "gymnasium"  # whose state it has
 
     def __init__(
@@ -134,9 +137,12 @@ class Workers(VectorEnv):
                 same = at[waiting[handle]] == before[waiting[handle]]
                 quiet[handle] = quiet[handle] + pause if same else 0.0
             before = before if ready else at.copy()
-            silent = [handle for handle in waiting if quiet[handle] >= self.step_timeout]
+            hurried = self.step_timeout > HURRY and self.hurried()
+            limit = HURRY if hurried else self.step_timeout
+            silent = [handle for handle in waiting if quiet[handle] >= limit]
             for handle in silent:
-                text = f"no answer for {self.step_timeout:g} s (env.step_timeout)"
+                why = "and the run is to stop" if hurried else "(env.step_timeout)"
+                text = f"no answer for {limit:g} s {why}"
                 failed[waiting[handle]] = f"{self._where(waiting[handle])}: {text}"
             for handle in (*ready, *silent):
                 poller.unregister(handle)
@@ -169,10 +175,10 @@ class Workers(VectorEnv):
             worker.kill()
             self._dead.add(w)
             if not self._worked:
-                raise EnvError(cause)
+                raise EnvFault(cause)
             if self._failures == self.restarts:
                 used = f"env.restarts={self.restarts}: no worker is started again"
-                raise EnvError(f"{cause}; {used}")
+                raise EnvFault(f"{cause}; {used}")
             self._failures += 1
             self._base["restarts"] += 1
             text = "%s; %s: new episodes in a new process (restart %d of env.restarts=%d)"
@@ -318,7 +324,7 @@ class Workers(VectorEnv):
         parts = {w: self._part(state, worker.rows) for w, worker in enumerate(self._team)}
         told, failed = self._ask({w: ("set", part) for w, part in parts.items()})
         for cause in failed.values():
-            raise EnvError(cause)
+            raise EnvFault(cause)
         return self._tensor(self._views["obs"]) if any(told.values()) else None
 
     def _part(self, state: dict[str, Any], rows: slice) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """The console command `rheo VERB ...`. A verb's module is imported only when it is called."""
 
 import contextlib
+import faulthandler
 import importlib
 import logging
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -37,6 +39,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "doctor": ("doctor", "main", "check what this machine can do, and say how to fix the rest"),
 }
 ENDS = (signal.SIGTERM, signal.SIGHUP)
+TRACEBACK = "RHEO_TRACEBACK"  # 1: beside a message, the traceback of what is behind it
 # module and function that read a verb's words, without torch: what they return is what is done
 ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
     **{"train": ("config.compose", "asked"), "demo": ("config.compose", "demo")},
@@ -73,11 +76,16 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    if not faulthandler.is_enabled():  # where Python was when something in C crashes
+        with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
+            faulthandler.enable()
     try:
         with tidied():
             return call(argv[0], argv[1:]) if argv else call("help", [])
     except RheoError as error:
         ranks.let_first_speak()
+        if os.environ.get(TRACEBACK) == "1":
+            traceback.print_exception(error)
         print(f"rheo: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
@@ -99,14 +107,16 @@ def tidied() -> Iterator[None]:
     """Inside, SIGTERM and SIGHUP end the process as an exception does: no half-written file stays.
 
     Verbs that have something to save listen themselves. SIGHUP that is ignored (nohup) stays so.
+    SIGINT does what it did, by a handler that an exception of it can be known by.
     """
 
     def end(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        heard = [one for one in ENDS if signal.getsignal(one) is signal.SIG_DFL]
+        usual = {**dict.fromkeys(ENDS, signal.SIG_DFL), signal.SIGINT: signal.default_int_handler}
+        heard = [one for one in usual if signal.getsignal(one) is usual[one]]
         before = {one: signal.signal(one, end) for one in heard}
     try:
         yield

@@ -28,7 +28,7 @@ from rheo.envs.rollout import (
     summary,
 )
 from rheo.envs.scores import REFERENCES, scaled
-from rheo.errors import NUMERICS, RheoError, nearest
+from rheo.errors import MACHINE, NUMERICS, EnvFault, RheoError, nearest
 from rheo.policies.flow import FlowPolicy
 from rheo.policies.normalize import REACH, affine
 from rheo.policies.steer import Chain, Settings
@@ -126,11 +126,14 @@ def evaluate_folder(
             figures |= {name.replace("eval/", "single/"): x for name, x in single.items()}
     except FloatingPointError as error:  # the guard before the physics
         raise RheoError(f"{run.path}, step {run.step}: {error}", NUMERICS) from error
+    except EnvFault as error:
+        raise RheoError(str(error), MACHINE) from error
+    finally:
+        env.close()
     if used is not None:
         figures["references"] = used._asdict()
     label = "-".join([f"{episodes}", *map(label_of, changed)])
     file = run.record_eval(run.step, as_rows(rows), label=label, **figures)
-    env.close()
     return figures | {"step": run.step, "file": str(file)}
 
 
@@ -281,8 +284,8 @@ def report(run: Run, figures: dict[str, Any]) -> str:
     ]
     if "eval/broken" in figures:
         lines.append(
-            f"{figures['eval/broken']:.0f} episodes were cut because the physics broke or "
-            "a worker process failed"
+            f"{figures['eval/broken']:.0f} episodes were cut because the physics broke, an "
+            "observation or a reward was not sound, or a worker process failed"
         )
     if "candidates" in figures:
         lines.append(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rheo.envs import families
+from rheo.envs.guard import close
 from rheo.envs.paths import expanded
 from rheo.envs.views import step_seconds
 from rheo.errors import RheoError
@@ -237,7 +238,7 @@ def rate(run: Run) -> float | None:
         families.register(env["id"])
         made = families.make(env["id"], dict(env.get("options") or {}))
         told = step_seconds(made)
-        made.close()
+        close(made, env["id"])
     return None if not told else round(1 / float(told), 6)
 
 

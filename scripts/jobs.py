@@ -27,6 +27,7 @@ from .cli import listen
 from .config.compose import train as composed
 from .config.launchers import key_of
 from .config.sweeps import FREE, Sweep, label, refuse_other
+from .config.top import AT_ANY_START
 from .config.words import Words
 from .stopping import Stop, stop_signals
 from .store.journal import Journal
@@ -84,7 +85,7 @@ class Job:
         """Runs one combination and writes down how it ended."""
         own = folder.parent / OWN
         scheduler = signal.getsignal(signal.SIGUSR2)  # submitit's: requeues the job, and ends it
-        with stop_signals() as stop, passed_on(stop, own / STOP), ExitStack() as shown:
+        with stop_signals(None) as stop, passed_on(stop, own / STOP), ExitStack() as shown:
             if not self.shown:
                 output = shown.enter_context(open(own / f"{folder.name}.log", "a", buffering=1))
                 shown.enter_context(redirect_stdout(output))
@@ -135,7 +136,7 @@ def go(folder: Path, config: dict[str, Any], words: list[str]) -> int:
 
 def free(key: str) -> bool:
     """Whether a word may differ from what a run was made with, and is passed on to it."""
-    return key in FREE and key != "steps" or key.startswith(("limits.", "tracker."))
+    return key in FREE and key != "steps" or key.partition(".")[0] in AT_ANY_START
 
 
 def set_aside(folder: Path) -> None:

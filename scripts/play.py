@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from rheo.envs import families
 from rheo.envs.adapter import GymnasiumVector
+from rheo.envs.guard import close, number, truth
 from rheo.envs.noise import TILE
 from rheo.envs.paths import expanded
 from rheo.envs.rollout import Deploy, Episode, evaluate, rows_of
 from rheo.envs.views import Renderer, Window, has_model, step_seconds
-from rheo.errors import RheoError
+from rheo.errors import MACHINE, EnvFault, RheoError
 from rheo.policies.critics import QEnsemble
 
 from .assemble import entered, make_env, prepare, refuse_other_world, revived
@@ -49,6 +49,8 @@ class Filmed(gymnasium.Wrapper):
     def reset(self, **given: Any) -> Any:
         """As the environment; a film begins."""
         result = self.env.reset(**given)
+        if self.caption.seconds:  # the episode before is over, however it ended
+            self.frames[-1][-1][1].over = True
         self.caption = Caption(q=self.caption.q)
         self.frames.append([])
         self.due = self.every
@@ -59,12 +61,16 @@ class Filmed(gymnasium.Wrapper):
         """As the environment; a frame where one is due."""
         result = self.env.step(action)
         now = self.caption
-        solved = families.success_key(result[4])
         now.seconds += self.seconds
-        now.ret += float(result[1])
         now.used += 1
-        now.solved = now.solved or bool(solved and np.any(result[4][solved]))
-        now.over = bool(result[2] or result[3])
+        try:
+            _, reward, ends, cut, info = result
+            solved = families.success_key(info)
+            now.ret += number(reward) or 0.0
+            now.solved = now.solved or bool(solved and truth(info[solved]))
+            now.over = bool(truth(ends) or truth(cut))
+        except (TypeError, ValueError):  # who asked for the step names what is wrong with it
+            return result
         if now.over or now.seconds >= self.due - ROUNDING:
             self.look()
         while self.due <= now.seconds + ROUNDING:
@@ -147,6 +153,8 @@ def played(name: str, asked: Playing) -> Played:
     spread = rows_of(asked.episodes)  # as an evaluation of so many is
     try:
         rows = evaluate(acting, deploy, asked.episodes, asked.seed, device, algo.ended, rows=spread)
+    except EnvFault as error:
+        raise RheoError(str(error), MACHINE) from error
     finally:
         acting.close()
     rows.sort(key=lambda row: (row.env, row.episode))  # as they were played
@@ -178,7 +186,7 @@ def drawn_options(node: dict[str, Any]) -> dict[str, Any]:
     families.register(node["id"])
     env = families.make(node["id"], options)
     modes, drawable = env.unwrapped.metadata.get("render_modes", ()), has_model(env)
-    env.close()
+    close(env, node["id"])
     if drawable:
         return options
     if "rgb_array" not in modes:

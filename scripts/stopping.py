@@ -1,28 +1,32 @@
 """What ends a run before its last step: a signal to the process, and a metric beyond its limit."""
 
-import logging
 import os
 import signal
-import sys
-import threading
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
 from rheo import ranks
 
-log = logging.getLogger("rheo")
-PATIENCE = 10.0  # seconds after which it is said why nothing has stopped yet
+from .grace import GRACE, SAVING, Watch
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stop:
-    """Whether a signal asked the process to stop; true in a condition once it did."""
+    """Whether a signal asked the process to stop; true in a condition once it did.
 
-    def __init__(self) -> None:
+    grace: seconds after which it is ended where it stands; None or 0: never. saving: whether a save
+    is under way, which is waited for longer. last_word: what is said then of what was saved.
+    """
+
+    def __init__(self, grace: float | None = GRACE) -> None:
         self.signal: str | None = None
+        self.interrupted = False  # by a second Ctrl-C
+        self.grace = grace
+        self.saving = False
+        self.last_word: Callable[[], str] = lambda: "nothing was saved"
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -30,6 +34,25 @@ class Stop:
     def why(self) -> str | None:
         """'stopped by SIGINT', or None."""
         return f"stopped by {self.signal}" if self else None
+
+    def watch(self, loop: Any) -> None:
+        """From now on it is a run's training that is waited for; of several ranks for longer.
+
+        They wait for one another, and the others may not have heard of it.
+        """
+        self.grace = loop.cfg["signal"]["grace"]
+        if self.grace and ranks.size() > 1:
+            self.grace *= SAVING
+        self.last_word = lambda: (
+            f"signal.grace={loop.cfg['signal']['grace']:g}; the last checkpoint is "
+            f"{f'of step {loop.saved}' if loop.saved >= 0 else 'still to come'}; go on with: "
+            f"{loop.run.resume_command()}"
+        )
+        acting = getattr(loop.source, "replay", loop.source)
+        for env in (getattr(acting, "env", None), loop.eval_env):
+            while env is not None:  # those in other processes are waited for
+                env.hurried = self.__bool__
+                env = getattr(env, "env", None)
 
     def agreed(self) -> bool:
         """Whether any rank was asked to; asked by all of them at the same place."""
@@ -40,14 +63,15 @@ class Stop:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
+def stop_signals(grace: float | None = GRACE) -> Iterator[Stop]:
     """Those of SIGNALS set the flag; a second SIGINT raises KeyboardInterrupt.
 
     A terminal that is closed sends SIGHUP; where that is ignored (nohup) it stays so. Handlers are
     put back at the end. Forked children inherit them: there SIGINT does nothing (the parent ends
-    its workers) and the others do what they do by default.
+    its workers) and the others do what they do by default. A process that does not follow is ended
+    (`grace.Watch`).
     """
-    stop, owner, done = Stop(), os.getpid(), threading.Event()
+    stop, owner = Stop(grace), os.getpid()
 
     def handle(number: int, _: FrameType | None) -> None:
         if os.getpid() != owner:
@@ -56,32 +80,19 @@ def stop_signals() -> Iterator[Stop]:
                 os.kill(os.getpid(), number)
             return
         if number == signal.SIGINT and stop.signal == "SIGINT":
+            stop.interrupted = True
             raise KeyboardInterrupt
-        if not stop:
-            threading.Thread(target=wait_for, args=(stop, done), daemon=True).start()
         stop.signal = signal.Signals(number).name
 
     deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     heard = [number for number in SIGNALS if not (deaf and number == signal.SIGHUP)]
     before = {number: signal.signal(number, handle) for number in heard}
     try:
-        yield stop
+        with Watch(stop, heard):
+            yield stop
     finally:
-        done.set()
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def wait_for(stop: Stop, done: threading.Event) -> None:
-    """Says every PATIENCE seconds where the main thread is that was asked to stop."""
-    waited, main = 0.0, threading.main_thread().ident
-    while not done.wait(PATIENCE):
-        waited += PATIENCE
-        stack = traceback.extract_stack(sys._current_frames().get(main or 0))
-        if stack:
-            at = f"{stack[-1].filename}:{stack[-1].lineno}, in {stack[-1].name}"
-            text = "%s %g s ago and still at work (%s); a second Ctrl-C ends at once, unsaved"
-            log.warning(text, stop.why(), waited, at)
 
 
 # ---- limits on metrics ---------------------------------------------------------------------------

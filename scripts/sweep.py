@@ -136,7 +136,7 @@ def launch(asked: Sweep, todo: list[int], folder: Path) -> None:
     if asked.launcher == "ray":
         begin_ray(asked.hydra)
     begin = initialize(version_base="1.3", config_path=None, job_name=folder.name)
-    with stop_signals() as stop, meanwhile(look), begin:
+    with stop_signals(None) as stop, meanwhile(look), begin:
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         try:

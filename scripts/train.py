@@ -69,7 +69,8 @@ def train(config: dict[str, Any], name: str) -> int:
     path = locate(name)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     several = together(lambda: config["device"])
-    with several, stop_signals() as stop, run_kind().create(name, config) as run:
+    grace = config["signal"]["grace"]
+    with several, stop_signals(grace) as stop, run_kind().create(name, config) as run:
         try:
             announce(config)
             loop = Loop(run, assemble(config), stop)
@@ -147,6 +148,7 @@ class Loop:
         self.fresh = True  # an evaluation is still to come: the one before the first update
         self.since: int | None = None  # where the step began that a signal cut, until it is done
         self.saved = -1
+        stop.watch(self)
 
     def close(self) -> None:
         """Ends the environments, and with them the processes that host some."""
@@ -343,6 +345,7 @@ class Loop:
 
     def save(self, step: int) -> None:
         """A checkpoint of everything; numbers that broke never replace a good one."""
+        self.stop.saving = True  # which is waited for
         with self.timer("save"):
             algo = capture(self.algo)
             place = not_finite(algo, "algo")
@@ -355,8 +358,8 @@ class Loop:
                 "loop": {"latest": self.latest, "fresh": self.fresh, "since": self.since},
             }
             saved = self.run.save(step, collected(self.algo, tree)) is not None
-            if ranks.largest(int(saved)):
-                self.saved = step
+            self.saved = step if ranks.largest(int(saved)) else self.saved
+        self.stop.saving = False
 
     def broke(self, what: str, remedy: str = ". Try lower learning rates") -> RheoError:
         """The end of a run whose numbers broke."""

@@ -114,6 +114,10 @@ def stop_in(monkeypatch, where, method, count):
     monkeypatch.setattr(where, method, counted)
 
 
+MIXED = [  # recorded rows beside those of a replay
+    *("source=mixed", "env=inverted_pendulum", "env.num_envs=2", "source.replay.warmup=60"),
+    *("source.batch_size=8", "source.offline_share=0.25", "source.replay.update_ratio=0.05"),
+]
 CUTS = {  # where a signal comes: an algorithm, settings, and the call of a method
     "warm-up": ("sac", ["source.warmup=60"], (Acting, "step", 9)),
     "between updates": ("rfm", ["source.update_ratio=0.05"], (Acting, "step", 43)),
@@ -122,19 +126,24 @@ CUTS = {  # where a signal comes: an algorithm, settings, and the call of a meth
     "first evaluation": ("sac", [], (ChunkEnv, "step", 2)),
     "evaluation": ("ppo", ["source.decisions=10", "eval_every=40"], (training.Loop, "figure", 2)),
     "last evaluation": ("sac", ["eval_every=1000"], (training.Loop, "figure", 2)),
+    "warm-up of a mixed source": ("iql", MIXED, (Acting, "step", 9)),
+    "between updates of a mixed source": ("iql", MIXED, (Acting, "step", 43)),
 }
 
 
 @pytest.mark.parametrize("place", CUTS)
 def test_a_signal_is_heard_in_every_phase_and_the_run_goes_on_exactly(
-    tiny, place, monkeypatch, capsys
+    tiny, episodes, place, monkeypatch, capsys
 ):
     algo, more, call = CUTS[place]
-    assert main(["train", *tiny(algo, "straight", *more)]) == 0
+    words = {name: tiny(algo, name, *more) for name in ("straight", "stopped")}
+    if more is MIXED:
+        episodes(Path("data.npz"), [9, 30, 25], obs_dim=4, action_dim=1)
+    assert main(["train", *words["straight"]]) == 0
     capsys.readouterr()
     with monkeypatch.context() as patch:
         stop_in(patch, *call)
-        assert main(["train", *tiny(algo, "stopped", *more)]) == 75
+        assert main(["train", *words["stopped"]]) == 75
     assert "stopped by SIGHUP and saved" in capsys.readouterr().out
     assert main(["resume", "stopped"]) == 0
     assert_equal_runs("straight", "stopped")

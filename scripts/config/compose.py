@@ -47,7 +47,7 @@ keys:  algo policy critic eye source env recipe   files of rheo/configs: rheo in
                        rheo info algo=rfm tells what their keys mean; policy/net=unet is one inside
        data init       recorded data, and the run to start from
        steps log_every eval_every save_every episodes   how long, and what between
-       horizon seed device threads fast name limits.*
+       horizon seed device threads fast name limits.* signal.grace
        dry=true        show what would run (configuration, sizes, memory), and leave it""",
     "demo": f"""\
 usage: rheo demo [key=value ...]

@@ -5,6 +5,7 @@ imports torch or a simulator.
 """
 
 import importlib.util
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ def run(tree: dict[str, Any], inputs: Sequence[Check], *, careful: bool = False)
     """
     checks = (chunk, heads, levels, device, environment, engine, world, program, still)
     errors = []
-    for check in (*checks, *inputs, limits):
+    for check in (*checks, *inputs, limits, signals):
         try:
             errors += check(tree)
         except (TypeError, AttributeError, KeyError, ValueError):
@@ -49,6 +50,18 @@ def limits(tree: dict[str, Any]) -> list[str]:
             errors.append(f"limits.{name}: not watched{nearest(name, SIGNS)}")
         elif value is not None and not (number and value > 0):
             errors.append(f"limits.{name}={value}: must be a positive number, or null")
+    return errors
+
+
+def signals(tree: dict[str, Any]) -> list[str]:
+    """What is told of signals is the time until a run ends that does not follow one."""
+    errors = []
+    for name, value in (tree.get("signal") or {}).items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name != "grace":  # from a file of the user's
+            errors.append(f"signal.{name}: there is no such key{nearest(name, ['grace'])}")
+        elif value is not None and not (number and 0 <= value < math.inf):
+            errors.append(f"signal.grace={value}: must be seconds; 0 or null waits for ever")
     return errors
 
 

@@ -33,7 +33,7 @@ from .launchers import (
     refuse_missing,
     settings,
 )
-from .top import STEPPING, inside, walk
+from .top import AT_ANY_START, STEPPING, inside, walk
 from .words import (
     Option,
     as_flags,
@@ -77,7 +77,7 @@ SWEEPING = {
 # what may differ between two calls of a sweep: lengths, periods, limits and where it runs
 FREE = (
     *("name", "steps", "log_every", "eval_every", "save_every", "limits", "threads", "device"),
-    "tracker",
+    *("signal", "tracker"),
     *(f"env.{key}" for key in STEPPING),
 )
 LONGEST = 200  # characters of a folder's name
@@ -287,7 +287,7 @@ def refuse_other(config: dict[str, Any], folder: Path) -> None:
     """Raises RheoError unless a run was made of the same words, but for lengths and places."""
     mine, theirs = dict(walk(config)), dict(walk(stored(folder)))
     for place in [*mine, *(place for place in theirs if place not in mine)]:
-        if place in FREE or place.partition(".")[0] in ("limits", "tracker"):
+        if place in FREE or place.partition(".")[0] in AT_ANY_START:
             continue
         here, there = mine.get(place, ABSENT), theirs.get(place, ABSENT)
         if here != there:

@@ -28,6 +28,7 @@ TOP = {
     "save_every": COUNT,
     "episodes": COUNT,
     "limits": "dict",
+    "signal": "dict",
     "horizon": COUNT,
     "fast": "Literal['off', 'precision', 'compile', 'graph'] | bool",
     "threads": NATURAL,
@@ -36,7 +37,10 @@ TOP = {
     "config_dir": "list[str]",
 }
 LIMITS = ("q", "value", "gradient_norm", "first_ratio_error", "kl", "saturated")
-NESTED = {f"limits.{name}": "Annotated[float, Range(gt=0)] | None" for name in LIMITS}
+NESTED = {
+    **{f"limits.{name}": "Annotated[float, Range(gt=0)] | None" for name in LIMITS},
+    "signal.grace": "Annotated[float, Range(ge=0)] | None",
+}
 MEANINGS = {  # of the keys that a run has beside its groups; those of groups are of their classes
     "name": "Run folder, below runs/ unless it is absolute; null makes one of algorithm, task and "
     "seed.",
@@ -60,6 +64,8 @@ MEANINGS = {  # of the keys that a run has beside its groups; those of groups ar
     "threads": "CPU threads of the learner; 0: one per core. Those of the physics are env.threads.",
     "fast": "How updates are made fast: off; precision, a quicker kernel that is as exact; "
     "compile, torch.compile; graph, CUDA graphs.",
+    "signal.grace": "Seconds from a signal to the end (status 75) of a run whose step is stuck; "
+    "ten times as long for a save under way and several ranks; null: it is waited for.",
     "limits.q": "Absolute mean Q of the critics above which the run stops with a diagnosis; null: "
     "no limit.",
     "limits.value": "Absolute mean of the state values above which the run stops with a diagnosis; "
@@ -80,6 +86,8 @@ AT_WILL = (
     *("policy.steps", "policy.grid", "policy.sampler", "policy.eta", "policy.clip_x"),
     *("policy.clip_a", "policy.deploy_scale"),
 )
+# groups whose keys may change between two starts of a run
+AT_ANY_START = ("limits", "signal", "tracker")
 # settings of an environment for the machine that steps it: no number depends on them
 STEPPING = ("threads", "workers", "step_timeout", "restarts")
 EVAL_SEED = 100_000  # environment i of an evaluation starts from seed EVAL_SEED + i

@@ -10,7 +10,7 @@ from rheo.envs.paths import LAYOUTS, expanded, layout_of
 from rheo.errors import RheoError, nearest
 
 from ..store.where import existing
-from .top import AT_WILL, EVAL_SEED, OPTIONS, STEPPING, files_of, suite_of
+from .top import AT_ANY_START, AT_WILL, EVAL_SEED, OPTIONS, STEPPING, files_of, suite_of
 from .words import (
     Option,
     Words,
@@ -80,7 +80,7 @@ PLACES = (  # where it runs, which changes no number, and where an exported prog
 )
 ON_RESUME = (  # what may change between two starts of a run; all else is in its checkpoint
     *("steps", "log_every", "eval_every", "save_every", "episodes", "threads", "fast", "limits"),
-    *("tracker", "data", *PLACES),  # where things are; what they hold is compared
+    *("signal", "tracker", "data", *PLACES),  # where things are; what they hold is compared
 )
 
 
@@ -175,7 +175,7 @@ def resume(argv: Sequence[str]) -> tuple[str, Words]:
         key = word.partition("=")[0]
         if key == "env.id":
             continue  # allows the code of the run's environment; another one is refused there
-        if key not in ON_RESUME and key.partition(".")[0] not in ("limits", "tracker"):
+        if key not in ON_RESUME and key.partition(".")[0] not in AT_ANY_START:
             raise RheoError(
                 f"{word}: fixed by the checkpoint{nearest(key, ON_RESUME)}; to change it, train a "
                 f"new run with init={name}"

@@ -51,7 +51,9 @@ class Lock:
         if holder.get("host", platform.node()) != platform.node():
             raise self.taken(holder)
         if holder:
-            logger.info("%s: the process %s that held this run is gone", self.path, holder["pid"])
+            text = "%s: the process %s that held this run is gone; where its environment ended it, "
+            text += "env.workers=1 hosts that in a process of its own"
+            logger.info(text, self.path, holder["pid"])
         self.sign()
 
     def is_current(self) -> bool:

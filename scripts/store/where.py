@@ -11,6 +11,7 @@ from rheo.envs.paths import expanded
 from rheo.errors import RheoError, nearest
 
 from ..config.words import stem_of
+from ..grace import GRACE
 from . import versions, zoo
 
 CHECKPOINT = re.compile(r"(\d{12})(?:\.(\d+))?")  # a checkpoint's folder, named after its step
@@ -105,6 +106,7 @@ def stored(folder: str | Path) -> dict[str, Any]:
         raise RheoError(f"{file}: holds no configuration")
     versions.complete(config)
     config.setdefault("init_part", "auto")
+    config.setdefault("signal", {"grace": GRACE})
     return {str(key): value for key, value in config.items()}
 
 

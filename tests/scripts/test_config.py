@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -463,3 +464,19 @@ def test_a_run_from_before_the_unit_of_actions_reads_them_as_it_did(
         assert tree["source"].pop("action_scale") == "auto"
         OmegaConf.save(OmegaConf.create(tree), tmp_path / "config.yaml")
         assert load(tmp_path)["source"]["action_scale"] == "recorded"
+
+
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("signal.grace=-1", "signal.grace=-1: must be seconds; 0 or null waits for ever"),
+        ("signal.grace=soon", "signal.grace=soon: must be seconds"),
+        ("signal.grave=3", "signal.grave"),
+    ],
+)
+def test_the_time_that_a_stuck_run_has_is_seconds(word: str, answer: str) -> None:
+    assert compose(["algo=sac"])["signal"] == {"grace": 30}
+    for held in ("null", "0", "2.5"):
+        assert "grace" in compose(["algo=sac", f"signal.grace={held}"])["signal"]
+    with pytest.raises(RheoError, match=re.escape(answer)):
+        compose(["algo=sac", word])

@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -117,8 +119,18 @@ def test_an_environment_that_fails_before_any_work_leaves_nothing(lab, capsys, a
     assert not Path("runs").exists()
 
 
-def test_an_interrupt_inside_an_environment_stays_one(lab, capsys):
+def test_a_real_interrupt_inside_an_environment_stays_one(lab, monkeypatch):
+    """What an environment raises itself is its fault: test_environment_faults.py."""
     imported(lab).FAULT.update(after=40, error=KeyboardInterrupt())
+    place = sys.modules[lab].Lab
+
+    def pressed(self, action):
+        for _ in range(2 * (sys.modules[lab].COUNT[0] >= 40)):
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, action)
+
+    step = place.step
+    monkeypatch.setattr(place, "step", pressed)
     assert train(lab) == 130
 
 
