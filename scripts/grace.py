@@ -2,8 +2,8 @@
 
 A handler written in Python runs when the main thread is back in Python, which one that is asleep in
 C, or in a loop there, is not. So signals are read from a pipe, into which the interpreter writes
-them as they come (`signal.set_wakeup_fd`), by a thread of its own. Where not even that one gets to
-run, the system's own thread ends the process (`deadline`).
+them as they come (`signal.set_wakeup_fd`), by a thread of its own. A call in C that keeps the
+interpreter's lock keeps that one from running too: nothing but SIGKILL ends it.
 """
 
 import contextlib
@@ -21,15 +21,12 @@ from typing import Any
 
 from rheo.errors import REQUEUE
 
-from .deadline import Deadline, available
-
 log = logging.getLogger("rheo")
 PATIENCE = 10.0  # seconds after which it is said why nothing has stopped yet
 GRACE = 30.0  # seconds after which a process ends that has not stopped
 SAVING = 10  # times as long is waited for a save that is under way
 SECOND = 3.0  # seconds in which a second Ctrl-C is heard where Python runs
 SPEAKING = 2.0  # seconds that the last word may take
-MARGIN = 3.0  # seconds that the thread may be late before it is taken for unable to run
 OVER = 0  # no signal's number
 leave = os._exit  # no other way leads out of a thread while the main one stands
 
@@ -51,9 +48,6 @@ class Watch:
         self.out, self.into = os.pipe()
         os.set_blocking(self.into, False)
         self.before = signal.set_wakeup_fd(self.into, warn_on_full_buffer=False)
-        self.deadline: Deadline | None = None
-        self.armed: Any = None
-        self.arm(None)
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
         return self
@@ -62,7 +56,6 @@ class Watch:
         signal.set_wakeup_fd(self.before)
         os.write(self.into, bytes([OVER]))
         self.thread.join()
-        self.disarm()
         os.close(self.into)
         os.close(self.out)
 
@@ -76,34 +69,8 @@ class Watch:
                 return
             for number in came:
                 self.note(number)
-            if self.since is None:
-                self.arm(None, anew=ready != [])
-            else:
+            if self.since is not None:
                 pause = self.look(monotonic())
-
-    def arm(self, seconds: float | None, anew: bool = False) -> None:
-        """Ends the process unless this is called again: behind seconds, or a signal and its grace.
-
-        anew: also where nothing has changed since the last call.
-        """
-        grace = self.stop.grace or 0
-        text = f"rheo: asked to stop {grace:g} s ago, and a call in C does not let Python run: "
-        text += f"ends here; {self.stop.last_word()}\n" if grace else ""
-        if (grace, text) == self.armed and seconds is None and not anew:
-            return
-        self.armed = grace, text
-        self.disarm()
-        if not (grace and available()):
-            return
-        where, time = (self.out, grace) if seconds is None else (None, seconds)
-        with contextlib.suppress(OSError):
-            self.deadline = Deadline(where, time + MARGIN, REQUEUE, text)
-
-    def disarm(self) -> None:
-        """The system's thread does nothing any more."""
-        if self.deadline is not None:
-            self.deadline.cancel()
-        self.deadline = None
 
     def note(self, number: int) -> None:
         """A signal came."""
@@ -131,7 +98,6 @@ class Watch:
             self.told += PATIENCE
             text = "%s %g s ago and still at work (%s); a second Ctrl-C ends at once, unsaved"
             log.warning(text, asked, self.told, self.place())
-        self.arm(max(ends - now, 0))
         return max(min(ends, speaks, presses) - now, 0.01)
 
     def place(self) -> str:

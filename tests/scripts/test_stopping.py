@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from rheo.scripts import deadline, grace
+from rheo.scripts import grace
 from rheo.scripts.stopping import SIGNALS, stop_signals
 
 
@@ -94,17 +94,9 @@ import ctypes, os, signal, subprocess, sys, time
 from rheo.scripts import cli, grace
 from rheo.scripts.stopping import stop_signals
 
-def held():
-    time.sleep(0.3)  # its last word is known
-    for _ in "ab":
-        ctypes.PyDLL(None).pthread_mutex_lock(mutex)
-
-
 cli.listen()
 mutex = ctypes.create_string_buffer(64)
 grace.SECOND = 0.5
-if sys.argv[1] == "in C alone":
-    grace.PATIENCE = 0.1
 with stop_signals(float(sys.argv[2])) as stop:
     stop.last_word = lambda: "the last word"
     orders = [f"sleep 0.4; kill -{number} {os.getpid()}" for number in sys.argv[3:]]
@@ -113,7 +105,6 @@ with stop_signals(float(sys.argv[2])) as stop:
         "sleeps": lambda: time.sleep(60),
         "spins": lambda: [None for _ in iter(int, 1)],
         "in C": lambda: [ctypes.CDLL(None).pthread_mutex_lock(mutex) for _ in "ab"],
-        "in C alone": held,
         "saves": lambda: (setattr(stop, "saving", True), time.sleep(2)),
         "stops": lambda: time.sleep(0.6),
     }[sys.argv[1]]()
@@ -130,16 +121,10 @@ def stuck(kind: str, grace: float, *numbers: int) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-KINDS = ["sleeps", "spins", "in C", *(["in C alone"] if deadline.available() else [])]
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["sleeps", "spins", "in C"])
 def test_a_process_that_does_not_stop_is_ended_with_a_last_word(kind: str) -> None:
     code, told = stuck(kind, 1, signal.SIGTERM)
     assert code == 75 and "ends here; the last word" in told
-    if kind == "in C alone":
-        assert "a call in C does not let Python run" in told
-        return
     assert "stopped by SIGTERM 1 s ago and still at work (<string>:" in told
 
 
