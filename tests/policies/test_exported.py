@@ -127,9 +127,9 @@ def test_weights_without_a_program_are_named_as_what_they_are(tmp_path):
         with pytest.raises(ValueError, match=f"saved.pt: {text}.*not a program: export") as caught:
             Exported(4, 1, 2, path=str(tmp_path / "saved.pt"))
         assert "corrupt" not in str(caught.value)
-    (tmp_path / "net.onnx").write_bytes(b"0")
-    with pytest.raises(ValueError, match="net.onnx: an ONNX file, not a program"):
-        Exported(4, 1, 2, path=str(tmp_path / "net.onnx"))
+    (tmp_path / "net.safetensors").write_bytes(b"0")
+    with pytest.raises(ValueError, match="a file of weights alone .safetensors., not a program"):
+        Exported(4, 1, 2, path=str(tmp_path / "net.safetensors"))
 
 
 def test_an_exported_program_is_read_whatever_it_is_called(tmp_path):
