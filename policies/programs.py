@@ -13,18 +13,13 @@ from torch import Tensor, nn
 
 from ..errors import RheoError
 from . import vetting
+from .formats import ONNX
 
-ONNX = ".onnx"
 HOW = (
     "export the module to .onnx (torch.onnx.export), or with torch.export.save to .pt2; a program "
     "of TorchScript is read too"
 )
 CONTAINED = "model is one file: save it with external_data=False"
-
-
-def is_code(ending: str) -> bool:
-    """Whether a file of this ending runs as code: all but ONNX, whose operators only compute."""
-    return ending != ONNX
 
 
 def prepared(data: bytes, ending: str) -> Callable[[], nn.Module]:

@@ -61,7 +61,7 @@ def usage() -> str:
     lines = [f"  {verb:9} {text}" for verb, (_, _, text) in VERBS.items()]
     return "\n".join(
         [
-            "usage: rheo VERB [key=value ...] [--config-dir DIR]",
+            "usage: rheo VERB [key=value ...] [--config-dir DIR] [--program FILE]",
             "",
             *lines,
             "",

@@ -9,7 +9,7 @@ import gymnasium
 from rheo.envs import families
 from rheo.errors import RheoError, nearest
 
-from .config import compose
+from .config import compose, programs
 from .config.inherit import word
 from .config.top import EVAL_SEED, HOME, files_of
 from .config.words import as_flags
@@ -56,15 +56,19 @@ def load(
     execute: int | None = None,
     seed: int = EVAL_SEED,
     config_dir: Folders = (),
+    program: str | Path | Folders = (),
 ) -> "Policy":
     """The policy of a run's last checkpoint, ready to act; see `Policy`.
 
     run: its name or folder, or zoo/NAME: a recipe of `rheo zoo`, which is built when it is loaded
     for the first time. execute: steps of a plan that are executed, as the run does when None.
-    seed: of its noise. config_dir: of a run that was made with one. Raises RheoError.
+    seed: of its noise. config_dir: of a run that was made with one. program: what --program names,
+    of a run that calls one. Raises RheoError.
     """
     from .policy import Policy
 
+    for each in [program] if isinstance(program, str | Path) else program:
+        programs.trust(str(each))
     name = str(run.path) if isinstance(run, Run) else str(run)
     if name.startswith(zoo.PREFIX) and not place_of(Path(name)).exists():
         from .zoo import build

@@ -25,7 +25,7 @@ from rheo.envs.paths import absolute, expanded
 from rheo.errors import RheoError
 
 from ..store.where import one_line, stored
-from . import annotations, intent, rules, schema
+from . import annotations, intent, programs, rules, schema
 from .inherit import inherit, tuned_in
 from .intent import Typed
 from .mixing import keep_own
@@ -106,7 +106,7 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
         chosen += recorded_in(told) or tuned_in(overrides)
     base = compose_groups(chosen, roots[1:], errors)
     made_as_recorded(base, told, overrides, chosen)
-    base["config_dir"] = [str(root) for root in roots[1:]]
+    base |= {"config_dir": [str(root) for root in roots[1:]], "programs": {}}
     for word in [word for word in chosen if word.startswith("source=")][-1:]:
         others = [other for other in chosen if not other.startswith("source=")]
         own = compose_groups(others, roots[1:], errors)["source"]
@@ -122,8 +122,7 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     unread = partial(intent.unread, algo=typed.algo)
     inputs = (rules.data, rules.base, rules.trackers, unread, intent.unfitted)
     tree = finish(base, values, roots, errors, inputs, typed)
-    if inside_target(tree) == rules.EXPORTED:
-        tree["policy"]["path"] = absolute(tree["policy"]["path"])
+    programs.settle(tree, given=not tree["init"] or "policy.path" in typed.given)
     return tree
 
 
@@ -163,7 +162,7 @@ def demand_base(base: dict[str, Any], values: list[Override]) -> None:
     itself; init=scratch is the way to say that random weights are meant.
     """
     needed = asks = base.get("init") == NEEDED
-    if inside_target(base) == rules.EXPORTED or not inside_target(base).startswith("rheo."):
+    if inside_target(base) == programs.EXPORTED or not inside_target(base).startswith("rheo."):
         needed = False
     if asks:
         base["init"] = "???" if needed else None
@@ -195,7 +194,8 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
 
     to_train: its data have to be there. A checkpoint does without them, and without the run that it
     started from, so a policy goes where they do not; data=FILE says where they are now. A run made
-    with --config-dir needs it again: a folder of somebody else's must not choose whose code runs.
+    with --config-dir or a program needs it named again (`programs`): a folder of somebody else's
+    must not choose whose code runs.
     Raises RheoError.
     """
     folders, words = flags(argv)
@@ -226,12 +226,14 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
     for one in [one for one in overrides if one.key_or_group == "data"]:
         move_data(config, one.value())
     for one in [one for one in overrides if one.key_or_group == "policy.path"]:
-        if inside_target(config) == rules.EXPORTED:
+        if inside_target(config) == programs.EXPORTED:
             one._value = absolute(str(one.value()))
         else:
             text = f"{one.input_line}: fixed by the checkpoint (it names no file here)"
             errors.append(f"{text}; to change it, train a new run with init={folder}")
-    return finish(config, overrides, [HOME], errors, inputs, typed)
+    config = finish(config, overrides, [HOME], errors, inputs, typed)
+    programs.compare(config, folder, any(one.key_or_group == "policy.path" for one in overrides))
+    return config
 
 
 def retrack(

@@ -24,7 +24,7 @@ from .words import is_literal, literal
 
 SCRATCH = "scratch"  # init=scratch: random weights for what is made to tune trained ones
 SEVERAL = ("tracker",)  # groups of which a run may have more than one: tracker=[wandb,mlflow]
-RESOLVER = re.compile(r"\$\{[^{}$]*:")  # ${name:...} calls a function; ${key} is only a link
+RESOLVER = re.compile(r"\$\{(?![\w.]+\})")  # all but ${key}, which is only a link, may call
 
 
 def parse(words: list[str], errors: list[str]) -> list[Override]:
@@ -49,6 +49,8 @@ def parse(words: list[str], errors: list[str]) -> list[Override]:
             errors.append(f"{word}: Hydra's own settings are fixed")
         elif one.key_or_group == "config_dir":
             errors.append(f"{word}: name the folder with --config-dir")
+        elif one.key_or_group == "programs":
+            errors.append(f"{word}: name the file with --program")
         else:
             overrides.append(one)
     return overrides

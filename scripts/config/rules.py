@@ -18,10 +18,9 @@ from rheo.errors import RheoError, command, nearest
 
 from ..stopping import SIGNS
 from ..store.where import existing, shown
-from . import schema
+from . import programs, schema
 from .top import files_of, inside
 
-EXPORTED = "rheo.policies.exported.Exported"
 Check = Callable[[dict[str, Any]], list[str]]
 
 
@@ -209,7 +208,7 @@ def world(tree: dict[str, Any]) -> list[str]:
 def program(tree: dict[str, Any]) -> list[str]:
     """A policy that another program exported is there."""
     path = inside(tree, "policy.path")
-    if inside(tree, "policy._target_") != EXPORTED or path is None:
+    if inside(tree, "policy._target_") != programs.EXPORTED or path is None:
         return []
     return [] if exists(path) else [f"policy.path={path}: there is no such file"]
 

@@ -7,11 +7,11 @@ import yaml
 
 from rheo.errors import RheoError, nearest
 
-from . import sweeps
+from . import programs, sweeps
 from .inherit import word
 from .launchers import key_of
 from .top import HOME
-from .words import flags
+from .words import as_flags, flags
 
 FILE = HOME / "suites.yaml"
 USAGE = {
@@ -45,7 +45,8 @@ def suite(argv: Sequence[str]) -> sweeps.Sweep | None:
     whole = [*expanded(known[name], keys), *typed]
     if "name" not in keys:
         whole.append(f"name={default_name(name, typed)}")
-    return sweeps.sweep([*(f"--config-dir={folder}" for folder in folders), *whole])
+    flags_again = [*as_flags(folders), *programs.as_flags()]
+    return sweeps.sweep([*flags_again, *whole])
 
 
 def expanded(one: Mapping[str, Any], typed: set[str]) -> list[str]:

@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from rheo.errors import RheoError
 
 from ..store.where import locate, stored
-from . import compose
+from . import compose, programs
 from .launchers import (
     HYDRAS,
     LAUNCHERS,
@@ -124,7 +124,8 @@ def sweep(argv: Sequence[str]) -> Sweep:
     lists = [alternatives(word, searching) for word in rest]
     several = [key_of(group[0]) for group in lists if len(group) > 1]
     refuse_keys(several, [key_of(group[0]) for group in lists])
-    fixed = [*as_flags(folders), *(group[0] for group in lists if len(group) == 1)]
+    fixed = [*as_flags(folders), *programs.as_flags()]
+    fixed += [*(group[0] for group in lists if len(group) == 1)]
     many = [group for group in lists if len(group) > 1]
     tried = ends(many) if searching else list(itertools.product(*many))
     checked = check(fixed, tried)

@@ -35,6 +35,7 @@ TOP = {
     "tracker": "dict",
     "recipe": "str | dict | None",
     "config_dir": "list[str]",
+    "programs": "dict",
 }
 LIMITS = ("q", "value", "gradient_norm", "first_ratio_error", "kl", "saturated")
 NESTED = {

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from rheo.envs.paths import exists
 from rheo.errors import RheoError, nearest
 
+from . import programs
+
 NAMES = ("data", "init", "name")  # keys whose values name files, runs and folders; or end in .path
 SWEEP = ("-m", "--multirun")
 QUOTES = "'\""
@@ -34,7 +36,8 @@ class Words(NamedTuple):
 def flags(argv: Sequence[str], errors: list[str] | None = None) -> tuple[list[str], list[str]]:
     """Folders of --config-dir, and the other words. Raises RheoError for other flags.
 
-    With `errors` what is wrong is added there, and the rest is read all the same.
+    What --program names is trusted from here on (`programs`). With `errors` what is wrong is added
+    there, and the rest is read all the same.
     """
     folders, words, wrong = [], [], []
     rest = iter(argv)
@@ -46,10 +49,16 @@ def flags(argv: Sequence[str], errors: list[str] | None = None) -> tuple[list[st
                 folders.append(folder)
             else:
                 wrong.append("--config-dir needs a folder")
+        elif name == programs.FLAG:
+            try:
+                programs.trust(value if equals else next(rest, ""))
+            except RheoError as error:
+                wrong.append(str(error))
         elif word in SWEEP:
             wrong.append(f"{word}: `rheo sweep seed=0,1,2 name=NAME ...` needs no flag")
         elif word.startswith("-"):
-            remedy = nearest(name, ["--config-dir"]) if word.startswith("--c") else ""
+            known = ["--config-dir", programs.FLAG]
+            remedy = nearest(name, known) if word.startswith(("--c", "--p")) else ""
             wrong.append(f"unknown flag {word}{remedy}; values are set as key=value")
         else:
             words.append(word)

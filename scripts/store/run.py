@@ -27,6 +27,7 @@ from rheo.errors import MACHINE, USER, RheoError, command
 from rheo.files import FULL, put_text
 
 from ..config.compose import load
+from ..config.programs import typed_again
 from ..config.rules import foreign
 from ..config.words import as_flags
 from . import checkpoint
@@ -304,7 +305,8 @@ class Run:
         folders = self.config.get("config_dir") or []
         name = (self.config.get("env") or {}).get("id")
         typed = [f"env.id={name}"] if name is not None and foreign(name) else []
-        typed = ["resume", shown(self.path), *as_flags(folders), *typed]
+        named = [*as_flags(folders), *typed_again(self.config)]
+        typed = ["resume", shown(self.path), *named, *typed]
         return ranks.launched(command(*typed))
 
 

@@ -35,6 +35,7 @@ ADDED = {
     "rheo.envs.suites.chunked": {
         **{"workers": "auto", "step_timeout": 120.0, "restarts": 3, "randomise": {}},
     },
+    "rheo.policies.exported.Exported": {"sha256": None},
     "rheo.policies.fewstep.FewStepPolicy": {"betas": "cosine", "grid": "uniform"},
     "rheo.policies.flow.FlowPolicy": {"betas": "cosine", "grid": "uniform"},
 }

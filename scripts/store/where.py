@@ -107,6 +107,7 @@ def stored(folder: str | Path) -> dict[str, Any]:
     versions.complete(config)
     config.setdefault("init_part", "auto")
     config.setdefault("signal", {"grace": GRACE})
+    config.setdefault("programs", {})
     return {str(key): value for key, value in config.items()}
 
 
