@@ -4,9 +4,15 @@ Every layer may raise them; nothing heavy is imported.
 """
 
 import difflib
+import re
 import shlex
 from collections.abc import Iterable
 
+# what a terminal obeys: control characters but line breaks and tabs, what turns the direction of
+# writing; and halves of characters, which cannot be written
+UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 USER, MACHINE, NUMERICS, REQUEUE = 2, 3, 4, 75
 
 
@@ -18,7 +24,7 @@ class RheoError(ValueError):
     """
 
     def __init__(self, message: str, code: int = USER) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.code = code
 
 
@@ -35,6 +41,11 @@ class EnvFault(EnvError):
 
     Its code is 2 where nothing has begun; whoever is in the middle of something says 3.
     """
+
+
+def printable(text: str) -> str:
+    """A text as a terminal may have it: \\x1b stands for the character that it would obey."""
+    return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .programs import first_line, opened
 
-SECONDS = 60  # of computing, for reading a program and its first calls
+SECONDS, PACE = 20, 20 << 20  # of computing, and bytes of the file that give one more
 PATIENCE = 20  # times as long on the clock, for a process that waits instead
 MEMORY = 8 << 30  # bytes above what the process has, or as many times the file
 TIMES = 8
@@ -44,7 +44,8 @@ def rehearse(data: bytes, ending: str, sizes: Sizes) -> bool:
     """
     key = hashlib.sha256(data).hexdigest(), ending, sizes
     if key not in known:
-        answer = asked(data, {"ending": ending, "sizes": sizes, "seconds": SECONDS})
+        order = {"ending": ending, "sizes": sizes, "seconds": SECONDS + len(data) // PACE}
+        answer = asked(data, order)
         if "error" in answer:
             raise ValueError(answer["error"])
         known[key] = answer["wide"]

@@ -20,6 +20,7 @@ from rheo.errors import RheoError, nearest
 from rheo.files import put_text
 
 from .config.words import Option, count, switch, values
+from .screen import raw
 from .store.provenance import version, versions
 
 GROUPS = {  # WHAT -> module and its function from a plan to rows
@@ -67,7 +68,7 @@ def main(asked: tuple[Places, dict[str, Any]]) -> int:
     places, options = asked
     from rich.console import Console
 
-    console = Console()
+    console = Console(file=raw(sys.stdout))
     if not console.is_terminal:
         console = Console(width=180)
     plan = plan_of(options)

@@ -14,8 +14,10 @@ from types import FrameType
 from typing import Any
 
 from rheo import ranks
-from rheo.errors import MACHINE, RheoError, nearest
+from rheo.errors import MACHINE, RheoError, nearest, printable
 from rheo.files import FULL
+
+from .screen import screened
 
 VERBS = {  # verb -> module and function that do it, and what it is for
     "train": ("train", "main", "train a policy: rheo train algo=rfm env=hopper"),
@@ -75,10 +77,15 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
     if not faulthandler.is_enabled():  # where Python was when something in C crashes
         with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
             faulthandler.enable()
+    with screened():
+        return answered(sys.argv[1:] if argv is None else argv)
+
+
+def answered(argv: list[str]) -> int:
+    """Runs one verb, and says in a line what its user can mend."""
     try:
         with tidied():
             return call(argv[0], argv[1:]) if argv else call("help", [])
@@ -165,7 +172,7 @@ def listen(place: ranks.Place = ranks.ALONE) -> None:
     class Stderr(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             with contextlib.suppress(OSError):  # a full disk behind stderr must not stop a run
-                print(f"rheo: {self.format(record)}", file=sys.stderr)
+                print(printable(f"rheo: {self.format(record)}"), file=sys.stderr)
 
     logger = logging.getLogger("rheo")
     if not logger.handlers:

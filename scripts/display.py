@@ -12,6 +12,9 @@ from typing import IO, Any
 import torch
 
 from rheo.algos.contract import Algorithm
+from rheo.errors import printable
+
+from .screen import raw
 
 
 class Timer:
@@ -93,7 +96,7 @@ class Display:
             from rich.console import Console
             from rich.live import Live
 
-            self.live = Live(console=Console(file=self.stream), auto_refresh=False)
+            self.live = Live(console=Console(file=raw(self.stream)), auto_refresh=False)
             self.live.__enter__()
         return self
 
@@ -133,7 +136,7 @@ class Display:
     def note(self, text: str) -> None:
         """Prints a line that stays, above the live one."""
         if self.live is not None:
-            self.live.console.print(text, markup=False, highlight=False)
+            self.live.console.print(printable(text), markup=False, highlight=False)
         else:
             print(text, file=self.stream, flush=True)
 
@@ -150,7 +153,7 @@ class Display:
         self.drawn = perf_counter()
         from rich.text import Text
 
-        self.live.update(Text(self.line()), refresh=True)
+        self.live.update(Text(printable(self.line())), refresh=True)
 
     def line(self) -> str:
         """Steps, return, speed, shares of time, time left."""

@@ -6,7 +6,6 @@ it is a function: whoever calls it brings the noise. The contract, a JSON file b
 goes in and comes out.
 """
 
-import importlib
 import importlib.util
 import io
 import json
@@ -27,6 +26,7 @@ from rheo.envs.views import step_seconds
 from rheo.errors import RheoError
 from rheo.files import atomically, put_bytes, put_text, sha256
 from rheo.policies.normalize import affine
+from rheo.policies.programs import Onnx
 
 from .config.exporting import Exporting
 from .policy import Policy
@@ -113,14 +113,7 @@ def onnx(program: Program, made: Any, example: tuple[Tensor, ...], out: Path) ->
     made = torch.onnx.export(made, example, dynamo=True, **kind)
     assert made is not None
     atomically(out, lambda part: made.save(str(part)))
-    runtime = importlib.import_module("onnxruntime")
-    session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-
-    def call(*given: Tensor) -> Tensor:
-        fed = {name: x.numpy() for name, x in zip(names, given, strict=True)}
-        return torch.from_numpy(session.run(None, fed)[0])
-
-    return call
+    return Onnx(out.read_bytes())
 
 
 # ---- what is said of it --------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import yaml
 from rheo.errors import RheoError
 from rheo.files import put_text
 
+from .config.yamls import text_of
 from .summaries import (
     INTERVALS,
     RATES,
@@ -61,7 +62,7 @@ def read(folder: Path) -> list[Page]:
     found = []
     for file in sorted(folder.glob("*.yaml")):
         try:
-            told = yaml.safe_load(file.read_text(encoding="utf-8"))
+            told = yaml.safe_load(text_of(file))
         except (OSError, yaml.YAMLError) as error:
             raise RheoError(f"{file}: not readable: {' '.join(str(error).split())}") from error
         refuse_page(file, told)

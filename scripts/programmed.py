@@ -1,5 +1,6 @@
 """An exported program (`rheo export`) in the place of a run's policy, as its contract says."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from rheo.envs.noise import TILE
 from rheo.envs.paths import expanded
 from rheo.envs.pixels import pixels, unpacked
 from rheo.errors import RheoError
-from rheo.files import sha256
+from rheo.policies.programs import opened
 
 from .episodes import Episodes
 from .export import VERSION
@@ -72,7 +73,8 @@ class Programmed(Episodes):
 
     def __init__(self, file: str, seed: int) -> None:
         path = expanded(file)
-        self.contract = contract = contract_of(path)
+        data = path.read_bytes()
+        self.contract = contract = contract_of(path, hashlib.sha256(data).hexdigest())
         shown, output = contract["observation"], contract["output"]
         low, high = np.array(output["low"], float), np.array(output["high"], float)
         self.action_low, self.action_high = low, high
@@ -85,16 +87,18 @@ class Programmed(Episodes):
         self.tile = 1 if self.images else TILE
         self.seed, self.origin = seed, str(path)
         try:
-            program = torch.export.load(path).module()
-        except Exception as error:  # torch's own, of many kinds
-            raise RheoError(f"{path}: cannot be read as a program: {error}") from error
+            program = opened(data, path.suffix)
+        except ValueError as error:
+            raise RheoError(f"{path}: {error}") from error
         self.algo = Decision(program, contract, (high - low) / 2, (high + low) / 2)
         self.deploy = self.algo.deploy
         self._begin(0)
 
 
-def contract_of(path: Path) -> dict[str, Any]:
-    """The contract beside a program. Raises RheoError where it is not that of this file."""
+def contract_of(path: Path, content: str) -> dict[str, Any]:
+    """The contract beside a program. Raises RheoError where it is not that of this content, by its
+    SHA-256.
+    """
     told = path.with_name(f"{path.name}.json")
     if not told.is_file():
         raise RheoError(f"{path}: its contract {told} is missing; {MADE}")
@@ -105,6 +109,6 @@ def contract_of(path: Path) -> dict[str, Any]:
         raise RheoError(f"{told}: no contract of a program ({error!r}); {MADE}") from error
     if version != VERSION:
         raise RheoError(f"{told}: a contract of version {version}, and this is {VERSION}; {MADE}")
-    if digest != sha256(path):
+    if digest != content:
         raise RheoError(f"{path}: not the program that {told} describes; {MADE}")
     return contract

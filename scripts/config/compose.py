@@ -2,14 +2,15 @@
 
 The YAML files of `configs` hold the values, constructors' signatures are the schema. Group choices
 (`algo=rfm`) are composed by Hydra; values (`algo.lr=1e-3`) are put in here, so that every mistake
-is reported at once. Interpolations may only name other keys: resolvers (`${oc.env:...}`) would let
-a file read the machine, and are refused.
+is reported at once. Interpolations may only name other keys (`${horizon}`): resolvers would let a
+file read the machine, and all else that begins with `${` is refused.
 """
 
 import logging
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from rheo.envs.paths import absolute, expanded
 from rheo.errors import RheoError
@@ -29,11 +31,12 @@ from . import annotations, intent, programs, rules, schema
 from .inherit import inherit, tuned_in
 from .intent import Typed
 from .mixing import keep_own
-from .overrides import RESOLVER, SCRATCH, choice, is_group, parse, put
+from .overrides import SCRATCH, choice, is_group, parse, put
 from .recorded import kept_of_base, made_as_recorded, played, recorded_in
 from .top import HOME, TOP, inside, walk
 from .wording import covered, worded
 from .words import flags
+from .yamls import LINK, RESOLVER, refuse_growth, text_of
 
 log = logging.getLogger("rheo")
 SHARED = ("seed", "device", "threads", "fast")  # of both acts of the demo
@@ -56,7 +59,6 @@ usage: rheo demo [key=value ...]
        fine-tuned; left out where a value other than {", ".join(SHARED)} is given""",
 }
 NEEDED = "RUN"  # the init of an algorithm that cannot do without one
-ALIAS = re.compile(r"\$\{([\w.]+)\}")
 ABSENT = object()
 
 
@@ -256,8 +258,14 @@ def move_data(config: dict[str, Any], data: Any) -> None:
 
 
 def refuse_hidden(roots: list[Path]) -> None:
-    """Raises RheoError when a file of a --config-dir would be hidden by one of ours."""
+    """Raises RheoError when a file of a --config-dir would be hidden by one of ours, and for one
+    that is not looked into (`yamls`).
+    """
     ours = [file.relative_to(HOME) for file in HOME.rglob("*.yaml")]
+    for folder in (root / name for root in roots[1:] for name in {file.parent for file in ours}):
+        for file in sorted(folder.glob("*.yaml")):
+            with suppress(YAMLError, OSError, UnicodeDecodeError):  # Hydra tells of it, if chosen
+                text_of(file)
     for file in (root / name for root in roots[1:] for name in ours):
         if file.exists():
             raise RheoError(f"{file}: rheo has a file of that name; rename yours")
@@ -296,6 +304,7 @@ def finish(
     if calls:
         errors += [f"{place}: resolvers are not evaluated; write the value" for place in calls]
         raise RheoError(report(errors))
+    refuse_growth(tree)
     tree, followed, judged = resolve(tree, typed, errors)
     for place in [place for place, leaf in walk(tree) if isinstance(leaf, str) and leaf == "???"]:
         own = intent.baseless(typed.algo) if place == "init" else ""
@@ -319,7 +328,7 @@ def resolve(
     """The tree with interpolations replaced, which key each replaced place follows, and the places
     whose key is not there (said once, and left empty).
     """
-    links = [(place, ALIAS.fullmatch(leaf)) for place, leaf in walk(tree) if isinstance(leaf, str)]
+    links = [(place, LINK.fullmatch(leaf)) for place, leaf in walk(tree) if isinstance(leaf, str)]
     followed = {place: link[1] for place, link in links if link}
     broken: set[str] = set()
     while True:

@@ -6,7 +6,6 @@ refused: a run is one configuration.
 """
 
 import difflib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from ..store.where import run_path
 from . import annotations, schema
 from .top import TOP
 from .words import is_literal, literal
+from .yamls import RESOLVER
 
 SCRATCH = "scratch"  # init=scratch: random weights for what is made to tune trained ones
 SEVERAL = ("tracker",)  # groups of which a run may have more than one: tracker=[wandb,mlflow]
-RESOLVER = re.compile(r"\$\{(?![\w.]+\})")  # all but ${key}, which is only a link, may call
 
 
 def parse(words: list[str], errors: list[str]) -> list[Override]:
@@ -40,7 +39,7 @@ def parse(words: list[str], errors: list[str]) -> list[Override]:
             continue
         try:
             one = parser.parse_override(word)
-        except HydraException:
+        except (HydraException, RecursionError):
             errors.append(f"{word}: not of the form key=value (quote values with special signs)")
             continue
         if one.is_sweep_override():

@@ -10,6 +10,7 @@ from rheo.envs.paths import expanded
 from rheo.errors import RheoError
 
 from ..store.where import existing
+from .exporting import ENDINGS
 from .top import EVAL_SEED
 from .words import Option, count, divide, natural, one_of, one_run, positive, switch, values
 
@@ -20,7 +21,7 @@ TOKEN = "RHEO_TOKEN"
 NEEDED = ("websockets", "safetensors")
 USAGE = {
     "serve": f"""\
-usage: rheo serve RUN|PROGRAM.pt2
+usage: rheo serve RUN|PROGRAM.pt2|PROGRAM.onnx
                       [port={PORT}] [host=127.0.0.1] [token=FILE] [seed={EVAL_SEED}]
                       [hold=last|neutral] [clients=8] [rows=64] [frame=16] [delay=0]
                       [check=true [hz=50]]
@@ -97,7 +98,7 @@ def serve(argv: Sequence[str]) -> Serving:
 
 def is_program(name: str) -> bool:
     """Whether a name is that of an exported program, not of a run."""
-    return expanded(name).suffix == ".pt2"
+    return expanded(name).suffix in ENDINGS
 
 
 def is_loopback(host: str) -> bool:

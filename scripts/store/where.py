@@ -11,11 +11,13 @@ from rheo.envs.paths import expanded
 from rheo.errors import RheoError, nearest
 
 from ..config.words import stem_of
+from ..config.yamls import text_of
 from ..grace import GRACE
 from . import versions, zoo
 
 CHECKPOINT = re.compile(r"(\d{12})(?:\.(\d+))?")  # a checkpoint's folder, named after its step
 SWEEP = ".sweep"  # the own folder of a sweep, beside its runs
+LONGEST = 1000  # characters of an error that is passed on
 MANIFEST = "manifest.json"  # its last file: a folder without one is not whole
 
 
@@ -99,10 +101,12 @@ def stored(folder: str | Path) -> dict[str, Any]:
     """A run folder's config.yaml, read as today's settings (`versions`). Raises RheoError."""
     file = Path(folder) / "config.yaml"
     try:
-        config = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        config = OmegaConf.to_container(OmegaConf.create(text_of(file)), resolve=False)
+    except RheoError:
+        raise
     except Exception as error:  # yaml has no common base with OmegaConf's and the system's errors
         raise RheoError(f"{file}: not readable as a configuration: {one_line(error)}") from error
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or not config:
         raise RheoError(f"{file}: holds no configuration")
     versions.complete(config)
     config.setdefault("init_part", "auto")
@@ -112,5 +116,6 @@ def stored(folder: str | Path) -> dict[str, Any]:
 
 
 def one_line(error: Exception) -> str:
-    """An error's text without its line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error's text without its line breaks, and not more of it than a person reads."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -9,6 +9,7 @@ from torch import nn
 
 from rheo.policies.exported import Exported
 from rheo.scripts.cli import main
+from rheo.scripts.config import programs
 
 
 class Hand(nn.Module):
@@ -190,7 +191,10 @@ def test_a_file_is_steered_its_share_of_the_time_is_logged_and_it_may_move(
     rows = [json.loads(line) for line in (tmp_path / "runs" / "run" / "metrics.jsonl").open()]
     shares = [row["time/base_share"] for row in rows if "time/learn_share" in row]
     assert shares and all(0 < share < 1 for share in shares)
-    assert main(["eval", "run", "episodes=2"]) == 0
+    programs.named.clear()  # as in another process
+    assert main(["eval", "run", "episodes=2"]) == 2
+    assert f"runs/run calls the program {path} (sha256 " in capsys.readouterr().err
+    assert main(["eval", "run", "episodes=2", "--program", path]) == 0
     (tmp_path / "hand.pt2").rename(tmp_path / "moved.pt2")
     assert main(["resume", "run", "steps=320"]) == 2
     assert f"policy.path={path}: there is no such file" in capsys.readouterr().err
@@ -199,10 +203,34 @@ def test_a_file_is_steered_its_share_of_the_time_is_logged_and_it_may_move(
     nn.init.zeros_(other.layer.bias)
     write(tmp_path / "other.pt2", other)
     assert main(["resume", "run", "steps=340", "policy.path=other.pt2"]) == 2
+    assert "other.pt2: another program than the run's (sha256 " in capsys.readouterr().err
+    again = ["--program", "other.pt2"]
+    assert main(["resume", "run", "steps=340", "policy.path=other.pt2", *again]) == 2
     assert "policy.path: another policy than the run's" in capsys.readouterr().err
     (tmp_path / "moved.pt2").rename(tmp_path / "again.pt2")
     assert main(["eval", "run", "episodes=1", "policy.path=again.pt2"]) == 0
     assert not list((tmp_path / "runs" / "run" / "eval").glob("*path*"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_onnx_is_steered_and_needs_no_name(tmp_path, monkeypatch):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    monkeypatch.chdir(tmp_path)
+    given, dim = (torch.zeros(2, 4), torch.zeros(2, 2, 1)), {0: torch.export.Dim("rows")}
+    how: Any = {"dynamo": True, "dynamic_shapes": (dim, dim), "verbose": False}
+    torch.onnx.export(Hand(), given, "hand.onnx", external_data=False, **how)
+    words = [
+        "algo=dsrl_na", "policy=exported", "policy.path=hand.onnx", "env=inverted_pendulum",
+        "horizon=2", "steps=24", "source.warmup=8", "source.batch_size=8", "episodes=8",
+        "eval_every=1000", "critic.width=8", "algo.actor.width=8", "algo.noise_critic.width=8",
+        "critic.obs_norm.kind=none", "algo.actor.obs_norm.kind=none", "algo.gate=0",
+        "algo.noise_critic.obs_norm.kind=none", "name=run",
+    ]  # fmt: skip
+    assert main(["train", *words]) == 0
+    programs.named.clear()
+    assert main(["eval", "run", "episodes=2"]) == 0
+    assert programs.named == set()
 
 
 def test_training_a_policy_charges_nothing_to_a_base(tmp_path, monkeypatch):
