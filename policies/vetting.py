@@ -25,6 +25,8 @@ SYMBOL = re.compile(r"[a-z]{1,4}\d{1,6}")  # s0, u3, zuf1
 TARGET = re.compile(
     r"torch\.ops\.(aten|prims|quantized|quantized_decomposed)\.\w+(\.\w+)?"
     r"|torch\.ops\.higher_order\.(cond|while_loop|scan|map_impl|wrap_with_set_grad_enabled)"
+    r"|torch\._functorch\.predispatch\.(lazy_load_decompositions|_vmap_(in|de)crement_nesting"
+    r"|_(add|remove)_batch_dim)"
     r"|torch\.sym_\w+|torch\._sym_\w+|math\.\w+"
     r"|_operator\.(add|sub|mul|truediv|floordiv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|xor"
     r"|not_|invert|lshift|rshift|getitem)"

@@ -12,6 +12,7 @@ import torch
 
 import rheo
 from rheo.policies.exported import Exported
+from rheo.policies.programs import opened
 from rheo.scripts.cli import main
 from rheo.scripts.policy import Policy
 from rheo.scripts.program import Given, Program, joined, layer_norm
@@ -38,7 +39,7 @@ def test_every_way_of_deciding_becomes_a_program_of_any_number_of_rows(
     assert main(["export", run, "out=a.pt2"]) == 0  # which compares a thousand inputs
     told = json.loads(Path("a.pt2.json").read_text())
     assert told["checked"]["difference"] <= 1e-6 and told["checked"]["ties"] <= 10
-    program = torch.export.load("a.pt2").module()
+    program = opened(Path("a.pt2").read_bytes(), ".pt2")  # what is looked into passes
     given = [torch.rand(5, *one["shape"][1:]) for one in told["inputs"]]
     many = program(*given)
     assert list(many.shape) == [5, *told["output"]["shape"][1:]]

@@ -134,13 +134,17 @@ def test_the_client_needs_neither_rheo_nor_torch(run: str, url: str, tmp_path: P
     assert json.loads(done.stdout or "0") == rheo.load(run).act([0.1, 0.2, 0.3, 0.4]).tolist()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("file", ["p.pt2", "p.onnx"])
 def test_a_program_is_served_as_its_run(
-    run: str, url: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+    run: str, url: str, tmp_path: Path, monkeypatch: Any, capsys: Any, file: str
 ) -> None:
     """To rounding: its weights are the run's, and its one draw is from the same noise."""
+    for name in ("onnx", "onnxscript", "onnxruntime") if file == "p.onnx" else ():
+        pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
-    assert main(["export", run, "out=p.pt2"]) == 0
-    wanted = asked(["p.pt2", "port=0"])
+    assert main(["export", run, f"out={file}"]) == 0
+    wanted = asked([file, "port=0"])
     with ThreadPoolExecutor(1) as pool, bound(wanted) as sock:
         server = pool.submit(made, wanted, pool).result()
         with beside(server, sock) as other, Client(url, row=0) as one, Client(other) as two:
@@ -150,16 +154,16 @@ def test_a_program_is_served_as_its_run(
             for i in range(9):
                 obs = np.full(4, 0.01 * i)
                 np.testing.assert_allclose(two.act(obs), one.act(obs), atol=1e-5)
-    told = json.loads(Path("p.pt2.json").read_text())
-    Path("p.pt2.json").write_text(json.dumps(told | {"sha256": "0"}))
-    assert main(["serve", "p.pt2", "port=0"]) == 2
-    assert "p.pt2: not the program that p.pt2.json describes" in capsys.readouterr().err
-    Path("p.pt2.json").write_text("[]")
-    assert main(["serve", "p.pt2", "port=0"]) == 2
+    told = json.loads(Path(f"{file}.json").read_text())
+    Path(f"{file}.json").write_text(json.dumps(told | {"sha256": "0"}))
+    assert main(["serve", file, "port=0"]) == 2
+    assert f"{file}: not the program that {file}.json describes" in capsys.readouterr().err
+    Path(f"{file}.json").write_text("[]")
+    assert main(["serve", file, "port=0"]) == 2
     assert "no contract of a program" in capsys.readouterr().err
-    Path("p.pt2.json").unlink()
-    assert main(["serve", "p.pt2", "port=0"]) == 2
-    assert "its contract p.pt2.json is missing" in capsys.readouterr().err
+    Path(f"{file}.json").unlink()
+    assert main(["serve", file, "port=0"]) == 2
+    assert f"its contract {file}.json is missing" in capsys.readouterr().err
     assert main(["serve", "q.pt2"]) == 2
     assert "q.pt2: there is no such file" in capsys.readouterr().err
 
