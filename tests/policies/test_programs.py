@@ -24,7 +24,9 @@ WEIGHTS = "data/weights/model_weights_config.json"
 
 
 class Hand(nn.Module):
-    """tanh(W obs + noise), scaled by a buffer and a constant."""
+    """tanh(W obs + noise), scaled by a buffer."""
+
+    gain: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -84,9 +84,10 @@ def test_every_verb_refuses_a_run_that_calls_a_program_until_it_is_named(words, 
 def test_python_names_a_program_as_the_command_line_does():
     path, digest = program()
     received(steered(path))
-    for how in ({}, {"program": "other.pt2"}):
-        with pytest.raises(RheoError, match="calls the program|--program other.pt2: no such file"):
-            rheo.load("got", **how)
+    with pytest.raises(RheoError, match="calls the program"):
+        rheo.load("got")
+    with pytest.raises(RheoError, match="--program other.pt2: no such file"):
+        rheo.load("got", program="other.pt2")
     for name in (path, digest, Path(path), [path]):
         programs.named.clear()
         with pytest.raises(RheoError, match="has no checkpoint yet|cannot be read"):
