@@ -4,8 +4,10 @@ Every layer may raise them; nothing heavy is imported.
 """
 
 import difflib
+import os
 import re
 import shlex
+import traceback
 from collections.abc import Iterable
 
 # what a terminal obeys: control characters but line breaks and tabs, what turns the direction of
@@ -46,6 +48,12 @@ class EnvFault(EnvError):
 def printable(text: str) -> str:
     """A text as a terminal may have it: \\x1b stands for the character that it would obey."""
     return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def trace() -> None:
+    """Prints where the error that is being told was met, where RHEO_TRACEBACK asks for it."""
+    if os.environ.get("RHEO_TRACEBACK") == "1":
+        traceback.print_exc()
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

@@ -8,13 +8,12 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 from rheo import ranks
-from rheo.errors import MACHINE, RheoError, nearest, printable
+from rheo.errors import MACHINE, RheoError, nearest, printable, trace
 from rheo.files import FULL
 
 from .screen import screened
@@ -41,7 +40,6 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "doctor": ("doctor", "main", "check what this machine can do, and say how to fix the rest"),
 }
 ENDS = (signal.SIGTERM, signal.SIGHUP)
-TRACEBACK = "RHEO_TRACEBACK"  # 1: beside a message, the traceback of what is behind it
 # module and function that read a verb's words, without torch: what they return is what is done
 ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
     **{"train": ("config.compose", "asked"), "demo": ("config.compose", "demo")},
@@ -91,8 +89,7 @@ def answered(argv: list[str]) -> int:
             return call(argv[0], argv[1:]) if argv else call("help", [])
     except RheoError as error:
         ranks.let_first_speak()
-        if os.environ.get(TRACEBACK) == "1":
-            traceback.print_exception(error)
+        trace()
         print(f"rheo: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ from rheo.envs.memory import size_text
 from rheo.envs.paths import SUFFIXES, expanded, layout_of
 from rheo.envs.pixels import listed_images
 from rheo.envs.scores import normalized_score
-from rheo.errors import USER, RheoError
+from rheo.errors import USER, RheoError, trace
 
 from .config.verbs import READING
 from .fetch import fetch
@@ -67,6 +67,7 @@ def info(paths: list[str], options: Options) -> int:
         try:
             print(worded("\n".join(described(opened(path, options))), options), flush=True)
         except Refused as refused:
+            trace()
             code = USER
             for fault in refused.faults:
                 print(f"{path}: {fault.level}: {worded(fault.line(), options)}", flush=True)
@@ -146,6 +147,7 @@ def check(paths: list[str], options: Options) -> int:
             recording = opened(path, options)
             found, fine = faults(recording), size(recording)
         except Refused as refused:
+            trace()
             found, fine = refused.faults, ""
         for fault in found:
             print(f"{path}: {fault.level}: {worded(fault.line(), options)}", flush=True)

@@ -66,13 +66,13 @@ def aloha(path: str, file: h5py.File, reading: Reading) -> EndToEnd:
     steps = done.shape[0]
     for key in keys:
         refuse_rows(path, hdf5_column(usable[key]), steps, f"observations/{key}")
-    told = hdf5_attributes(file)
-    rate = next((told[key] for key in RATES if isinstance(told.get(key), int | float)), None)
+    told = hdf5_attributes(path, file)
+    rate = next((told[key] for key in RATES if key in told), None)
     beyond = sorted(key for key in map(str, file) if key not in ("observations", "action"))
     about = {
         **{"format": "ALOHA", "path": path, "env_id": None, "obs_keys": keys},
         "left_out": [*left_out(keys, usable, others), *beyond],
-        **({"sim": bool(told["sim"])} if "sim" in told else {}),
+        **({"sim": told["sim"]} if "sim" in told else {}),
         **({"dt": 1 / rate} if rate else {}),
     }
     read = [usable[key] for key in keys]

@@ -6,7 +6,7 @@ Nothing is unpickled and no file is written to.
 """
 
 import contextlib
-import json
+import os
 import re
 import zipfile
 import zlib
@@ -18,9 +18,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ..memory import size_text
+from .bulk import TEXT
 from .catalogue import file_remedy, known
 from .foreign import Kind, signed, texted, zip_names, zipped
 from .recording import Column, Refused, block_rows, one_line, refuse
+from .told import KNOWN, allowed, decoded
+from .vetting import vet
 
 HDF5, ZIP, NUMPY = b"\x89HDF\r\n\x1a\n", (b"PK\x03\x04", b"PK\x05\x06"), b"\x93NUMPY"
 PARQUET = b"PAR1"
@@ -98,8 +102,10 @@ def broken(path: Path, what: str, remedy: str = "") -> Refused:
 def hdf5(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file, read only and without a lock. Raises Refused for what the library cannot read.
 
-    The library's own message of a truncated file names neither the file nor its size.
+    A process of its own looks at it first (`vetting`). The library's own message of a truncated
+    file names neither the file nor its size.
     """
+    vet(path)
     try:
         file = h5py.File(path, "r", locking=False, rdcc_nbytes=CACHE)
     except OSError as error:
@@ -166,21 +172,14 @@ def tree(group: h5py.Group | h5py.File, depth: int = 2) -> str:
     return ", ".join(parts) or "nothing"
 
 
-def hdf5_attributes(group: h5py.Group | h5py.File) -> dict[str, Any]:
-    """Attributes as Python values; those that hold JSON are parsed."""
-    return {key: decoded(value) for key, value in group.attrs.items()}
+def hdf5_attributes(path: str | os.PathLike, group: h5py.Group | h5py.File) -> dict[str, Any]:
+    """Attributes as Python values, those that hold JSON parsed. Raises Refused, see `allowed`."""
+    return allowed(path, {key: decoded(group.attrs[key]) for key in KNOWN if key in group.attrs})
 
 
-def decoded(value: Any) -> Any:
-    """An attribute as a Python value."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, bytes):
-        value = value.decode(errors="replace")
-    if isinstance(value, str) and value[:1] in ("{", "["):
-        with contextlib.suppress(ValueError):
-            return json.loads(value)
-    return value
+def unknown(group: h5py.Group | h5py.File) -> list[str]:
+    """Names of attributes that are never read."""
+    return [f"attribute {key}" for key in group.attrs if key not in KNOWN]
 
 
 @contextlib.contextmanager
@@ -192,9 +191,15 @@ def npz(path: Path) -> Iterator[tuple[dict[str, Column], dict[str, Any]]]:
         names = [name for name in archive.namelist() if name.endswith(".npy")]
         columns = {name[:-4]: npz_column(path, archive, name) for name in names}
         held = columns.pop("attributes", None)
-        text = next(iter(held.blocks())).item() if held and held.dtype.kind == "U" else "{}"
-        attributes = decoded(text)
+        attributes = {} if held is None else decoded(scalar(path, held, "attributes"))
         yield columns, attributes if isinstance(attributes, dict) else {}
+
+
+def scalar(path: str | os.PathLike, column: Column, key: str) -> Any:
+    """The one entry of a column, None where it has another number. Raises Refused for a book."""
+    if column.dtype.itemsize > TEXT:
+        raise refuse(path, f"a text of {size_text(column.dtype.itemsize)}, never read", key)
+    return next(iter(column.blocks())).item() if column.shape in ((), (1,)) else None
 
 
 @contextlib.contextmanager

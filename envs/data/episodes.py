@@ -5,15 +5,19 @@ from collections.abc import Iterator, Mapping
 from numpy.typing import NDArray
 
 from .recording import Fault
-from .trees import NUMBERS
+from .trees import NUMBERS, Header
 
 LEAVE_OUT = "data.on_bad=drop leaves it out"
 
 
 def misfits(
-    index: int, name: str, held: Mapping[str, NDArray | None], widths: Mapping[str, int], more: str
+    index: int,
+    name: str,
+    held: Mapping[str, NDArray | Header | None],
+    widths: Mapping[str, int],
+    more: str,
 ) -> Iterator[Fault]:
-    """Faults of one episode's arrays: missing, empty, of another shape or type, or ragged.
+    """Faults of one episode's arrays, by their headers: missing, empty, of another shape or type, or ragged.
 
     held: its arrays, `actions` first; widths: the columns that each should have; more: how the keys
     begin that have a row more than there are actions ("" for none).
@@ -37,7 +41,7 @@ def misfits(
             yield fault(key, index, f"{text}; {LEAVE_OUT}")
 
 
-def fits(table: NDArray, width: int) -> bool:
+def fits(table: NDArray | Header, width: int) -> bool:
     """Whether it holds numbers [T, width], or [T] for one column."""
     shaped = table.shape[1:] == (width,) or (table.ndim == 1 and width == 1)
     return shaped and table.dtype.kind in NUMBERS

@@ -1,5 +1,6 @@
 """Keys [S, ...] end to end: npz and D4RL's layout, and our own files."""
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -9,11 +10,14 @@ from numpy.typing import NDArray
 
 from .catalogue import env_by_name, fits
 from .columns import EndToEnd, limit_in, refuse_rows, table, values
-from .containers import decoded
-from .ends import PER_STEP, Marks, exclusive, named, settled
+from .containers import scalar
+from .ends import OTHERS, PER_STEP, Marks, exclusive, named, settled
 from .recording import Column, Reading, Recording, Sizes, refuse, remark
+from .told import KNOWN, allowed, decoded
 
 ROWS = ("observations", "rewards", "next_observations", *PER_STEP)  # one a step
+PARTS = ("obs_keys", "obs_widths", "obs_images")
+SHORT = 10_000  # entries that are read in any case, so that a message can say what is wrong
 ENDS = ("episode_ends", "episode_lengths", "episode_starts")
 HELD = ("format", "version", "env_id", "action_low", "action_high")  # attributes read by name
 
@@ -28,7 +32,7 @@ class Flat:
     are attributes. A step with terminals set always ends its episode. `time_limit` steps end one
     too, and so does the end of the file.
 
-    groups: names of what the file holds besides columns, which is not read.
+    others: names of what the file holds besides columns, which is not read.
     """
 
     def __init__(
@@ -38,14 +42,16 @@ class Flat:
         columns: dict[str, Column],
         attributes: dict[str, Any],
         reading: Reading,
-        groups: Sequence[str] = (),
+        others: Sequence[str] = (),
     ) -> None:
         scalars = {} if kind != "npz" else {k: c for k, c in columns.items() if plain(c)}
-        told = {key: decoded(next(iter(c.blocks()))) for key, c in scalars.items()}
-        self.path, self.kind, self.attributes = path, kind, told | attributes
+        known = {key: c for key, c in scalars.items() if key in KNOWN}
+        said = {key: decoded(scalar(path, c, key)) for key, c in known.items()} | attributes
+        self.path, self.kind, self.attributes = path, kind, allowed(path, said)
+        strange = [f"attribute {key}" for key in {**scalars, **attributes} if key not in KNOWN]
         rest = {key: column for key, column in columns.items() if key not in scalars}
         self.columns, self.names, self.twins, unread = named(rest)
-        self.unread = [*unread, *(f"{group}/" for group in groups)]
+        self.unread = [*unread, *others, *strange]
         self.reading = reading
         for key in ("observations", "actions", "next_observations"):
             if key in self.columns:
@@ -63,6 +69,30 @@ class Flat:
         if after is not None and after.shape != obs.shape:
             text = f"shape {after.shape}, expected that of observations, {obs.shape}"
             raise refuse(path, text, self.names["next_observations"])
+        self.refuse_long()
+        self.refuse_parts()
+
+    def refuse_long(self) -> None:
+        """Raises Refused for lists that are far longer than they can be, before they are read."""
+        for key in filter(self.columns.__contains__, (*ENDS, *OTHERS)):
+            count = math.prod(self.columns[key].shape)
+            if count > max(self.steps, SHORT):
+                text = f"has {count:,} entries, and there are {self.steps:,} steps"
+                raise refuse(self.path, text, self.names[key])
+
+    def refuse_parts(self) -> None:
+        """Raises Refused where the parts that the file tells of do not make up an observation."""
+        keys, widths, images = (self.attributes.get(key) for key in PARTS)
+        if keys and widths and (len(keys) != len(widths) or sum(widths) != self.obs_dim):
+            text = f"{len(keys)} parts of {sum(widths):,} numbers, and {self.obs_dim} are observed"
+            raise refuse(self.path, f"{text}; mend obs_keys and obs_widths", "obs_widths")
+        shown = dict(zip(keys or (), widths or (), strict=False))
+        if images and (
+            list(shown.values())[-len(images) :] != [*map(math.prod, images.values())]
+            or list(shown)[-len(images) :] != list(images)
+        ):
+            text = f"{', '.join(images)} are no last parts of {', '.join(shown) or 'none'}"
+            raise refuse(self.path, f"{text}, of their sizes; mend it", "obs_images")
 
     def vector(self, key: str) -> NDArray | None:
         """A small column, or None where the file has none."""
@@ -130,12 +160,12 @@ class Flat:
     @cached_property
     def about(self) -> dict[str, Any]:
         """What the file says of itself, and what of it is not read."""
-        told = {k: v for k, v in self.attributes.items() if k not in HELD}
+        said = {k: v for k, v in self.attributes.items() if k not in HELD}
         env_id = self.attributes.get("env_id")
-        if not env_id or not isinstance(env_id, str):
+        if not env_id:
             env_id = env_by_name(self.path)
             env_id = env_id if fits(env_id, self.obs_dim, self.action_dim) else None
-        about = {"format": self.kind, "path": self.path, "env_id": env_id, **told}
+        about = {**said, "format": self.kind, "path": self.path, "env_id": env_id}
         for key in ("action_low", "action_high"):
             bounds = self.vector(key)
             held = self.attributes.get(key) if bounds is None else bounds.tolist()

@@ -15,22 +15,44 @@ from typing import Any, NamedTuple
 
 import h5py
 
+from ...errors import Halted, RheoError
 from ..paths import SUFFIXES
 from .aloha import aloha, is_aloha
 from .columns import refuse_filter
-from .containers import hdf5, hdf5_attributes, hdf5_columns, hdf5_groups, kind_of, npz, tree
+from .containers import (
+    hdf5,
+    hdf5_attributes,
+    hdf5_columns,
+    hdf5_groups,
+    kind_of,
+    npz,
+    tree,
+    unknown,
+)
 from .ends import named
 from .flat import Flat
 from .foreign import WRITE, ZARR
 from .lerobot import INFO, lerobot
 from .maniskill import ManiSkill, is_maniskill
-from .recording import Layout, Reading, Recording, Refused, Sizes, refuse, spelled, stack, total
+from .recording import (
+    Layout,
+    Reading,
+    Recording,
+    Refused,
+    Sizes,
+    one_line,
+    refuse,
+    spelled,
+    stack,
+    total,
+)
 from .replay_zarr import Store
 from .robomimic import Robomimic, is_robomimic, natural
 
 OURS = "rheo"
 SAME = ("obs_keys", "obs_images", "env_id", "control_mode")  # in all files that tell them
 UNIT = ("action_scale", "action_low", "action_high")  # in all files or in none, if they are read
+WORDS = 200  # letters of a library's message
 log = logging.getLogger("rheo")
 
 
@@ -61,7 +83,28 @@ def head(path: str | Sequence[str], reading: Reading) -> Head:
 
 @contextlib.contextmanager
 def opened(path: str | Sequence[str], reading: Reading) -> Iterator[Layout]:
-    """What is behind a path, several paths, or `minari:DATASET_ID`. Raises Refused."""
+    """What is behind a path, several paths, or `minari:DATASET_ID`. Raises Refused.
+
+    Whatever else a reader raises is told as damage of the file.
+    """
+    try:
+        with layout(path, reading) as found:
+            yield found
+    except (RheoError, Halted):
+        raise
+    except MemoryError as error:
+        text = "needs more memory than can be had; set data.storage=mmap"
+        raise refuse(spelled(path), text) from error
+    except Exception as error:  # noqa: BLE001 - files of others and their libraries raise anything
+        what = one_line(error)
+        text = f"damaged: {type(error).__name__}" + (f" ({what[:WORDS]})" if what else "")
+        text += "; fetch or write it again (RHEO_TRACEBACK=1 shows where it was met)"
+        raise refuse(spelled(path), text) from error
+
+
+@contextlib.contextmanager
+def layout(path: str | Sequence[str], reading: Reading) -> Iterator[Layout]:
+    """`opened`, which may raise whatever a library does."""
     if not isinstance(path, str):
         yield Several(spelled(path), path, reading)
         return
@@ -98,13 +141,14 @@ def from_hdf5(path: str, file: h5py.File, reading: Reading) -> Layout:
         return ManiSkill(path, file, reading)
     if is_aloha(file):
         return aloha(path, file, reading)
-    columns, attributes, groups = hdf5_columns(file), hdf5_attributes(file), hdf5_groups(file)
+    columns, groups = hdf5_columns(file), hdf5_groups(file)
     if groups and "observations" not in named(columns).columns:
         text = f"HDF5 of a layout that is not read: it holds {tree(file)}"
         raise refuse(path, f"{text}; {WRITE}")
     refuse_keys(path, reading)
+    attributes, others = hdf5_attributes(path, file), [f"{group}/" for group in groups]
     kind = OURS if attributes.get("format") == OURS else "d4rl"
-    return Flat(path, kind, columns, attributes, reading, groups)
+    return Flat(path, kind, columns, attributes, reading, [*others, *unknown(file)])
 
 
 def refuse_keys(path: str, reading: Reading) -> None:
@@ -137,10 +181,10 @@ def kind_of_folder(folder: Path) -> str | list[str]:
         found = [one for one in files if one.is_file() and one.suffix in SUFFIXES]
         if found:
             return [str(one) for one in sorted(found, key=lambda one: natural(str(one)))]
-    raise unknown(folder, inside)
+    raise strange(folder, inside)
 
 
-def unknown(folder: Path, inside: list[Path]) -> Refused:
+def strange(folder: Path, inside: list[Path]) -> Refused:
     """The refusal of a folder without a file that is read: what most of its files are."""
     if not inside:
         return refuse(folder, "an empty folder; give a file or a folder of files")

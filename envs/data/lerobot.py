@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .columns import EndToEnd, beside, chosen, held, left_out, package
 from .recording import Column, Fault, Reading, Recording, Refused, Sizes, json_of, one_line, refuse
+from .told import COUNT, NUMBER, TABLE, TEXTS, within
 
 log = logging.getLogger("rheo")
 INFO = Path("meta", "info.json")
@@ -23,6 +24,10 @@ FIRST = ("observation.state", "observation.environment_state")  # then the other
 EPISODE, FRAME = "episode_index", "frame_index"
 COUNTERS = {"timestamp", FRAME, EPISODE, "index", "task_index"}
 ACTION, REWARD, DONE, SUCCESS = "action", "next.reward", "next.done", "next.success"
+
+
+TOLD = {"fps": NUMBER, "robot_type": TEXTS}  # of what INFO tells, what is read
+TOLD |= dict.fromkeys(("total_frames", "total_episodes", "total_tasks"), COUNT)
 
 
 class Group(NamedTuple):
@@ -63,10 +68,10 @@ def folder_of(file: Path) -> Path | None:
 
 def information(root: Path) -> dict[str, Any]:
     """meta/info.json, {} where there is none. Raises Refused for one that is broken."""
-    info = json_of(root / INFO, "download")
-    if not isinstance(info, dict):
-        raise refuse(root / INFO, "holds no JSON object; download it again")
-    return info
+    file, info = root / INFO, json_of(root / INFO, "download")
+    told = {key: within(file, info, key, kind) for key, kind in TOLD.items()}
+    features = within(file, info, "features", TABLE) or {}
+    return told | {"features": {key: within(file, features, key, TABLE) or {} for key in features}}
 
 
 class Frames:
@@ -156,7 +161,7 @@ class Frames:
         names = [key for key in names if key not in (ACTION, REWARD, DONE, SUCCESS)]
         usable, others = {}, {}
         for key in sorted(names, key=lambda key: (key not in FIRST, key != FIRST[0], key)):
-            kind = (features.get(key) or {}).get("dtype")
+            kind = features.get(key, {}).get("dtype")
             if kind in ("image", "video"):
                 others[key] = f"{'an' if kind == 'image' else 'a'} {kind}"
             elif key not in self.types or not plain(self.types[key]):

@@ -18,6 +18,7 @@ from .aloha import numbers_only, tables
 from .columns import beside, chosen, left_out
 from .episodes import misfits, upright
 from .recording import Fault, Part, Reading, Recording, Sizes, json_of, refuse, stack
+from .told import LIST, TABLE, TEXTS, typed, within
 
 log = logging.getLogger("rheo")
 ARRAY = "obs"  # the key of observations that are one array
@@ -36,8 +37,7 @@ def is_maniskill(file: h5py.File) -> bool:
 
 def env_info(path: Path) -> dict[str, Any]:
     """The JSON file of the same name beside a file, {} where there is none. Raises Refused."""
-    told = json_of(path.with_suffix(".json"), "fetch")
-    return told if isinstance(told, dict) else {}
+    return typed(path.with_suffix(".json"), "", json_of(path.with_suffix(".json"), "fetch"), TABLE)
 
 
 class ManiSkill:
@@ -91,12 +91,29 @@ class ManiSkill:
     def part(self, index: int) -> Part | list[Fault]:
         """One trajectory, or what keeps it from being read."""
         one = self.trajectories[index]
-        held: dict[str, Any] = {key: trees.array(one, key) for key in self.widths}
-        found = list(misfits(index, self.names[index], held, self.widths, more="obs"))
+        told: dict[str, Any] = {key: trees.header(one, key) for key in self.widths}
+        found = list(misfits(index, self.names[index], told, self.widths, more="obs"))
         if found:
             return found
-        ends = (trees.array(one, key) for key in ("terminated", "success"))
-        flags = next((flags.ravel() != 0 for flags in ends if flags is not None), np.zeros(1, bool))
+        ends = (trees.header(one, key) for key in ("terminated", "success"))
+        marks = next((mark for mark in ends if mark is not None), None)
+        found = (
+            []
+            if marks is None
+            else list(
+                misfits(
+                    index,
+                    self.names[index],
+                    {"actions": told["actions"], "terminated": marks},
+                    self.widths | {"terminated": 1},
+                    more="obs",
+                )
+            )
+        )
+        if found:
+            return found
+        flags = np.zeros(1, bool) if marks is None else marks.values().ravel() != 0
+        held = {key: one.values() for key, one in told.items()}
         self.early += bool(flags[:-1].any())
         obs = beside([held[place] for place in self.seen.values()])
         reward = held["rewards"].reshape(-1) if self.reward else None
@@ -106,16 +123,22 @@ class ManiSkill:
     @cached_property
     def about(self) -> dict[str, Any]:
         """What the two files tell of all trajectories."""
-        told = env_info(Path(self.path))
-        info, episodes = told.get("env_info") or {}, told.get("episodes") or []
-        modes = {str(one["control_mode"]) for one in episodes if one.get("control_mode")}
-        kwargs = info.get("env_kwargs") or {}
-        if not modes and kwargs.get("control_mode"):
-            modes = {str(kwargs["control_mode"])}
+        file, told = Path(self.path).with_suffix(".json"), env_info(Path(self.path))
+        info = within(file, told, "env_info", TABLE) or {}
+        episodes = within(file, told, "episodes", LIST) or []
+        found = [within(file, one, "control_mode", TEXTS) for one in episodes]
+        modes = {mode for mode in found if mode}
+        kwargs = within(file, info, "env_kwargs", TABLE) or {}
+        if not modes and (mode := within(file, kwargs, "control_mode", TEXTS)):
+            modes = {mode}
         if len(modes) > 1:
             text = f"its trajectories have several control modes ({', '.join(sorted(modes))}), so"
             raise refuse(self.path, f"{text} actions have several meanings; split the file")
-        about = {"format": "ManiSkill", "path": self.path, "env_id": info.get("env_id")}
+        about = {
+            "format": "ManiSkill",
+            "path": self.path,
+            "env_id": within(file, info, "env_id", TEXTS),
+        }
         about |= {"obs_keys": self.keys, "demos": self.names}
         about |= {"left_out": [*left_out(self.keys, self.usable, self.others), *self.beyond]}
         return about | ({"control_mode": next(iter(modes))} if modes else {})

@@ -11,9 +11,11 @@ from gymnasium.spaces.utils import flatdim
 
 from ..dicts import image, leaves, numbers, size, table, value
 from ..parts import listed
+from .bulk import on_disk, refuse_bomb
 from .columns import choose, package
 from .episodes import LEAVE_OUT, fault, misfits, upright
 from .recording import Fault, Part, Reading, Recording, Sizes, json_of, one_line, refuse, stack
+from .vetting import vet
 
 # What damaged or foreign stores make the package raise; its own errors have no common base.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AssertionError, ImportError)
@@ -30,6 +32,8 @@ class Minari:
     def __init__(self, path: str, reading: Reading) -> None:
         self.path, self.id = path, path.partition(":")[2]
         minari = package(path, "minari", "a data set of Minari's store")
+        folder = Path(package(path, "minari.storage", "").get_dataset_path(self.id)) / "data"
+        look(path, folder, reading)
         try:
             self.data = minari.load_dataset(self.id, download=False)
         except FileNotFoundError as error:
@@ -152,6 +156,22 @@ class Minari:
         images = {name: [*shown] for name, part in self.spaces.items() if (shown := image(part))}
         about |= {"obs_images": images} if images else {}
         return about | {"obs_widths": [size(part) for part in self.spaces.values()]}
+
+
+def look(path: str, folder: Path, reading: Reading) -> None:
+    """Raises Refused for a data set that must not reach the package.
+
+    Where its metadata do not tell the spaces, the package would make the environment that they
+    describe, of any class with any arguments: whoever wrote them runs code.
+    """
+    told = json_of(folder / "metadata.json", "download")
+    lacking = {"observation_space", "action_space"} - set(told if isinstance(told, dict) else ())
+    if (folder / "metadata.json").is_file() and lacking:
+        text = f"its metadata do not tell its {' and '.join(sorted(lacking))}, and no environment "
+        raise refuse(path, f"{text}is made to ask it; download it again", "metadata.json")
+    if folder.is_dir():
+        files = [file for file in sorted(folder.rglob("*")) if file.suffix in (".hdf5", ".h5")]
+        refuse_bomb(path, sum(map(vet, files)), on_disk(folder), reading.big)
 
 
 def flattened(values: Any) -> Any:

@@ -11,6 +11,7 @@ from ..memory import available, size_text
 from ..parts import read_parts
 from ..paths import exists
 from . import faults
+from .bulk import on_disk, refuse_bomb
 from .catalogue import env_by_name, find, fits
 from .columns import refuse_clash, refuse_filter
 from .formats import head, opened
@@ -88,7 +89,10 @@ def load(path: str | Sequence[str], reading: Reading) -> Recording:
     with opened(file, reading) as layout:
         refuse_filter(name, reading, layout.about)
         refuse_clash(name, read_parts(layout.about), reading.env_parts)
-        recording = layout.read(check_memory(spelled(file), layout.sizes.nbytes, reading.storage))
+        needed = layout.sizes.nbytes
+        if not spelled(file).startswith("minari:"):  # looked at as a whole when it was opened
+            refuse_bomb(name, needed, on_disk(file), reading.big)
+        recording = layout.read(check_memory(spelled(file), needed, reading.storage))
     return in_unit(recording, reading)
 
 

@@ -38,7 +38,8 @@ class Reading(NamedTuple):
     obs_keys: observations of robomimic and Minari dictionaries. filter: the filter key (robomimic's
     mask/NAME) whose demonstrations are read; held: another one that is read besides, to validate
     on. time_limit: steps after which an episode is cut. stage: the run's environment, if any.
-    env_parts: the parts of its observation, in order, with their widths.
+    env_parts: the parts of its observation, in order, with their widths. big: whether a file may
+    become far more in memory than it is on disk (`bulk`).
     """
 
     on_bad: str = "refuse"
@@ -50,6 +51,7 @@ class Reading(NamedTuple):
     time_limit: int | None = None
     stage: Stage | None = None
     env_parts: Mapping[str, int] | None = None
+    big: bool = False
 
 
 class Recording(NamedTuple):
@@ -172,7 +174,7 @@ def json_of(path: Path, again: str) -> Any:
         return {}
     try:
         return json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise refuse(path, f"not readable as JSON ({error}); {again} it again") from error
 
 

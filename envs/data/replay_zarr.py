@@ -6,23 +6,47 @@ a folder or a zip archive of zarr format 2; format 3 is read as well.
 
 import json
 import logging
+import math
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .bulk import TEXT, on_disk, refuse_bomb
 from .columns import EndToEnd, beside, chosen, left_out, numbers, package
 from .ends import exclusive
 from .foreign import ZARR, zarr_root, zip_names
 from .recording import Column, Reading, block_rows, one_line, refuse
+from .told import SHAPE, TABLE, typed
 
 log = logging.getLogger("rheo")
-ENDS = "meta/episode_ends"
+ENDS, DESCRIBED = "meta/episode_ends", (".zarray", "zarr.json")
 ACTIONS, REWARDS = ("action", "actions"), ("reward", "rewards")
 STATES = ("state", "obs")  # the whole observation where one of them is there
 NO_OBS = {"n_contacts", "timestamp", "timestamps", "episode", "mask", "masks", "terminal", "done"}
+
+
+# what packs numbers, by its names in formats 2 and 3; others (pickle) can run code, or nobody knows
+CODECS = {
+    *(
+        "blosc",
+        "zlib",
+        "gzip",
+        "bz2",
+        "lzma",
+        "zstd",
+        "lz4",
+        "bytes",
+        "transpose",
+        "crc32c",
+        "crc32",
+    ),
+    *("adler32", "fletcher32", "shuffle", "delta", "fixedscaleoffset", "quantize", "bitround"),
+    *("packbits", "astype", "sharding_indexed"),
+}
 
 
 class Array(NamedTuple):
@@ -30,16 +54,23 @@ class Array(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: str
+    chunk: tuple[int, ...] = ()
+    codecs: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its numbers as they are read."""
+        return 8 * math.prod(self.shape)
 
 
 class Store:
     """A folder or a zip archive, of which only the description of its arrays was read."""
 
     def __init__(self, path: str, reading: Reading) -> None:
-        self.path, self.reading, file = path, reading, Path(path)
-        self.zipped = file.is_file()
-        self.root = (zarr_root(zip_names(file) or []) or "") if self.zipped else ""
-        self.arrays = self.described(file)
+        self.path, self.reading, self.file = path, reading, Path(path)
+        self.zipped = self.file.is_file()
+        self.root = (zarr_root(zip_names(self.file) or []) or "") if self.zipped else ""
+        self.arrays = self.described(self.file)
         if ENDS not in self.arrays:
             there = ", ".join(sorted(self.arrays)) or "no array"
             text = f"a zarr store that is no replay buffer (data/*, {ENDS}): it holds {there}"
@@ -51,28 +82,45 @@ class Store:
         try:
             if self.zipped:
                 with zipfile.ZipFile(file) as archive:
-                    names = [n for n in archive.namelist() if n.rpartition("/")[2] in ZARR]
-                    texts = {n: archive.read(n) for n in names}
+                    infos = [n for n in archive.infolist() if n.filename.rpartition("/")[2] in ZARR]
+                    texts = {n.filename: archive.read(n) for n in infos if n.file_size <= TEXT}
             else:
                 found = [one for name in ZARR for one in file.rglob(name)]
-                texts = {one.relative_to(file).as_posix(): one.read_bytes() for one in found}
-            return dict(filter(None, (self.array(*item) for item in sorted(texts.items()))))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                small = [one for one in found if one.stat().st_size <= TEXT]
+                texts = {one.relative_to(file).as_posix(): one.read_bytes() for one in small}
+            found = list(filter(None, (self.array(*item) for item in sorted(texts.items()))))
+        except (OSError, ValueError, KeyError, RecursionError, zipfile.BadZipFile) as error:
             text = f"a damaged zarr store ({one_line(error)}); fetch it again"
             raise refuse(self.path, text) from error
+        places = [place for place, _ in found]
+        twice = {place for place in places if places.count(place) > 1}
+        if twice:
+            text = "described in both formats, which may differ; leave one out"
+            raise refuse(self.path, text, min(twice))
+        return dict(found)
 
     def array(self, name: str, text: bytes) -> tuple[str, Array] | None:
         """An array's place and description from its .zarray or zarr.json; None for a group's."""
         place, _, kind = name.rpartition("/")
-        told = json.loads(text) if kind in (".zarray", "zarr.json") else {}
+        told = typed(self.path, name, json.loads(text) if kind in DESCRIBED else {}, TABLE)
         if kind != ".zarray" and told.get("node_type") != "array":
             return None
+        shape = typed(self.path, f"{name} (shape)", told["shape"], SHAPE)
+        grid = (told.get("chunk_grid") or {}).get("configuration") or {}
+        chunk = told.get("chunks") or grid.get("chunk_shape") or []
+        chunk = typed(self.path, f"{name} (chunks)", chunk, SHAPE)
         dtype = str(told.get("dtype", told.get("data_type")))
-        return place.removeprefix(self.root).strip("/"), Array(tuple(told["shape"]), dtype)
+        array = Array(tuple(shape), dtype, tuple(chunk), tuple(codecs(told)))
+        return place.removeprefix(self.root).strip("/"), array
 
     def open(self, key: str) -> Any:
         """An array that can be sliced. Raises Refused where its codec is not known."""
-        store = self.path
+        store, strange = self.path, set(self.arrays[key].codecs) - CODECS
+        if strange:
+            text = f"packed by {', '.join(sorted(strange))}, which is never called; pack it by "
+            raise refuse(self.path, f"{text}blosc, zstd or another of numbers' own", key)
+        if not self.zipped:
+            refuse_links(self.path, self.file, key)
         try:
             if self.zipped:
                 store = self.zarr.storage.ZipStore(self.path, mode="r")
@@ -124,10 +172,14 @@ class Store:
         states = [key for key in STATES if key in usable][:1]
         tables = [key for key, array in usable.items() if len(array.shape) < 3]
         keys = chosen(self.path, self.reading.obs_keys, states or tables, usable, others)
+        rewards = [key for key in REWARDS if f"data/{key}" in self.arrays]
+        self.refuse_large([ENDS, *(f"data/{key}" for key in (action, *keys, *rewards))])
+        if len(self.arrays[ENDS].shape) != 1:
+            raise refuse(self.path, f"has shape {self.arrays[ENDS].shape}, expected a list", ENDS)
         ends = self.rows(ENDS, self.open(ENDS), 0, self.arrays[ENDS].shape[0]).astype(np.int64)
         if not len(ends):
             raise refuse(self.path, "empty: no episodes; fetch or write it again", ENDS)
-        steps, rewards = int(ends[-1]), [key for key in REWARDS if f"data/{key}" in self.arrays]
+        steps = int(ends[-1])
         for key in (action, *keys, *rewards):
             rows = self.arrays[f"data/{key}"].shape[0]
             if rows < steps:
@@ -140,6 +192,13 @@ class Store:
         about = {"format": "zarr", "path": self.path, "env_id": None, "obs_keys": keys}
         about |= {"left_out": left_out(keys, usable, others)}
         return EndToEnd(self.path, columns, about, self.reading, ends)
+
+    def refuse_large(self, keys: list[str]) -> None:
+        """Raises Refused for arrays, or pieces of them, that are far more than the store holds."""
+        arrays, stored = [self.arrays[key] for key in keys], on_disk(self.file)
+        pieces = max(8 * math.prod(one.chunk) for one in arrays)
+        refuse_bomb(self.path, sum(one.nbytes for one in arrays), stored, self.reading.big)
+        refuse_bomb(self.path, pieces, stored, self.reading.big, "chunks")
 
     def table(self, keys: list[str], steps: int) -> Column:
         """Arrays side by side, [S, D]."""
@@ -154,6 +213,27 @@ class Store:
             return beside([self.rows(key, one, start, stop) for key, one in arrays.items()])
 
         return Column((steps, width), np.dtype(np.float64), lambda: map(read, starts))
+
+
+def codecs(told: Mapping[str, Any]) -> Iterator[str]:
+    """Names of everything that packs an array's numbers, one inside of the other too."""
+    inner = told.get("configuration")
+    for node in (told, inner if isinstance(inner, dict) else {}):
+        for key in ("compressor", "filters", "codecs", "index_codecs"):
+            held = node.get(key) or []
+            for one in held if isinstance(held, list) else [held]:
+                yield str(one.get("id", one.get("name"))) if isinstance(one, dict) else str(one)
+                yield from codecs(one) if isinstance(one, dict) else ()
+
+
+def refuse_links(path: str, root: Path, key: str) -> None:
+    """Raises Refused where a part of an array is a link out of the store, to any file."""
+    place, inside = root / key, root.resolve()
+    above = [root.joinpath(*Path(key).parts[:n]) for n in range(1, len(Path(key).parts) + 1)]
+    for one in (*above, *place.rglob("*")):
+        if one.is_symlink() and not one.resolve().is_relative_to(inside):
+            text = f"{one.relative_to(root)} is a link out of the store, which is never followed; "
+            raise refuse(path, f"{text}copy it with what it links to (cp -rL)", key)
 
 
 def is_number(name: str) -> bool:

@@ -24,6 +24,7 @@ from .demos import DONES
 from .episodes import LEAVE_OUT, fault, misfits, upright
 from .recording import Fault, Part, Reading, Recording, Sizes, differing, refuse, stack
 from .successors import believed
+from .told import NUMBER, TABLE, TEXTS, within
 
 SAMPLED = 16  # demonstrations, evenly spread, whose headers tell what the others should hold
 RAW = (
@@ -59,7 +60,7 @@ class Robomimic:
     def __init__(self, path: str, file: h5py.File, reading: Reading) -> None:
         data = file["data"]
         assert isinstance(data, h5py.Group)
-        self.path, self.reading, self.attributes = path, reading, hdf5_attributes(data)
+        self.path, self.reading, self.attributes = path, reading, hdf5_attributes(path, data)
         self.data = data.id
         members = ((name, trees.member(self.data, name)) for name in trees.names(self.data))
         every = sorted((name for name, item in members if trees.is_group(item)), key=natural)
@@ -103,7 +104,7 @@ class Robomimic:
         texts = {key: what for key, what in obs.items() if isinstance(what, str)}
         other = {key: what for key, what in texts.items() if key not in images}
         told = self.attributes.get("obs_keys") or ()  # as `demos.py` writes
-        name = self.env_args().get("env_name")
+        name = within(self.path, self.env_args(), "env_name", TEXTS)
         self.keys = choose(self.path, widths, images, other, self.reading, name, told)
         self.images = {key: images[key] for key in self.keys if key in images}
         self.columns = [key for key in self.keys if key not in images]
@@ -150,18 +151,19 @@ class Robomimic:
         if not trees.is_group(demo):
             return [fault("mask", index, f"names {name}, which is not there; {LEAVE_OUT}")]
         self.notice(demo, name)
-        held = {key: trees.array(demo, key) for key in self.widths}
-        more = {key: trees.array(demo, key) for key in self.optional}
-        held |= {key: item for key, item in more.items() if item is not None}
-        found = list(misfits(index, name, held, self.widths | self.optional, more=""))
+        told: dict[str, Any] = {key: trees.header(demo, key) for key in self.widths}
+        more = {key: trees.header(demo, key) for key in self.optional}
+        told |= {key: item for key, item in more.items() if item is not None}
+        found = list(misfits(index, name, told, self.widths | self.optional, more=""))
+        pictures = {key: trees.header(demo, f"obs/{key}") for key in self.images}
+        found = found or [*self.blind(index, name, "obs", pictures, len(told["actions"]))]
         if found:
             return found
-        shown = {key: trees.array(demo, f"obs/{key}") for key in self.images}
+        held: dict[str, Any] = {key: item.values() for key, item in told.items()}
+        shown = {key: item.values() for key, item in pictures.items() if item is not None}
         last = {key: trees.tail(demo, f"next_obs/{key}") for key in self.images}
-        steps: Any = held["actions"]
-        found = [*self.blind(index, name, "obs", shown, len(steps))]
         there = {key: image for key, image in last.items() if image is not None}
-        found += self.blind(index, name, "next_obs", there, 1)
+        found = [*self.blind(index, name, "next_obs", there, 1)]
         if found:
             return found
         obs, after = self.beside(held, "obs/"), self.beside(held, "next_obs/")
@@ -183,7 +185,7 @@ class Robomimic:
         return Part(obs, upright(action), reward, ended, successor, jumps)
 
     def blind(
-        self, index: int, name: str, group: str, shown: Mapping[str, NDArray | None], steps: int
+        self, index: int, name: str, group: str, shown: Mapping[str, Any], steps: int
     ) -> Iterator[Fault]:
         """Faults of one demonstration's images: missing, or of another size, type or number."""
         for key, table in shown.items():
@@ -220,15 +222,15 @@ class Robomimic:
 
     def env_args(self) -> dict[str, Any]:
         """What robomimic builds the environment from."""
-        args = self.attributes.get("env_args")
-        return args if isinstance(args, dict) else {}
+        return self.attributes.get("env_args") or {}
 
     @cached_property
     def about(self) -> dict[str, Any]:
         """What the file says of itself."""
         args = self.env_args()
-        rate = (args.get("env_kwargs") or {}).get("control_freq")
-        name = args.get("env_name")
+        kwargs = within(self.path, args, "env_kwargs", TABLE) or {}
+        rate = within(self.path, kwargs, "control_freq", NUMBER)
+        name = within(self.path, args, "env_name", TEXTS)
         env_id = f"robosuite/{name}-v0" if name in ROBOSUITE else name
         about = {"format": "robomimic", "path": self.path, "env_id": env_id}
         about |= {"obs_keys": self.keys, "obs_widths": self.obs_widths}
@@ -240,7 +242,7 @@ class Robomimic:
         if name in ROBOSUITE:
             about |= {"env_options": self.env_options(args)}
         elif self.ours:
-            about |= {"env_options": self.as_read(args.get("env_kwargs") or {})}
+            about |= {"env_options": self.as_read(kwargs)}
         units = ("action_low", "action_high", "action_scale")  # attributes that a user may add
         about |= {key: self.attributes[key] for key in units if key in self.attributes}
         return about | (self.told_filters() if self.filters else {})

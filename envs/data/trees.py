@@ -5,7 +5,7 @@ high-level ones.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from h5py import h5d, h5g, h5o, h5s  # pyright: ignore[reportAttributeAccessIssue]
@@ -47,16 +47,39 @@ def leaves(group: Any, under: str = "") -> Iterator[tuple[str, Any]]:
             yield under + name, item
 
 
-def array(group: Any, path: str) -> NDArray | None:
-    """An array's values; None where there is none. Of text and records only shape and type hold."""
+class Header(NamedTuple):
+    """An array of which only shape and type were read."""
+
+    data: Any
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0] if self.shape else 0
+
+    def values(self) -> NDArray:
+        """All numbers. It is to be checked first: they can be far more than the file holds."""
+        values = np.zeros(self.shape, self.dtype)
+        if values.size:
+            self.data.read(h5s.ALL, h5s.ALL, values)
+        return values
+
+
+def header(group: Any, path: str) -> Header | None:
+    """An array's shape and type; None where there is none."""
     data = member(group, path)
-    if not isinstance(data, h5d.DatasetID):
-        return None
-    shape, dtype = data.shape or (), data.dtype
-    values = np.zeros(shape, dtype)
-    if values.size and shape and dtype.kind in NUMBERS:
-        data.read(h5s.ALL, h5s.ALL, values)
-    return values
+    return Header(data, data.shape or (), data.dtype) if isinstance(data, h5d.DatasetID) else None
+
+
+def array(group: Any, path: str) -> NDArray | None:
+    """An array's numbers; None where there is none, or none of numbers."""
+    found = header(group, path)
+    return found.values() if found and found.ndim and found.dtype.kind in NUMBERS else None
 
 
 def tail(group: Any, path: str) -> NDArray | None:

@@ -261,4 +261,6 @@ def test_memory_is_estimated_from_headers_and_checked_before_anything_is_allocat
     assert head(str(tmp_path / "huge.hdf5"), Reading()).sizes.nbytes == 4 * 1010 * 10**9 + 10**9
     monkeypatch.setattr(recordings, "available", lambda: 10**10)
     with pytest.raises(EnvError, match=r"huge.hdf5: needs 4849.20 GB .*; set data.storage=mmap"):
+        read(str(tmp_path / "huge.hdf5"), big=True)
+    with pytest.raises(EnvError, match=r"0.0 MB on disk would become 4041.00 GB .*data.big=true"):
         read(str(tmp_path / "huge.hdf5"))

@@ -1,0 +1,136 @@
+"""HDF5 files behind a guard: a process of its own walks them first (`walker`).
+
+What others made can send the library round in circles, or to other files of this machine. A walk
+costs milliseconds; it is remembered until the file changes.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from .recording import Refused, refuse
+
+WALKER = Path(__file__).with_name("walker.py")
+LEAST, RATE = 0.5, 4e6  # seconds of computing that a walk may take, and bytes a second beside
+PATIENCE, SLOWLY = 60.0, 20.0  # seconds of waiting at least, and per second of computing
+ENOUGH = 4096  # walks that are remembered
+BUSY = (signal.SIGPROF, signal.SIGXCPU)
+vetted: dict[tuple[int, ...], dict[str, Any]] = {}
+
+
+class Guard:
+    """The process that walks files, started when it is needed; it ends by itself when idle."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """The process; a new one where there is none. Raises OSError."""
+        if self.process is None or self.process.poll() is not None:
+            self.end()
+            places = json.dumps(list(map(os.path.abspath, filter(None, sys.path))))
+            command = [sys.executable, "-I", "-S", str(WALKER), places]
+            quiet = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+            pipe, none = subprocess.PIPE, subprocess.DEVNULL
+            self.process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=none, env=quiet, start_new_session=True
+            )
+        return self.process
+
+    def ask(self, path: str, seconds: float) -> dict[str, Any] | int | None:
+        """What the walk found; the exit status of a process that died; None where it stands still.
+
+        Raises OSError where no process can be started.
+        """
+        process = self.start()
+        assert process.stdin is not None and process.stdout is not None
+        line = json.dumps({"path": path, "seconds": seconds}).encode() + b"\n"
+        try:
+            process.stdin.write(line)
+            process.stdin.flush()
+            answer = answered(process.stdout.fileno(), PATIENCE + SLOWLY * seconds)
+        except BrokenPipeError:
+            answer = b""
+        if answer is None:
+            self.end()
+            return None
+        return json.loads(answer) if answer else process.wait()
+
+    def end(self) -> None:
+        """Ends the process, whatever it does."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            for pipe in filter(None, (self.process.stdin, self.process.stdout)):
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        self.process = None
+
+
+def answered(pipe: int, seconds: float) -> bytes | None:
+    """A line from a pipe, b"" where its writer ended, None where nothing came for so long."""
+    held = b""
+    while not held.endswith(b"\n"):
+        if not select.select([pipe], [], [], seconds)[0]:
+            return None
+        came = os.read(pipe, 1 << 16)
+        if not came:
+            return b""
+        held += came
+    return held
+
+
+guard = Guard()
+atexit.register(guard.end)
+
+
+def vet(path: Path) -> int:
+    """How many bytes an HDF5 file's arrays would be in memory, 0 where the library cannot open it.
+
+    Raises Refused for one that a reader must not touch.
+    """
+    state = path.stat()
+    key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+    if key not in vetted:
+        if len(vetted) >= ENOUGH:
+            vetted.clear()
+        vetted[key] = walk(path, LEAST + state.st_size / RATE)
+    found = vetted[key]
+    if "what" in found:
+        raise refuse(path, found["what"], found["key"])
+    return found.get("bytes", 0)
+
+
+def walk(path: Path, seconds: float) -> dict[str, Any]:
+    """What is found in a file that is not remembered: {bytes} or {what, key}. Raises Refused."""
+    try:
+        for _ in range(2):  # one that was idle may end just when it is asked
+            found = guard.ask(str(path.absolute()), seconds)
+            if found != 0:
+                break
+    except OSError as error:
+        raise unwalked(
+            path, f"no process can be started to look at it ({error.strerror})"
+        ) from error
+    if isinstance(found, dict):
+        return found
+    damaged = "damaged, or made to do so; fetch or write it again"
+    if found is None or -found in BUSY:
+        text = f"keeps the HDF5 library busy for ever (it was stopped after {seconds:.3g} s)"
+        return {"what": f"{text}: {damaged}", "key": ""}
+    if found < 0:
+        what = signal.Signals(-found).name
+        return {"what": f"makes the HDF5 library crash ({what}): {damaged}", "key": ""}
+    raise unwalked(path, f"the process that looks at it first ended with status {found}")
+
+
+def unwalked(path: Path, text: str) -> Refused:
+    """The refusal of a file that could not be looked at, for no fault of its own."""
+    return refuse(path, f"{text}; try again, or see that h5py works (`rheo doctor`)")
