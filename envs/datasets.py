@@ -55,6 +55,7 @@ class Dataset:
             environment, else the usual ones.
         filter: Filter key (robomimic's mask/NAME) whose demonstrations alone are read; null: all.
         time_limit: Steps after which an episode is cut where the file marks no end; null: nowhere.
+        big: Whether a file may become more than 1 GB and 100 times its size on disk, in memory.
     """
 
     generator: torch.Generator
@@ -72,6 +73,7 @@ class Dataset:
     obs_keys: list[str] | None
     filter: str | None
     time_limit: Count | None
+    big: bool
 
     def __post_init__(self, env: ChunkEnv | None) -> None:
         named = isinstance(self.holdout, str)

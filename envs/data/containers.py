@@ -141,7 +141,7 @@ def hdf5_column(data: h5py.Dataset) -> Column:
         for start in range(0, data.shape[0], rows):
             yield cast(NDArray, data[start : start + rows])
 
-    return Column(data.shape, data.dtype, blocks)
+    return Column(data.shape or (), data.dtype, blocks)  # of one without a space: None
 
 
 def hdf5_columns(file: h5py.File) -> dict[str, Column]:

@@ -17,10 +17,10 @@ def misfits(
     widths: Mapping[str, int],
     more: str,
 ) -> Iterator[Fault]:
-    """Faults of one episode's arrays, by their headers: missing, empty, of another shape or type, or ragged.
+    """Faults of one episode's arrays: missing, empty, of another shape or type, or ragged.
 
-    held: its arrays, `actions` first; widths: the columns that each should have; more: how the keys
-    begin that have a row more than there are actions ("" for none).
+    held: its arrays or their headers, `actions` first; widths: the columns that each should have;
+    more: how the keys begin that have a row more than there are actions ("" for none).
     """
     steps = None
     for key, table in held.items():

@@ -73,7 +73,7 @@ def head(path: str | Sequence[str], reading: Reading) -> Head:
     reads it.
     """
     stamp = os.stat(path).st_mtime_ns if isinstance(path, str) and os.path.exists(path) else 0
-    told = (reading.obs_keys, reading.filter, reading.held, reading.env_parts)
+    told = (reading.obs_keys, reading.filter, reading.held, reading.env_parts, reading.big)
     key = f"{path} {stamp} {told}"
     if key not in known_heads:
         with opened(path, reading) as layout:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .bulk import on_disk, refuse_bomb
 from .columns import EndToEnd, beside, chosen, held, left_out, package
 from .recording import Column, Fault, Reading, Recording, Refused, Sizes, json_of, one_line, refuse
 from .told import COUNT, NUMBER, TABLE, TEXTS, within
@@ -103,6 +104,7 @@ class Frames:
             raise refuse(self.path, f"{text} has observation.state and action", ACTION)
         usual = list(self.observed)
         self.keys = chosen(path, reading.obs_keys, usual, self.observed, self.others)
+        self.refuse_large()
         first = self.columns(self.groups[0], *self.keys, ACTION)
         widths = [one.reshape(len(one), -1).shape[1] for one in first]
         self.dims, self.action_dim = sum(widths[:-1]), widths[-1]
@@ -117,6 +119,18 @@ class Frames:
             text = "a Git LFS pointer, not the data; run `git lfs pull`"
             other = f"not a readable parquet file ({one_line(error)}); download it"
             raise refuse(file, text if pointer else f"{other} again") from error
+
+    def refuse_large(self) -> None:
+        """Raises Refused where what is read would be far more in memory than the files hold."""
+        wanted, count = {*self.keys, ACTION, EPISODE, FRAME, REWARD, DONE, SUCCESS}, 0
+        for file in self.files:
+            with self.opened(file) as content:
+                groups = map(content.metadata.row_group, range(content.metadata.num_row_groups))
+                parts = [group.column(i) for group in groups for i in range(group.num_columns)]
+            for part in parts:
+                names = {part.path_in_schema, part.path_in_schema.rpartition(".list.")[0]}
+                count += part.num_values if names & wanted else 0
+        refuse_bomb(self.path, 8 * count, sum(map(on_disk, self.files)), self.reading.big)
 
     def refuse_parts(self) -> None:
         """Raises Refused where frames that the folder tells of are not there."""

@@ -32,7 +32,14 @@ REPLAY = (
 
 def is_maniskill(file: h5py.File) -> bool:
     """Whether the root holds groups traj_0, traj_1, ..."""
-    return any(re.fullmatch(r"traj_\d+", name) for name in map(str, file))
+    return bool(trajectories(file))
+
+
+def trajectories(file: h5py.File) -> list[str]:
+    """The names of the groups traj_0, traj_1, ... in the order of their numbers."""
+    found = [name for name in map(str, file) if re.fullmatch(r"traj_\d{1,9}", name)]
+    found = [name for name in found if isinstance(file.get(name), h5py.Group)]
+    return sorted(found, key=lambda name: int(name.rpartition("_")[2]))
 
 
 def env_info(path: Path) -> dict[str, Any]:
@@ -45,8 +52,7 @@ class ManiSkill:
 
     def __init__(self, path: str, file: h5py.File, reading: Reading) -> None:
         self.path = path
-        names = [name for name in map(str, file) if re.fullmatch(r"traj_\d+", name)]
-        self.names = sorted(names, key=lambda name: int(name.rpartition("_")[2]))
+        self.names = trajectories(file)
         first: Any = file[self.names[0]]
         self.usable, self.others = observations(first)
         if not self.usable and not self.others:

@@ -18,7 +18,7 @@ from .recording import Fault, Part, Reading, Recording, Sizes, json_of, one_line
 from .vetting import vet
 
 # What damaged or foreign stores make the package raise; its own errors have no common base.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AssertionError, ImportError)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AssertionError, ImportError, OverflowError)
 
 
 class Minari:
@@ -36,14 +36,14 @@ class Minari:
         look(path, folder, reading)
         try:
             self.data = minari.load_dataset(self.id, download=False)
+            self.total, self.steps = int(self.data.total_episodes), int(self.data.total_steps)
         except FileNotFoundError as error:
             text = f"not in Minari's local store; `minari download {self.id}`"
             raise refuse(path, text) from error
         except UNREADABLE as error:
             text = f"Minari cannot open it ({one_line(error)})"
             raise refuse(path, f"{text}; `minari download {self.id}` again") from error
-        self.total = int(self.data.total_episodes)
-        if not self.total or not int(self.data.total_steps):
+        if self.total < 1 or self.steps < 1:
             raise refuse(path, f"empty: no episodes; `minari download {self.id}` again")
         box = self.data.spec.action_space
         if getattr(box, "shape", None) is None or len(box.shape) != 1 or not hasattr(box, "low"):
@@ -96,9 +96,7 @@ class Minari:
     def sizes(self) -> Sizes:
         """See Layout."""
         obs_dim = sum(map(size, self.spaces.values()))
-        return Sizes(
-            int(self.data.total_steps), self.total, self.total, obs_dim, len(self.low), True
-        )
+        return Sizes(self.steps, self.total, self.total, obs_dim, len(self.low), True)
 
     def read(self, storage: str) -> Recording:
         """See Layout. Episodes are kept apart, so time_limit has no part."""
@@ -175,7 +173,9 @@ def look(path: str, folder: Path, reading: Reading) -> None:
 
 
 def flattened(values: Any) -> Any:
-    """Images [L, H, W, 3] as rows of their numbers; all else as it is."""
+    """Images [L, H, W, 3] as rows of their numbers, other arrays as they are, None for no array."""
+    if not isinstance(values, np.ndarray):
+        return None
     return values.reshape(len(values), -1) if getattr(values, "ndim", 0) == 4 else values
 
 

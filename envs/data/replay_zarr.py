@@ -19,7 +19,7 @@ from .bulk import TEXT, on_disk, refuse_bomb
 from .columns import EndToEnd, beside, chosen, left_out, numbers, package
 from .ends import exclusive
 from .foreign import ZARR, zarr_root, zip_names
-from .recording import Column, Reading, block_rows, one_line, refuse
+from .recording import Column, Reading, Refused, block_rows, one_line, refuse
 from .told import SHAPE, TABLE, typed
 
 log = logging.getLogger("rheo")
@@ -89,6 +89,8 @@ class Store:
                 small = [one for one in found if one.stat().st_size <= TEXT]
                 texts = {one.relative_to(file).as_posix(): one.read_bytes() for one in small}
             found = list(filter(None, (self.array(*item) for item in sorted(texts.items()))))
+        except Refused:
+            raise
         except (OSError, ValueError, KeyError, RecursionError, zipfile.BadZipFile) as error:
             text = f"a damaged zarr store ({one_line(error)}); fetch it again"
             raise refuse(self.path, text) from error

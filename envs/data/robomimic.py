@@ -14,9 +14,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ..memory import size_text
 from ..parts import listed
 from ..pixels import SUFFIX, is_image, pack
 from . import trees
+from .bulk import TEXT
 from .catalogue import ROBOSUITE
 from .columns import choose
 from .containers import hdf5_attributes
@@ -43,7 +45,8 @@ def is_robomimic(file: h5py.File) -> bool:
 
 def natural(name: str) -> list[tuple[int, str]]:
     """Sorts demo_2 before demo_10."""
-    return [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", name)]
+    parts = re.split(r"([0-9]{1,18})", name)
+    return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)]
 
 
 class Robomimic:
@@ -275,11 +278,17 @@ def filter_keys(file: h5py.File) -> dict[str, list[str]]:
     """Lists of demonstrations by their name in the file's group `mask`."""
     mask = file.get("mask")
     tables = {key: mask[key] for key in map(str, mask)} if isinstance(mask, h5py.Group) else {}
-    return {
-        key: [text.decode() if isinstance(text, bytes) else str(text) for text in table[()]]
-        for key, table in tables.items()
-        if isinstance(table, h5py.Dataset) and table.ndim == 1 and table.dtype.kind in "SUO"
-    }
+    found = {}
+    for key, table in tables.items():
+        if isinstance(table, h5py.Dataset) and table.ndim == 1 and table.dtype.kind in "SUO":
+            if table.nbytes > TEXT:
+                raise refuse(file.filename, f"names of {size_text(table.nbytes)}", f"mask/{key}")
+            names = (
+                one.decode(errors="replace") if isinstance(one, bytes) else str(one)
+                for one in table[()]
+            )
+            found[key] = list(names)
+    return found
 
 
 def columns(tables: Counter[tuple[Any, ...]], demos: int) -> int | str:

@@ -76,12 +76,6 @@ def header(group: Any, path: str) -> Header | None:
     return Header(data, data.shape or (), data.dtype) if isinstance(data, h5d.DatasetID) else None
 
 
-def array(group: Any, path: str) -> NDArray | None:
-    """An array's numbers; None where there is none, or none of numbers."""
-    found = header(group, path)
-    return found.values() if found and found.ndim and found.dtype.kind in NUMBERS else None
-
-
 def tail(group: Any, path: str) -> NDArray | None:
     """An array's last row alone, [1, ...]; None where there is none."""
     data, rows = member(group, path), count(group, path)

@@ -66,6 +66,7 @@ options: --time-limit N   steps after which an episode is cut where its end is n
          --obs-keys A,B   observations of robomimic and Minari data sets
          --action-scale auto|unit|physical|extremes   actions in [-1, 1], or in bounds
          --filter KEY     the demonstrations of a filter key (mask/KEY) of robomimic files
+         --big             reads what becomes 100 times as large in memory, beyond 1 GB
          --on-bad refuse|drop|clip|keep   what convert does with errors
          --layout npz|d4rl|robomimic      what convert writes""",
     "doctor": "usage: rheo doctor",
@@ -323,7 +324,7 @@ def listed(text: str) -> list[str]:
 READING = {
     **{"time_limit": Option(None, count), "obs_keys": Option(None, listed)},
     "action_scale": Option("auto", one_of("auto", "unit", "physical", "extremes")),
-    "filter": Option(None),
+    **{"filter": Option(None), "big": Option(False, switch)},
 }
 DATA = {  # verb -> its options, and how many names it takes at most
     **{"info": (READING, None), "check": (READING, None)},

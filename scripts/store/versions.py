@@ -27,9 +27,11 @@ ADDED = {
     "rheo.algos.reverse.Reverse": {
         **{"control": "ridge", "walls": 1.0, "start_candidates": 1, "choice_temperature": 0.0},
     },
-    "rheo.envs.datasets.Dataset": {"action_scale": "recorded", "filter": None},
+    "rheo.envs.datasets.Dataset": {
+        **{"action_scale": "recorded", "filter": None, "big": False},
+    },
     "rheo.envs.datasets.Transitions": {
-        **{"n_step": 1, "action_scale": "recorded", "filter": None},
+        **{"n_step": 1, "action_scale": "recorded", "filter": None, "big": False},
     },
     "rheo.envs.sources.Replay": {"n_step": 1},
     "rheo.envs.suites.chunked": {

@@ -127,7 +127,7 @@ def two_sources(path, batch_size=64, share=0.5):
     )  # fmt: skip
     data = Transitions(
         generator, 1, path=str(path), batch_size=8, holdout=0.0, obs_steps=1, on_bad="refuse",
-        storage="ram", obs_keys=None, filter=None, action_scale="auto", time_limit=None,
+        storage="ram", obs_keys=None, filter=None, action_scale="auto", time_limit=None, big=False,
         execute=1, n_step=1, gamma=0.9,
         reward_norm="none",
     )  # fmt: skip

@@ -146,6 +146,7 @@ def recorded(steps: int, file: Path) -> Transitions:
         obs_steps=1,
         on_bad="refuse",
         action_scale="auto",
+        big=False,
         storage="ram",
         obs_keys=None,
         filter=None,

@@ -43,6 +43,7 @@ SETTINGS = {
     "obs_steps": 3,
     "on_bad": "refuse",
     "action_scale": "auto",
+    "big": False,
     "storage": "ram",
     "obs_keys": None,
     "filter": None,

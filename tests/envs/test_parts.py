@@ -27,7 +27,7 @@ from rheo.scripts.store.run import Run
 ACTION = Box(-1, 1, (2,), np.float32)
 SETTINGS: dict[str, Any] = {
     **{"batch_size": 2, "holdout": 0.0, "obs_steps": 1, "on_bad": "refuse", "storage": "ram"},
-    **{"obs_keys": None, "filter": None, "time_limit": None, "action_scale": "auto"},
+    **{"obs_keys": None, "filter": None, "time_limit": None, "action_scale": "auto", "big": False},
 }
 
 
