@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rheo.envs.chunk import ChunkEnv
+from rheo.envs.data.containers import ZIP_ERRORS
 from rheo.envs.data.recording import Recording, joined
 from rheo.envs.data.writing import write
 from rheo.envs.manipulation.registry import told_of
@@ -246,7 +247,7 @@ def of_actor(path: Path, env: ChunkEnv, sample: bool, generator: torch.Generator
     try:
         with np.load(path, allow_pickle=False) as file:
             actor = PlainActor(dict(file), str(path))
-    except (OSError, ValueError) as error:
+    except (*ZIP_ERRORS, KeyError, TypeError) as error:
         raise RheoError(f"{path}: not an actor file: {error}") from error
     if actor.obs_dim < env.obs_dim or actor.action_dim != env.action_dim:
         raise RheoError(

@@ -18,7 +18,8 @@ from typing import Any
 from .recording import Refused, refuse
 
 WALKER = Path(__file__).with_name("walker.py")
-LEAST, RATE = 0.5, 4e6  # seconds of computing that a walk may take, and bytes a second beside
+LOOK = 0.5  # seconds of computing at one object, which takes some 50 microseconds
+LEAST, RATE = 5.0, 1e6  # seconds of computing in all, and bytes a second beside
 PATIENCE, SLOWLY = 60.0, 20.0  # seconds of waiting at least, and per second of computing
 ENOUGH = 4096  # walks that are remembered
 BUSY = (signal.SIGPROF, signal.SIGXCPU)
@@ -51,7 +52,8 @@ class Guard:
         """
         process = self.start()
         assert process.stdin is not None and process.stdout is not None
-        line = json.dumps({"path": path, "seconds": seconds}).encode() + b"\n"
+        asked = {"path": path, "look": LOOK, "seconds": seconds}
+        line = json.dumps(asked).encode() + b"\n"
         try:
             process.stdin.write(line)
             process.stdin.flush()
@@ -123,7 +125,7 @@ def walk(path: Path, seconds: float) -> dict[str, Any]:
         return found
     damaged = "damaged, or made to do so; fetch or write it again"
     if found is None or -found in BUSY:
-        text = f"keeps the HDF5 library busy for ever (it was stopped after {seconds:.3g} s)"
+        text = "keeps the HDF5 library busy for ever (it was stopped)"
         return {"what": f"{text}: {damaged}", "key": ""}
     if found < 0:
         what = signal.Signals(-found).name

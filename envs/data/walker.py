@@ -1,9 +1,9 @@
 """Walks HDF5 files in a process of its own, which may hang or crash in its reader's place.
 
 A program of `vetting`: it is started by its path, imports h5py alone and answers each line of JSON
-on its input, {path, seconds}, with one on its output: {what, key}, what a reader must not touch and
-where, else {bytes}, how much all arrays would be in memory. A file that cannot be opened is left to
-the reader, whose library says so.
+on its input, {path, look, seconds}, with one on its output: {what, key}, what a reader must not
+touch and where, else {bytes}, how much all arrays would be in memory. A file that cannot be opened
+is left to the reader, whose library says so.
 """
 
 import contextlib
@@ -32,15 +32,21 @@ ROOM = 1 << 30  # bytes of memory beside what it has when it starts
 DEEP = 32  # groups inside of each other
 AGAIN, FREELY = 10, 10_000  # links to each object on average; but so many links are free
 CHUNK = 1 << 30  # bytes of a chunk, which is in memory as a whole
-PIECE = 1 << 14  # rows of text that are read at a time
+PIECE = 256  # rows of text that are read at a time
 EXPANDED = 1032  # zlib's largest expansion
 SUM = 4  # bytes that a checksum (fletcher32) adds
-OWN = {  # filters that are part of the library
-    *(h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32, h5z.FILTER_SZIP),
-    *(h5z.FILTER_NBIT, h5z.FILTER_SCALEOFFSET, 32000),  # the last one is h5py's LZF
-}
+LZF = 32000  # h5py's own
+OWN = {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32, LZF}  # what unpacks numbers
 UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
 MENDED = "write it again with plain copies inside (h5repack, or h5py's copy)"
+
+
+step_seconds = 0.0  # that one look may take; 0: as long as it likes
+
+
+def step() -> None:
+    """Begins one look at a file: from here on it may take so long and no longer."""
+    signal.setitimer(signal.ITIMER_PROF, step_seconds)
 
 
 class Unfit(Exception):
@@ -89,6 +95,7 @@ class Walk:
 
     def member(self, group: Any, name: str, kind: int, path: str, depth: int) -> Below:
         """What is behind a link."""
+        step()
         try:
             item = h5o.open(group, name.encode(errors="surrogateescape"))
             place = h5g.get_objinfo(item).objno if isinstance(item, h5g.GroupID) else None
@@ -118,6 +125,7 @@ def links(group: Any) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
 
     def take(name: bytes, info: Any) -> None:
+        step()
         found.append((name.decode(errors="surrogateescape"), info.type))
 
     with contextlib.suppress(*UNREADABLE):
@@ -129,6 +137,7 @@ def attributes(group: h5py.Group, path: str) -> None:
     """Reads every attribute, as readers do: text of them can lead the library round in circles."""
     try:
         for name in group.attrs:
+            step()
             with contextlib.suppress(TypeError, ValueError):  # a type that numpy does not have
                 weigh(group.attrs[name], f"{path}@{name}")
     except UNREADABLE as error:
@@ -172,7 +181,7 @@ def pipeline(how: Any, path: str) -> None:
         code, _, _, name = how.get_filter(number)
         codes.append(code)
         if code not in OWN:
-            text = f"packed by a plugin ({name.decode(errors='replace') or code!s}), never loaded"
+            text = f"packed by {name.decode(errors='replace') or f'plugin {code}'}, never called"
             raise Unfit(f"{text}; pack it anew: `h5repack -f GZIP=4 FILE NEW`", path)
     if codes.count(h5z.FILTER_DEFLATE) > 1:
         raise Unfit("packed twice over: made to unpack to more than there is", path)
@@ -183,12 +192,14 @@ def chunks(item: Any, how: Any, size: int, path: str) -> None:
     if size > CHUNK:
         text = f"stored in pieces of {size / 1e9:.2f} GB; write it in smaller ones"
         raise Unfit(f"{text}: `h5repack -l CHUNK=... FILE NEW`", path)
-    packed = [how.get_filter(i)[0] for i in range(how.get_nfilters())]
-    if h5z.FILTER_DEFLATE not in packed:
+    packed = h5z.FILTER_DEFLATE in [how.get_filter(i)[0] for i in range(how.get_nfilters())]
+    if not hasattr(item, "chunk_iter"):  # HDF5 before 1.12.3: only whether it has an end
+        item.get_num_chunks()
         return
 
     def check(piece: Any) -> None:
-        if piece.size * EXPANDED > CHUNK and piece.filter_mask == 0:
+        step()
+        if packed and piece.size * EXPANDED > CHUNK and piece.filter_mask == 0:
             found = unpacked(item, piece.chunk_offset, size)
             if found > size:
                 raise Unfit(f"a piece of {size:,} bytes unpacks to more: damaged", path)
@@ -217,6 +228,7 @@ def texts(data: h5py.Dataset, path: str) -> int:
         return weigh(data[()], path)
     total = 0
     for start in range(0, data.shape[0], PIECE):
+        step()
         total = weigh(data[start : start + PIECE], path, total)
     return total
 
@@ -248,12 +260,14 @@ def questions() -> Iterator[dict[str, Any]]:
         yield from map(json.loads, lines)
 
 
-def limit(seconds: float) -> None:
-    """Ends this process when it computed for so long from now on; 0: never."""
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    if seconds:
+def limit(look: float, whole: float) -> None:
+    """Ends this process when it computes for so long at one look, or in all; 0: never."""
+    global step_seconds
+    step_seconds = look
+    step()
+    if whole:
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        most = int(time.process_time() + seconds) + 2
+        most = int(time.process_time() + whole) + 2
         within = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(resource.RLIMIT_CPU, (within, hard))
 
@@ -267,9 +281,9 @@ def main() -> None:
         most = pages * resource.getpagesize() + ROOM
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     for asked in questions():
-        limit(asked["seconds"])
+        limit(asked["look"], asked["seconds"])
         answer = walked(asked["path"])
-        limit(0)
+        limit(0, 0)
         os.write(1, json.dumps(answer).encode() + b"\n")
 
 

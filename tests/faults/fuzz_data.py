@@ -9,7 +9,6 @@ import io
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -442,9 +441,19 @@ def untyped(refused: Refused) -> str:
     return f"{type(cause).__name__} at {place}: {cause}"[:150] if ours else ""
 
 
+def memory(forget: bool = False) -> int:
+    """Most bytes of memory that this process had, since that was forgotten; 0: not known."""
+    with suppress(OSError, StopIteration):
+        if forget:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return 0
+
+
 def tried(path: str, draw: random.Random, strict: bool) -> str:
     """What is wrong with how an input is answered; "" for nothing."""
-    began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began, before = time.process_time(), memory(forget=True)
     failed = ""
     try:
         with watched():
@@ -464,7 +473,7 @@ def tried(path: str, draw: random.Random, strict: bool) -> str:
         where = "" if frame is None else f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}"
         failed = f"{type(error).__name__} at {where}: {error}"[:250]
     spent = time.process_time() - began
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    grown = memory() - before
     if not failed and spent > SECONDS:
         failed = f"took {spent:.1f} s of CPU"
     return failed or (f"memory grew by {grown >> 20} MiB" if grown > SWOLLEN else "")

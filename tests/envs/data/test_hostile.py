@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from h5py import h5d, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 
-from rheo.envs.data import vetting, walker
+from rheo.envs.data import bulk, vetting, walker
 from rheo.envs.data.read import read
 from rheo.errors import EnvError
 
@@ -89,7 +90,7 @@ HOSTILE: list[tuple[Callable[[h5py.File, Path], None], str]] = [
     (elsewhere, r"observations: its numbers lie in another file \('.*secret.bin'\)"),
     (virtual, "observations: a view of other files"),
     (linked, "observations: a link to another file"),
-    (by_a_plugin, "observations: packed by a plugin .*h5repack"),
+    (by_a_plugin, "observations: packed by .*32015.*, never called; .*h5repack"),
     (in_huge_pieces, "observations: stored in pieces of 2.40 GB"),
     (circle, "infos/again: a group that holds itself"),
     (ladder, "links lead to .* objects"),
@@ -185,15 +186,16 @@ def test_what_kills_its_looker_is_named_and_an_idle_one_is_started_again(
     vetting.guard.end()
 
 
-def test_a_piece_that_unpacks_to_more_than_it_stands_for_is_refused(tmp_path: Path) -> None:
-    import zlib
-
+def test_a_piece_that_unpacks_to_more_than_it_stands_for_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(walker, "CHUNK", 10**5)  # pieces that could become larger are looked into
     with h5py.File(tmp_path / "bomb.hdf5", "w") as file:
         steps(file, None)
         held = file.create_dataset("observations", OBS.shape, "f8", chunks=OBS.shape, compression=1)
-        held.id.write_direct_chunk((0, 0), zlib.compress(bytes(2**31 // 1024) * 1200, 1))
-    with pytest.raises(EnvError, match="observations: a piece of 480 bytes unpacks to more"):
-        read(str(tmp_path / "bomb.hdf5"))
+        held.id.write_direct_chunk((0, 0), zlib.compress(bytes(10**6)))
+    what = "a piece of 480 bytes unpacks to more: damaged"
+    assert walker.walked(str(tmp_path / "bomb.hdf5")) == {"what": what, "key": "observations"}
 
 
 def test_text_that_many_places_share_is_weighed_at_each(
@@ -323,3 +325,79 @@ def test_minari_makes_no_environment_that_metadata_describe(
     with pytest.raises(EnvError, match="metadata do not tell its action_space and observation_s"):
         read("minari:evil/own-v0")
     assert not mark.exists()
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bombs of a few kilobytes."""
+    monkeypatch.setattr(bulk, "FREE", 10**5)
+
+
+def swelling(folder: Path, kind: str, foreign: Any) -> str:
+    """A recording that is hundreds of times as large in memory; its path."""
+    rows = 10**5
+    still = {"observations": np.zeros((rows, 6)), "actions": np.zeros((rows, 2))}
+    still |= {"episode_ends": np.array([rows])}
+    if kind == "npz":
+        np.savez_compressed(folder / "a.npz", **still)
+        return str(folder / "a.npz")
+    if kind in ("packed", "sparse"):
+        with h5py.File(folder / "a.hdf5", "w") as file:
+            for key, value in still.items():
+                if kind == "packed":
+                    file.create_dataset(key, data=value, compression="gzip")
+                else:
+                    file.create_dataset(
+                        key, value.shape, "f4" if value.ndim > 1 else "i8", chunks=True
+                    )
+            file["episode_ends"][0] = rows
+        return str(folder / "a.hdf5")
+    if kind == "zarr":
+        path = foreign.pusht(folder / "r.zarr", [5, 8], action=foreign.actions(0, 13))
+        for key in ("state", "action"):
+            described = path / "data" / key / ".zarray"
+            told = json.loads(described.read_text())
+            described.write_text(json.dumps(told | {"shape": [rows, told["shape"][1]]}))
+        return str(path)
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {key: pa.array(np.zeros(rows)) for key in ("action", "observation.state")}
+    columns |= {"episode_index": np.zeros(rows, int), "frame_index": np.arange(rows)}
+    pq.write_table(pa.table(columns), folder / "a.parquet", compression="zstd")
+    return str(folder / "a.parquet")
+
+
+@pytest.mark.parametrize("kind", ["npz", "packed", "sparse", "zarr"])
+def test_what_would_swell_is_refused_until_a_user_says_so(
+    tmp_path: Path, foreign: Any, small: None, kind: str
+) -> None:
+    path = swelling(tmp_path, kind, foreign)
+    with pytest.raises(EnvError, match="MB on disk would become .* in memory; .*data.big=true"):
+        read(path)
+    if kind != "zarr":
+        assert len(read(path, big=True).action) == 10**5
+
+
+def test_a_parquet_file_that_would_swell_is_refused(
+    tmp_path: Path, foreign: Any, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "TIMES", 5)  # the counters of frames pack badly
+    path = swelling(tmp_path, "parquet", foreign)
+    with pytest.raises(EnvError, match="would become 3.2 MB in memory"):
+        read(path)
+    assert len(read(path, big=True).action) == 10**5
+
+
+def test_lists_and_tables_that_are_longer_than_the_steps_are_not_allocated(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        steps(file)
+        file.create_dataset("episode_ends", (10**12,), "i8", chunks=True)
+    with pytest.raises(EnvError, match="episode_ends: has 1,000,000,000,000 entries, and there ar"):
+        read(str(tmp_path / "a.hdf5"))
+    with h5py.File(tmp_path / "b.hdf5", "w") as file:
+        for demo in range(2):
+            file[f"data/demo_{demo}/actions"] = ACTION
+            rows = (STEPS, 10**12)[demo]
+            file.create_dataset(f"data/demo_{demo}/obs/a", (rows, 3), "f4", chunks=True)
+    with pytest.raises(EnvError, match="obs/a, episode 1: demo_1 has 1000000000000 rows and 20 a"):
+        read(str(tmp_path / "b.hdf5"))
+    assert len(read(str(tmp_path / "b.hdf5"), on_bad="drop").action) == STEPS
