@@ -105,7 +105,7 @@ def hdf5(path: Path) -> Iterator[h5py.File]:
     A process of its own looks at it first (`vetting`). The library's own message of a truncated
     file names neither the file nor its size.
     """
-    vet(path)
+    known = vet(path)
     try:
         file = h5py.File(path, "r", locking=False, rdcc_nbytes=CACHE)
     except OSError as error:
@@ -114,6 +114,8 @@ def hdf5(path: Path) -> Iterator[h5py.File]:
             raise broken(path, f"truncated: it should have {int(stored[1]):,} bytes") from error
         raise broken(path, f"not a readable HDF5 file ({one_line(error)})") from error
     with file:
+        if known is None:
+            raise broken(path, "could not be opened by the process that looks at it first")
         try:
             yield file
         except Exception as error:  # noqa: BLE001 - h5py has many types for a damaged piece

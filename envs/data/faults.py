@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..parts import listed_parts, read_parts
 from .recording import Fault, Recording, pieces
+from .told import some
 
 TOLERANCE = 1e-6  # of action bounds: rounding of what was clipped in another precision
 FAR, MANY = 2.0, 0.1  # a largest action, a share of entries: beyond, their unit is another one
@@ -198,10 +199,10 @@ def remarks(recording: Recording) -> Iterator[Found]:
         parts = listed_parts(read_parts(about)) or ", ".join(about["obs_keys"])
         yield Found("observations", f"read are {parts}, in this order")
     if about.get("left_out"):
-        text = f"left out: {', '.join(about['left_out'])}; data.obs_keys=[...] chooses"
+        text = f"left out: {some(about['left_out'])}; data.obs_keys=[...] chooses"
         yield Found("observations", text)
     if about.get("unread"):
-        yield Found("", f"not read: {', '.join(about['unread'])}")
+        yield Found("", f"not read: {some(about['unread'])}")
     if about.get("filters"):
         held = ", ".join(f"{name} ({len(demos)})" for name, demos in about["filters"].items())
         text = f"filter keys with their demonstrations: {held}; {about['filtered']}; "

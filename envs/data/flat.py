@@ -13,7 +13,7 @@ from .columns import EndToEnd, limit_in, refuse_rows, table, values
 from .containers import scalar
 from .ends import OTHERS, PER_STEP, Marks, exclusive, named, settled
 from .recording import Column, Reading, Recording, Sizes, refuse, remark
-from .told import KNOWN, allowed, decoded
+from .told import KNOWN, allowed, decoded, some
 
 ROWS = ("observations", "rewards", "next_observations", *PER_STEP)  # one a step
 PARTS = ("obs_keys", "obs_widths", "obs_images")
@@ -57,7 +57,7 @@ class Flat:
             if key in self.columns:
                 table(path, self.columns[key], self.names[key])
             elif key != "next_observations":
-                there = ", ".join(sorted([*self.names.values(), *self.unread])) or "nothing"
+                there = some(sorted([*self.names.values(), *self.unread])) or "nothing"
                 text = f"no key {key!r}; it holds {there}; store it under that name"
                 raise refuse(path, text, key)
         obs, after = self.columns["observations"], self.columns.get("next_observations")
@@ -139,7 +139,7 @@ class Flat:
         terminated, last = self.marked(about)
         if self.reading.time_limit is None and not last.any():
             text = "no step is terminal, a timeout or an episode's end, so there are no episodes"
-            text += f" (not read: {', '.join(self.unread)})" if self.unread else ""
+            text += f" (not read: {some(self.unread)})" if self.unread else ""
             raise refuse(self.path, f"{text}; give data.time_limit=N", "timeouts")
         last[-1] = True
         ends, said = np.flatnonzero(last) + 1, (self.path, self.columns, about, self.reading)
@@ -174,7 +174,7 @@ class Flat:
             if key in ("observations", "actions", "rewards", "next_observations") and key != name:
                 remark(about, name, f"read as {key}")
         if self.unread:
-            remark(about, "", f"not read: {', '.join(self.unread)}")
+            remark(about, "", f"not read: {some(self.unread)}")
         return about
 
 

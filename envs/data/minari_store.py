@@ -169,7 +169,11 @@ def look(path: str, folder: Path, reading: Reading) -> None:
         raise refuse(path, f"{text}is made to ask it; download it again", "metadata.json")
     if folder.is_dir():
         files = [file for file in sorted(folder.rglob("*")) if file.suffix in (".hdf5", ".h5")]
-        refuse_bomb(path, sum(map(vet, files)), on_disk(folder), reading.big)
+        sizes = {file: vet(file) for file in files}
+        for file in (file for file, size in sizes.items() if size is None):
+            raise refuse(path, f"{file.name} is no readable HDF5 file; download it again")
+        needed = sum(size for size in sizes.values() if size is not None)
+        refuse_bomb(path, needed, on_disk(folder), reading.big)
 
 
 def flattened(values: Any) -> Any:

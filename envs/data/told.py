@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from .bulk import TEXT
 from .recording import refuse
 
 LONG, WIDE = 4096, 10**9  # letters of a name, numbers of a step
-SHOWN = 60  # letters of a value that a message shows
+SHOWN, FEW = 60, 20  # letters of a value, and names, that a message shows
 
 
 class Kind(NamedTuple):
@@ -151,6 +151,13 @@ def short(value: Any) -> str:
         text = repr(value)
         return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
     return f"a {type(value).__name__}"
+
+
+def some(names: Sequence[str]) -> str:
+    """Names for a message: a few, none of them long."""
+    listed = [name if len(name) <= SHOWN else f"{name[:SHOWN]}..." for name in names[:FEW]]
+    more = len(names) - FEW
+    return ", ".join(listed) + (f" and {more:,} more" if more > 0 else "")
 
 
 def decoded(value: Any) -> Any:

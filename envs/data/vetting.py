@@ -21,7 +21,7 @@ WALKER = Path(__file__).with_name("walker.py")
 LOOK = 0.5  # seconds of computing at one object, which takes some 50 microseconds
 LEAST, RATE = 5.0, 1e6  # seconds of computing in all, and bytes a second beside
 PATIENCE, SLOWLY = 60.0, 20.0  # seconds of waiting at least, and per second of computing
-ENOUGH = 4096  # walks that are remembered
+ENOUGH = 1 << 16  # walks that are remembered
 BUSY = (signal.SIGPROF, signal.SIGXCPU)
 vetted: dict[tuple[int, ...], dict[str, Any]] = {}
 
@@ -93,8 +93,8 @@ guard = Guard()
 atexit.register(guard.end)
 
 
-def vet(path: Path) -> int:
-    """How many bytes an HDF5 file's arrays would be in memory, 0 where the library cannot open it.
+def vet(path: Path) -> int | None:
+    """How many bytes an HDF5 file's arrays would be in memory; None: the library cannot open it.
 
     Raises Refused for one that a reader must not touch.
     """
@@ -107,11 +107,11 @@ def vet(path: Path) -> int:
     found = vetted[key]
     if "what" in found:
         raise refuse(path, found["what"], found["key"])
-    return found.get("bytes", 0)
+    return found.get("bytes")
 
 
 def walk(path: Path, seconds: float) -> dict[str, Any]:
-    """What is found in a file that is not remembered: {bytes} or {what, key}. Raises Refused."""
+    """What is found in a file: {bytes}, {closed} or {what, key}. Raises Refused."""
     try:
         for _ in range(2):  # one that was idle may end just when it is asked
             found = guard.ask(str(path.absolute()), seconds)

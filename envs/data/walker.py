@@ -2,8 +2,8 @@
 
 A program of `vetting`: it is started by its path, imports h5py alone and answers each line of JSON
 on its input, {path, look, seconds}, with one on its output: {what, key}, what a reader must not
-touch and where, else {bytes}, how much all arrays would be in memory. A file that cannot be opened
-is left to the reader, whose library says so.
+touch and where, {closed} where the library cannot open the file, which the reader's will say, else
+{bytes}, how much all arrays would be in memory.
 """
 
 import contextlib
@@ -84,7 +84,7 @@ class Walk:
         if depth < 2:
             attributes(h5py.Group(group), path)
         paths, nbytes = 0, 0
-        for name, kind in links(group):
+        for name, kind in links(group, path):
             here = f"{path}/{name}".lstrip("/")
             if kind not in (h5l.TYPE_HARD, h5l.TYPE_SOFT):
                 text = "a link to another file" if kind == h5l.TYPE_EXTERNAL else "a foreign link"
@@ -102,7 +102,9 @@ class Walk:
         except UNREADABLE as error:
             if kind == h5l.TYPE_SOFT and "too many" in str(error):
                 raise Unfit(f"links that go round in circles; {MENDED}", path) from error
-            return Below(1, 0)
+            if kind == h5l.TYPE_SOFT and isinstance(error, KeyError):
+                return Below(1, 0)  # it leads nowhere
+            raise Unfit(f"cannot be opened ({error}): damaged", path) from error
         if isinstance(item, h5d.DatasetID):
             self.objects += 1
             return Below(1, dataset(item, path))
@@ -120,7 +122,7 @@ class Walk:
         return Below(below.paths + 1, below.nbytes)
 
 
-def links(group: Any) -> list[tuple[str, int]]:
+def links(group: Any, path: str) -> list[tuple[str, int]]:
     """Names and kinds of a group's links."""
     found: list[tuple[str, int]] = []
 
@@ -128,8 +130,10 @@ def links(group: Any) -> list[tuple[str, int]]:
         step()
         found.append((name.decode(errors="surrogateescape"), info.type))
 
-    with contextlib.suppress(*UNREADABLE):
+    try:
         group.links.iterate(take, info=True)
+    except UNREADABLE as error:
+        raise Unfit(f"members that cannot be listed ({error}): damaged", path) from error
     return found
 
 
@@ -183,7 +187,7 @@ def pipeline(how: Any, path: str) -> None:
         if code not in OWN:
             text = f"packed by {name.decode(errors='replace') or f'plugin {code}'}, never called"
             raise Unfit(f"{text}; pack it anew: `h5repack -f GZIP=4 FILE NEW`", path)
-    if codes.count(h5z.FILTER_DEFLATE) > 1:
+    if codes.count(h5z.FILTER_DEFLATE) + codes.count(LZF) > 1:
         raise Unfit("packed twice over: made to unpack to more than there is", path)
 
 
@@ -199,10 +203,9 @@ def chunks(item: Any, how: Any, size: int, path: str) -> None:
 
     def check(piece: Any) -> None:
         step()
-        if packed and piece.size * EXPANDED > CHUNK and piece.filter_mask == 0:
-            found = unpacked(item, piece.chunk_offset, size)
-            if found > size:
-                raise Unfit(f"a piece of {size:,} bytes unpacks to more: damaged", path)
+        large = packed and piece.size * EXPANDED > CHUNK
+        if large and unpacked(item, piece.chunk_offset, size) > size:
+            raise Unfit(f"a piece of {size:,} bytes unpacks to more: damaged", path)
 
     item.chunk_iter(check)
 
@@ -238,14 +241,14 @@ def walked(path: str) -> dict[str, Any]:
     try:
         file = h5py.File(path, "r", locking=False)
     except UNREADABLE:
-        return {}
+        return {"closed": True}
     try:
         with file:
             walk = Walk(file)
             return {"bytes": walk.whole.nbytes}
     except Unfit as unfit:
         return {"what": unfit.what, "key": unfit.key}
-    except (MemoryError, RecursionError) as error:
+    except (*UNREADABLE, MemoryError, RecursionError) as error:
         return {"what": f"cannot be looked at ({type(error).__name__}): damaged", "key": ""}
 
 
@@ -282,7 +285,10 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     for asked in questions():
         limit(asked["look"], asked["seconds"])
-        answer = walked(asked["path"])
+        try:
+            answer = walked(asked["path"])
+        except MemoryError:
+            answer = {"what": f"takes more than {ROOM / 1e9:.3g} GB to be opened", "key": ""}
         limit(0, 0)
         os.write(1, json.dumps(answer).encode() + b"\n")
 

@@ -97,7 +97,7 @@ def test_dones_alone_are_ends_that_cloning_uses_and_rewards_do_not(save: Any) ->
     assert recording.ends.tolist() == ENDS.tolist() and not recording.terminated.any()
     assert any(f.key == "dones" and "but not whether" in f.text for f in faults(recording))
     how |= {"batch_size": 4, "holdout": 0.0, "obs_steps": 1, "obs_keys": None}
-    how |= {"filter": None, "time_limit": None}
+    how |= {"filter": None, "time_limit": None, "big": False}
     learn: dict[str, Any] = {"execute": 1, "n_step": 1, "gamma": 0.9, "reward_norm": "none"}
     generator = torch.Generator().manual_seed(0)
     assert len(Dataset(generator, 2, path=path, **how).train_steps) == STEPS

@@ -34,7 +34,7 @@ def held(path: str, **changes: Any) -> tuple[list[float], list[float]]:
     """The demonstrations that train and that validate."""
     settings: dict[str, Any] = {"batch_size": 2, "holdout": 0.0, "obs_steps": 1, "on_bad": "refuse"}
     settings |= {"action_scale": "auto", "storage": "ram", "obs_keys": None, "filter": None}
-    settings |= {"time_limit": None} | changes
+    settings |= {"time_limit": None, "big": False} | changes
     data = Dataset(torch.Generator().manual_seed(0), 1, path=path, **settings)
     return tuple(  # type: ignore[return-value]
         sorted({int(data.obs[step, 0]) for step in steps})

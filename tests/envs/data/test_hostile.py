@@ -18,6 +18,7 @@ from h5py import h5d, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssu
 
 from rheo.envs.data import bulk, vetting, walker
 from rheo.envs.data.read import read
+from rheo.envs.data.told import some
 from rheo.errors import EnvError
 
 STEPS = 20
@@ -219,6 +220,7 @@ def test_a_file_says_of_itself_what_is_in_the_list_and_nothing_else(tmp_path: Pa
     assert not {"jumps", "broken", "demos"} & set(about)
     said = "not read: attribute broken, attribute demos, attribute jumps, attribute path"
     assert about["remarks"] == [("", said)]
+    assert some(["a" * 99] * 99) == ", ".join(["a" * 60 + "..."] * 20) + " and 79 more"
     np.savez(tmp_path / "a.npz", observations=OBS, actions=ACTION, episode_ends=[STEPS], **lies)
     assert read(str(tmp_path / "a.npz")).about["path"] == str(tmp_path / "a.npz")
 

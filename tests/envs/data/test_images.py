@@ -159,7 +159,7 @@ def test_a_file_of_robosuite_tells_which_images_its_environment_has_to_show(
 
 SETTINGS: dict[str, Any] = {
     **{"batch_size": 4, "holdout": 0.3, "obs_steps": 2, "on_bad": "refuse", "storage": "ram"},
-    **{"obs_keys": KEYS, "filter": None, "time_limit": None, "action_scale": "auto"},
+    **{"obs_keys": KEYS, "filter": None, "time_limit": None, "action_scale": "auto", "big": False},
 }
 
 

@@ -65,7 +65,7 @@ def dataset(name: str, space: Any, **changes: Any) -> Dataset:
     env = make("RheoSpaces-v0", 1, observation=space, action=ACTION)
     settings: dict[str, Any] = {"batch_size": 2, "holdout": 0.0, "obs_steps": 1, "storage": "ram"}
     settings |= {"action_scale": "auto", "on_bad": "refuse", "obs_keys": None, "filter": None}
-    settings |= {"time_limit": None} | changes
+    settings |= {"time_limit": None, "big": False} | changes
     chunks = ChunkEnv(env, execute=1, obs_steps=1, gamma=0.9)
     return Dataset(torch.Generator().manual_seed(0), 1, chunks, path=name, **settings)
 

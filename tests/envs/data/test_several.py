@@ -171,7 +171,13 @@ def test_more_files_than_may_be_open_at_once(tmp_path: Path) -> None:
 def test_a_dataset_learns_from_all_files_and_its_digest_covers_them(tmp_path: Path) -> None:
     how: dict[str, Any] = {
         **{"batch_size": 4, "holdout": 0.0, "obs_steps": 1, "on_bad": "refuse", "storage": "ram"},
-        **{"obs_keys": None, "filter": None, "time_limit": None, "action_scale": "auto"},
+        **{
+            "obs_keys": None,
+            "filter": None,
+            "time_limit": None,
+            "action_scale": "auto",
+            "big": False,
+        },
     }
 
     def dataset(*paths: str) -> Dataset:

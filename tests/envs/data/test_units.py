@@ -173,7 +173,7 @@ def test_a_dataset_has_the_unit_of_its_runs_environment(tmp_path: Path) -> None:
     actions = np.linspace(0, 2, 21)[:, None]
     np.savez(tmp_path / "a.npz", observations=actions, actions=actions, episode_ends=[21])
     how: dict[str, Any] = {"batch_size": 4, "holdout": 0.0, "obs_steps": 1, "on_bad": "refuse"}
-    how |= {"storage": "ram", "obs_keys": None, "filter": None, "time_limit": None}
+    how |= {"storage": "ram", "obs_keys": None, "filter": None, "time_limit": None, "big": False}
     how |= {"path": str(tmp_path / "a.npz"), "action_scale": "physical"}
     data = Dataset(torch.Generator().manual_seed(0), 1, env, **how)
     env.reset(0)
