@@ -163,7 +163,7 @@ def tree(group: h5py.Group | h5py.File, depth: int = 2) -> str:
     for name in map(str, group):
         item = group.get(name)
         if isinstance(item, h5py.Dataset):
-            parts.append(f"{name} {list(item.shape)}")
+            parts.append(f"{name} {list(item.shape or ())}")
         elif isinstance(item, h5py.Group):
             parts.append(
                 f"{name}/" + (f" ({tree(item, depth - 1)})" if depth and len(item) else "")

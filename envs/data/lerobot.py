@@ -163,6 +163,8 @@ class Frames:
             inner = values.flatten()
             widths.append(len(inner) // max(len(values), 1))
             values = inner
+        if 0 in widths:
+            raise refuse(group.file, "its rows hold no numbers; mend it", key)
         rows = values.to_numpy(zero_copy_only=False)
         if rows.dtype == object:  # flags with empty places
             raise refuse(group.file, f"{values.null_count} rows are empty (null)", key)

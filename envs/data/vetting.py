@@ -113,10 +113,9 @@ def vet(path: Path) -> int | None:
 def walk(path: Path, seconds: float) -> dict[str, Any]:
     """What is found in a file: {bytes}, {closed} or {what, key}. Raises Refused."""
     try:
-        for _ in range(2):  # one that was idle may end just when it is asked
+        found = guard.ask(str(path.absolute()), seconds)
+        if found == 0:  # it was idle, and ended just when it was asked
             found = guard.ask(str(path.absolute()), seconds)
-            if found != 0:
-                break
     except OSError as error:
         raise unwalked(
             path, f"no process can be started to look at it ({error.strerror})"

@@ -135,7 +135,7 @@ def put(group: Any, name: str, value: Any, draw: random.Random) -> None:
         if kind < 0.06:
             group.create_dataset(name, data=h5py.Empty(draw.choice(["f4", "S3"])))
         elif kind < 0.1:
-            rows = draw.choice([10**6, 10**9, 10**12])
+            rows = draw.choice([10**5, 10**9, 10**12])  # the first one can be read, in a moment
             shape = draw.choice([(rows,), (rows, 3), (STEPS, rows)])
             group.create_dataset(name, shape, draw.choice(["f4", "S8", "?"]), chunks=True)
         elif kind < 0.13:
@@ -359,7 +359,7 @@ def others(path: Path) -> Iterator[tuple[str, Sample]]:
 
 def minari_set(store: Path) -> Files:
     """A data set of Minari's store."""
-    import minari
+    minari: Any = importlib.import_module("minari")
     from gymnasium.spaces import Box
 
     store.mkdir()
@@ -429,7 +429,7 @@ def asked(path: str, draw: random.Random) -> None:
 
 def untyped(refused: Refused) -> str:
     """Where code of ours met what it did not expect; "" where a library did, or nothing."""
-    cause, place = refused.__cause__, ""
+    cause, place, ours = refused.__cause__, "", False
     if "damaged: " not in str(refused) or cause is None:
         return ""
     frame = cause.__traceback__

@@ -341,7 +341,7 @@ def swelling(folder: Path, kind: str, foreign: Any) -> str:
     still = {"observations": np.zeros((rows, 6)), "actions": np.zeros((rows, 2))}
     still |= {"episode_ends": np.array([rows])}
     if kind == "npz":
-        np.savez_compressed(folder / "a.npz", **still)
+        np.savez_compressed(folder / "a.npz", **still)  # type: ignore[arg-type]
         return str(folder / "a.npz")
     if kind in ("packed", "sparse"):
         with h5py.File(folder / "a.hdf5", "w") as file:
@@ -352,7 +352,8 @@ def swelling(folder: Path, kind: str, foreign: Any) -> str:
                     file.create_dataset(
                         key, value.shape, "f4" if value.ndim > 1 else "i8", chunks=True
                     )
-            file["episode_ends"][0] = rows
+            ends: Any = file["episode_ends"]
+            ends[0] = rows
         return str(folder / "a.hdf5")
     if kind == "zarr":
         path = foreign.pusht(folder / "r.zarr", [5, 8], action=foreign.actions(0, 13))
@@ -403,3 +404,16 @@ def test_lists_and_tables_that_are_longer_than_the_steps_are_not_allocated(tmp_p
     with pytest.raises(EnvError, match="obs/a, episode 1: demo_1 has 1000000000000 rows and 20 a"):
         read(str(tmp_path / "b.hdf5"))
     assert len(read(str(tmp_path / "b.hdf5"), on_bad="drop").action) == STEPS
+
+
+def test_an_array_without_a_space_and_rows_without_numbers_are_named(
+    tmp_path: Path, foreign: Any
+) -> None:
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file.create_dataset("kept/none", data=h5py.Empty("f4"))
+    with pytest.raises(EnvError, match=r"layout that is not read: it holds kept/ \(none \[\]\)"):
+        read(str(tmp_path / "a.hdf5"))
+    pytest.importorskip("pyarrow")
+    path = foreign.lerobot(tmp_path / "set", [4, 3], extra={"observation.x": lambda _, n: [[]] * n})
+    with pytest.raises(EnvError, match="observation.x: "):
+        read(str(path))
