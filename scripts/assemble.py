@@ -28,6 +28,7 @@ from .config.schema import from_source
 from .config.top import STEPPING
 from .fast import settle
 from .sight import features_of, frozen, give_shift, make_eye, say_images, seeing
+from .store.fields import fitting, refuse_partial
 from .store.run import Run
 from .store.state import restore
 
@@ -247,9 +248,11 @@ def revived(run: Run, lacking: str = "") -> tuple[Any, Sizes]:
     tree = run.load()
     if tree is None:
         raise RheoError(lacking or f"{run.path} has no checkpoint yet; train it first")
+    refuse_partial(tree, run.loaded, "algo", "sizes")
     sizes = Sizes(**tree["sizes"])
     algo = make_algo(run.config, sizes, run.config["steps"])
-    restore(algo, tree["algo"], generators=False)
+    with fitting(run.loaded):
+        restore(algo, tree["algo"], generators=False)
     return algo, sizes
 
 

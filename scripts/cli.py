@@ -21,7 +21,7 @@ from .screen import screened
 VERBS = {  # verb -> module and function that do it, and what it is for
     "train": ("train", "main", "train a policy: rheo train algo=rfm env=hopper"),
     "eval": ("evaluate", "main", "evaluate a run: rheo eval RUN [episodes=100]"),
-    "resume": ("train", "resume", "continue a run from its last checkpoint: rheo resume RUN"),
+    "resume": ("resuming", "resume", "continue a run from its last checkpoint: rheo resume RUN"),
     "sweep": ("sweep", "main", "a run for every combination: rheo sweep seed=0,1,2 name=NAME ..."),
     "suite": ("suite", "main", "a sweep over the tasks of a suite: rheo suite dmc algo=rfm"),
     "info": ("info", "main", "what there is to choose from: rheo info algo, rheo info algo=rfm"),
@@ -37,6 +37,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "demo": ("demo", "main", "learn a small task from scratch; clone and fine-tune a flow in it"),
     "completion": ("completion", "main", "make the shell complete: rheo completion bash|zsh"),
     "bench": ("bench", "main", "measure speed on this machine"),
+    "checkpoint": ("verifying", "main", "is all of a run whole: rheo checkpoint verify RUN"),
     "doctor": ("doctor", "main", "check what this machine can do, and say how to fix the rest"),
 }
 ENDS = (signal.SIGTERM, signal.SIGHUP)
@@ -58,7 +59,7 @@ ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
 
 def usage() -> str:
     """The help text."""
-    lines = [f"  {verb:9} {text}" for verb, (_, _, text) in VERBS.items()]
+    lines = [f"  {verb:10} {text}" for verb, (_, _, text) in VERBS.items()]
     return "\n".join(
         [
             "usage: rheo VERB [key=value ...] [--config-dir DIR] [--program FILE]",

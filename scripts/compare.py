@@ -1,8 +1,9 @@
 """`rheo compare`: runs that differ in nothing but their seed as one row, with intervals."""
 
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +19,14 @@ from .config.top import STEPPING
 from .config.verbs import SUCCESS
 from .config.words import stem_of
 from .plot import Curve, plot_curves
+from .store.evaluations import read_evaluation
 from .store.journal import Journal
 from .store.where import existing, run_path, stored
 
 METRICS = {"return": "ret", **{name: name for name in SUCCESS}}
 OWN = (
     *("seed", "name", "threads", "device", "log_every", "eval_every", "save_every", "episodes"),
-    "tracker",
+    *("save_minutes", "tracker"),
 )
 PLACES = {"data": absolute, "path": absolute, "init": run_path}  # keys of what lies elsewhere
 
@@ -77,18 +79,18 @@ def read(
     """
     last, wall = None, wall_of(folder)
     if minutes is not None:
-        rows = [row for row in evaluations(folder) if row["time/wall"] <= 60 * minutes]
+        rows = [row for row in evaluations(folder) if wall_in(row) <= 60 * minutes]
         if not rows:
             raise RheoError(f"{folder}: no evaluation within its first {minutes:g} minutes")
-        last, wall = rows[-1]["step"], rows[-1]["time/wall"]
+        last, wall = rows[-1]["step"], wall_in(rows[-1])
     file = last_evaluation(folder, changed, last)
-    stored_rows = json.loads(file.read_text())
+    stored_rows = read_evaluation(file)
     values = values_of(file, stored_rows, metric)
     env, config = stored_rows.get("env") or "?", stored(folder)
     before = None
     if config.get("init") is not None:
         first = last_evaluation(folder, step=0)
-        before = float(values_of(first, json.loads(first.read_text()), metric).mean())
+        before = float(values_of(first, read_evaluation(first), metric).mean())
     step, ms = stored_rows["step"], stored_rows.get("decision_ms")
     return Result(folder, config, env, step, values, wall, before, ms)
 
@@ -140,10 +142,16 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
     return [row for row in journal_of(folder) if row.get("eval/return") is not None]
 
 
+def wall_in(row: Mapping[str, Any]) -> float:
+    """Seconds of training at a row; NaN where it does not tell."""
+    found = row.get("time/wall")
+    return math.nan if found is None else found
+
+
 def wall_of(folder: Path) -> float:
     """Seconds of training, NaN when the run has not logged any."""
     rows = reversed(journal_of(folder))
-    return next((row["time/wall"] for row in rows if "time/wall" in row), float("nan"))
+    return next((wall_in(row) for row in rows if "time/wall" in row), math.nan)
 
 
 def curve_of(folder: Path, metric: str | None) -> Curve:
@@ -152,11 +160,8 @@ def curve_of(folder: Path, metric: str | None) -> Curve:
     if len(rows) < 2:
         raise RheoError(f"{folder}: a curve needs two evaluations; set eval_every=")
     files = [folder / "eval" / f"{row['step']:012d}.json" for row in rows]
-    try:
-        values = [values_of(file, json.loads(file.read_text()), metric) for file in files]
-    except OSError as error:
-        raise RheoError(f"{error.filename}: {error.strerror}; the curve needs it") from error
-    frames, seconds = ([row[key] for row in rows] for key in ("step", "time/wall"))
+    values = [values_of(file, read_evaluation(file), metric) for file in files]
+    frames, seconds = [row["step"] for row in rows], [wall_in(row) for row in rows]
     return Curve(np.array(frames), np.array(seconds) / 60, values)
 
 

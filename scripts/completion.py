@@ -41,7 +41,10 @@ usage: rheo completion bash|zsh    what makes the shell complete verbs, keys, ch
        zsh:  echo 'eval "$(rheo completion zsh)"' >> ~/.zshrc   (below compinit)"""
 }
 GROUPS = ("algo", "policy", "policy/net", "critic", "eye", "source", "env", "recipe", "tracker")
-TAKING_RUNS = ("eval", "resume", "compare", "play", "export", "serve", "collect")
+TAKING_RUNS = (
+    *("eval", "resume", "compare", "play", "export", "serve", "collect"),
+    "checkpoint",
+)
 KEYS = {  # verb -> its own keys
     "eval": ("episodes", "seed", "env", "steer", "ref_min", "ref_max"),
     "play": ("out", "episodes", "seed", "fps", "speed", "size", "camera", "window"),
@@ -52,17 +55,18 @@ KEYS = {  # verb -> its own keys
     "compare": ("metric", "out", "curves", "columns", "group", "minutes", "reach", "with"),
     "report": ("out", "metric", "with", "summaries"),
     "reproduce": ("seeds", "out", "dry", "summaries"),
-    "resume": ("steps", "data", "device", "log_every", "eval_every", "save_every"),
+    "resume": ("steps", "data", "device", "log_every", "eval_every", "save_every", "restart"),
 }
 VALUES = {
     **{"device": ("cpu", "cuda", "auto"), "fast": ("off", "precision", "compile", "graph")},
-    **{"window": ("true", "false"), "dry": ("true",), "units": ("environment", "unit")},
+    **{"window": ("true", "false"), "dry": ("true",), "restart": ("true",)},
+    "units": ("environment", "unit"),
     **{"hold": ("last", "neutral"), "check": ("true",)},
     "set": ("random", "medium", "medium_replay", "medium_expert", "expert", "scripted"),
 }
 VERBS_OF_RUNS = ("train", "sweep", "suite", "demo")
 FIRST = {
-    "zoo": ("build",),
+    **{"zoo": ("build",), "checkpoint": ("verify",)},
     "data": ("info", "check", "convert", "fetch"),
     "completion": ("bash", "zsh"),
 }

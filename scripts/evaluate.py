@@ -3,7 +3,6 @@
 With steer=... its policy is deployed through a chain of `policies.steer`.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
@@ -44,10 +43,10 @@ from .assemble import (
 )
 from .config.build import build
 from .config.compose import allow_typed
-from .config.top import EVAL_SEED, HOME
-from .config.verbs import PLACES, Evaluation, References
+from .config.top import EVAL_SEED, HOME, PLACES
+from .config.verbs import Evaluation, References
 from .fast import fast_deploy
-from .store.provenance import versions
+from .store.provenance import starts_of, versions
 from .store.run import Run
 from .store.where import stored
 
@@ -250,11 +249,11 @@ def score(rows: list[Episode], references: References | None) -> dict[str, float
 
 def warn_of_versions(run: Run) -> None:
     """Says which packages changed since the run's last start: physics and returns may differ."""
-    file = run.path / "run.json"
     try:
-        before = json.loads(file.read_text())["starts"][-1]["versions"]
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        log.warning("%s: not readable (%s), so versions are not compared", file, error)
+        before = starts_of(run.path / "run.json")[-1]["versions"] or {}
+    except (ValueError, KeyError, IndexError) as error:
+        text = "%s: tells no versions (%s), so these are not compared"
+        log.warning(text, run.path / "run.json", error)
         return
     now = versions()
     for name in ("mujoco", "gymnasium", "torch"):

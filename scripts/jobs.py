@@ -28,6 +28,7 @@ from .config.compose import train as composed
 from .config.launchers import key_of
 from .config.sweeps import FREE, Sweep, label, refuse_other
 from .config.top import AT_ANY_START
+from .config.verbs import Resuming
 from .config.words import Words
 from .stopping import Stop, stop_signals
 from .store.journal import Journal
@@ -125,13 +126,14 @@ def go(folder: Path, config: dict[str, Any], words: list[str]) -> int:
         refuse_other(config, folder)
         if step >= config["steps"]:
             return 0
-    from . import train  # torch
+    from . import resuming, train  # torch
 
     if step is None:
         set_aside(folder)
         return train.main((config, False))
     again = [*(word for word in words if free(key_of(word))), f"steps={config['steps']}"]
-    return train.resume((str(folder), Words([], [str(folder)], again)))  # flags hold since composed
+    words = Words([], [str(folder)], again)  # flags hold since composed
+    return resuming.resume(Resuming(str(folder), words))
 
 
 def free(key: str) -> bool:

@@ -26,29 +26,27 @@ def plot(folder: Path, rows: list[dict[str, Any]]) -> Path | None:
 
     None when the run has no evaluation to show.
     """
-    returns = [row for row in rows if "eval/return" in row]
-    losses = [row for row in rows if "val/loss" in row]
+    returns = [row for row in rows if row.get("eval/return") is not None]
+    losses = [row for row in rows if row.get("val/loss") is not None]
     if not returns and not losses:
         return None
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     if returns:
-        steps = [row["step"] for row in returns]
-        low, high = ([row[f"eval/return_{side}"] for row in returns] for side in ("low", "high"))
-        axes.fill_between(steps, low, high, alpha=0.25, label="95 % interval over episodes")
-        axes.plot(steps, [row["eval/return"] for row in returns], label="evaluation")
+        sides = (column(returns, f"eval/return_{side}") for side in ("low", "high"))
+        steps = column(returns, "step")
+        axes.fill_between(steps, *sides, alpha=0.25, label="95 % interval over episodes")
+        axes.plot(steps, column(returns, "eval/return"), label="evaluation")
         training = [row for row in rows if "env/return" in row]
         axes.plot(
-            [row["step"] for row in training],
-            [row["env/return"] for row in training],
+            column(training, "step"),
+            column(training, "env/return"),
             linewidth=0.8,
             label="training episodes",
         )
         axes.set(xlabel="environment frames", ylabel="return")
     else:
-        axes.plot(
-            [row["step"] for row in losses], [row["val/loss"] for row in losses], label="held out"
-        )
+        axes.plot(column(losses, "step"), column(losses, "val/loss"), label="held out")
         axes.set(xlabel="updates", ylabel="matching loss", yscale="log")
     axes.set_title(folder.name)
     axes.legend(frameon=False)
@@ -57,6 +55,11 @@ def plot(folder: Path, rows: list[dict[str, Any]]) -> Path | None:
     atomically(file, lambda part: figure.savefig(part, dpi=150, format="png"))
     plt.close(figure)
     return file
+
+
+def column(rows: list[dict[str, Any]], key: str) -> NDArray:
+    """A key of all rows; NaN, which is not drawn, where one has none."""
+    return np.array([row.get(key) for row in rows], float)
 
 
 def plot_curves(panels: dict[str, dict[str, list[Curve]]], metric: str, file: Path) -> None:

@@ -25,6 +25,9 @@ from .config.reporting import Paging, Reporting
 from .config.verbs import SUCCESS
 from .config.words import stem_of
 from .pages import main as page_all
+from .store.evaluations import read_evaluation
+from .store.provenance import read_starts
+from .store.where import is_run
 from .summaries import Line, text_of
 
 log = logging.getLogger("rheo")
@@ -73,7 +76,7 @@ def main(asked: Reporting | Paging) -> int:
 
 def found(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
     """Folders of runs in and below a folder."""
-    if (folder / "config.yaml").is_file():
+    if is_run(folder):
         yield folder
     elif depth and folder.is_dir():
         for inner in folder.iterdir():
@@ -83,7 +86,7 @@ def found(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
 
 def metric_of(run: Path, changed: str = "") -> str:
     """What an environment is judged by: a score with references, else success, else the return."""
-    rows = json.loads(last_evaluation(run, changed).read_text())
+    rows = read_evaluation(last_evaluation(run, changed))
     if rows.get("references"):
         return "score"
     told = next((name for name in SUCCESS if f"eval/{name}" in rows), None)
@@ -200,15 +203,12 @@ def notes(panel: Panel, changed: str) -> str:
 
 def start_of(run: Path) -> dict[str, Any]:
     """The first entry of a run's run.json; empty where there is none."""
-    try:
-        return json.loads((run / "run.json").read_text())["starts"][0]
-    except (OSError, ValueError, KeyError, IndexError):
-        return {}
+    return next(iter(read_starts(run)), {})
 
 
 def told_by(run: Path) -> tuple[str, ...]:
     """The versions that a run was made with."""
-    known = start_of(run).get("versions", {})
+    known = start_of(run).get("versions") or {}
     return tuple(f"{name} {known.get(name, 'unknown')}" for name in TOLD)
 
 
@@ -278,7 +278,7 @@ def typed(group: Group) -> str | None:
 
 def line_of(row: str, method: str, panel: Panel, one: Result, changed: str) -> Line:
     """What a run's folder tells of it."""
-    start, rows = start_of(one.path), json.loads(last_evaluation(one.path, changed).read_text())
+    start, rows = start_of(one.path), read_evaluation(last_evaluation(one.path, changed))
     other = list(rows.get("changed") or [])
     how = [f"episodes={len(one.values)}", *other] if rows.get("label") else []
     source, rated = one.config.get("source") or {}, panel.metric in SUCCESS

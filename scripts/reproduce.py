@@ -6,7 +6,6 @@ runs/reproduce/ROW/report.csv     the summary of them, as `rheo report` writes i
 """
 
 import difflib
-import json
 import math
 import shlex
 from collections.abc import Iterable, Sequence
@@ -22,6 +21,7 @@ from .config import verbs as asking
 from .config.reproducing import Reproducing
 from .pages import made as all_made
 from .pages import number, read
+from .store.evaluations import read_evaluation
 from .store.provenance import versions
 from .store.where import locate, reached, shown
 from .summaries import Figures, Line, Made, Row, command_of, figures, text_of
@@ -248,7 +248,7 @@ def evaluated(run: Path, label: str, episodes: int) -> bool:
     from .compare import last_evaluation
 
     try:
-        rows = json.loads(last_evaluation(run, label, reached(run)).read_text())
+        rows = read_evaluation(last_evaluation(run, label, reached(run)))
     except RheoError:
         return False
     return len(rows["episodes"]) >= episodes

@@ -1,17 +1,65 @@
-"""What `rheo resume` looks at before it goes on."""
+"""`rheo resume`: a run goes on from its last checkpoint, and what is looked at before."""
 
 import logging
+from contextlib import closing
 from typing import Any
 
 from rheo import ranks
 from rheo.algos.contract import Algorithm
-from rheo.errors import RheoError, command
+from rheo.errors import REQUEUE, Halted, RheoError, command
 
+from .assemble import as_saved, assemble
+from .config.verbs import Resuming
+from .sight import encode_data
+from .stopping import stop_signals
+from .store.fields import fitting, refuse_partial
+from .store.lost import refuse, restart
 from .store.run import Run
 from .store.state import holds_generators, refuse_other_weights, with_generators
 from .store.where import shown
+from .together import announce, own_part, refuse_unequal, run_kind, together
+from .train import Loop
 
 log = logging.getLogger("rheo")
+
+
+def resume(asked: Resuming) -> int:
+    """Continues a run from its last checkpoint; a new `steps` extends it.
+
+    A run that was cut before its first checkpoint begins as a new one does. Where its checkpoints
+    are gone it begins anew only if that was asked for.
+    """
+    name, words, anew = asked
+    several = together(lambda: Run.open(name, words.again).config["device"])
+    with several, stop_signals() as stop, run_kind().open(name, words.again, write=True) as run:
+        announce(run.config)
+        if anew:
+            restart(run)
+        tree = None if anew else run.load()
+        if tree is None:
+            refuse(run, anew)
+        else:
+            refuse_partial(tree, run.loaded, "algo", "source", "sizes", "loop")
+            with fitting(run.loaded):
+                tree = own_part(tree, run)
+            if over(run, tree["loop"]):
+                return nothing_to_do(run, words.options)
+        with fitting(run.loaded):
+            config = as_saved(run.config, tree)
+        loop = Loop(run, assemble(config), stop)
+        if tree is None:
+            try:
+                loop.begin()
+            except Halted:
+                raise RheoError(f"{stop.why()} before its first step", REQUEUE) from None
+        else:
+            with fitting(run.loaded):
+                loop.restore(fitted(tree, loop.algo, words.options))
+            encode_data(loop.algo, loop.source)
+            refuse_unequal(loop.algo, run.step)
+        run.go_on(tree is not None)
+        with closing(loop):
+            return loop.finish()
 
 
 def over(run: Run, loop: dict[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from .config.compose import HOME
 from .config.inherit import POLICY_KEYS, acting_policy, word
 from .config.top import AT_WILL, inside
 from .config.words import as_flags
+from .store.fields import fitting, refuse_partial
 from .store.run import Run
 from .store.state import other_shape, put
 from .store.where import named
@@ -72,13 +73,14 @@ def start_from(algo: Algorithm, config: dict[str, Any]) -> Run:
     """
     donor = donor_of(config)
     same = goes_on(config, donor.config)
-    refuse_other_images(algo, donor)
-    pairs = continued(algo, donor) if same else handed_over(algo, donor, config)
-    refuse_other_meaning(algo, pairs, config, donor, same)
-    for pair in pairs:
-        pair.part.load_state_dict(pair.state)
-    duals = carried(algo, config, donor) if same else []
-    share_statistics(algo)
+    with fitting(f"{donor.who}, {donor.run.loaded}"):
+        refuse_other_images(algo, donor)
+        pairs = continued(algo, donor) if same else handed_over(algo, donor, config)
+        refuse_other_meaning(algo, pairs, config, donor, same)
+        for pair in pairs:
+            pair.part.load_state_dict(pair.state)
+        duals = carried(algo, config, donor) if same else []
+        share_statistics(algo)
     say(pairs, duals, config, donor, same)
     return donor.run
 
@@ -90,9 +92,11 @@ def donor_of(config: Mapping[str, Any]) -> Donor:
     tree = run.load()
     if tree is None:
         raise RheoError(f"{who}: that run has no checkpoint yet")
+    refuse_partial(tree, run.loaded, "algo", "sizes")
     kind = completed(target_of(run.config["algo"], "algo"))
     images = tree["sizes"].get("images", {})
-    return Donor(who, run, run.config, kind, kind.upgrade(tree["algo"]), images)
+    with fitting(f"{who}, {run.loaded}"):
+        return Donor(who, run, run.config, kind, kind.upgrade(tree["algo"]), images)
 
 
 def goes_on(config: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:

@@ -1,10 +1,11 @@
-"""`rheo train` and `rheo resume`: the one loop for every stage."""
+"""`rheo train`: the one loop for every stage."""
 
 import logging
 import math
 import os
-from contextlib import closing, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -17,23 +18,21 @@ from rheo.errors import MACHINE, NUMERICS, REQUEUE, EnvError, Halted, RheoError
 
 from .assemble import (
     Experiment,
-    as_saved,
     assemble,
     entered,
     make_eval_env,
     refuse_other_order,
 )
 from .config.top import EVAL_SEED
-from .config.words import Words
 from .display import Display, Timer, time_frozen_base
 from .dry import show
 from .evaluate import episodes_of, known_references, score
 from .fast import fast, one_thread
 from .plot import plot
-from .resuming import fitted, nothing_to_do, over
 from .sight import encode_data
 from .start import start_from
 from .stopping import Stop, diagnosis, stop_signals
+from .store.fields import fitting
 from .store.run import Run, discard
 from .store.services import FINISHED, STOPPED
 from .store.state import (
@@ -46,7 +45,6 @@ from .together import (
     announce,
     collected,
     joined,
-    own_part,
     refuse_unequal,
     run_kind,
     together,
@@ -54,6 +52,7 @@ from .together import (
 from .trial import Trial, refuse_unfitted, rehearse, tell_shift
 
 log = logging.getLogger("rheo")
+SOON = 1.0  # minute until the first save
 PROBED = 8  # recorded observations at which a frozen base is tried
 
 
@@ -74,15 +73,7 @@ def train(config: dict[str, Any], name: str) -> int:
         try:
             announce(config)
             loop = Loop(run, assemble(config), stop)
-            if config["init"] is not None:
-                loop.goes_with(start_from(loop.algo, config))
-            encode_data(loop.algo, loop.source)
-            refuse_unfitted(loop.algo)
-            if config["init"] is not None:
-                tell_shift(loop.algo, loop.source)
-            loop.try_out()
-            rehearse(loop.algo, loop.source, loop.sizes)
-            refuse_unequal(loop.algo, 0)
+            loop.begin()
         except BaseException as error:
             run.close()
             discard(path, made)
@@ -96,31 +87,6 @@ def train(config: dict[str, Any], name: str) -> int:
             run.close()
             discard(path, made)
             raise
-
-
-def resume(asked: tuple[str, Words]) -> int:
-    """Continues a run from its last checkpoint; a new `steps` extends it."""
-    name, words = asked
-    several = together(lambda: Run.open(name, words.again).config["device"])
-    with several, stop_signals() as stop, run_kind().open(name, words.again, write=True) as run:
-        announce(run.config)
-        tree = run.load()
-        if tree is None:
-            run.refuse_lost()
-        else:
-            tree = own_part(tree, run)
-            if over(run, tree["loop"]):
-                return nothing_to_do(run, words.options)
-        loop = Loop(run, assemble(as_saved(run.config, tree)), stop)
-        if tree is not None:
-            loop.restore(fitted(tree, loop.algo, words.options))
-        elif run.config["init"] is not None:
-            loop.goes_with(start_from(loop.algo, run.config))
-        encode_data(loop.algo, loop.source)
-        refuse_unequal(loop.algo, run.step)
-        run.go_on(tree is not None)
-        with closing(loop):
-            return loop.finish()
 
 
 class Loop:
@@ -147,8 +113,10 @@ class Loop:
         self.latest: dict[str, Any] = {}  # metrics of the last update that gave them
         self.fresh = True  # an evaluation is still to come: the one before the first update
         self.since: int | None = None  # where the step began that a signal cut, until it is done
+        self.doubtful = False  # a state was restored, and nothing was logged since
         self.saved = -1
         stop.watch(self)
+        self.tried = monotonic()  # when it was last saved, or the loop was made
 
     def close(self) -> None:
         """Ends the environments, and with them the processes that host some."""
@@ -156,6 +124,18 @@ class Loop:
         for env in (getattr(acting, "env", None), self.eval_env):
             if env is not None:
                 env.close()
+
+    def begin(self) -> None:
+        """What comes before the first step. Raises RheoError for what cannot be trained."""
+        if self.cfg["init"] is not None:
+            self.goes_with(start_from(self.algo, self.cfg))
+        encode_data(self.algo, self.source)
+        refuse_unfitted(self.algo)
+        if self.cfg["init"] is not None:
+            tell_shift(self.algo, self.source)
+        self.try_out()
+        rehearse(self.algo, self.source, self.sizes)
+        refuse_unequal(self.algo, 0)
 
     def goes_with(self, base: Run) -> None:
         """Keeps what the numbers of a base mean, where no data of this run's own tell it.
@@ -173,7 +153,10 @@ class Loop:
         self.source.load_state_dict(tree["source"])
         self.latest, self.fresh = tree["loop"]["latest"], tree["loop"]["fresh"]
         self.since = tree["loop"].get("since")
+        self.doubtful = True
         self.saved = self.source.progress
+        if self.saved != self.run.step:
+            raise ValueError(f"source is at step {self.saved}, the checkpoint at {self.run.step}")
 
     def try_out(self) -> None:
         """One decision in the environments of the evaluation, which every evaluation resets.
@@ -249,10 +232,11 @@ class Loop:
         with suppress(Halted):
             while self.unfinished() and not stop.agreed():
                 since = self.since = source.progress if self.since is None else self.since
-                with self.timer("env"), self.acting:
-                    batch = source.next(self.act)
-                with self.timer("learn"):
-                    self.latest |= self.update(batch)
+                with self.doubting():
+                    with self.timer("env"), self.acting:
+                        batch = source.next(self.act)
+                    with self.timer("learn"):
+                        self.latest |= self.update(batch)
                 self.display.tick(source.progress)
                 self.since = None
                 self.between(since, source.progress, steps)
@@ -264,6 +248,10 @@ class Loop:
                 f"space and go on from the last good checkpoint: {self.run.resume_command()}",
                 MACHINE,
             )
+
+    def doubting(self) -> AbstractContextManager[None]:
+        """Around what may fail since the state of a checkpoint was none of this run."""
+        return fitting(self.run.loaded) if self.doubtful else nullcontext()
 
     def heed(self) -> None:
         """Lets a wish to stop be heard between the decisions of a source.
@@ -283,11 +271,25 @@ class Loop:
         """Whatever is due between two updates."""
         end = now >= steps
         if end or due(before, now, self.cfg["log_every"]):
-            self.log(now)
+            with self.doubting():
+                self.log(now)
+            self.doubtful = False
         if end or due(before, now, self.cfg["eval_every"]):
             self.evaluate(now)
-        if end or due(before, now, self.cfg["save_every"]):
+        if end or due(before, now, self.cfg["save_every"]) or self.is_late(before, now):
             self.save(now)
+
+    def is_late(self, before: int, now: int) -> bool:
+        """Whether `save_minutes` have gone by since the last save; for the first one SOON.
+
+        Several ranks ask the first one, where they log: they come by there together.
+        """
+        minutes = self.cfg["save_minutes"]
+        if minutes is None or ranks.size() > 1 and not due(before, now, self.cfg["log_every"]):
+            return False
+        wait = minutes if self.saved >= 0 else min(minutes, SOON)
+        late = ranks.leads() and monotonic() - self.tried > 60 * wait
+        return ranks.largest(int(late)) > 0
 
     def act(self, obs: torch.Tensor) -> torch.Tensor:
         """Exploring action; its time counts as inference."""
@@ -346,6 +348,7 @@ class Loop:
     def save(self, step: int) -> None:
         """A checkpoint of everything; numbers that broke never replace a good one."""
         self.stop.saving = True  # which is waited for
+        self.tried = monotonic()
         with self.timer("save"):
             algo = capture(self.algo)
             place = not_finite(algo, "algo")

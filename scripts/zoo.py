@@ -105,14 +105,14 @@ def recorded(words: list[str], file: Path) -> int:
 
 def trained(words: list[str], folder: Path) -> int:
     """Trains a run to its end, from its last checkpoint where it has one of this configuration."""
-    from . import train
+    from . import resuming, train
 
     config = compose.train(words)
     step = reached(folder)
     if step is not None and stored(folder) | {"name": None} == config:
         if step >= config["steps"]:
             return 0
-        return train.resume((str(folder), Words([], [str(folder)], [])))
+        return resuming.resume(verbs.Resuming(str(folder), Words([], [str(folder)], [])))
     if folder.exists():
         Lock(folder).release()  # raises where somebody else trains it
         shutil.rmtree(folder)

@@ -1,5 +1,6 @@
 """One thread per test: small products are slower on several, and sums keep their order."""
 
+import json
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from rheo.errors import EnvError
 from rheo.policies.fewstep import FewStepPolicy
 from rheo.policies.normalize import Normalizer
 from rheo.scripts import grace
+from rheo.scripts.store.stamps import LINE, sealed
 
 torch.set_num_threads(1)
 
@@ -163,3 +165,18 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
         return [*base, *small(algo), *periods, f"name={name}", *more]
 
     return words
+
+
+@pytest.fixture
+def unvouched() -> Callable[[Path], None]:
+    """Makes a run folder like one of an earlier version: manifests tell nothing of the run."""
+
+    def strip(folder: Path) -> None:
+        for file in folder.glob("ckpt/*/manifest.json"):
+            manifest = json.loads(file.read_bytes())
+            del manifest["sha256"], manifest["run"]
+            file.write_bytes(sealed(manifest))
+        settings = folder / "config.yaml"
+        settings.write_text(settings.read_text().partition(LINE)[0])
+
+    return strip

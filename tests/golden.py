@@ -20,6 +20,7 @@ from conftest import write_episodes
 from shipped import ALGOS, needs, small
 
 from rheo.scripts.cli import main
+from rheo.scripts.store.journal import Journal
 from rheo.scripts.store.run import Run
 from rheo.scripts.store.state import tensors
 
@@ -48,8 +49,8 @@ def words(algo: str, more: list[str]) -> list[str]:
 
 def digest(name: str) -> str:
     """Hashes of a run's metrics, clocks left out, and of its tensors, whatever they are called."""
-    lines = Path("runs", name, "metrics.jsonl").read_text().splitlines()
-    rows = [{k: v for k, v in json.loads(l).items() if k[:5] != "time/"} for l in lines]  # noqa: E741
+    found = Journal(Path("runs", name, "metrics.jsonl")).rows()
+    rows = [{k: v for k, v in row.items() if k[:5] != "time/"} for row in found]
     told = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:12]
     saved = Run.open(name).load()
     assert saved is not None

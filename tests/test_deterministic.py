@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from rheo.scripts.cli import main
+from rheo.scripts.store.journal import Journal
 from rheo.scripts.store.run import Run
 from rheo.scripts.store.state import tensors
 
 
 def rows(name):
     """Metrics without what a clock measures."""
-    lines = Path("runs", name, "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(l).items() if k[:5] != "time/"} for l in lines]  # noqa: E741
+    found = Journal(Path("runs", name, "metrics.jsonl")).rows()
+    return [{k: v for k, v in row.items() if k[:5] != "time/"} for row in found]
 
 
 @pytest.mark.parametrize("algo", ["bc", "rfm", "sac"])

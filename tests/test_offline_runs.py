@@ -10,6 +10,7 @@ import pytest
 from rheo.envs.mujoco.native import NativeVector
 from rheo.scripts.cli import main
 from rheo.scripts.config.compose import HOME
+from rheo.scripts.store.journal import Journal
 
 SOURCE = "/source: transitions"
 OFFLINE = sorted(file.stem for file in (HOME / "algo").glob("*.yaml") if SOURCE in file.read_text())
@@ -85,8 +86,7 @@ def test_stop_and_resume_on_recorded_data_equals_the_straight_run(d4rl, algo):
     assert main(["resume", "parts", "steps=20"]) == 0
     logs = []
     for name in ("straight", "parts"):
-        lines = Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()
-        last = json.loads(lines[-1])
+        last = Journal(Path(f"runs/{name}/metrics.jsonl")).rows()[-1]
         logs.append({key: value for key, value in last.items() if not key.startswith("time/")})
     assert logs[0] == logs[1]
 

@@ -19,6 +19,7 @@ from rheo.scripts import train as training
 from rheo.scripts.assemble import make_env, make_eval_env
 from rheo.scripts.cli import main
 from rheo.scripts.config import schema
+from rheo.scripts.store.journal import Journal
 from rheo.scripts.store.run import Run
 from rheo.scripts.store.state import generator_states
 
@@ -29,8 +30,8 @@ ONE_ROW = ["env.num_envs=1", "policy.net.activation=silu"]  # acts through the l
 
 def rows(name):
     """Metrics without what a clock measures."""
-    lines = Path("runs", name, "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(l).items() if k[:5] != "time/"} for l in lines]  # noqa: E741
+    found = Journal(Path("runs", name, "metrics.jsonl")).rows()
+    return [{k: v for k, v in row.items() if k[:5] != "time/"} for row in found]
 
 
 ON_POLICY = ["ppo", "reinflow", "dppo", "awm_gae"]
@@ -254,6 +255,70 @@ def test_a_process_stopped_while_it_assembles_saves_and_resumes(tiny, monkeypatc
     assert_equal_runs("straight", "stopped")
 
 
+def cut_at_its_first_save(monkeypatch, words):
+    """As a kill there leaves a run: what it logged is on the disk, and no checkpoint."""
+
+    def killed(*_):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Loop, "save", killed)
+        with pytest.raises(SystemExit):
+            main(["train", *words])
+
+
+FIRST = {  # what a run draws or measures before its first step
+    "from scratch": ("sac", []),
+    "a flow of another run": ("reinflow", ["init=base", "horizon=1"]),
+    "a steered flow": ("dsrl_na", ["init=base", "horizon=1"]),
+    "a frozen flow below": ("expo", ["init=base", "horizon=1"]),
+    "a choice before training": ("dsrl_na", ["init=base", "horizon=1", "algo.gate=0.01"]),
+}
+
+
+@pytest.mark.parametrize("kind", FIRST)
+def test_a_run_killed_before_its_first_save_resumes_to_the_straight_one(tiny, kind, monkeypatch):
+    algo, more = FIRST[kind]
+    if more:
+        place = ["env=inverted_pendulum", "steps=40", "horizon=1"]
+        words = [word for word in tiny("bc", "base", *place) if not word.startswith("data=")]
+        assert main(["collect", "random", "out=d.npz", "env=inverted_pendulum", "steps=200"]) == 0
+        assert main(["train", *words, "data=d.npz"]) == 0
+    assert main(["train", *tiny(algo, "straight", *more)]) == 0
+    cut_at_its_first_save(monkeypatch, tiny(algo, "stopped", *more))
+    assert Path("runs/stopped/metrics.jsonl").exists() and not Path("runs/stopped/ckpt").exists()
+    assert main(["resume", "stopped"]) == 0
+    assert_equal_runs("straight", "stopped")
+
+
+@pytest.mark.parametrize("algo", ["bc", "rfm", "ppo"])
+def test_saves_by_the_clock_change_nothing_and_are_gone_on_from(tiny, algo, monkeypatch):
+    """However often, and the run is killed after the first one, which is early."""
+    more = ["save_every=1000"]
+    assert main(["train", *tiny(algo, "straight", *more, "save_minutes=null")]) == 0
+    assert main(["train", *tiny(algo, "often", *more, "save_minutes=1e-9")]) == 0
+    assert_equal_runs("straight", "often")
+    clock, save, saved = [0.0], training.Loop.save, []
+
+    def slow():
+        clock[0] += 25.0  # seconds
+        return clock[0]
+
+    def once(self, step):
+        save(self, step)
+        saved.append((step, clock[0]))
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "monotonic", slow)
+        patch.setattr(training.Loop, "save", once)
+        with pytest.raises(SystemExit):
+            main(["train", *tiny(algo, "stopped", *more)])
+    assert 0 < saved[0][0] < 200 and 75 < saved[0][1] <= 125
+    assert main(["resume", "stopped"]) == 0
+    assert_equal_runs("straight", "stopped")
+
+
 def test_a_run_without_a_checkpoint_starts_over_only_from_its_start(tiny, capsys):
     assert main(["train", *tiny("sac", "straight")]) == 0
     assert main(["train", *tiny("sac", "stopped")]) == 0
@@ -263,7 +328,8 @@ def test_a_run_without_a_checkpoint_starts_over_only_from_its_start(tiny, capsys
     assert main(["resume", "stopped"]) == 3
     assert "no checkpoint in ckpt/ to go on from" in capsys.readouterr().err
     assert log.read_text() == old
-    log.write_text(old.splitlines(keepends=True)[0])  # killed before its first checkpoint
+    log.write_text(old.splitlines(keepends=True)[0])
+    shutil.rmtree("runs/stopped/eval")
     assert main(["resume", "stopped"]) == 0
     assert_equal_runs("straight", "stopped")
 

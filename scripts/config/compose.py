@@ -60,6 +60,7 @@ usage: rheo demo [key=value ...]
 }
 NEEDED = "RUN"  # the init of an algorithm that cannot do without one
 ABSENT = object()
+YOUNGER = ("eye", "tracker", "recipe", "config_dir")  # than some runs, which do without
 
 
 def asked(argv: Sequence[str]) -> tuple[dict[str, Any], bool]:
@@ -202,7 +203,8 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
     """
     folders, words = flags(argv)
     schema.allow(folders)
-    config = stored(folder)
+    config = stored(folder, [word.partition("=")[0] for word in words])
+    refuse_partial(folder, config)
     lacking = config.get("config_dir") or []
     if lacking and not schema.allowed:
         raise RheoError(
@@ -236,6 +238,21 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
     config = finish(config, overrides, [HOME], errors, inputs, typed)
     programs.compare(config, folder, any(one.key_or_group == "policy.path" for one in overrides))
     return config
+
+
+def refuse_partial(folder: str | Path, config: Mapping[str, Any]) -> None:
+    """Raises RheoError for a run's configuration in which something is missing."""
+    gone = [key for key in TOP if key not in config and key not in YOUNGER]
+    gone += [
+        f"{key}._target_"
+        for key in ("algo", "policy", "source")
+        if key not in gone and not isinstance(inside(config, f"{key}._target_"), str)
+    ]
+    if gone:
+        raise RheoError(
+            f"{Path(folder) / 'config.yaml'}: not a whole configuration, it lacks "
+            f"{', '.join(gone[:5])}; bring a copy of it back"
+        )
 
 
 def retrack(

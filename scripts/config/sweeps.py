@@ -77,7 +77,7 @@ SWEEPING = {
 # what may differ between two calls of a sweep: lengths, periods, limits and where it runs
 FREE = (
     *("name", "steps", "log_every", "eval_every", "save_every", "limits", "threads", "device"),
-    *("signal", "tracker"),
+    *("signal", "save_minutes", "tracker"),
     *(f"env.{key}" for key in STEPPING),
 )
 LONGEST = 200  # characters of a folder's name

@@ -26,6 +26,7 @@ TOP = {
     "log_every": COUNT,
     "eval_every": COUNT,
     "save_every": COUNT,
+    "save_minutes": "Annotated[float, Range(gt=0)] | None",
     "episodes": COUNT,
     "limits": "dict",
     "signal": "dict",
@@ -56,6 +57,8 @@ MEANINGS = {  # of the keys that a run has beside its groups; those of groups ar
     "log_every": "Steps (frames, or updates on recorded data alone) between two rows of metrics.",
     "eval_every": "Steps (frames, or updates on recorded data alone) between two evaluations.",
     "save_every": "Steps (frames, or updates on recorded data alone) between two checkpoints.",
+    "save_minutes": "Minutes after a checkpoint at which the next one comes at the latest, the "
+    "first of a run after one; null: only by save_every.",
     "episodes": "Episodes per evaluation, from initial states that are the same in all of them.",
     "horizon": "Actions that a policy plans per decision; the first env.execute of them are "
     "executed.",
@@ -91,6 +94,15 @@ AT_WILL = (
 AT_ANY_START = ("limits", "signal", "tracker")
 # settings of an environment for the machine that steps it: no number depends on them
 STEPPING = ("threads", "workers", "step_timeout", "restarts")
+PLACES = (  # where it runs, which changes no number, and where an exported program is now
+    *("device", "policy.path"),
+    *(f"env.{key}" for key in STEPPING),
+)
+ON_RESUME = (  # what may change between two starts of a run; all else is in its checkpoint
+    *("steps", "log_every", "eval_every", "save_every", "episodes", "threads", "fast", "limits"),
+    *("save_minutes", "signal"),
+    *("tracker", "data", *PLACES),  # where things are; what they hold is compared
+)
 EVAL_SEED = 100_000  # environment i of an evaluation starts from seed EVAL_SEED + i
 
 

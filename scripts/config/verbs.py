@@ -10,7 +10,7 @@ from rheo.envs.paths import LAYOUTS, expanded, layout_of
 from rheo.errors import RheoError, nearest
 
 from ..store.where import existing
-from .top import AT_ANY_START, AT_WILL, EVAL_SEED, OPTIONS, STEPPING, files_of, suite_of
+from .top import AT_ANY_START, AT_WILL, EVAL_SEED, ON_RESUME, OPTIONS, PLACES, files_of, suite_of
 from .words import (
     Option,
     Words,
@@ -34,7 +34,9 @@ usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]
                  [steer=best|soft|rlg|svdd|doob|inpaint|climb,... steer.n=16
                   steer.reference=RUN ...]""",
     "resume": """\
-usage: rheo resume RUN [steps=N] [data=FILE] [device=NAME] [env.workers=N] [tracker=NAME]""",
+usage: rheo resume RUN [steps=N] [data=FILE] [device=NAME] [env.workers=N] [tracker=NAME]
+       rheo resume RUN --restart     from its beginning, where its checkpoints are lost; what it
+                                     logged is kept as metrics.jsonl.1""",
     "compare": """\
 usage: rheo compare RUN... [metric=score|return|success_once|success_at_end] [out=TABLE.md]
                     [with=KEY=VALUE] [columns=data|env] [group=config|name]
@@ -69,20 +71,15 @@ options: --time-limit N   steps after which an episode is cut where its end is n
          --big             reads what becomes 100 times as large in memory, beyond 1 GB
          --on-bad refuse|drop|clip|keep   what convert does with errors
          --layout npz|d4rl|robomimic      what convert writes""",
+    "checkpoint": """\
+usage: rheo checkpoint verify RUN    a line a file: whether checkpoints, configuration, log,
+                                     evaluations and programs are as they were written; else 3""",
     "doctor": "usage: rheo doctor",
 }
 # ------------------------------------------------------------------ runs
 
 SUCCESS = ("success_once", "success_at_end")
 FREE = (*AT_WILL, "env.execute")  # values of a run that an evaluation may change
-PLACES = (  # where it runs, which changes no number, and where an exported program is now
-    *("device", "policy.path"),
-    *(f"env.{key}" for key in STEPPING),
-)
-ON_RESUME = (  # what may change between two starts of a run; all else is in its checkpoint
-    *("steps", "log_every", "eval_every", "save_every", "episodes", "threads", "fast", "limits"),
-    *("signal", "tracker", "data", *PLACES),  # where things are; what they hold is compared
-)
 
 
 class References(NamedTuple):
@@ -167,9 +164,20 @@ def given_references(low: float | None, high: float | None) -> References | None
     return References(low, high, "given on the command line")
 
 
-def resume(argv: Sequence[str]) -> tuple[str, Words]:
+class Resuming(NamedTuple):
+    """What `rheo resume` was asked."""
+
+    name: str  # of the run
+    words: Words  # what of it changes
+    restart: bool = False  # from its beginning, where there is nothing to go on from
+
+
+RESTART = ("--restart", "restart=true")
+
+
+def resume(argv: Sequence[str]) -> Resuming:
     """`rheo resume`: the run, and values to change. Raises RheoError for what is fixed."""
-    words = divide(argv, OPTIONS)
+    words = divide([word for word in argv if word not in RESTART], OPTIONS)
     name = one_run(words, USAGE["resume"])
     existing(name)
     for word in words.options:
@@ -181,7 +189,15 @@ def resume(argv: Sequence[str]) -> tuple[str, Words]:
                 f"{word}: fixed by the checkpoint{nearest(key, ON_RESUME)}; to change it, train a "
                 f"new run with init={name}"
             )
-    return name, words
+    return Resuming(name, words, any(word in RESTART for word in argv))
+
+
+def checkpoint(argv: Sequence[str]) -> str:
+    """`rheo checkpoint verify`: the run. Raises RheoError."""
+    usage = USAGE["checkpoint"]
+    if not argv or argv[0] != "verify":
+        raise RheoError(usage)
+    return one_run(divide(argv[1:], ()), usage)
 
 
 def thresholds(text: str) -> list[float]:

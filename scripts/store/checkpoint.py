@@ -9,9 +9,11 @@ flipped bit.
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,11 @@ from torch import Tensor
 from rheo.files import ask_for, sha256
 
 from . import segments
+from .stamps import dump, sealed
 from .tree import DTYPES, Broken, Packed, pack, unpack
 from .where import CHECKPOINT, MANIFEST, found
 
+logger = logging.getLogger("rheo")
 FORMAT = 2  # 1: a replay is one tensor
 STATE = "state.json"
 FILE = re.compile(r"[A-Za-z0-9_]+\.(safetensors|json)")
@@ -33,10 +37,13 @@ STAGING = ".staging-"
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
-def write(folder: Path, step: int, tree: dict[str, Any], keep: int) -> Path:
+def write(
+    folder: Path, step: int, tree: dict[str, Any], keep: int, run: dict[str, Any] | None = None
+) -> Path:
     """Publishes a checkpoint of `tree` in `folder` and prunes all but the newest `keep`.
 
-    Raises OSError when the disk refuses; then the folder is as it was.
+    run: what the manifest vouches for beside the checkpoint's own files (`vouch`). Raises OSError
+    when the disk refuses; then the folder is as it was.
     """
     packed = pack(tree)
     plans = {key: segments.plan(rows) for key, rows in packed.rows.items()}
@@ -54,6 +61,7 @@ def write(folder: Path, step: int, tree: dict[str, Any], keep: int) -> Path:
         files[STATE] = write_bytes(staging / STATE, [dump(packed.state)])
         tables = {key: segments.listed(table, packed.rows[key]) for key, table in lying.items()}
         manifest = {"format": FORMAT, "step": step, "files": files, "tables": tables}
+        manifest |= {} if run is None else {"run": run}
         write_bytes(staging / MANIFEST, [sealed(manifest)])
         sync(staging)
         target = free_name(folder, step)
@@ -117,16 +125,6 @@ def write_bytes(path: Path, chunks: list[Any]) -> dict[str, Any]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-def dump(node: Any) -> bytes:
-    """Canonical JSON."""
-    return json.dumps(node, sort_keys=False, allow_nan=False, separators=(",", ":")).encode()
-
-
-def sealed(manifest: dict[str, Any]) -> bytes:
-    """A manifest with its own digest in it."""
-    return dump({**manifest, "sha256": hashlib.sha256(dump(manifest)).hexdigest()})
-
-
 def sync(folder: Path) -> None:
     """Makes a folder's entries durable."""
     handle = os.open(folder, os.O_RDONLY)
@@ -146,14 +144,16 @@ def free_name(folder: Path, step: int) -> Path:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Removes all but the newest checkpoints; the manifest goes first, so no half one is found."""
+    """Removes all but the newest checkpoints; renamed before, so that no half one is found."""
     for path in found(folder)[keep:]:
-        (path / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
+        old = folder / f"{STAGING}{path.name}"
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def halves(folder: Path) -> list[Path]:
-    """Checkpoints without a manifest: half removed, or half copied."""
+    """Checkpoints without a manifest: half copied, or damaged."""
     if not folder.is_dir():
         return []
     named = [path for path in folder.iterdir() if CHECKPOINT.fullmatch(path.name)]
@@ -161,10 +161,24 @@ def halves(folder: Path) -> list[Path]:
 
 
 def clean(folder: Path) -> None:
-    """Removes what a killed process left half-written. Only for the holder of the run's lock."""
-    staged = folder.glob(f"{STAGING}*") if folder.is_dir() else ()
-    for path in [*halves(folder), *staged]:
+    """Removes what a killed process left half-written. Only for the holder of the run's lock.
+
+    Nothing else is: a checkpoint that lost its manifest may still hold weights and is set aside.
+    """
+    for path in folder.glob(f"{STAGING}*") if folder.is_dir() else ():
         shutil.rmtree(path, ignore_errors=True)
+    set_aside(halves(folder))
+
+
+def set_aside(paths: Iterable[Path]) -> None:
+    """Renames broken checkpoints, so that no later look meets them."""
+    for path in paths:
+        aside, count = path.with_name(f"{path.name}.broken"), 0
+        while aside.exists():
+            count += 1
+            aside = path.with_name(f"{path.name}.broken{count}")
+        path.rename(aside)
+        logger.warning("%s: cannot be trusted; set aside as %s", path, aside.name)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -3,24 +3,26 @@
 Trackers (tracker.py) are sinks too.
 """
 
+import hashlib
 import importlib
 import io
-import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from socket import gethostname
 from time import time
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rheo.errors import RheoError
-from rheo.files import FULL, append, put_text
+from rheo.files import FULL, append, atomically
 
+from .stamps import stamped, unstamped
 from .waiting import Waiting
 
 logger = logging.getLogger("rheo")
+PLAIN = {int, float, type(None)}  # what a row holds
 
 
 def floats(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -63,49 +65,97 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.waiting = Waiting(path, "rows", lambda rows: append(path, b"".join(rows)))
+        self.waiting = Waiting(path, "rows", self.write)
+        self.written: Written | None = None  # None: as the file stands
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """Adds a row. Raises RheoError (code 3) when five writes in a row failed."""
         row = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-        self.waiting.add(json.dumps({"step": step, **row}).encode() + b"\n")
+        self.waiting.add(stamped({"step": step, **row}).encode())
+
+    def write(self, rows: list[bytes]) -> None:
+        """Appends all rows or none. Raises OSError."""
+        data = b"".join(rows)
+        before = self.written
+        if before is None:
+            before = self.written = Written.of(self.lines())
+        append(self.path, data)
+        self.written = before.and_then(data)
+
+    def told(self) -> dict[str, Any]:
+        """What a checkpoint vouches for of the rows on disk: how many, and a digest of them all."""
+        if self.written is None:
+            self.written = Written.of(self.lines())
+        return {"count": self.written.rows, "sha256": self.written.digest.hexdigest()}
+
+    def lines(self) -> list[bytes]:
+        """The lines on disk, with their ends."""
+        return self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows on disk; lines that are not whole rows are left out with a warning."""
-        if not self.path.exists():
-            return []
-        rows, bad = [], 0
-        for line in self.path.read_bytes().splitlines():
-            row = parse(line)
-            if row is None:
-                bad += 1
-            else:
-                rows.append(row)
+        found = [parse(line) for line in self.lines()]
+        bad = found.count(None)
         if bad:
-            logger.warning("%s: %d unreadable line(s) left out", self.path, bad)
-        return rows
+            logger.warning("%s: %d damaged line(s) left out", self.path, bad)
+        return [row for row in found if row is not None]
 
-    def rewind(self, step: int) -> None:
-        """Keeps the rows up to `step`. Raises OSError."""
-        self.waiting.things = []
-        if not self.path.exists():
-            return
-        kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
-        put_text(self.path, "".join(kept))
+    def rewind(self, step: int, told: Mapping[str, Any] | None = None) -> None:
+        """Keeps the rows that were there when the run was saved at `step`. Raises OSError.
+
+        told: what the checkpoint vouches for of them. Where they are not all as they were, which is
+        said, and of older runs, those up to `step` are kept.
+        """
+        self.waiting.things, self.written = [], None
+        lines = self.lines()
+        kept = lines[: told["count"]] if told is not None else []
+        if told is None or Written.of(kept).digest.hexdigest() != told["sha256"]:
+            kept = [line for line in lines if up_to(parse(line), step)]
+            if told is not None:
+                text = "%s: damaged: of the %d rows up to step %d %d are as they were logged"
+                logger.warning(text, self.path, told["count"], step, len(kept))
+        if kept != lines:
+            atomically(self.path, lambda part: part.write_bytes(b"".join(kept)))
 
     def close(self, end: str) -> None:
         """Writes what waits."""
         self.waiting.close()
 
 
+class Written(NamedTuple):
+    """What is on disk of a log."""
+
+    rows: int
+    digest: Any  # SHA-256 of all that is written, which goes on
+
+    @classmethod
+    def of(cls, lines: Sequence[bytes]) -> "Written":
+        """Of lines with their ends."""
+        return cls(len(lines), hashlib.sha256(b"".join(lines)))
+
+    def and_then(self, data: bytes) -> "Written":
+        """With whole lines appended."""
+        digest = self.digest.copy()
+        digest.update(data)
+        return Written(self.rows + data.count(b"\n"), digest)
+
+
 def parse(line: bytes) -> dict[str, Any] | None:
-    """A row, or None when the line is not one."""
+    """A row of numbers, without its check; None for a line that is not one, or was altered."""
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = unstamped(line)
+        numbers = {key: None if value is None else float(value) for key, value in row.items()}
+    except (ValueError, TypeError, OverflowError):
         return None
-    whole = isinstance(row, dict) and isinstance(row.get("step"), int)
-    return row if whole else None
+    kinds = {type(value) for value in row.values()}
+    whole = type(row.get("step")) is int and 0 <= row["step"] < 2**63 and kinds <= PLAIN
+    finite = all(value is None or math.isfinite(value) for value in numbers.values())
+    return row if whole and finite else None
+
+
+def up_to(row: Mapping[str, Any] | None, step: int) -> bool:
+    """Whether a row is whole, and not of a later step."""
+    return row is not None and row["step"] <= step
 
 
 class Events:

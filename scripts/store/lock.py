@@ -6,11 +6,12 @@ import json
 import logging
 import os
 import platform
+import stat
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from rheo.errors import RheoError
+from rheo.errors import MACHINE, RheoError, command
 
 logger = logging.getLogger("rheo")
 
@@ -20,7 +21,8 @@ class Lock:
 
     The system drops its lock when the process dies, however it dies, so a stale file is
     recognised without guessing from the pid. On a shared disk the system lock may not reach other
-    machines: a file that names another host is honoured.
+    machines: a file that names another host is honoured. A link is not followed: it would let
+    whoever made the folder choose the file that is written.
 
     Raises RheoError when another process holds it, OSError when the folder cannot be written.
     """
@@ -30,12 +32,20 @@ class Lock:
     def __init__(self, folder: Path) -> None:
         self.path = folder / self.NAME
         self.owner = os.getpid()
-        self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        self.handle = os.open(self.path, flags, 0o644)
         try:
+            self.refuse_odd()
             self.acquire()
         except BaseException:
             os.close(self.handle)
             raise
+
+    def refuse_odd(self) -> None:
+        """Raises RheoError for a lock that is no file of this folder alone."""
+        found = os.fstat(self.handle)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            raise RheoError(f"{self.path}: is no file of its own (a pipe or a link); remove it")
 
     def acquire(self) -> None:
         """Takes the system lock and signs the file."""
@@ -59,9 +69,22 @@ class Lock:
     def is_current(self) -> bool:
         """Whether the file we locked is still the one in the folder."""
         try:
-            return os.fstat(self.handle).st_ino == os.stat(self.path).st_ino
-        except FileNotFoundError:
+            there = os.stat(self.path, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
             return False
+        return os.path.samestat(os.fstat(self.handle), there)
+
+    def refuse_lost(self) -> None:
+        """Raises RheoError (code 3) once the file was removed or replaced: another process may
+        write here now.
+        """
+        if self.handle >= 0 and not self.is_current():
+            raise RheoError(
+                f"{self.path}: was removed or replaced while this process was writing here; it "
+                "stops and writes nothing more, since another one may have begun to. When none "
+                f"has: {command('resume', self.path.parent)}",
+                MACHINE,
+            )
 
     def holder(self) -> dict[str, Any]:
         """What the file says; empty when it says nothing readable."""
@@ -90,9 +113,13 @@ class Lock:
         return RheoError(f"{folder} is in use by {who}; {remedy}")
 
     def release(self) -> None:
-        """Removes the file and drops the lock; a forked child leaves both alone."""
+        """Removes the file and drops the lock; a forked child leaves both alone.
+
+        A file that took its place is another process's.
+        """
         if self.handle < 0 or os.getpid() != self.owner:
             return
-        self.path.unlink(missing_ok=True)
+        if self.is_current():
+            self.path.unlink(missing_ok=True)
         os.close(self.handle)
         self.handle = -1

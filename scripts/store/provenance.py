@@ -1,5 +1,6 @@
 """What a result depends on besides its configuration: versions, commit, command, machine."""
 
+import logging
 import os
 import platform
 import subprocess
@@ -11,6 +12,13 @@ from typing import Any
 
 from rheo import ranks
 
+from .stamps import unstamped
+
+logger = logging.getLogger("rheo")
+KINDS = {  # what an entry may hold
+    **{"started": str, "command": list, "host": str, "pid": int, "cpus": int, "ranks": int},
+    **{"machine": str, "commit": str, "versions": dict, "step": int, "saved": bool},
+}
 PACKAGES = ("rheo", "torch", "mujoco", "gymnasium", "numpy", "hydra-core", "safetensors")
 
 
@@ -27,6 +35,48 @@ def start_entry() -> dict[str, Any]:
         "commit": commit(),
         "versions": versions(),
     }
+
+
+def starts_of(file: Path) -> list[dict[str, Any]]:
+    """The starts that a run.json tells, each with what in it has the right type; [] without one.
+
+    Raises ValueError for a file that is damaged or tells none.
+    """
+    if not file.exists():
+        return []
+    try:
+        starts = unstamped(file.read_bytes()).get("starts")
+    except OSError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(starts, list) or not all(isinstance(each, dict) for each in starts):
+        raise ValueError("it lists no starts")
+    return [{key: value for key, value in each.items() if fits(key, value)} for each in starts]
+
+
+def fits(key: str, value: Any) -> bool:
+    """Whether an entry's value is of its key's kind; keys of other versions are as they are."""
+    if key == "command" and isinstance(value, list):
+        return all(isinstance(word, str) for word in value)
+    return value is None or key not in KINDS or isinstance(value, KINDS[key])
+
+
+def earlier_starts(file: Path) -> list[Any]:
+    """The starts of a run.json; one that cannot be read is set aside, with a warning."""
+    try:
+        return starts_of(file)
+    except ValueError as error:
+        aside = file.with_name(f"{file.name}.broken")
+        logger.warning("%s: not readable (%s); set aside as %s", file, error, aside.name)
+    os.replace(file, aside)
+    return []
+
+
+def read_starts(folder: Path) -> list[dict[str, Any]]:
+    """The starts of a run, for whoever only reads: [] where they cannot be told."""
+    try:
+        return starts_of(folder / "run.json")
+    except ValueError:
+        return []
 
 
 def versions() -> dict[str, str | None]:

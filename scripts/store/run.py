@@ -13,9 +13,9 @@ runs/<name>/config.yaml    the composed configuration
 import errno
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -30,17 +30,21 @@ from ..config.compose import load
 from ..config.programs import typed_again
 from ..config.rules import foreign
 from ..config.words import as_flags
-from . import checkpoint
+from . import checkpoint, lost, vouch
+from .fields import sound
 from .journal import Events, Journal, Sink, floats
 from .lock import Lock
-from .provenance import start_entry
+from .provenance import earlier_starts, read_starts, start_entry
 from .services import FAILED
+from .stamps import lined, stamped, unstamped
 from .tracker import FOLDER, Tracker
+from .vouch import CONFIG, newest, programs_of, vouching
 from .waiting import Patience, Waiting
-from .where import existing, found, locate, shown, step_of
+from .where import MANIFEST, existing, found, locate, shown, step_of
 
 logger = logging.getLogger("rheo")
 KEEP = 2  # checkpoints
+DATA, STARTS = "data.json", "run.json"
 MEANING = (  # of what the data tell: all that a policy's inputs and outputs stand for
     *("format", "path", "env_id", "dt", "obs_keys", "obs_widths", "obs_images"),
     "left_out",
@@ -64,6 +68,9 @@ class Run:
         told = ((name, node) for name, node in (config.get("tracker") or {}).items() if lock)
         trackers = [Tracker(name, node, path, self.about) for name, node in told]
         self.sinks: list[Sink] = [self.journal, self.events, *trackers]
+        self.loaded: Path | None = None  # the checkpoint that was
+        self.programs: dict[str, str] | None = None
+        self.starts: list[dict[str, Any]] = []  # as they are written
         self.end = FAILED  # until the training says otherwise
         self.clock, self.before = perf_counter(), 0.0
 
@@ -116,23 +123,40 @@ class Run:
 
     def close(self) -> None:
         """Writes what is pending and gives the lock back."""
+        ours = self.lock is None or self.lock.is_current()
         for sink in self.sinks:
-            sink.close(self.end)
-        self.evaluations.close()
+            if ours or sink is not self.journal:
+                sink.close(self.end)
+        if ours:
+            self.evaluations.close()
         if self.lock is not None:
             self.lock.release()
             self.lock = None
 
     def describe(self) -> None:
         """Writes config.yaml and this start's entry of run.json."""
-        file = self.path / "run.json"
-        starts = [*earlier_starts(file), {"step": self.step, **start_entry()}]
-        put_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
-        put_text(file, json.dumps({"starts": starts}, indent=1) + "\n")
+        earlier = earlier_starts(self.path / STARTS)
+        self.starts = [*earlier, {"step": self.step, "saved": False, **start_entry()}]
+        text = OmegaConf.to_yaml(OmegaConf.create(self.config))
+        put_text(self.path / CONFIG, lined(text))
+        put_text(self.path / STARTS, stamped({"starts": self.starts}, indent=1))
+
+    def note_saved(self) -> None:
+        """Writes into run.json that there has been a checkpoint: one that is not there is lost."""
+        if self.starts and not self.starts[-1]["saved"]:
+            now = [*self.starts[:-1], {**self.starts[-1], "saved": True}]
+            with suppress(OSError):  # the next save tries again
+                put_text(self.path / STARTS, stamped({"starts": now}, indent=1))
+                self.starts = now
+
+    def hold(self) -> None:
+        """Raises RheoError (code 3) once the lock is lost; asked before anything is written."""
+        if self.lock is not None:
+            self.lock.refuse_lost()
 
     def about(self) -> dict[str, Any]:
         """What a tracker is told of this run: name, folder for its files, configuration, facts."""
-        start = (earlier_starts(self.path / "run.json") or [{}])[-1]
+        start = (read_starts(self.path) or [{}])[-1]
         facts = {key: start.get(key) for key in ("versions", "commit", "command", "started")}
         folder = str((self.path / FOLDER).absolute())
         return {"name": self.path.name, "folder": folder, "config": self.config, "facts": facts}
@@ -142,6 +166,7 @@ class Run:
 
         A full disk keeps rows in memory and warns; RheoError (code 3) after five tries in a row.
         """
+        self.hold()
         numbers = floats(metrics)
         numbers["time/wall"] = self.before + perf_counter() - self.clock
         for sink in self.sinks:
@@ -154,10 +179,11 @@ class Run:
 
         While training, what a full disk refuses waits as rows do; else raises RheoError.
         """
+        self.hold()
         label = summary.get("label", "")
         folder = self.path / "eval"
         file = folder / (f"{step:012d}-{label}.json" if label else f"{step:012d}.json")
-        text = json.dumps({"step": step, **summary, "episodes": episodes}) + "\n"
+        text = stamped({"step": step, **summary, "episodes": episodes})
         if self.lock is not None:
             self.evaluations.add((file, text))
             return file
@@ -174,20 +200,38 @@ class Run:
 
     def note_meaning(self, told: dict[str, Any]) -> None:
         """Writes data.json; nothing where nothing is told."""
-        text = json.dumps(told, indent=1, default=str)
+        told = json.loads(json.dumps(told, default=str))
         try:
             if told:
-                put_text(self.path / "data.json", text + "\n")
+                put_text(self.path / DATA, stamped(told, indent=1))
         except OSError as error:
             raise unwritable(self.path, error) from error
 
     def meaning(self) -> dict[str, Any]:
-        """What data.json tells of the policy's numbers; {} where there is none (older runs)."""
+        """What data.json tells of the policy's numbers; {} where there is none (older runs).
+
+        Of a file that is lost or damaged, what the last checkpoint keeps of it, with a warning.
+        """
+        file, kept = self.path / DATA, (self.vouched() or {}).get("meaning", {})
         try:
-            told = json.loads((self.path / "data.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return told if isinstance(told, dict) else {}
+            return unstamped(file.read_bytes())
+        except FileNotFoundError:
+            why = "is gone" if kept else None
+        except (OSError, ValueError) as error:
+            why = str(error)
+        if why:
+            logger.warning("%s: %s; what the last checkpoint keeps of it is taken", file, why)
+        return kept
+
+    def vouched(self) -> dict[str, Any] | None:
+        """What the newest checkpoint vouches for (`vouch.told`); None without one."""
+        return newest(found(self.path / "ckpt"), MANIFEST)
+
+    def vouching(self) -> dict[str, Any]:
+        """What a checkpoint that is made now vouches for."""
+        if self.programs is None:
+            self.programs = programs_of(self.config)
+        return vouching(self.config, self.meaning(), self.journal.told(), self.programs)
 
     def save(self, step: int, tree: dict[str, Any]) -> Path | None:
         """A checkpoint of `tree` (tree.py says what may be in it).
@@ -195,16 +239,19 @@ class Run:
         Returns None, with a warning, when the disk refuses: the last good one stays. RheoError
         (code 3) after five refusals in a row.
         """
+        self.hold()
         start = perf_counter()
         clock = {"wall": self.before + start - self.clock}
         try:
             self.settle()
-            path = checkpoint.write(self.path / "ckpt", step, {"run": clock, **tree}, KEEP)
+            told = self.vouching()
+            path = checkpoint.write(self.path / "ckpt", step, {"run": clock, **tree}, KEEP, told)
         except OSError as error:
             what = f"checkpoint of step {step}"
             self.patience.refused(what, "the last good checkpoint is kept", error)
             return None
         self.patience.served()
+        self.note_saved()
         return path
 
     def settle(self) -> None:
@@ -227,7 +274,7 @@ class Run:
         faults = []
         for path in found(self.path / "ckpt"):
             try:
-                tree = checkpoint.read(path)
+                tree = sound(checkpoint.read(path), path)
             except checkpoint.Broken as error:
                 if strict:
                     raise
@@ -236,14 +283,18 @@ class Run:
                 continue
             if faults:
                 logger.warning("FALLING BACK to the checkpoint of step %s", path.name)
-                self.set_aside([broken for broken, _ in faults])
-            self.step = step_of(path)
+                if self.lock is not None:
+                    checkpoint.set_aside([broken for broken, _ in faults])
+            self.step, self.loaded = step_of(path), path
             self.before = tree.pop("run", {}).get("wall", 0.0)
             self.clock = perf_counter()
             return tree
         if faults:
             listing = "\n  ".join(str(error) for _, error in faults)
-            raise RheoError(f"{self.path}: no checkpoint can be trusted:\n  {listing}", MACHINE)
+            raise RheoError(
+                f"{self.path}: no checkpoint can be trusted:\n  {listing}\n{lost.how_anew(self)}",
+                MACHINE,
+            )
         return None
 
     def resume(self, *, strict: bool = False) -> dict[str, Any] | None:
@@ -253,7 +304,7 @@ class Run:
         """
         tree = self.load(strict=strict)
         if tree is None:
-            self.refuse_lost()
+            lost.refuse(self)
         self.go_on(tree is not None)
         return tree
 
@@ -265,36 +316,23 @@ class Run:
         """
         if self.lock is None:
             raise RuntimeError("resume needs the run's lock: open it with write=True")
+        self.hold()
+        step, told = self.step if saved else -1, None
+        if saved and self.loaded is not None:
+            told = vouch.told(self.loaded, MANIFEST)
         try:
             checkpoint.clean(self.path / "ckpt")
+            self.journal.rewind(step, told and told["rows"])
             for sink in self.sinks:
-                sink.rewind(self.step if saved else -1)
+                if sink is not self.journal:
+                    sink.rewind(step)
+            self.note_meaning(self.meaning())
+            if saved and not (self.path / STARTS).exists():
+                logger.warning("%s: gone; begun anew", self.path / STARTS)
             self.describe()
         except OSError as error:
             raise unwritable(self.path, error) from error
-
-    def refuse_lost(self) -> None:
-        """Raises RheoError when a run without a checkpoint has been further than its start.
-
-        Its folder is left as it is: a copy may have lost ckpt/, whose original is elsewhere.
-        """
-        reached = max((row["step"] for row in self.rows()), default=0)
-        halves = checkpoint.halves(self.path / "ckpt")
-        if not reached and not halves:
-            return
-        what = f"metrics.jsonl goes up to step {reached}"
-        what = what if reached else f"{halves[0]} is not whole"
-        raise RheoError(
-            f"{self.path}: {what}, and there is no checkpoint in ckpt/ to go on from; bring ckpt/ "
-            "back, or train anew under another name= (rheo train); nothing was changed",
-            MACHINE,
-        )
-
-    def set_aside(self, paths: list[Path]) -> None:
-        """Renames broken checkpoints so that no later load meets them; only with the lock."""
-        if self.lock is not None:
-            for path in paths:
-                path.rename(path.with_name(f"{path.name}.broken"))
+        lost.say_missing(self)
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a half-written last line is left out."""
@@ -323,23 +361,6 @@ def discard(path: Path, made: list[Path]) -> None:
             folder.rmdir()
         except OSError:  # another run lives there by now
             return
-
-
-def earlier_starts(file: Path) -> list[Any]:
-    """The starts of a run.json; one that cannot be read is set aside, with a warning."""
-    if not file.exists():
-        return []
-    try:
-        starts = json.loads(file.read_text())["starts"]
-        if isinstance(starts, list):
-            return starts
-        reason = "it lists no starts"
-    except (ValueError, KeyError, TypeError) as error:
-        reason = str(error)
-    aside = file.with_name(f"{file.name}.broken")
-    os.replace(file, aside)
-    logger.warning("%s: not readable (%s); set aside as %s", file, reason, aside.name)
-    return []
 
 
 def refuse_used(path: Path) -> None:

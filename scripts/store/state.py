@@ -11,6 +11,7 @@ from rheo.algos.contract import completed
 from rheo.errors import RheoError
 
 CONTAINERS = (list, dict, set)
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what Adam keeps of a parameter
 
 
 def capture(algo: Any) -> dict[str, Any]:
@@ -83,6 +84,10 @@ def restore(algo: Any, state: Mapping[str, Any], *, generators: bool = True) -> 
                 put(part, value)
             elif hasattr(part, "load_state_dict"):
                 part.load_state_dict(copied(value))
+                for optimizer in optimizers(part):
+                    refuse_odd_steps(optimizer)
+            elif type(value) not in (int, float):
+                raise ValueError(f"{value!r} is no number")
             else:
                 setattr(algo, name, value)
         except (RuntimeError, ValueError) as error:
@@ -98,6 +103,42 @@ def copied(node: Any) -> Any:
     if isinstance(node, Mapping):
         return {key: copied(value) for key, value in node.items()}
     return [copied(value) for value in node] if isinstance(node, list) else node
+
+
+def optimizers(part: Any) -> list[torch.optim.Optimizer]:
+    """A part that is an optimiser, or those that it has."""
+    found = [part, *getattr(part, "__dict__", {}).values()]
+    return [each for each in found if isinstance(each, torch.optim.Optimizer)]
+
+
+def refuse_odd_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Raises ValueError for an optimiser whose next step a restored state would break: torch takes
+    whatever it is given.
+    """
+    for group in optimizer.param_groups:
+        for key, usual in optimizer.defaults.items():
+            if not like(group.get(key), usual):
+                raise ValueError(f"its {key} is {group.get(key)!r}")
+        for parameter in group["params"]:
+            held = optimizer.state.get(parameter, {})
+            if held and isinstance(optimizer, torch.optim.Adam) and not held.keys() >= MOMENTS:
+                raise ValueError(f"it lacks {', '.join(MOMENTS - held.keys())} of a parameter")
+            for key, value in held.items():
+                shape = parameter.shape if key != "step" else torch.Size([])
+                if not isinstance(value, Tensor) or value.shape != shape:
+                    raise ValueError(f"its {key} of a parameter is no tensor of {tuple(shape)}")
+
+
+def like(value: Any, usual: Any) -> bool:
+    """Whether a setting of an optimiser is of its kind: a number, a switch, or several."""
+    if isinstance(usual, tuple | list):
+        fits = isinstance(value, tuple | list) and len(value) == len(usual)
+        return fits and all(map(like, value, usual))
+    if usual is None or isinstance(usual, bool):
+        return value is None or isinstance(value, bool)
+    if isinstance(value, Tensor):
+        return value.dim() == 0
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 """Where runs lie, and what a folder says that it is: names, paths, the stored configuration."""
 
+import logging
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ from ..config.words import stem_of
 from ..config.yamls import text_of
 from ..grace import GRACE
 from . import versions, zoo
+from .stamps import is_whole
+from .vouch import CONFIG, agreed, newest, refuse_links
+
+logger = logging.getLogger("rheo")
 
 CHECKPOINT = re.compile(r"(\d{12})(?:\.(\d+))?")  # a checkpoint's folder, named after its step
 SWEEP = ".sweep"  # the own folder of a sweep, beside its runs
@@ -42,13 +48,18 @@ def existing(name: str) -> Path:
     if not path.parts:
         path = Path.cwd()  # `.`
     for folder in (Path("runs") / path, path):
-        if (folder / "config.yaml").is_file():
+        if is_run(folder):
             return folder
     if name.startswith(zoo.PREFIX):
         return zoo.built(name)
     runs = Path("runs")
-    known = [p.parent.name for p in runs.glob("*/config.yaml")] if runs.is_dir() else []
+    known = [p.name for p in runs.iterdir() if is_run(p)] if runs.is_dir() else []
     raise RheoError(f"no run at {place_of(path)} (it has no config.yaml){nearest(name, known)}")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run lies in a folder: its configuration, or a checkpoint that brings it back."""
+    return (folder / CONFIG).is_file() or bool(found(folder / "ckpt"))
 
 
 def run_path(name: str) -> str:
@@ -97,9 +108,35 @@ def reached(run: Path) -> int | None:
     return next(map(step_of, found(run / "ckpt")), None)
 
 
-def stored(folder: str | Path) -> dict[str, Any]:
-    """A run folder's config.yaml, read as today's settings (`versions`). Raises RheoError."""
-    file = Path(folder) / "config.yaml"
+def stored(folder: str | Path, typed: Collection[str] = ()) -> dict[str, Any]:
+    """A run folder's configuration, read as today's settings (`versions`). Raises RheoError.
+
+    It is config.yaml's where the newest checkpoint has the same, the checkpoint's where that file
+    is lost or damaged (`vouch.agreed`). typed: keys whose values are given anew.
+    """
+    folder = Path(folder)
+    refuse_links(folder)
+    file, told = folder / CONFIG, newest(found(folder / "ckpt"), MANIFEST)
+    saved = None if told is None else today(told["config"])
+    try:
+        config = today(from_file(file))
+    except RheoError as error:
+        if saved is None:
+            raise
+        logger.warning("%s; the configuration of the last checkpoint is taken", error)
+        return saved
+    if saved is not None:
+        return agreed(folder, config, saved, typed)
+    if is_whole(file.read_bytes()) is False:
+        raise RheoError(
+            f"{file}: was changed after it was written (its last line, a digest, says so), and "
+            "there is no checkpoint to compare it with; remove that line to take it as it is"
+        )
+    return config
+
+
+def from_file(file: Path) -> dict[str, Any]:
+    """What a config.yaml holds. Raises RheoError."""
     try:
         config = OmegaConf.to_container(OmegaConf.create(text_of(file)), resolve=False)
     except RheoError:
@@ -108,11 +145,19 @@ def stored(folder: str | Path) -> dict[str, Any]:
         raise RheoError(f"{file}: not readable as a configuration: {one_line(error)}") from error
     if not isinstance(config, dict) or not config:
         raise RheoError(f"{file}: holds no configuration")
+    if not isinstance(config.get("algo"), dict) or type(config.get("steps")) is not int:
+        raise RheoError(f"{file}: not a whole configuration, it has no algo or no steps")
+    return {str(key): value for key, value in config.items()}
+
+
+def today(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with today's names and the keys that older runs were made without."""
     versions.complete(config)
     config.setdefault("init_part", "auto")
     config.setdefault("signal", {"grace": GRACE})
     config.setdefault("programs", {})
-    return {str(key): value for key, value in config.items()}
+    config.setdefault("save_minutes", None)
+    return config
 
 
 def one_line(error: Exception) -> str:

@@ -185,7 +185,9 @@ def test_a_rate_that_is_a_tensor_stays_where_it_is_and_comes_back_from_a_checkpo
 
 
 def test_a_run_on_a_cpu_is_refused_before_any_work_and_one_that_was_recorded_is_evaluated_there(
-    tiny: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+    tiny: Callable[..., list[str]],
+    unvouched: Callable[[Path], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["train", *tiny("sac", "r", "steps=60", "eval_every=1000")]
     assert main([*words, "fast=graph"]) == 2
@@ -194,6 +196,7 @@ def test_a_run_on_a_cpu_is_refused_before_any_work_and_one_that_was_recorded_is_
     assert capsys.readouterr().err.count(said) == 2
     assert not Path("runs").exists()
     assert main(words) == 0
+    unvouched(Path("runs/r"))
     file = Path("runs/r/config.yaml")
     text = file.read_text()
     assert "fast: precision" in text

@@ -210,11 +210,12 @@ def test_a_backend_typed_for_an_evaluation_is_used_or_refused(tiny, capsys):
 
 
 @pytest.mark.skipif(not physics.available(), reason="mujoco.batch came with 3.17")
-def test_a_run_begun_in_a_loop_goes_on_in_it_where_new_ones_take_a_batch(tiny, capsys):
+def test_a_run_begun_in_a_loop_goes_on_in_it_where_new_ones_take_a_batch(tiny, unvouched, capsys):
     """As one of an earlier version, whose `auto` had no batch for its task."""
     for name in ("old", "straight"):
         steps = "steps=120" if name == "old" else "steps=180"
         assert main(["train", *tiny("sac", name, steps, "env.backend=gymnasium")]) == 0
+    unvouched(Path("runs/old"))
     settings = Path("runs/old/config.yaml")
     settings.write_text(settings.read_text().replace("backend: gymnasium", "backend: auto"))
     capsys.readouterr()

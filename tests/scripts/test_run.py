@@ -19,6 +19,7 @@ from rheo.errors import RheoError
 from rheo.scripts.config.compose import compose
 from rheo.scripts.stopping import Stop
 from rheo.scripts.store import waiting
+from rheo.scripts.store.evaluations import read_evaluation
 from rheo.scripts.store.journal import Events
 from rheo.scripts.store.run import Run
 from rheo.scripts.store.where import locate
@@ -117,7 +118,7 @@ def test_evaluations_are_kept_by_step_and_label() -> None:
         run.record_eval(5, [], label="100")
     files = sorted(path.name for path in (run.path / "eval").iterdir())
     assert files == ["000000000005-100.json", "000000000005.json"]
-    stored = json.loads((run.path / "eval" / "000000000005.json").read_text())
+    stored = read_evaluation(run.path / "eval" / "000000000005.json")
     assert stored == {"step": 5, "eval/return": 1.0, "episodes": [{"return": 1.0}]}
 
 

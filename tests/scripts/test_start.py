@@ -554,10 +554,11 @@ def test_what_an_algorithms_file_needs_is_used_where_another_algorithm_starts(ti
     assert compose(["recipe=demo_tune", "init=a"])["policy"]["steps"] == 4
 
 
-def test_a_run_of_before_a_setting_existed_takes_todays(tiny):
+def test_a_run_of_before_a_setting_existed_takes_todays(tiny, unvouched):
     from omegaconf import OmegaConf
 
     cloned(tiny)
+    unvouched(Path("runs/a"))
     file = Path("runs/a/config.yaml")
     config = OmegaConf.to_container(OmegaConf.load(file))
     assert isinstance(config, dict)

@@ -36,7 +36,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def rows(name: str) -> list[dict[str, Any]]:
     """Metrics without what a clock or the workers count."""
     lines = Path("runs", name, "metrics.jsonl").read_text().splitlines()
-    own = ("time/", "env/restarts")
+    own = ("time/", "env/restarts", "crc")
     return [{k: v for k, v in json.loads(x).items() if not k.startswith(own)} for x in lines]
 
 
