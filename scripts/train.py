@@ -35,11 +35,7 @@ from .stopping import Stop, diagnosis, stop_signals
 from .store.fields import fitting
 from .store.run import Run, discard
 from .store.services import FINISHED, STOPPED
-from .store.state import (
-    capture,
-    not_finite,
-    restore,
-)
+from .store.state import capture, not_finite, restore
 from .store.where import default_name, locate
 from .together import (
     announce,
@@ -280,7 +276,7 @@ class Loop:
             self.save(now)
 
     def is_late(self, before: int, now: int) -> bool:
-        """Whether `save_minutes` have gone by since the last save; for the first one SOON.
+        """Whether `save_minutes` are over since the last save, SOON for the first.
 
         Several ranks ask the first one, where they log: they come by there together.
         """
@@ -288,8 +284,7 @@ class Loop:
         if minutes is None or ranks.size() > 1 and not due(before, now, self.cfg["log_every"]):
             return False
         wait = minutes if self.saved >= 0 else min(minutes, SOON)
-        late = ranks.leads() and monotonic() - self.tried > 60 * wait
-        return ranks.largest(int(late)) > 0
+        return ranks.largest(int(ranks.leads() and monotonic() - self.tried > 60 * wait)) > 0
 
     def act(self, obs: torch.Tensor) -> torch.Tensor:
         """Exploring action; its time counts as inference."""
