@@ -26,6 +26,7 @@ from yaml import YAMLError
 from rheo.envs.paths import absolute, expanded
 from rheo.errors import RheoError
 
+from ..store.vouch import refuse_partial
 from ..store.where import one_line, stored
 from . import annotations, intent, programs, rules, schema
 from .inherit import inherit, tuned_in
@@ -60,7 +61,6 @@ usage: rheo demo [key=value ...]
 }
 NEEDED = "RUN"  # the init of an algorithm that cannot do without one
 ABSENT = object()
-YOUNGER = ("eye", "tracker", "recipe", "config_dir")  # than some runs, which do without
 
 
 def asked(argv: Sequence[str]) -> tuple[dict[str, Any], bool]:
@@ -238,21 +238,6 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
     config = finish(config, overrides, [HOME], errors, inputs, typed)
     programs.compare(config, folder, any(one.key_or_group == "policy.path" for one in overrides))
     return config
-
-
-def refuse_partial(folder: str | Path, config: Mapping[str, Any]) -> None:
-    """Raises RheoError for a run's configuration in which something is missing."""
-    gone = [key for key in TOP if key not in config and key not in YOUNGER]
-    gone += [
-        f"{key}._target_"
-        for key in ("algo", "policy", "source")
-        if key not in gone and not isinstance(inside(config, f"{key}._target_"), str)
-    ]
-    if gone:
-        raise RheoError(
-            f"{Path(folder) / 'config.yaml'}: not a whole configuration, it lacks "
-            f"{', '.join(gone[:5])}; bring a copy of it back"
-        )
 
 
 def retrack(

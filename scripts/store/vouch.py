@@ -13,7 +13,7 @@ from typing import Any
 from rheo.errors import RheoError, command
 from rheo.files import sha256
 
-from ..config.top import ON_RESUME, walk
+from ..config.top import ON_RESUME, TOP, inside, walk
 from ..config.yamls import LARGEST, RESOLVER
 from .stamps import is_whole, sealed
 
@@ -24,6 +24,7 @@ OURS = (  # what a run folder holds that is read, or written to
     *("ckpt", "eval", "events", "tracker"),
 )
 OF_CODE = ("config_dir", "programs", "policy.sha256")  # compared where code is named and trusted
+YOUNGER = ("eye", "tracker", "recipe", "config_dir")  # than some runs, which do without
 NAMED = 3  # changed values in a message
 
 
@@ -98,6 +99,21 @@ def text_of(node: Any) -> str:
 
 
 # ---- the configuration ---------------------------------------------------------------------------
+
+
+def refuse_partial(folder: str | Path, config: Mapping[str, Any]) -> None:
+    """Raises RheoError for a run's configuration in which something is missing."""
+    gone = [key for key in TOP if key not in config and key not in YOUNGER]
+    gone += [
+        f"{key}._target_"
+        for key in ("algo", "policy", "source")
+        if key not in gone and not isinstance(inside(config, f"{key}._target_"), str)
+    ]
+    if gone:
+        raise RheoError(
+            f"{Path(folder) / CONFIG}: not a whole configuration, it lacks "
+            f"{', '.join(gone[:5])}; bring a copy of it back"
+        )
 
 
 def agreed(
