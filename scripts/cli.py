@@ -22,6 +22,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "train": ("train", "main", "train a policy: rheo train algo=rfm env=hopper"),
     "eval": ("evaluate", "main", "evaluate a run: rheo eval RUN [episodes=100]"),
     "resume": ("train", "resume", "continue a run from its last checkpoint: rheo resume RUN"),
+    "replay": ("replay", "main", "do a broken update again: rheo replay runs/NAME/broken/STEP"),
     "sweep": ("sweep", "main", "a run for every combination: rheo sweep seed=0,1,2 name=NAME ..."),
     "suite": ("suite", "main", "a sweep over the tasks of a suite: rheo suite dmc algo=rfm"),
     "info": ("info", "main", "what there is to choose from: rheo info algo, rheo info algo=rfm"),
@@ -52,7 +53,7 @@ ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
     },
     **{"reproduce": ("config.reproducing", "reproduce"), "zoo": ("config.zoo", "zoo")},
     **{"report": ("config.reporting", "report"), "completion": ("completion", "asked")},
-    **{"serve": ("config.serving", "serve")},
+    **{"serve": ("config.serving", "serve"), "replay": ("config.replaying", "replay")},
 }
 
 

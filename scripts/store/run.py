@@ -64,6 +64,7 @@ class Run:
         told = ((name, node) for name, node in (config.get("tracker") or {}).items() if lock)
         trackers = [Tracker(name, node, path, self.about) for name, node in told]
         self.sinks: list[Sink] = [self.journal, self.events, *trackers]
+        self.told: dict[str, Any] = {}  # of the next entry of run.json
         self.end = FAILED  # until the training says otherwise
         self.clock, self.before = perf_counter(), 0.0
 
@@ -126,7 +127,7 @@ class Run:
     def describe(self) -> None:
         """Writes config.yaml and this start's entry of run.json."""
         file = self.path / "run.json"
-        starts = [*earlier_starts(file), {"step": self.step, **start_entry()}]
+        starts = [*earlier_starts(file), {"step": self.step, **start_entry(), **self.told}]
         put_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
         put_text(file, json.dumps({"starts": starts}, indent=1) + "\n")
 
