@@ -21,8 +21,8 @@ from rheo.envs.batch import Rollout
 from .store.state import capture, copied, not_finite, restore, tensors
 
 Update = Callable[[Any], dict[str, Any]]
-SHARE = 0.004  # of a run's time, for copies
-HELD = 256e6  # bytes of batches behind a copy
+SHARE = 0.003  # of a run's time, for copies
+HELD, FEW = 128e6, 8  # bytes of batches behind a copy, and how many they are at least
 LARGEST = 5  # gradient norms that are told
 
 
@@ -90,7 +90,8 @@ class Watch:
     def keep(self, batch: Any) -> None:
         """What the next update is made from."""
         now = perf_counter()
-        due = now - self.taken >= self.cost / SHARE or self.held >= HELD
+        full = self.held >= HELD and len(self.batches) >= FEW
+        due = full or now - self.taken >= self.cost / SHARE
         if self.state is None or due or isinstance(batch, Rollout):
             state = capture(self.algo)
             if self.state is not None and not sound(state):  # on a device: not seen until now

@@ -7,7 +7,7 @@ from typing import Any
 from rheo import ranks
 from rheo.errors import NUMERICS, RheoError
 
-from . import dumps
+from . import budget, dumps
 from .breaks import Broke, Finding, Update, Watch
 from .plot import plot
 from .rates import slow
@@ -76,8 +76,10 @@ class Breaking:
 
     def learn(self, batch: Any, step: int) -> dict[str, Any]:
         """An update; where it breaks and may be left out (`limits.skip`) none. Raises Broke."""
+        kept = "what was saved is kept, and `rheo resume` goes on from it"
         try:
-            return self.watch(batch)
+            with budget.told(self.run.config, self.sizes, kept):
+                return self.watch(batch)
         except Broke as error:
             if not self.undone(error.finding, step):
                 raise

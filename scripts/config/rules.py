@@ -18,7 +18,7 @@ from rheo.errors import RheoError, command, nearest
 
 from ..stopping import SIGNS
 from ..store.where import existing, shown
-from . import programs, schema
+from . import programs, schema, sizes
 from .top import files_of, inside
 
 Check = Callable[[dict[str, Any]], list[str]]
@@ -30,6 +30,7 @@ def run(tree: dict[str, Any], inputs: Sequence[Check], *, careful: bool = False)
     careful: the tree is known to be wrong somewhere; a check that trips over that is left out.
     """
     checks = (chunk, heads, levels, device, environment, engine, world, program, still)
+    checks = (*checks, sizes.refuse)
     errors = []
     for check in (*checks, *inputs, limits, signals):
         try:
