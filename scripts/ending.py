@@ -8,7 +8,9 @@ from rheo import ranks
 from rheo.errors import NUMERICS, RheoError
 
 from . import budget, dumps
+from .assemble import run_updates
 from .breaks import Broke, Finding, Update, Watch
+from .health import Health
 from .plot import plot
 from .rates import slow
 from .store.run import Run
@@ -54,19 +56,21 @@ class Breaking:
     skipped: updates that were left out. rate: factor of the learning rates since a roll-back.
     """
 
-    def __init__(self, run: Run, algo: Any, update: Update, sizes: Any, updates: int) -> None:
-        self.run, self.sizes, self.updates = run, sizes, updates
+    def __init__(self, run: Run, algo: Any, source: Any, sizes: Any, update: Update) -> None:
+        self.run, self.sizes = run, sizes
+        self.updates = run_updates(source, run.config["steps"])
         self.allowed, self.skipped, self.rate = skips(run.config), 0, 1.0
         self.algo, self.watch = algo, Watch(algo, update, careful=self.allowed > 0)
+        self.health, self.batch = Health(algo, source), None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to know of it."""
-        told = {"skipped": self.skipped, "rate": self.rate}
-        return told if told != {"skipped": 0, "rate": 1.0} else {}
+        return {"skipped": self.skipped, "rate": self.rate, "health": self.health.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from a checkpoint, whose optimisers have its learning rates."""
         self.skipped, self.rate = state.get("skipped", 0), state.get("rate", 1.0)
+        self.health.restore(state.get("health"))
         slow(self.algo, self.rate, groups=False)
 
     def slow_down(self) -> None:
@@ -76,6 +80,7 @@ class Breaking:
 
     def learn(self, batch: Any, step: int) -> dict[str, Any]:
         """An update; where it breaks and may be left out (`limits.skip`) none. Raises Broke."""
+        self.batch = batch
         kept = "what was saved is kept, and `rheo resume` goes on from it"
         try:
             with budget.told(self.run.config, self.sizes, kept):
@@ -102,9 +107,10 @@ class Breaking:
         )
         return True
 
-    def metrics(self) -> dict[str, float]:
-        """How many updates were left out, where any may be."""
-        return {"updates/skipped": float(self.skipped)} if self.allowed else {}
+    def metrics(self, row: dict[str, Any]) -> dict[str, float]:
+        """How many updates were left out, where any may be, and signs that nothing is learned."""
+        told = {"updates/skipped": float(self.skipped)} if self.allowed else {}
+        return told | self.health.look(self.batch, row)
 
     def account(self, finding: Finding, step: int) -> str:
         """What broke first, in lines; writes its dump."""

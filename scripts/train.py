@@ -21,7 +21,6 @@ from .assemble import (
     entered,
     make_eval_env,
     refuse_other_order,
-    run_updates,
 )
 from .breaks import Broke, Finding
 from .config.top import EVAL_SEED
@@ -156,10 +155,8 @@ class Loop:
             run.note_data(recorded.about, recorded.digest)
         env = make_eval_env(self.cfg, self.cfg["episodes"]) if ranks.leads() else None
         self.eval_env = None if env is None else entered(self.algo, env, EVAL_SEED)
-        length = run_updates(self.source, self.cfg["steps"])
-        self.breaking = Breaking(
-            run, self.algo, fast(self.algo, self.cfg["fast"]), self.sizes, length
-        )
+        update = fast(self.algo, self.cfg["fast"])
+        self.breaking = Breaking(run, self.algo, self.source, self.sizes, update)
         self.acting = one_thread() if isinstance(self.source, Rollouts) else nullcontext()
         self.timer = Timer()
         time_frozen_base(self.algo, self.timer)
@@ -308,7 +305,7 @@ class Loop:
     def log(self, step: int) -> None:
         """One row of training metrics."""
         shares = self.timer.shares()
-        row = self.latest | self.source.metrics() | self.breaking.metrics()
+        row = self.latest | self.source.metrics() | self.breaking.metrics(self.latest)
         row = joined(row | {f"time/{name}_share": share for name, share in shares.items()})
         if not ranks.leads():
             return

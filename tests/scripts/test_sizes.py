@@ -18,7 +18,7 @@ from rheo.scripts.config.compose import compose
 from rheo.scripts.store import checkpoint
 from rheo.scripts.store.where import found
 
-SAC = ["algo=sac", "env=inverted_pendulum", "steps=60"]
+SAC = ["algo=sac", "env=inverted_pendulum", "steps=60", "source.warmup=10"]
 PPO = ["algo=ppo", "env=inverted_pendulum", "steps=60"]
 RFM = ["algo=rfm", "env=inverted_pendulum", "steps=60"]
 LONG = "a" * 100_000
