@@ -136,6 +136,7 @@ def test_copies_are_made_as_batches_grow_and_never_of_broken_weights(monkeypatch
     watch(batch())
     assert len(watch.batches) == 4
     monkeypatch.setattr(breaks, "HELD", 1.0)
+    monkeypatch.setattr(breaks, "FEW", 1)
     with pytest.raises(Broke, match="the gradient critic"):
         watch(batch())
     assert algo.updates == 2
