@@ -180,7 +180,8 @@ def steps_of(algo: Any) -> dict[str, float]:
     names = dict(optimizer_names(algo))
     found = {}
     for name, part in vars(algo).items():
-        opt: Any = part if isinstance(part, torch.optim.Optimizer) else vars_of(part)
+        own = isinstance(part, torch.optim.Optimizer)
+        opt: Any = part if own else getattr(part, "optimizer", None)
         if id(opt) in names:
             counts = [float(state["step"]) for state in opt.state.values() if "step" in state]
             found[name] = max(counts, default=0.0)

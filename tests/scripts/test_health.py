@@ -33,6 +33,7 @@ def batches(seed: int = 0, gamma: float = 0.9, reward: float = 1.0) -> Any:
 def looked(algo: Any, looks: int, *, spoil: Any = None, **how: Any) -> list[dict[str, float]]:
     """What every look tells of an algorithm that learns."""
     health, source, found = Health(algo, object()), batches(**how), []
+    batch, row = next(source), {}
     for _ in range(looks):
         for _ in range(MIN):
             batch = next(source)
@@ -50,6 +51,7 @@ def test_nothing_is_told_of_a_run_that_learns() -> None:
 def test_nothing_is_looked_at_before_there_were_enough_updates() -> None:
     algo, source = algorithm(), batches()
     health = Health(algo, object())
+    batch, row = next(source), {}
     for _ in range(MIN - 1):
         batch = next(source)
         row = algo.update(batch)
