@@ -1,12 +1,35 @@
 """Optimisers and the one way a loss becomes a step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from .. import ranks
+
+# shown every step in three stages ("loss", "gradient", "weight") with its optimiser and loss
+Look = Callable[[str, torch.optim.Optimizer, Tensor], None]
+_looking: list[Look] = []
+
+
+class shown:
+    """Context in which `look` is shown every step: loss, gradients and the weights behind it."""
+
+    def __init__(self, look: Look) -> None:
+        self.look = look
+
+    def __enter__(self) -> None:
+        _looking.append(self.look)
+
+    def __exit__(self, *exc: object) -> None:
+        _looking.remove(self.look)
+
+
+def show(stage: str, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Shows a stage of a step to whoever looks."""
+    for look in _looking:
+        look(stage, optimizer, loss)
 
 
 def adam(
@@ -25,14 +48,17 @@ def step(
     Returns the gradient's norm [] before it was limited, where there is a limit.
     """
     optimizer.zero_grad(set_to_none=True)
+    show("loss", optimizer, loss)
     loss.backward()
     norm = None
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if ranks.size() > 1:
         ranks.average_([p.grad for p in parameters if p.grad is not None])
+    show("gradient", optimizer, loss)
     if max_norm is not None:
         norm = nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()
+    show("weight", optimizer, loss)
     return norm
 
 

@@ -22,9 +22,11 @@ from rheo.errors import RheoError
 from rheo.policies.normalize import REACH, affine
 from rheo.policies.numpy_mlp import quicken
 
+from . import budget
 from .config.build import offer, target_of
 from .config.compose import compose
 from .config.schema import from_source
+from .config.sizes import PER_CPU
 from .config.top import STEPPING
 from .fast import settle
 from .sight import features_of, frozen, give_shift, make_eye, say_images, seeing
@@ -97,7 +99,8 @@ def streams(cfg: Mapping[str, Any]) -> Any:
 
 def prepare(cfg: Mapping[str, Any]) -> None:
     """Settings of the process that results depend on: the same for training and evaluation."""
-    torch.set_num_threads(cfg["threads"] or max((os.cpu_count() or 1) // ranks.beside(), 1))
+    cpus = os.cpu_count() or 1  # a run made elsewhere may have had more
+    torch.set_num_threads(min(cfg["threads"] or max(cpus // ranks.beside(), 1), PER_CPU * cpus))
     settle(cfg["fast"])
 
 
@@ -225,6 +228,7 @@ def make_algo(cfg: Mapping[str, Any], sizes: Sizes, run_updates: int) -> Any:
     Weights are the same on all ranks, their noise is not.
     """
     device = device_of(cfg["device"])
+    budget.refuse(cfg, sizes, device, networks=True)
     torch.manual_seed(int(np.random.SeedSequence(cfg["seed"]).generate_state(1)[0]))
     _, noise = streams(cfg).generate_state(2).tolist()
     shape = {**sizes._asdict(), "horizon": cfg["horizon"], "eye": cfg.get("eye")}
@@ -314,6 +318,8 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
     device = device_of(cfg["device"])
     prepare(cfg)
     env = make_env(cfg)
+    if env is not None:
+        budget.refuse(cfg, sizes_of(env), device, networks=False)
     _, _, sampling, episodes = streams(cfg).generate_state(4).tolist()
     generator = torch.Generator(device).manual_seed(sampling)
     given = {"env": env, "generator": generator, "horizon": cfg["horizon"]}

@@ -1,10 +1,12 @@
 """The console command `rheo VERB ...`. A verb's module is imported only when it is called."""
 
 import contextlib
+import errno
 import faulthandler
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from rheo import ranks
-from rheo.errors import MACHINE, RheoError, nearest, printable, trace
+from rheo.errors import MACHINE, USER, RheoError, nearest, printable, trace
 from rheo.files import FULL
 
 from .screen import screened
@@ -22,6 +24,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "train": ("train", "main", "train a policy: rheo train algo=rfm env=hopper"),
     "eval": ("evaluate", "main", "evaluate a run: rheo eval RUN [episodes=100]"),
     "resume": ("resuming", "resume", "continue a run from its last checkpoint: rheo resume RUN"),
+    "replay": ("replay", "main", "do a broken update again: rheo replay runs/NAME/broken/STEP"),
     "sweep": ("sweep", "main", "a run for every combination: rheo sweep seed=0,1,2 name=NAME ..."),
     "suite": ("suite", "main", "a sweep over the tasks of a suite: rheo suite dmc algo=rfm"),
     "info": ("info", "main", "what there is to choose from: rheo info algo, rheo info algo=rfm"),
@@ -40,6 +43,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "checkpoint": ("verifying", "main", "is all of a run whole: rheo checkpoint verify RUN"),
     "doctor": ("doctor", "main", "check what this machine can do, and say how to fix the rest"),
 }
+LONG, DIGITS, NESTED = re.compile(r"[^\s/]{301,}"), re.compile(r"\d{301,}"), 50
 ENDS = (signal.SIGTERM, signal.SIGHUP)
 # module and function that read a verb's words, without torch: what they return is what is done
 ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
@@ -53,7 +57,7 @@ ASKED = {verb: ("config.verbs", verb) for verb in VERBS} | {
     },
     **{"reproduce": ("config.reproducing", "reproduce"), "zoo": ("config.zoo", "zoo")},
     **{"report": ("config.reporting", "report"), "completion": ("completion", "asked")},
-    **{"serve": ("config.serving", "serve")},
+    **{"serve": ("config.serving", "serve"), "replay": ("config.replaying", "replay")},
 }
 
 
@@ -91,7 +95,7 @@ def answered(argv: list[str]) -> int:
     except RheoError as error:
         ranks.let_first_speak()
         trace()
-        print(f"rheo: {error}", file=sys.stderr)
+        print(f"rheo: {LONG.sub(shortened, str(error))}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         print("rheo: interrupted", file=sys.stderr)
@@ -100,6 +104,10 @@ def answered(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            name = LONG.sub(shortened, str(error.filename))
+            print(f"rheo: {name}: longer than a file's name can be", file=sys.stderr)
+            return USER
         if error.errno not in FULL:
             raise
         where = f"{error.filename}: " if error.filename else ""
@@ -142,9 +150,30 @@ def call(verb: str, argv: list[str]) -> int:
         own = programs(reader).USAGE
         print(own.get(verb, f"rheo {verb}: {text}\n\n{usage()}"), flush=True)
         return 0
+    if verb != "completion":  # whose words are a line
+        refuse_absurd(argv)
     listen(enlisted(verb))
     request = getattr(programs(reader), asked)(argv)
     return getattr(programs(module), does)(request)
+
+
+def refuse_absurd(words: list[str]) -> None:
+    """Raises RheoError for words that no grammar should be asked to read."""
+    for word in words:
+        inner = deepest = 0
+        for sign in word:
+            inner += (sign in "([{") - (sign in ")]}")
+            deepest = max(deepest, inner)
+        name = LONG.sub(shortened, word)
+        if deepest > NESTED:
+            raise RheoError(f"{name}: {deepest} brackets inside each other; at most {NESTED}")
+        if DIGITS.search(word):
+            raise RheoError(f"{name}: no such number can be meant")
+
+
+def shortened(text: re.Match[str]) -> str:
+    """The beginning and the length of a word that is longer than anybody reads."""
+    return f"{text[0][:40]}... ({len(text[0])} letters)"
 
 
 def enlisted(verb: str) -> ranks.Place:

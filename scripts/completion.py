@@ -53,6 +53,7 @@ KEYS = {  # verb -> its own keys
     + ("hz",),
     "collect": ("out", "env", "steps", "episodes", "noise", "set", "layout", "seed", "actors"),
     "compare": ("metric", "out", "curves", "columns", "group", "minutes", "reach", "with"),
+    "replay": ("device", "threads"),
     "report": ("out", "metric", "with", "summaries"),
     "reproduce": ("seeds", "out", "dry", "summaries"),
     "resume": ("steps", "data", "device", "log_every", "eval_every", "save_every", "restart"),
@@ -106,6 +107,8 @@ def follow(before: Sequence[str], word: str, verbs: Sequence[str]) -> list[str]:
     found = [f"{name}=" for name in keys(verb)]
     if verb in TAKING_RUNS:
         found += runs()
+    if verb == "replay":
+        found += map(str, sorted(Path("runs").glob("*/broken/[0-9]*")))
     if verb == "zoo":
         found = list(recipes())
     if verb == "info":

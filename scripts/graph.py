@@ -120,6 +120,11 @@ class Recorded:
         self.recordings[kind] = Recording(tree_leaves(given), out, again)
         return copies(out)
 
+    def forget(self) -> None:
+        """Records anew: what the work read lies elsewhere now."""
+        self.seen.clear()
+        self.recordings.clear()
+
     def refused(self, why: str) -> RheoError:
         """What is said of an update that cannot be recorded."""
         name = type(self.algo).__name__

@@ -1,7 +1,6 @@
 """`rheo resume`: a run goes on from its last checkpoint, and what is looked at before."""
 
 import logging
-from contextlib import closing
 from typing import Any
 
 from rheo import ranks
@@ -18,7 +17,7 @@ from .store.run import Run
 from .store.state import holds_generators, refuse_other_weights, with_generators
 from .store.where import shown
 from .together import announce, own_part, refuse_unequal, run_kind, together
-from .train import Loop
+from .train import Loop, through
 
 log = logging.getLogger("rheo")
 
@@ -58,8 +57,7 @@ def resume(asked: Resuming) -> int:
             encode_data(loop.algo, loop.source)
             refuse_unequal(loop.algo, run.step)
         run.go_on(tree is not None)
-        with closing(loop):
-            return loop.finish()
+        return through(loop)
 
 
 def over(run: Run, loop: dict[str, Any]) -> bool:

@@ -151,8 +151,8 @@ def diagnosis(
 
     policy: its node of the configuration.
     """
-    for name, limit in limits.items():
-        sign = SIGNS[name]
+    for name, sign in SIGNS.items():
+        limit = limits.get(name)
         value = row.get(sign.metric)
         if limit is not None and value is not None and abs(float(value)) > limit:
             over = f"{float(value):g}, above limits.{name}={limit:g}"

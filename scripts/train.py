@@ -4,7 +4,6 @@ import logging
 import math
 import os
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -14,21 +13,23 @@ from rheo import ranks
 from rheo.envs.acting import Acting, placed
 from rheo.envs.rollout import as_rows
 from rheo.envs.sources import Rollouts
-from rheo.errors import MACHINE, NUMERICS, REQUEUE, EnvError, Halted, RheoError
+from rheo.errors import MACHINE, REQUEUE, EnvError, Halted, RheoError
 
 from .assemble import (
     Experiment,
+    as_saved,
     assemble,
     entered,
     make_eval_env,
     refuse_other_order,
 )
+from .breaks import Broke, Finding
 from .config.top import EVAL_SEED
 from .display import Display, Timer, time_frozen_base
 from .dry import show
+from .ending import LOWER, Back, Breaking, tell
 from .evaluate import episodes_of, known_references, score
 from .fast import fast, one_thread
-from .plot import plot
 from .sight import encode_data
 from .start import start_from
 from .stopping import Stop, diagnosis, stop_signals
@@ -77,12 +78,29 @@ def train(config: dict[str, Any], name: str) -> int:
                 raise RheoError(f"{stop.why()} before its first step", REQUEUE) from None
             raise
         try:
-            with closing(loop):
-                return loop.finish()
+            return through(loop)
         except EnvError:  # it failed before any work
             run.close()
             discard(path, made)
             raise
+
+
+def through(loop: "Loop") -> int:
+    """Trains to the end; returns the exit status. See `Back`."""
+    run, stop = loop.run, loop.stop
+    try:
+        with closing(loop):
+            return loop.finish()
+    except Back as back:
+        tree = back.begin(run)
+    loop = Loop(run, assemble(as_saved(run.config, tree)), stop)
+    loop.restore(tree)
+    encode_data(loop.algo, loop.source)
+    run.go_on(True)
+    loop.breaking.slow_down()
+    loop.save(run.step)
+    with closing(loop):
+        return loop.finish()
 
 
 class Loop:
@@ -101,7 +119,8 @@ class Loop:
             run.note_data(recorded.about, recorded.digest)
         env = make_eval_env(self.cfg, self.cfg["episodes"]) if ranks.leads() else None
         self.eval_env = None if env is None else entered(self.algo, env, EVAL_SEED)
-        self.update = fast(self.algo, self.cfg["fast"])
+        update = fast(self.algo, self.cfg["fast"])
+        self.breaking = Breaking(run, self.algo, self.source, self.sizes, update)
         self.acting = one_thread() if isinstance(self.source, Rollouts) else nullcontext()
         self.timer = Timer()
         time_frozen_base(self.algo, self.timer)
@@ -148,6 +167,7 @@ class Loop:
         restore(self.algo, tree["algo"])
         self.source.load_state_dict(tree["source"])
         self.latest, self.fresh = tree["loop"]["latest"], tree["loop"]["fresh"]
+        self.breaking.restore(tree["loop"])
         self.since = tree["loop"].get("since")
         self.doubtful = True
         self.saved = self.source.progress
@@ -189,8 +209,10 @@ class Loop:
             self.display = display
             try:
                 self.go()
+            except Broke as error:
+                raise self.broke(str(error), finding=error.finding) from error
             except FloatingPointError as error:  # the guard before the physics
-                raise self.broke(str(error)) from error
+                raise self.broke(str(error), finding=self.breaking.behind(self.source)) from error
             except EnvError as error:
                 raise self.failed(error) from error
             except ranks.Lost as error:
@@ -203,20 +225,8 @@ class Loop:
             return REQUEUE
         self.run.end = FINISHED
         if ranks.leads():
-            self.tell()
+            tell(self.run)
         return 0
-
-    def tell(self) -> None:
-        """What a finished run came to, and where it lies."""
-        curve = self.curve()
-        rows = [row for row in self.run.rows() if row.get("eval/return") is not None]
-        if rows:
-            best = max(rows, key=lambda row: row["eval/return"])
-            print(
-                f"last evaluation: return {rows[-1]['eval/return']:.1f}; the best on the way, not "
-                f"to be reported: {best['eval/return']:.1f} at step {best['step']}"
-            )
-        print(f"run {self.run.path}" + (f", curve {curve}" if curve else ""))
 
     def go(self) -> None:
         """The loop; the run is saved at its end."""
@@ -232,7 +242,7 @@ class Loop:
                     with self.timer("env"), self.acting:
                         batch = source.next(self.act)
                     with self.timer("learn"):
-                        self.latest |= self.update(batch)
+                        self.latest |= self.breaking.learn(batch, source.progress)
                 self.display.tick(source.progress)
                 self.since = None
                 self.between(since, source.progress, steps)
@@ -294,7 +304,7 @@ class Loop:
     def log(self, step: int) -> None:
         """One row of training metrics."""
         shares = self.timer.shares()
-        row = self.latest | self.source.metrics()
+        row = self.latest | self.source.metrics() | self.breaking.metrics(self.latest)
         row = joined(row | {f"time/{name}_share": share for name, share in shares.items()})
         if not ranks.leads():
             return
@@ -355,14 +365,14 @@ class Loop:
                 "sizes": self.sizes._asdict(),
                 "loop": {"latest": self.latest, "fresh": self.fresh, "since": self.since},
             }
+            tree["loop"] |= self.breaking.state()
             saved = self.run.save(step, collected(self.algo, tree)) is not None
             self.saved = step if ranks.largest(int(saved)) else self.saved
         self.stop.saving = False
 
-    def broke(self, what: str, remedy: str = ". Try lower learning rates") -> RheoError:
+    def broke(self, what: str, remedy: str = LOWER, finding: Finding | None = None) -> RheoError:
         """The end of a run whose numbers broke."""
-        kept = "the last checkpoint is kept" if self.saved >= 0 else "nothing was saved yet"
-        return RheoError(f"{what}: training broke and stops here; {kept}{remedy}", NUMERICS)
+        return self.breaking.ended(what, self.source.progress, self.saved, remedy, finding)
 
     def failed(self, error: EnvError) -> Exception:
         """The end of a run whose environment failed; what was learnt until then is saved.
@@ -383,14 +393,6 @@ class Loop:
     def kept(self) -> str:
         """What is left of a run that breaks off."""
         return f"saved at step {self.saved}" if self.saved >= 0 else "it could not be saved"
-
-    def curve(self) -> Path | None:
-        """The picture of the learning curve; a disk that refuses it does not undo the training."""
-        try:
-            return plot(self.run.path, self.run.rows())
-        except OSError as error:
-            log.warning("%s: no curve drawn: %s", self.run.path, error)
-            return None
 
 
 def due(before: int, now: int, every: int) -> bool:

@@ -28,7 +28,7 @@ from rheo.errors import RheoError
 
 from ..store.vouch import refuse_partial
 from ..store.where import one_line, stored
-from . import annotations, intent, programs, rules, schema
+from . import annotations, intent, programs, rules, schema, sizes
 from .inherit import inherit, tuned_in
 from .intent import Typed
 from .mixing import keep_own
@@ -123,7 +123,7 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     inherit(base, overrides, roots)
     kept_of_base(base, told, values)
     unread = partial(intent.unread, algo=typed.algo)
-    inputs = (rules.data, rules.base, rules.trackers, unread, intent.unfitted)
+    inputs = (rules.data, rules.base, rules.trackers, sizes.crowded, unread, intent.unfitted)
     tree = finish(base, values, roots, errors, inputs, typed)
     programs.settle(tree, given=not tree["init"] or "policy.path" in typed.given)
     return tree
@@ -223,7 +223,8 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
     for one in [one for one in overrides if is_group(one, [HOME])]:
         errors.append(f"{one.input_line}: a run's {one.key_or_group} is fixed; set single values")
         overrides.remove(one)
-    inputs = (partial(rules.data, run=str(folder)), rules.trackers) if to_train else ()
+    training = (partial(rules.data, run=str(folder)), rules.trackers, sizes.crowded)
+    inputs = training if to_train else ()
     typed = Typed({}, {}, "this run")
     if to_train and isinstance(config.get("data"), str):  # older runs stored it as it was typed
         move_data(config, absolute(config["data"]))

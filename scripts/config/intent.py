@@ -14,7 +14,7 @@ from .inherit import base_of, replays
 from .overrides import SCRATCH
 from .recorded import recorded_there
 from .rules import reader
-from .top import STEPPING, inside
+from .top import STEPPING, inside, walk
 from .words import is_there
 
 BARE = (
@@ -27,6 +27,7 @@ BARE = (
 PURPOSE = ("algo", "recipe", "env", "data")
 # of an environment that is stepped
 ACTING = ("num_envs", "backend", "randomise", "options", *STEPPING)
+RECKLESS = 0.1  # learning rate
 NORMALIZER = "rheo.policies.normalize.Normalizer"
 
 
@@ -119,13 +120,24 @@ def remarks(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
     """What was chosen without being named, is not used, or is too short to learn anything."""
     firsts = {word.partition("=")[0] for word in words}
     told = [*unnamed(tree, firsts), *unused(tree, words), *short(tree), *warmed(tree)]
-    told += flattened(tree, firsts)
+    told += [*flattened(tree, firsts), *reckless(tree)]
     rollouts = str(inside(tree, "source._target_")).endswith(".Rollouts")
     if rollouts and not tree.get("init") and f"init={SCRATCH}" not in words:
         told.append("init: not given, so the policy starts from random weights")
     if f"init={SCRATCH}" in words and is_there(SCRATCH):
         told.append(f"init={SCRATCH} means random weights; the run of that name is runs/{SCRATCH}")
     return told
+
+
+def reckless(tree: dict[str, Any]) -> list[str]:
+    """Learning rates of Adam, whose every step moves a weight by about as much."""
+    rates = [(key, value) for key, value in walk({"algo": tree["algo"]}) if key.endswith("lr")]
+    return [
+        f"{key}={value:g}: every step moves every weight by about {value:g}, more than it weighs; "
+        f"nothing is learned so, 1e-3 is already fast"
+        for key, value in rates
+        if isinstance(value, int | float) and value > RECKLESS
+    ]
 
 
 def unnamed(tree: dict[str, Any], firsts: set[str]) -> list[str]:

@@ -18,7 +18,7 @@ from rheo.errors import RheoError, command, nearest
 
 from ..stopping import SIGNS
 from ..store.where import existing, shown
-from . import programs, schema
+from . import programs, schema, sizes
 from .top import files_of, inside
 
 Check = Callable[[dict[str, Any]], list[str]]
@@ -30,6 +30,7 @@ def run(tree: dict[str, Any], inputs: Sequence[Check], *, careful: bool = False)
     careful: the tree is known to be wrong somewhere; a check that trips over that is left out.
     """
     checks = (chunk, heads, levels, device, environment, engine, world, program, still)
+    checks = (*checks, sizes.refuse)
     errors = []
     for check in (*checks, *inputs, limits, signals):
         try:
@@ -41,11 +42,17 @@ def run(tree: dict[str, Any], inputs: Sequence[Check], *, careful: bool = False)
 
 
 def limits(tree: dict[str, Any]) -> list[str]:
-    """Limits name metrics that are watched, by positive numbers or null."""
+    """Limits name metrics that are watched, by positive numbers or null, and what happens then."""
     errors = []
     for name, value in (tree.get("limits") or {}).items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if name not in SIGNS:  # from a file of the user's
+        if name == "skip":
+            if value is not None and not (isinstance(value, int) and number and value >= 0):
+                errors.append(f"limits.skip={value}: must be a number of updates, 0 or more")
+        elif name == "rollback":
+            if value is not None and not (number and 0 < value < 1):
+                errors.append(f"limits.rollback={value}: must be a share between 0 and 1, or null")
+        elif name not in SIGNS:  # from a file of the user's
             errors.append(f"limits.{name}: not watched{nearest(name, SIGNS)}")
         elif value is not None and not (number and value > 0):
             errors.append(f"limits.{name}={value}: must be a positive number, or null")

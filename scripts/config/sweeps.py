@@ -7,6 +7,7 @@ that does, and Hydra carries nothing but the words.
 
 import itertools
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,6 +81,7 @@ FREE = (
     *("signal", "save_minutes", "tracker"),
     *(f"env.{key}" for key in STEPPING),
 )
+MOST = 10_000  # runs
 LONGEST = 200  # characters of a folder's name
 ABSENT = object()
 
@@ -127,6 +129,11 @@ def sweep(argv: Sequence[str]) -> Sweep:
     fixed = [*as_flags(folders), *programs.as_flags()]
     fixed += [*(group[0] for group in lists if len(group) == 1)]
     many = [group for group in lists if len(group) > 1]
+    runs = math.prod(map(len, many))
+    if not searching and runs > MOST:
+        counts = ", ".join(f"{key_of(group[0])} {len(group)}" for group in many)
+        more = "or more " if any(len(group) > MOST for group in many) else ""
+        raise RheoError(f"{runs} {more}runs ({counts} values): at most {MOST} in one sweep")
     tried = ends(many) if searching else list(itertools.product(*many))
     checked = check(fixed, tried)
     jobs = found["jobs"] or at_once(launcher, 1 if searching else len(checked))
@@ -187,7 +194,7 @@ def alternatives(word: str, searching: bool) -> list[str]:
     if isinstance(value, IntervalSweep):
         texts = [str(value.start), str(value.end)]
     else:
-        texts = list(one.sweep_string_iterator())
+        texts = list(itertools.islice(one.sweep_string_iterator(), MOST + 1))
     if not texts:
         raise RheoError(f"{word}: holds no value")
     texts = [texts[0], texts[-1]] if searching and one.is_range_sweep() else texts

@@ -42,6 +42,8 @@ LIMITS = ("q", "value", "gradient_norm", "first_ratio_error", "kl", "saturated")
 NESTED = {
     **{f"limits.{name}": "Annotated[float, Range(gt=0)] | None" for name in LIMITS},
     "signal.grace": "Annotated[float, Range(ge=0)] | None",
+    "limits.skip": NATURAL,
+    "limits.rollback": "Annotated[float, Range(gt=0, lt=1)] | None",
 }
 MEANINGS = {  # of the keys that a run has beside its groups; those of groups are of their classes
     "name": "Run folder, below runs/ unless it is absolute; null makes one of algorithm, task and "
@@ -82,6 +84,10 @@ MEANINGS = {  # of the keys that a run has beside its groups; those of groups ar
     "null: no limit.",
     "limits.saturated": "Share of actions on the bounds of their box above which the run stops "
     "with a diagnosis; null: no limit.",
+    "limits.skip": "Updates of the whole run that may be undone and left out where their numbers "
+    "break; 0: the first ends it.",
+    "limits.rollback": "Factor of all learning rates with which the run goes on, once, from its "
+    "last checkpoint where numbers break or pass a limit; null: it ends there.",
 }
 # first parts of the keys that may follow a run's name
 OPTIONS = (*TOP, "ref_min", "ref_max", "steer")

@@ -71,6 +71,7 @@ class Run:
         self.loaded: Path | None = None  # the checkpoint that was
         self.programs: dict[str, str] | None = None
         self.starts: list[dict[str, Any]] = []  # as they are written
+        self.told: dict[str, Any] = {}  # of the next entry of run.json
         self.end = FAILED  # until the training says otherwise
         self.clock, self.before = perf_counter(), 0.0
 
@@ -136,7 +137,7 @@ class Run:
     def describe(self) -> None:
         """Writes config.yaml and this start's entry of run.json."""
         earlier = earlier_starts(self.path / STARTS)
-        self.starts = [*earlier, {"step": self.step, "saved": False, **start_entry()}]
+        self.starts = [*earlier, {"step": self.step, "saved": False, **start_entry(), **self.told}]
         text = OmegaConf.to_yaml(OmegaConf.create(self.config))
         put_text(self.path / CONFIG, lined(text))
         put_text(self.path / STARTS, stamped({"starts": self.starts}, indent=1))

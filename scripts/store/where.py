@@ -32,6 +32,8 @@ def locate(name: str) -> Path:
     path = expanded(name)
     if not path.parts or ".." in path.parts:
         raise RheoError(f"name={name!r}: a run's name cannot be empty or contain '..'")
+    if any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise RheoError(f"name={name}: longer than a file's name can be (255 bytes)")
     return path if path.is_absolute() or path.parts[0] == "runs" else Path("runs") / path
 
 
