@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 
 from rheo import ranks
 from rheo.errors import MACHINE, USER, RheoError, command
-from rheo.files import FULL, put_text
+from rheo.files import FULL, put_text, sweep
 
 from ..config.compose import load
 from ..config.rules import foreign
@@ -80,6 +80,7 @@ class Run:
         except OSError as error:
             raise unwritable(path, error) from error
         try:
+            sweep(path)
             refuse_used(path)
             run = cls(path, config, lock)
             run.describe()
@@ -265,6 +266,7 @@ class Run:
         if self.lock is None:
             raise RuntimeError("resume needs the run's lock: open it with write=True")
         try:
+            sweep(self.path, self.path / "eval")
             checkpoint.clean(self.path / "ckpt")
             for sink in self.sinks:
                 sink.rewind(self.step if saved else -1)

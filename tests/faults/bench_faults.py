@@ -8,15 +8,8 @@ import soak
 from trials import Failure, Promise, Row, measure, write_csv, write_json
 
 MODULES = (
-    "kills",
-    "damage",
-    "stops",
-    "disks",
-    "fuzz",
-    "hostile",
-    "programs",
-    "environments",
-    "soak",
+    *("kills", "writers", "damage", "stops", "disks", "fuzz", "hostile", "programs"),
+    *("environments", "soak"),
 )
 ALONE = ("soak",)  # where it is named, and no other time
 

@@ -31,7 +31,7 @@ class Ended(NamedTuple):
         if self.hung:
             return f"hung: {last(self.text)}"
         if TRACEBACK in self.text:
-            return f"traceback: {last(self.text)}"
+            return f"traceback: {traced(self.text)}"
         return f"died of signal {-self.code}" if self.code in (-11, -6, -7, -8) else ""
 
 
@@ -151,6 +151,13 @@ def rheo(cwd: Path, words: Sequence[str], *faults: Fault, space: int = 0, **more
             begun = float(moment.read_text())
     text = log.read_text(errors="replace") if log.exists() else ""
     return Ended(code or 0, text, ended - begun, hung)
+
+
+def traced(text: str) -> str:
+    """The last lines of the first traceback: where it came from, and what it was."""
+    lines = text.partition(TRACEBACK)[2].splitlines()[1:]
+    inner = next((i for i, line in enumerate(lines) if line and line[0] != " "), len(lines) - 1)
+    return "\n".join(lines[max(0, inner - 4) : inner + 1])
 
 
 def last(text: str) -> str:

@@ -27,7 +27,7 @@ from rheo.scripts.config import compose
 from rheo.scripts.session import Session
 from rheo.scripts.store import checkpoint
 from rheo.scripts.store.journal import Journal
-from rheo.scripts.store.run import Run, earlier_starts
+from rheo.scripts.store.run import Run
 from rheo.scripts.store.tree import Broken
 
 KIND = "off-policy"
@@ -92,13 +92,13 @@ def journal(draw: Random, place: Path) -> str:
 
 
 def run_json(draw: Random, place: Path) -> str:
-    """A run.json of other values: it never stops a resumption."""
-    raw = (straight(KIND) / "run.json").read_bytes()
-    tree = odd(json.loads(raw), draw)
-    raw = bent(raw, draw) if draw.random() < 0.5 else json.dumps(tree).encode()
-    file = place / "run.json"
+    """A run.json of other values: whoever asks what a run is goes on without it."""
+    file = place / "run" / "run.json"
+    shutil.copytree(straight(KIND), file.parent, ignore=lambda *_: ["ckpt", "events", "eval"])
+    tree = odd(json.loads(file.read_bytes()), draw)
+    raw = bent(file.read_bytes(), draw) if draw.random() < 0.5 else json.dumps(tree).encode()
     file.write_bytes(raw)
-    return wrong_with(lambda: earlier_starts(file), ())
+    return wrong_with(lambda: Run.open(str(file.parent)).about(), ())
 
 
 def checkpoint_files(draw: Random, place: Path) -> str:

@@ -19,7 +19,7 @@ from kinds import KINDS, lacks, straight, words
 from trials import Promise, Random, Trial
 
 INSIDE = "/.staging-"
-AGAIN = 0.3  # of the runs are killed once more
+AGAIN, MOVED = 0.3, 0.25  # of the runs are killed once more; go on in another place
 
 
 class Moment(NamedTuple):
@@ -53,11 +53,15 @@ def trials(kind: str, count: int, draw: Random) -> Iterator[Trial]:
     """Kills of runs of a kind."""
     for moment in moments(kind, count, draw):
         again = draw.randrange(3, 40) if draw.random() < AGAIN else None
-        yield one(kind, moment, again)
+        yield one(kind, moment, again, draw.random() < MOVED)
 
 
-def one(kind: str, moment: Moment, again: int | None) -> Trial:
-    """A run that is killed; again: events of its resumption after which it is killed once more."""
+def one(kind: str, moment: Moment, again: int | None, moved: bool) -> Trial:
+    """A run that is killed; again: events of its resumption after which it is killed once more.
+
+    moved: its folder lies elsewhere when it goes on.
+    """
+    where = "elsewhere/runs/r" if moved else "runs/r"
     marker = f"rheo-fault-{uuid.uuid4().hex}"
     known = {"environ": {"RHEO_FAULT": marker}}
 
@@ -65,13 +69,16 @@ def one(kind: str, moment: Moment, again: int | None) -> Trial:
         return rheo(place, ["train", *words(kind), "name=r"], moment.fault(), **known)
 
     def resume(place: Path, killed: Ended) -> tuple[Ended, Ended]:
+        if not (place / "runs/r/config.yaml").exists():  # it had not begun: it begins now
+            made = place / where.removesuffix("runs/r")
+            made.mkdir(exist_ok=True)
+            return killed, rheo(made, ["train", *words(kind), "name=r"], **known)
+        if moved:
+            (place / where).parent.mkdir(parents=True)
+            (place / "runs" / "r").rename(place / where)
         if again is not None and killed.code == -signal.SIGKILL:
-            rheo(place, ["resume", "r"], Moment(again, 0.0, "").fault(), **known)
-        known_run = (place / "runs" / "r" / "config.yaml").exists()
-        word = ["resume", "r"] if known_run else ["train", *words(kind), "name=r"]
-        if not known_run and (place / "runs" / "r").exists():
-            leave_only_lock(place / "runs" / "r")
-        return killed, rheo(place, word, **known)
+            rheo(place, ["resume", where], Moment(again, 0.0, "").fault(), **known)
+        return killed, rheo(place, ["resume", where], **known)
 
     def judge(place: Path, ends: tuple[Ended, Ended]) -> str:
         killed, resumed = ends
@@ -79,18 +86,12 @@ def one(kind: str, moment: Moment, again: int | None) -> Trial:
             return f"ended with {killed.code} before it was killed: {killed.text[-300:]}"
         if resumed.code or resumed.crashed():
             return f"resume ended with {resumed.code}: {resumed.text[-500:]}"
-        wrong = apart(straight(kind), place / "runs" / "r")
+        wrong = apart(straight(kind), place / where)
         return wrong or orphans(marker)
 
     title = f"{moment.text} + {moment.delay} s" + (f", again at {again}" if again else "")
+    title += ", moved" * moved
     return Trial(title, train, resume, judge)
-
-
-def leave_only_lock(folder: Path) -> None:
-    """A run killed before its config.yaml was there is begun anew; what there is must allow it."""
-    for file in folder.iterdir():
-        if file.name.startswith("."):  # a temporary that its writer never renamed
-            file.unlink()
 
 
 def orphans(marker: str) -> str:

@@ -1,5 +1,7 @@
 """Small runs of every kind, a second or two each, and the data and bases that they begin with."""
 
+import atexit
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -37,7 +39,9 @@ KINDS = {
 @cache
 def folder() -> Path:
     """Where what several trials share is made, once in a process."""
-    return Path(tempfile.mkdtemp(prefix="rheo-faults-"))
+    place = Path(tempfile.mkdtemp(prefix="rheo-faults-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place
 
 
 def lacks(kind: str) -> str:
