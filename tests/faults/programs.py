@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from children import Ended, rheo
-from hostile import MIB, SECONDS
+from hostile import MIB, SECONDS, Make, rewritten
 from torch import nn
 from trials import Promise, Random, Trial, each
 
 TRAIN = (
     *("train", "algo=dsrl_na", "policy=exported", "env=inverted_pendulum", "env.num_envs=2"),
     *("horizon=2", "steps=40", "source.warmup=20", "source.batch_size=4", "episodes=1", "name=r"),
+    *(f"{key}.obs_norm.kind=none" for key in ("critic", "algo.actor", "algo.noise_critic")),
 )
 
 
@@ -128,22 +129,44 @@ def script(module: Callable[[Path], nn.Module]) -> Callable[[Path], Path]:
     return make
 
 
+def typed(make: Callable[[Path], Path]) -> Make:
+    """A run on a file, whose path is typed."""
+    return lambda place: [*TRAIN, f"policy.path={make(place)}"]
+
+
+def sent(verb: str) -> Make:
+    """A run folder that calls a file, sent by somebody."""
+
+    def make(place: Path) -> list[str]:
+        file = str(samples(place))
+
+        def change(config: dict[str, Any]) -> None:
+            config["policy"] = {"_target_": "rheo.policies.exported.Exported", "path": file}
+
+        longer = ["steps=220"] if verb == "resume" else ["episodes=1"]
+        return [verb, str(rewritten(place, change)), *longer]
+
+    return make
+
+
 FILES = {
-    "samples": samples,
-    "weights": weights,
-    "expression": expression,
-    "TorchScript that writes": script(lambda place: Writes(str(place / "CANARY"))),
-    "TorchScript that never ends": script(lambda place: Endless()),
+    "samples": typed(samples),
+    "weights": typed(weights),
+    "expression": typed(expression),
+    "TorchScript that writes": typed(script(lambda place: Writes(str(place / "CANARY")))),
+    "TorchScript that never ends": typed(script(lambda place: Endless())),
+    **{f"sent run folder, {verb}": sent(verb) for verb in ("eval", "resume")},
+    "harmless": typed(good),
 }
 
 
 def trial(name: str) -> Trial:
-    """A run on a hostile program that nobody has named as trusted."""
+    """A command that would call a program."""
 
     def make(place: Path) -> list[str]:
-        file = FILES[name](place)
+        command = FILES[name](place)
         (place / "CANARY").unlink(missing_ok=True)  # by whoever looked at it while it was made
-        return [*TRAIN, f"policy.path={file}"]
+        return command
 
     def harm(place: Path, command: list[str]) -> Ended:
         return rheo(place, command, within=SECONDS, memory=4 * MIB)
@@ -151,9 +174,9 @@ def trial(name: str) -> Trial:
     def judge(place: Path, end: Ended) -> str:
         if (place / "CANARY").exists():
             return "its code ran"
-        if end.crashed():
-            return end.crashed()
-        return "" if end.code in (2, 3) else f"accepted, with {end.code}"
+        wanted = (0,) if name == "harmless" else (2, 3)
+        wrong = f"ended with {end.code}: {end.text[-300:]}" if end.code not in wanted else ""
+        return end.crashed() or wrong
 
     return Trial(name, make, harm, judge)
 
@@ -163,4 +186,6 @@ def drawn(count: int, draw: Random) -> Iterator[Trial]:
     yield from each(FILES, trial)(count, draw)
 
 
-PROMISES = [Promise("hostile", "a program from somebody else runs only where it was named", drawn)]
+PROMISES = [
+    Promise("hostile", "programs that do harm are refused, others run where they were named", drawn)
+]
