@@ -201,6 +201,7 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
     folders, words = flags(argv)
     schema.allow(folders)
     config = stored(folder)
+    refuse_misshapen(config, folder)
     lacking = config.get("config_dir") or []
     if lacking and not schema.allowed:
         raise RheoError(
@@ -232,6 +233,17 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
             text = f"{one.input_line}: fixed by the checkpoint (it names no file here)"
             errors.append(f"{text}; to change it, train a new run with init={folder}")
     return finish(config, overrides, [HOME], errors, inputs, typed)
+
+
+def refuse_misshapen(config: dict[str, Any], folder: str | Path) -> None:
+    """Raises RheoError for a node of a run that is none: they are read before all is checked.
+
+    A node that is not there, or is nothing, is one of an older run.
+    """
+    for key in [key for key, kind in TOP.items() if "dict" in kind or key == "config_dir"]:
+        problem = annotations.coerce(TOP[key], config[key])[1] if config.get(key) else None
+        if problem:
+            raise RheoError(f"{Path(folder) / 'config.yaml'}: {key}{problem}")
 
 
 def retrack(

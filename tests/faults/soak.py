@@ -83,11 +83,22 @@ def one_start(
             found.append(look(pid, passed + EVERY / 60, reached(folder), start))
             writer.writerow(found[-1])
             stream.flush()
-            tell(f"soak: {found[-1]}")
+            tell(f"soak: {told(found)}")
     os.kill(pid, signal.SIGKILL if start % 2 else signal.SIGTERM)
     if zygote().wait(60) is None:
         raise RuntimeError("it did not stop within a minute")
     return found
+
+
+def told(found: list[Look]) -> str:
+    """The last look, and how fast it went since the first of its start."""
+    first, last = found[0], found[-1]
+    seconds = 60 * (last.minutes - first.minutes)
+    speed = (last.step - first.step) / seconds if seconds else 0.0
+    return (
+        f"{last.minutes:.1f} min, start {last.start}, step {last.step:,}, {speed:.0f} steps/s, "
+        f"{last.rss:.0f} MiB, {last.files} files, {last.threads} threads"
+    )
 
 
 def reached(folder: Path) -> int:
