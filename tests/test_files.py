@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from rheo.files import sweep
+from rheo.scripts.store.run import Run
 
 
 def killed_while_it_writes(file: Path) -> str:
@@ -29,3 +30,11 @@ def test_what_a_killed_writer_leaves_is_swept_and_nothing_else(tmp_path: Path) -
         (tmp_path / name).touch()
     sweep(tmp_path, tmp_path / "no such folder")
     assert {one.name for one in tmp_path.iterdir()} == kept
+
+
+def test_a_run_killed_before_its_configuration_was_there_begins_again(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    folder.mkdir()
+    left = killed_while_it_writes(folder / "config.yaml")
+    with Run.create(str(folder), {"seed": 1}):
+        assert not (folder / left).exists() and (folder / "config.yaml").exists()

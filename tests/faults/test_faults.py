@@ -15,6 +15,7 @@ import environments
 import fuzz
 import hostile
 import pytest
+import reference
 import soak
 import stops
 from alike import apart, differences
@@ -133,6 +134,14 @@ def test_a_table_leaves_out_what_was_not_tried(tmp_path: Path) -> None:
     rows, _ = measure([hostile.PROMISES[0]._replace(lack=lambda: "not here")], 1, 0, str)
     write_csv(tmp_path / "x.csv", rows)
     assert (tmp_path / "x.csv").read_text() == "promise,tried,failed\n"
+
+
+def test_the_page_tells_of_promises_that_are_tried() -> None:
+    with (reference.DATA / "faults.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    known = {one.text for one in bench_faults.promises()}
+    assert rows and {row["promise"] for row in rows} <= known
+    assert all(0 <= int(row["failed"]) <= int(row["tried"]) > 0 for row in rows)
 
 
 def test_growth_over_a_long_run_is_seen() -> None:
