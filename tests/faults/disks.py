@@ -27,7 +27,7 @@ class Writer(NamedTuple):
     place: str
     command: tuple[str, ...] = ()  # none: a training
     codes: tuple[int, ...] = (3,)
-    count: int = 0
+    nth: int = 0
 
 
 ENDINGS = ("npz", "hdf5")
@@ -37,12 +37,12 @@ WRITERS = (
     Writer("run.json", "open .*run.json", codes=(2, 3)),
     Writer("first event", "open .*events", codes=(0, 2, 3)),
     Writer("rows", "open .*metrics.jsonl"),
-    Writer("evaluation", "open .*eval/", count=1),
+    Writer("evaluation", "open .*eval/", nth=1),
     Writer("first save", "os.mkdir .*staging"),
-    Writer("tensors", "open .*safetensors", count=3),
-    Writer("state", "open .*state.json", count=2),
-    Writer("manifest", "open .*manifest.json", count=1),
-    Writer("a save's rename", r"os.rename .*ckpt/\d+$", count=1),
+    Writer("tensors", "open .*safetensors", nth=3),
+    Writer("state", "open .*state.json", nth=2),
+    Writer("manifest", "open .*manifest.json", nth=1),
+    Writer("a save's rename", r"os.rename .*ckpt/\d+$", nth=1),
     Writer("curve", "open .*curve", codes=(0, 3)),
     *(
         Writer(f"collect {end}", rf"open .*x\.{end}",
@@ -67,7 +67,7 @@ def trial(writer: Writer) -> Trial:
         seen.mkdir()
 
     def full(place: Path, _: None) -> tuple[Ended, Ended | None]:
-        fault = {"act": "fill", "place": writer.place, "count": writer.count, "file": str(filler)}
+        fault = {"act": "fill", "place": writer.place, "count": writer.nth, "file": str(filler)}
         command = [str(data()) if word == "DATA" else word for word in writer.command]
         begin = command or ["train", *words("off-policy"), *TRIED, "name=r"]
         outside = {"log": place / "log"}

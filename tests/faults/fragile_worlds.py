@@ -113,4 +113,5 @@ ALWAYS: dict[str, Any] = {
 }
 
 if "World-v0" not in gymnasium.registry:
-    gymnasium.register("World-v0", World)
+    kind: Any = World
+    gymnasium.register("World-v0", kind)

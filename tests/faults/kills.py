@@ -63,7 +63,7 @@ def one(kind: str, moment: Moment, again: int | None, moved: bool) -> Trial:
     """
     where = "elsewhere/runs/r" if moved else "runs/r"
     marker = f"rheo-fault-{uuid.uuid4().hex}"
-    known = {"environ": {"RHEO_FAULT": marker}}
+    known: dict[str, Any] = {"environ": {"RHEO_FAULT": marker}}
 
     def train(place: Path) -> Ended:
         return rheo(place, ["train", *words(kind), "name=r"], moment.fault(), **known)

@@ -19,7 +19,11 @@ from trials import Promise, Random, Trial, each
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 SOON = 10.0  # seconds from the signal to the end
 SAVED, AT_END = 75, 0
-BY_SIGNAL = {signal.SIGTERM: (143, -15), signal.SIGINT: (130,), signal.SIGHUP: (129, -1)}
+BY_SIGNAL: dict[int, tuple[int, ...]] = {
+    signal.SIGTERM: (143, -15),
+    signal.SIGINT: (130,),
+    signal.SIGHUP: (129, -1),
+}
 
 
 class Phase(NamedTuple):
@@ -28,11 +32,11 @@ class Phase(NamedTuple):
     name: str
     place: str = ""
     call: str = ""
-    count: int = 0
+    nth: int = 0
 
     def fault(self, number: int, stamp: Path) -> dict[str, Any]:
         """As the process is told; it writes down when it was."""
-        where = {"place": self.place, "call": self.call, "count": self.count}
+        where = {"place": self.place, "call": self.call, "count": self.nth}
         return {"act": "signal", "number": int(number), "file": str(stamp), **where}
 
 
@@ -41,14 +45,14 @@ TRAINING = (
     Phase("lock", "runs/r/lock"),
     Phase("configuration", "os.rename .*config.yaml"),
     Phase("assembling", call="rheo.scripts.assemble:make_env"),
-    Phase("first evaluation", call="rheo.envs.chunk:ChunkEnv.step", count=2),
-    Phase("warm-up", call=STEP, count=9),
-    Phase("training", call=STEP, count=60),
-    Phase("logging", call="rheo.scripts.store.run:Run.log", count=4),
-    Phase("evaluation", call="rheo.scripts.train:Loop.figure", count=1),
-    Phase("saving", r"open .*\.staging-.*safetensors", count=1),
-    Phase("a save's rename", r"os.rename .*ckpt/\d+$", count=1),
-    Phase("last save", r"os.rename .*ckpt/\d+$", count=3),
+    Phase("first evaluation", call="rheo.envs.chunk:ChunkEnv.step", nth=2),
+    Phase("warm-up", call=STEP, nth=9),
+    Phase("training", call=STEP, nth=60),
+    Phase("logging", call="rheo.scripts.store.run:Run.log", nth=4),
+    Phase("evaluation", call="rheo.scripts.train:Loop.figure", nth=1),
+    Phase("saving", r"open .*\.staging-.*safetensors", nth=1),
+    Phase("a save's rename", r"os.rename .*ckpt/\d+$", nth=1),
+    Phase("last save", r"os.rename .*ckpt/\d+$", nth=3),
     Phase("curve", "open .*curve"),
 )
 
@@ -98,7 +102,7 @@ def verbs() -> list[Verb]:
     """The commands that write or take long."""
     run = str(straight("off-policy"))
     served = Phase("answering", call="rheo.scripts.serve:told")
-    stepping = Phase("collecting", call="rheo.envs.mujoco.native:NativeVector.step", count=30)
+    stepping = Phase("collecting", call="rheo.envs.mujoco.native:NativeVector.step", nth=30)
     copy = ("data", "convert", str(data()))
     return [
         *(Verb(stepping, (*RANDOM, f"out=x.{end}"), (75, 0), (f"x.{end}",)) for end in ENDINGS),
@@ -115,15 +119,15 @@ def verbs() -> list[Verb]:
             Verb(Phase("converting", rf"open .*x\.{end}"), (*copy, f"x.{end}"), (0,), (f"x.{end}",))
             for end in ENDINGS
         ),  # fmt: skip
-        Verb(Phase("evaluating", call="rheo.envs.chunk:ChunkEnv.step", count=3), ("eval", run)),
+        Verb(Phase("evaluating", call="rheo.envs.chunk:ChunkEnv.step", nth=3), ("eval", run)),
         Verb(Phase("reading", "open .*data.npz"), ("data", "info", str(data())), (0,)),
         Verb(
-            Phase("filming", call="rheo.envs.chunk:ChunkEnv.step", count=1),
+            Phase("filming", call="rheo.envs.chunk:ChunkEnv.step", nth=1),
             ("play", run, "out=x.gif"),
         ),  # fmt: skip
         Verb(served, ("serve", run, "port=0"), (0,)),
         Verb(
-            Phase("sweeping", call=STEP, count=30),
+            Phase("sweeping", call=STEP, nth=30),
             ("sweep", *words("off-policy"), "seed=0,1", "name=s"),
             (75,),
             ("runs/",),

@@ -131,7 +131,7 @@ def test_every_group_can_be_asked_for_and_files_are_written(tmp_path: Path) -> N
 
 
 def test_a_table_leaves_out_what_was_not_tried(tmp_path: Path) -> None:
-    rows, _ = measure([hostile.PROMISES[0]._replace(lack=lambda: "not here")], 1, 0, str)
+    rows, _ = measure([hostile.PROMISES[0]._replace(lack=lambda: "not here")], 1, 0, print)
     write_csv(tmp_path / "x.csv", rows)
     assert (tmp_path / "x.csv").read_text() == "promise,tried,failed\n"
 
