@@ -7,12 +7,14 @@ leaves what was there before, and is one line for the user.
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from .errors import MACHINE, USER, RheoError
 
+PART = re.compile(r"\..+\.(\d+)\.tmp.*")  # what `atomically` writes to, with its process
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NAMED_WRONGLY = (  # by the user; what else a disk refuses is the machine's
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
@@ -121,3 +123,22 @@ def sha256(file: Path) -> str:
         while count := stream.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+def sweep(*folders: Path) -> None:
+    """Removes the temporary files of writers that were killed. Raises OSError."""
+    for part in (part for folder in folders if folder.is_dir() for part in folder.iterdir()):
+        found = PART.fullmatch(part.name)
+        if found and not lives(int(found[1])):
+            part.unlink(missing_ok=True)
+
+
+def lives(pid: int) -> bool:
+    """Whether there is a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # somebody else's; no number of a process
+        return True
+    return True

@@ -19,7 +19,7 @@ from rheo.envs.packages import engine_lacks
 from rheo.errors import RheoError, nearest
 from rheo.files import put_text
 
-from .config.words import Option, count, switch, values
+from .config.words import Option, count, natural, one_of, positive, switch, values
 from .screen import raw
 from .store.provenance import version, versions
 
@@ -40,12 +40,18 @@ COMPARED = {  # in a clone: beside other libraries and our other methods, in pla
         "startup",
     )
 }
+FAULTS = "faults"  # in a clone: promises in place of speed, and a table of its own
+FAULTED = ("bench_faults", "main")
 Places = list[tuple[str, str]]
 Groups = Mapping[str, tuple[str, str]]
 WHAT = " ".join({**GROUPS, **COMPARED})
 USAGE = {
     "bench": f"usage: rheo bench [{WHAT}] [quick=true] [fast=MODE] [csv=FILE] [json=FILE]\n"
-    "       rheo bench gpu [device=cpu|cuda|cuda:N] [worlds=1024,4096] [...]",
+    "       rheo bench gpu [device=cpu|cuda|cuda:N] [worlds=1024,4096] [...]\n"
+    "       rheo bench faults [count=20] [seed=0] [only=GROUP,...] [minutes=M out=FOLDER]\n"
+    "                         [csv=FILE] [json=FILE]\n"
+    "       GROUP: kill damage signals disk fuzz hostile env overhead soak, and GROUP:WORD for\n"
+    "       promises whose text has that word",
 }
 OTHERS = ("envpool", "stable-baselines3", "warp-lang", "mujoco-warp")  # packages that some rows use
 COLUMNS = ("", "unit", "ours", "other", "against", "ratio", "goal", "met", "of limit", "limit")
@@ -57,6 +63,22 @@ def counts(text: str) -> tuple[int, ...]:
     return tuple(count(each) for each in text.split(","))
 
 
+def groups(text: str) -> tuple[str, ...]:
+    """Reads groups of promises with commas between them, of which `:WORD` chooses some."""
+    for name in text.split(","):
+        one_of(*PROMISED)(name.partition(":")[0])
+    return tuple(text.split(","))
+
+
+PROMISED = (
+    *("kill", "damage", "signals", "disk", "fuzz", "hostile", "env", "overhead"),
+    "soak",  # is tried where it is named, and no other time
+)
+OF_FAULTS = {
+    **{"count": Option(20, count), "seed": Option(0, natural), "only": Option((), groups)},
+    **{"minutes": Option(5.0, positive), "out": Option(None, Path)},
+    **dict.fromkeys(("csv", "json"), Option(None)),
+}
 KEYS = {
     **{"quick": Option(False, switch), "worlds": Option((), counts), "device": Option("auto")},
     **dict.fromkeys(("fast", "csv", "json"), Option(None)),
@@ -66,6 +88,8 @@ KEYS = {
 def main(asked: tuple[Places, dict[str, Any]]) -> int:
     """Measures and prints. A goal that is not met is shown as such; the exit status stays 0."""
     places, options = asked
+    if places == [FAULTED]:
+        return importlib.import_module(FAULTED[0]).main(options, footing())
     from rich.console import Console
 
     console = Console(file=raw(sys.stdout))
@@ -92,17 +116,16 @@ def main(asked: tuple[Places, dict[str, Any]]) -> int:
 def asked(argv: list[str], groups: Groups | None = None) -> tuple[Places, dict[str, Any]]:
     """What to measure and the options. Raises RheoError."""
     tail, groups = f"\n{USAGE['bench']}", groups or offered()
-    words = [word for word in argv if "=" not in word]
+    words, given = ([w for w in argv if ("=" in w) is typed] for typed in (False, True))
+    if words == [FAULTS] and groups != GROUPS:
+        return [FAULTED], claimed(values(given, OF_FAULTS, tail))
     for word in words:
-        if word in COMPARED and word not in groups:
+        if word in (*COMPARED, FAULTS) and word not in groups:
             raise RheoError(f"bench {word}: comparisons run in a clone of the repository alone")
         if word not in groups:
             raise RheoError(f"unknown measurement {word!r}{nearest(word, groups)}{tail}")
-    options = values([word for word in argv if "=" in word], KEYS, tail)
     refuse_gpu(words, argv)
-    for name in ("csv", "json"):
-        if options[name] is not None:
-            claim(Path(options[name]))
+    options = claimed(values(given, KEYS, tail))
     chosen = words or [name for name in groups if name not in NAMED]
     return [place for name, place in groups.items() if name in chosen], options
 
@@ -123,8 +146,17 @@ def offered() -> Groups:
     """What can be measured here: an installed library has no comparisons."""
     if not CLONE.is_dir():
         return GROUPS
-    sys.path.append(str(CLONE))
+    homes = (CLONE, CLONE.parent, CLONE.parent / FAULTS)
+    sys.path += [str(home) for home in homes if str(home) not in sys.path]
     return {**GROUPS, **COMPARED}
+
+
+def claimed(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, whose files can be written. Raises RheoError."""
+    for name in ("csv", "json"):
+        if options[name] is not None:
+            claim(Path(options[name]))
+    return options
 
 
 def claim(file: Path) -> None:

@@ -4,6 +4,7 @@ A page has `<!-- made: WHAT WORDS -->` and `<!-- end -->` around it. It comes fr
 the programs read: help texts, docstrings, values, and the summaries behind docs/bench.
 """
 
+import csv
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -224,6 +225,16 @@ def three(value: float | None, bold: bool = False) -> str:
     return f"**{text}**" if bold else text
 
 
+# ---- promises ------------------------------------------------------------------------------------
+
+
+def promises() -> str:
+    """How often promises were tried and not kept, as `rheo bench faults` wrote it."""
+    with (DATA / "faults.csv").open(newline="") as stream:
+        head, *rows = csv.reader(stream)
+    return table(head, rows)
+
+
 # ---- the site's first page ----------------------------------------------------------------------
 
 
@@ -240,7 +251,7 @@ MADE: dict[str, Callable[..., str]] = {
     **{"algorithms": algorithms, "keys": keys, "choices": choices, "suites": suite_list},
     **{"environment_keys": environment_keys, "run_keys": run_keys},
     **{"environments": environments, "command_line": command_line, "matrix": matrix},
-    "home": home,
+    **{"promises": promises, "home": home},
 }
 
 

@@ -26,7 +26,7 @@ from yaml import YAMLError
 from rheo.envs.paths import absolute, expanded
 from rheo.errors import RheoError
 
-from ..store.vouch import refuse_partial
+from ..store.vouch import refuse_misshapen, refuse_partial
 from ..store.where import one_line, stored
 from . import annotations, intent, programs, rules, schema, sizes
 from .inherit import inherit, tuned_in
@@ -204,6 +204,7 @@ def load(folder: str | Path, argv: Sequence[str] = (), *, to_train: bool = False
     folders, words = flags(argv)
     schema.allow(folders)
     config = stored(folder, [word.partition("=")[0] for word in words])
+    refuse_misshapen(folder, config)
     refuse_partial(folder, config)
     lacking = config.get("config_dir") or []
     if lacking and not schema.allowed:

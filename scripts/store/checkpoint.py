@@ -229,10 +229,10 @@ def verify(file: Path, entry: dict[str, Any]) -> None:
         if size != entry["size"]:
             fault = "truncated" if size < entry["size"] else "too long"
             raise Broken(f"{file}: {fault}, have {size} of {entry['size']} bytes")
-        digest = sha256(file)
+        whole = sha256(file) == entry["sha256"]
     except OSError as error:
         raise Broken(f"{file}: unreadable ({error.strerror})") from error
     except (KeyError, TypeError) as error:
         raise Broken(f"{file}: its manifest entry lacks {error}") from error
-    if digest != entry["sha256"]:
+    if not whole:
         raise Broken(f"{file}: corrupted, its SHA-256 does not match the manifest")

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 
 from rheo import ranks
 from rheo.errors import MACHINE, USER, RheoError, command
-from rheo.files import FULL, put_text
+from rheo.files import FULL, put_text, sweep
 
 from ..config.compose import load
 from ..config.programs import typed_again
@@ -89,6 +89,7 @@ class Run:
         except OSError as error:
             raise unwritable(path, error) from error
         try:
+            sweep(path)
             refuse_used(path)
             run = cls(path, config, lock)
             run.describe()
@@ -322,6 +323,7 @@ class Run:
         if saved and self.loaded is not None:
             told = vouch.told(self.loaded, MANIFEST)
         try:
+            sweep(self.path, self.path / "eval")
             checkpoint.clean(self.path / "ckpt")
             self.journal.rewind(step, told and told["rows"])
             for sink in self.sinks:

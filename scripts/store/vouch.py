@@ -13,6 +13,7 @@ from typing import Any
 from rheo.errors import RheoError, command
 from rheo.files import sha256
 
+from ..config.annotations import coerce
 from ..config.top import ON_RESUME, TOP, inside, walk
 from ..config.yamls import LARGEST, RESOLVER
 from .stamps import is_whole, sealed
@@ -99,6 +100,17 @@ def text_of(node: Any) -> str:
 
 
 # ---- the configuration ---------------------------------------------------------------------------
+
+
+def refuse_misshapen(folder: str | Path, config: Mapping[str, Any]) -> None:
+    """Raises RheoError for a node of a run that is none: they are read before all is checked.
+
+    A node that is not there, or is nothing, is one of an older run.
+    """
+    for key in [key for key, kind in TOP.items() if "dict" in kind or key == "config_dir"]:
+        problem = coerce(TOP[key], config[key])[1] if config.get(key) else None
+        if problem:
+            raise RheoError(f"{Path(folder) / CONFIG}: {key}{problem}")
 
 
 def refuse_partial(folder: str | Path, config: Mapping[str, Any]) -> None:

@@ -324,3 +324,16 @@ def test_a_kill_at_any_system_call_of_a_save_leaves_a_whole_checkpoint(tmp_path:
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 20
+
+
+@pytest.mark.parametrize("entry", [{}, {"size": 1}, {"sha256": "0"}, None, []])
+def test_a_manifest_that_lacks_what_is_compared_is_refused(tmp_path: Path, entry: Any) -> None:
+    path = checkpoint.write(tmp_path, 1, {"n": 1, "a": {"x": torch.ones(2)}}, keep=2)
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    del manifest["sha256"]
+    if isinstance(entry, dict) and "size" in entry:
+        entry = {"size": (path / "a.safetensors").stat().st_size}
+    manifest["files"]["a.safetensors"] = entry
+    (path / "manifest.json").write_bytes(checkpoint.sealed(manifest))
+    with pytest.raises(Broken, match="its manifest entry lacks"):
+        checkpoint.read(path)

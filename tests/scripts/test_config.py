@@ -265,6 +265,17 @@ def test_a_stored_configuration_is_read_back_and_checked_anew(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("key", "value"), [("env", "hopper"), ("config_dir", 5), ("tracker", [1]), ("source", True)]
+)
+def test_a_node_of_a_run_that_is_none_is_named(tmp_path: Path, key: str, value: object) -> None:
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(OmegaConf.create({**compose(GOOD), key: value}), tmp_path / "config.yaml")
+    with pytest.raises(RheoError, match=f"config.yaml: {key}: must be .* got "):
+        load(tmp_path, ["tracker=none"])
+
+
+@pytest.mark.parametrize(
     ("words", "place"),
     [
         *((f"algo={name} init=scratch", "algo") for name in ("awm_q", "dsrl_na", "expo")),
