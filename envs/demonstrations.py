@@ -174,7 +174,7 @@ class Demonstrations:
         """Whether the simulator reset itself inside a step, or gave a number that is none."""
         data = snapshot.simulator(self.env)
         reset = data is not None and data.warning.number[reset_warnings()].any()
-        return bool(reset) or not (sound(obs) and sound(np.float64(reward)))
+        return bool(reset) or not (sound(obs) and sound(np.asarray(reward, float)))
 
     def about(self) -> dict[str, Any]:
         """What data of these episodes tell of their environment and their observations."""

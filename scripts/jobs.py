@@ -132,8 +132,8 @@ def go(folder: Path, config: dict[str, Any], words: list[str]) -> int:
         set_aside(folder)
         return train.main((config, False))
     again = [*(word for word in words if free(key_of(word))), f"steps={config['steps']}"]
-    words = Words([], [str(folder)], again)  # flags hold since composed
-    return resuming.resume(Resuming(str(folder), words))
+    resumed = Words([], [str(folder)], again)  # flags hold since composed
+    return resuming.resume(Resuming(str(folder), resumed))
 
 
 def free(key: str) -> bool:

@@ -9,6 +9,7 @@ from rheo.errors import REQUEUE, Halted, RheoError, command
 
 from .assemble import as_saved, assemble
 from .config.verbs import Resuming
+from .loop import Loop
 from .sight import encode_data
 from .stopping import stop_signals
 from .store.fields import fitting, refuse_partial
@@ -17,7 +18,7 @@ from .store.run import Run
 from .store.state import holds_generators, refuse_other_weights, with_generators
 from .store.where import shown
 from .together import announce, own_part, refuse_unequal, run_kind, together
-from .train import Loop, through
+from .train import through
 
 log = logging.getLogger("rheo")
 

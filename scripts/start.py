@@ -7,7 +7,7 @@ Settings are never taken with weights: they are this run's configuration.
 
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,49 +20,17 @@ from rheo.policies.normalize import affine
 from .assemble import twins
 from .config.build import target_of
 from .config.compose import HOME
-from .config.inherit import POLICY_KEYS, acting_policy, word
+from .config.inherit import word
 from .config.top import AT_WILL, inside
 from .config.words import as_flags
+from .kept import APART, Donor, Pair, say
 from .store.fields import fitting, refuse_partial
 from .store.run import Run
 from .store.state import other_shape, put
 from .store.where import named
 
 log = logging.getLogger("rheo")
-# settings of a network's node that do not change what its weights are: this run's are used
-APART = (
-    *("algo.noise.std_min", "algo.noise.std_max", "algo.noise.schedule", "algo.noise.tuned_steps"),
-    *("algo.editor.scale", "algo.noise_map.kind", "algo.noise_map.bound"),
-    *("eye.shift", "eye.frozen"),
-)
 SHAPING = ("algo.relative", "horizon", "env.obs_steps")  # what sizes of networks follow too
-OPTIONS = "env.options"
-# what else the networks of the same algorithm were learned with
-LEARNED_WITH = (
-    *APART,
-    *("algo.deploy_candidates", "algo.deploy_temperature", "algo.deploy_mean", "algo.steer.n"),
-    *("algo.tuned_steps", "algo.residual_scale", "algo.learn.scale_rewards", "env.gamma"),
-)
-
-
-class Donor(NamedTuple):
-    """The run that `init` names."""
-
-    who: str  # init=NAME
-    run: Run
-    config: dict[str, Any]
-    kind: Any  # its algorithm's class
-    saved: Mapping[str, Any]  # the parts of its algorithm, by attribute
-    images: Mapping[str, Any] = {}  # heights and widths of those that it observed, in order
-
-
-class Pair(NamedTuple):
-    """A network of the new run and the weights that it gets."""
-
-    name: str  # attribute of the algorithm
-    part: torch.nn.Module
-    state: Mapping[str, Tensor]
-    origin: str  # the donor's attribute
 
 
 def start_from(algo: Algorithm, config: dict[str, Any]) -> Run:
@@ -94,9 +62,9 @@ def donor_of(config: Mapping[str, Any]) -> Donor:
         raise RheoError(f"{who}: that run has no checkpoint yet")
     refuse_partial(tree, run.loaded, "algo", "sizes")
     kind = completed(target_of(run.config["algo"], "algo"))
-    images = tree["sizes"].get("images", {})
     with fitting(f"{who}, {run.loaded}"):
-        return Donor(who, run, run.config, kind, kind.upgrade(tree["algo"]), images)
+        state, images = kind.upgrade(tree["algo"]), tree["sizes"].get("images", {})
+    return Donor(who, run, run.config, kind, state, images)
 
 
 def goes_on(config: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
@@ -336,68 +304,3 @@ def other_way(differ: list[str], donor: Donor, same: bool) -> str:
 
 
 # ---- what is said ------------------------------------------------------------------------------
-
-
-def say(
-    pairs: list[Pair], duals: list[str], config: Mapping[str, Any], donor: Donor, same: bool
-) -> None:
-    """One line: what is taken, and which of the donor's settings are kept and which change."""
-    kept, changed = [], []
-    theirs = {**donor.config, "policy": acting_policy(donor.config, config)}
-    for key in (*POLICY_KEYS, *options(config, theirs), *(LEARNED_WITH if same else ())):
-        mine, other = inside(config, key), inside(theirs, key)
-        if (mine is None or other is None) and not key.startswith(OPTIONS):
-            continue
-        if mine == other:
-            kept.append(f"{key}={brief(mine)}")
-        else:
-            keeps = (
-                f"{key}={word(other)} keeps" if word(other) == brief(other) else "left out keeps"
-            )
-            changed.append(f"{key} {brief(other)} -> {brief(mine)} ({keeps} it)")
-    base = config.get("init_part") == "base"
-    lost = [] if same or base else loosely(donor)
-    parts = [taken(pairs, duals, same, base) + (f" without {' and '.join(lost)}" if lost else "")]
-    parts += ["changes " + ", ".join(changed)] if changed else []
-    parts += ["keeps " + " ".join(kept)] if kept else []
-    level = logging.WARNING if changed or lost else logging.INFO
-    log.log(level, "%s: %s", donor.who, "; ".join(parts))
-
-
-def brief(value: Any) -> str:
-    """A value as it is typed, the beginning of a long one."""
-    text = word(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def options(config: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Keys of what both environments were made with, where they are the same one."""
-    if inside(config, "env.id") != inside(theirs, "env.id"):
-        return []
-    named = {**(inside(theirs, OPTIONS) or {}), **(inside(config, OPTIONS) or {})}
-    return [f"{OPTIONS}.{name}" for name in named]
-
-
-def taken(pairs: list[Pair], duals: list[str], same: bool, base: bool) -> str:
-    """What of the donor is taken."""
-    if not same:
-        return "its base" if base else "its deployed policy"
-    filled = [f"{pair.name} from its {pair.origin}" for pair in pairs if pair.name != pair.origin]
-    return ", ".join(["all its networks", *filled, *duals]) + ", optimisers and counters anew"
-
-
-def loosely(donor: Donor) -> list[str]:
-    """What the donor's deployment adds to the policy that is taken over."""
-    node, added = donor.config["algo"], []
-    steer = node.get("steer") or {}
-    if node.get("deploy_candidates", 1) > 1:
-        added.append(f"the best of {node['deploy_candidates']} samples by its critic")
-    if steer.get("n", 1) > 1 or set(steer.get("words", ())) - {"best", "soft"}:
-        added.append(f"its chain algo.steer={','.join(steer['words'])} (n={steer['n']})")
-    eta = donor.config["policy"].get("eta", 0.0)
-    if donor.kind.noisy_steps and eta > 0:
-        added.append(f"the noise of its steps (policy.eta={eta:g})")
-    first = donor.config["policy"].get("steps", 0) - node.get("tuned_steps", 0)
-    if "tuned_steps" in node and first > 0:
-        added.append(f"its base, which took the first {first} of its denoising steps")
-    return added

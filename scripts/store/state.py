@@ -77,21 +77,26 @@ def restore(algo: Any, state: Mapping[str, Any], *, generators: bool = True) -> 
     for name in parts:
         part, value = vars(algo)[name], state[name]
         try:
-            if isinstance(part, torch.Generator):
-                if generators:
-                    part.set_state(value.cpu())
-            elif isinstance(part, Tensor):
-                put(part, value)
-            elif hasattr(part, "load_state_dict"):
-                part.load_state_dict(copied(value))
-                for optimizer in optimizers(part):
-                    refuse_odd_steps(optimizer)
+            if hasattr(part, "load_state_dict") or isinstance(part, Tensor | torch.Generator):
+                put_back(part, value, generators)
             elif type(value) not in (int, float):
                 raise ValueError(f"{value!r} is no number")
             else:
                 setattr(algo, name, value)
         except (RuntimeError, ValueError) as error:
             raise RheoError(f"checkpoint part algo.{name} does not fit: {error}") from error
+
+
+def put_back(part: Any, value: Any, generators: bool) -> None:
+    """Puts what was captured of a part back into it. Raises RuntimeError, ValueError."""
+    if isinstance(part, Tensor):
+        put(part, value)
+    elif not isinstance(part, torch.Generator):
+        part.load_state_dict(copied(value))
+        for optimizer in optimizers(part):
+            refuse_odd_steps(optimizer)
+    elif generators:
+        part.set_state(value.cpu())
 
 
 def copied(node: Any) -> Any:
@@ -120,13 +125,18 @@ def refuse_odd_steps(optimizer: torch.optim.Optimizer) -> None:
             if not like(group.get(key), usual):
                 raise ValueError(f"its {key} is {group.get(key)!r}")
         for parameter in group["params"]:
-            held = optimizer.state.get(parameter, {})
-            if held and isinstance(optimizer, torch.optim.Adam) and not held.keys() >= MOMENTS:
-                raise ValueError(f"it lacks {', '.join(MOMENTS - held.keys())} of a parameter")
-            for key, value in held.items():
-                shape = parameter.shape if key != "step" else torch.Size([])
-                if not isinstance(value, Tensor) or value.shape != shape:
-                    raise ValueError(f"its {key} of a parameter is no tensor of {tuple(shape)}")
+            adam = isinstance(optimizer, torch.optim.Adam)
+            refuse_odd_moments(parameter, optimizer.state.get(parameter, {}), adam)
+
+
+def refuse_odd_moments(parameter: Tensor, held: Mapping[str, Any], adam: bool) -> None:
+    """Raises ValueError where what an optimiser keeps of a parameter is not what it should be."""
+    if held and adam and not held.keys() >= MOMENTS:
+        raise ValueError(f"it lacks {', '.join(MOMENTS - held.keys())} of a parameter")
+    for key, value in held.items():
+        shape = parameter.shape if key != "step" else torch.Size([])
+        if not isinstance(value, Tensor) or value.shape != shape:
+            raise ValueError(f"its {key} of a parameter is no tensor of {tuple(shape)}")
 
 
 def like(value: Any, usual: Any) -> bool:

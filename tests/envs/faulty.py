@@ -145,4 +145,5 @@ class Faulty(gymnasium.Env):
 
 
 if "Faulty-v0" not in gymnasium.registry:
-    gymnasium.register("Faulty-v0", Faulty)
+    made: Any = Faulty
+    gymnasium.register("Faulty-v0", made)

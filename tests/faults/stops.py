@@ -49,7 +49,7 @@ TRAINING = (
     Phase("warm-up", call=STEP, nth=9),
     Phase("training", call=STEP, nth=60),
     Phase("logging", call="rheo.scripts.store.run:Run.log", nth=4),
-    Phase("evaluation", call="rheo.scripts.train:Loop.figure", nth=1),
+    Phase("evaluation", call="rheo.scripts.loop:Loop.figure", nth=1),
     Phase("saving", r"open .*\.staging-.*safetensors", nth=1),
     Phase("a save's rename", r"os.rename .*ckpt/\d+$", nth=1),
     Phase("last save", r"os.rename .*ckpt/\d+$", nth=3),

@@ -7,9 +7,9 @@ from rheo.errors import RheoError
 from rheo.scripts import fast
 from rheo.scripts.assemble import assemble
 from rheo.scripts.config.compose import compose
+from rheo.scripts.loop import Loop
 from rheo.scripts.stopping import Stop
 from rheo.scripts.store.run import Run
-from rheo.scripts.train import Loop
 
 
 class Algo:
@@ -119,7 +119,8 @@ def test_rollouts_are_sampled_on_one_thread_and_learned_on_all(tiny):
         with Run.create("r", config) as run:
             loop, seen = Loop(run, assemble(config), Stop()), []
             loop.algo.act = watched(loop.algo.act, seen)
-            loop.update = watched(loop.update, seen)
+            watch = loop.breaking.watch
+            watch.update = watched(watch.update, seen)
             assert loop.finish() == 0
         assert set(seen[:16]) == {1} and seen[16] == 2  # 16 decisions, then the update
     finally:

@@ -330,11 +330,11 @@ def test_images_are_acted_on_through_a_server(base, monkeypatch) -> None:
             obs, _ = task.reset(seed=EVAL_SEED)
             for _ in range(3):
                 action = policy.act(obs)
-                assert np.array_equal(action, own.act(obs))
+                assert action.shape == (1,) and np.array_equal(action, own.act(obs))
                 obs = task.step(action.astype(np.float32))[0]
             with pytest.raises(Refused, match="front_image"):
                 policy.act({**obs, "front_image": obs["front_image"][:6]})
-            assert policy.act(obs).shape == action.shape
+            assert policy.act(obs).shape == (1,)
 
 
 def test_images_are_written_in_robomimic_s_layout(base, monkeypatch) -> None:

@@ -25,10 +25,11 @@ from rheo.scripts.assemble import assemble, device_of, refuse_misfit
 from rheo.scripts.cli import main
 from rheo.scripts.config import schema
 from rheo.scripts.config.compose import compose
+from rheo.scripts.loop import due
+from rheo.scripts.start import start_from
 from rheo.scripts.store.run import Run
 from rheo.scripts.store.state import capture, not_finite, restore
 from rheo.scripts.store.where import default_name
-from rheo.scripts.train import due
 
 
 def answer(capsys, *words):
@@ -341,7 +342,7 @@ def test_a_run_starts_from_the_weights_of_another(tiny):
     assert main(["train", *tiny("bc", "a", "steps=60")]) == 0
     config = compose(tiny("bc", "b", "init=a", "seed=5"))
     algo = assemble(config).algo
-    training.start_from(algo, config)
+    start_from(algo, config)
     tree = Run.open("a").load()
     assert tree is not None
     for part in ("policy", "average"):
@@ -359,7 +360,7 @@ def test_the_same_algorithm_starts_with_its_critics_and_another_with_the_deploye
     assert tree is not None
     config = compose(tiny("rfm", "b", "init=a", "seed=5"))
     algo = assemble(config).algo
-    training.start_from(algo, config)
+    start_from(algo, config)
     for part in ("policy", "average", "critic", "target"):
         for name, tensor in getattr(algo, part).state_dict().items():
             assert torch.equal(tensor, tree["algo"][part][name]), (part, name)
@@ -367,7 +368,7 @@ def test_the_same_algorithm_starts_with_its_critics_and_another_with_the_deploye
     config["policy"] = compose(tiny("rfm", "b"))["policy"]
     config["source"] = compose(tiny("rfm", "b"))["source"]
     other = assemble(config).algo
-    training.start_from(other, config)
+    start_from(other, config)
     for policy in (other.policy, other.average):
         for name, tensor in policy.state_dict().items():
             assert torch.equal(tensor, tree["algo"]["average"][name]), name
