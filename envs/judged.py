@@ -173,11 +173,14 @@ class Judged(VectorEnv):
         wanted = f", expected {expected}" if expected else ""
         return EnvFault(f"{self._at_row(i)}: {field} {got}{wanted}: correct the environment")
 
-    def _raised(self, i: int, call: str, error: BaseException) -> EnvFault:
-        """The message for what came out of an environment; raises what is not its own as it is."""
+    def _raised(self, i: int, call: str, error: BaseException) -> EnvError:
+        """The message for what came out of an environment; raises what is not its own as it is.
+
+        What ours say of an option, a camera that is not there, is no fault of the environment.
+        """
         self._broken = True
         if isinstance(error, EnvError):
-            return EnvFault(f"{self._at_row(i)}: {error}: correct the environment")
+            return type(error)(f"{self._at_row(i)}: {error}: correct the environment")
         if not own(error):
             raise error
         text = str(error)

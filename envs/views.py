@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EnvError
+from ..errors import EnvError, EnvFault
 from .cameras import canvas, context, place, scenes
 from .guard import own, shown, told
 from .mujoco.physics import mujoco
@@ -71,17 +71,17 @@ class Renderer:
 
 
 def drawn(env: gymnasium.Env) -> NDArray:
-    """The picture that an environment draws of itself, uint8 [H, W, 3]. Raises EnvError."""
+    """The picture that an environment draws of itself, uint8 [H, W, 3]. Raises EnvFault."""
     try:
         picture = env.render()
     except BaseException as error:
         if not own(error):
             raise
-        raise EnvError(f"render raised {told(error)}") from error
+        raise EnvFault(f"render raised {told(error)}") from error
     image = np.asarray(picture)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] < 3:
         got = f"render returned {shown(picture)}"
-        raise EnvError(f"{got}, expected an array [height, width, 3] of uint8")
+        raise EnvFault(f"{got}, expected an array [height, width, 3] of uint8")
     return image[..., :3].copy()
 
 

@@ -62,6 +62,6 @@ def lined(text: str) -> str:
 def is_whole(raw: bytes) -> bool | None:
     """Whether text is as `lined` wrote it; None where it never had such a line."""
     body, newline, last = raw.rstrip(b"\n").rpartition(b"\n")
-    if b"sha256" not in raw and not last.startswith(b"#"):
+    if LINE[2:-2].encode() not in raw and not last.startswith(b"#"):
         return None
     return raw == lined((body + newline).decode(errors="replace")).encode()

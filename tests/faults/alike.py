@@ -1,5 +1,6 @@
 """Whether two run folders are the same in all that their numbers are made of."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rheo.scripts.store.run import Run
 
 CLOCKED = ("time/", "crc")  # keys of a row that a clock measures, and what depends on them
 LOOSE = ("events", "tracker")  # folders whose files have names by the clock
+SEGMENT = re.compile(r"_\d+_\d+\.safetensors")  # of a replay: which rows, by when it was saved
 
 
 def differences(a: Any, b: Any, place: str = "") -> list[str]:
@@ -46,9 +48,10 @@ def rows(run: Run) -> list[dict[str, Any]]:
 
 
 def files(folder: Path) -> set[str]:
-    """Names of the files of a run, those apart that are named by a clock."""
+    """Names of the files of a run, those apart that are named by a clock or by saves."""
     found = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-    return {str(name) for name in found if name.parts[0] not in LOOSE}
+    kept = (name for name in found if name.parts[0] not in LOOSE)
+    return {str(name) for name in kept if not SEGMENT.search(name.name)}
 
 
 def apart(straight: Path, other: Path) -> str:

@@ -261,7 +261,7 @@ FILES = (
         for x in ("lock", "eval", "ckpt", "events", "metrics.jsonl")
     ),
     *(
-        Hostile(f"resolver {text}", resolver(text))
+        Hostile(f"resolver {text}", resolver(text), refused=False)  # the checkpoint's is taken
         for text in (
             "${oc.env:FAULT_SECRET}",
             "${${recipe}:FAULT_SECRET}",

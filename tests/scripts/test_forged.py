@@ -16,7 +16,7 @@ from rheo.scripts.cli import main
 from rheo.scripts.store import checkpoint
 
 PERIODS = ["steps=100", "log_every=20", "eval_every=100", "save_every=100", "episodes=1"]
-GONE = object()
+GONE = "(gone)"  # not a value that is given, but nothing
 ODD = ["x", -1, None, [], {}, 2**70, 3.5, True, torch.zeros(3), torch.zeros(0), GONE, [{}]]
 
 

@@ -122,7 +122,7 @@ def fill(disk: Path) -> None:
 def results(run: Path) -> tuple[list[dict], list[str], object]:
     """Rows without what a clock measures, evaluations, and the newest checkpoint's algorithm."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rows = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+    rows = [{k: v for k, v in row.items() if not k.startswith(("time/", "crc"))} for row in rows]
     tree = Run.open(str(run)).load()
     assert tree is not None
     policy = {name: value.tolist() for name, value in tree["algo"]["policy"].items()}

@@ -67,7 +67,7 @@ def test_a_folder_of_somebody_elses_is_told_as_text(tmp_path, monkeypatch, capsy
 def test_log_messages_and_whatever_is_printed_inside_a_verb_are_text(capsys):
     with screened():
         print(OWNED, flush=True)
-        logging.getLogger("rheo").warning("%s", OWNED)
+        logging.getLogger("rheo").warning("%s", OWNED[:-1])
         assert isinstance(sys.stdout, Screen) and sys.stdout.isatty() is False
         with screened():
             print("once", file=sys.stderr)

@@ -42,7 +42,7 @@ def test_cloning_learns_from_it(
     path = written(foreign, tmp_path, kind)
     assert main(["train", "algo=bc", f"data={path}", *SMALL, "name=run"]) == 0
     run = Run.open("run", [])
-    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    rows = run.rows()
     assert all(np.isfinite(list(row.values())).all() for row in rows) and rows[-1]["step"] == 30
     tree = run.load()
     assert tree is not None
