@@ -15,6 +15,7 @@ import torch
 
 from rheo.envs.acting import Acting
 from rheo.envs.chunk import ChunkEnv
+from rheo.scripts import loop
 from rheo.scripts import train as training
 from rheo.scripts.assemble import make_env, make_eval_env
 from rheo.scripts.cli import main
@@ -310,7 +311,7 @@ def test_saves_by_the_clock_change_nothing_and_are_gone_on_from(tiny, algo, monk
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "monotonic", slow)
+        patch.setattr(loop, "monotonic", slow)
         patch.setattr(training.Loop, "save", once)
         with pytest.raises(SystemExit):
             main(["train", *tiny(algo, "stopped", *more)])

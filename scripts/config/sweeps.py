@@ -295,7 +295,7 @@ def refuse_other(config: dict[str, Any], folder: Path) -> None:
     """Raises RheoError unless a run was made of the same words, but for lengths and places."""
     mine, theirs = dict(walk(config)), dict(walk(stored(folder)))
     for place in [*mine, *(place for place in theirs if place not in mine)]:
-        if place in FREE or place.partition(".")[0] in AT_ANY_START:
+        if place in FREE or place.partition(".")[0] in (*AT_ANY_START, "programs"):
             continue
         here, there = mine.get(place, ABSENT), theirs.get(place, ABSENT)
         if here != there:

@@ -42,7 +42,7 @@ class Writes(nn.Module):
     def forward(self, obs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         out = torch.from_file(self.path, True, 8)
         out.fill_(1.0)
-        return torch.tanh(noise + obs[:, :1, None])
+        return torch.tanh(noise + obs[:, :1, None] + 0.0 * out.sum())
 
 
 class Endless(nn.Module):

@@ -152,7 +152,7 @@ def test_sizes_that_a_forged_checkpoint_claims_allocate_nothing(
     code = main([verb, "a", *more])
     error = capsys.readouterr().err
     if verb == "eval":
-        assert code == 3 and ("sizes: obs_dim=" in error or "are free" in error)
+        assert code == 3 and ("sizes.obs_dim is" in error or "are free" in error)
     else:  # which looks at the data, and takes no size from a file
         assert code in (0, 3)
 

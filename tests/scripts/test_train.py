@@ -20,7 +20,7 @@ from rheo.algos.bc import BC
 from rheo.algos.sac import SAC
 from rheo.errors import RheoError
 from rheo.policies.flow import FlowPolicy
-from rheo.scripts import train as training
+from rheo.scripts import ending
 from rheo.scripts.assemble import assemble, device_of, refuse_misfit
 from rheo.scripts.cli import main
 from rheo.scripts.config import schema
@@ -330,7 +330,7 @@ def test_a_curve_that_cannot_be_drawn_does_not_undo_the_training(tiny, monkeypat
     def full(folder, rows):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(training, "plot", full)
+    monkeypatch.setattr(ending, "plot", full)
     code, error = answer(capsys, "train", *tiny("bc", "r", "steps=5"))
     assert code == 0 and "no curve drawn" in error
 
