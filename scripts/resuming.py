@@ -9,6 +9,7 @@ from rheo.errors import REQUEUE, Halted, RheoError, command
 
 from .assemble import as_saved, assemble
 from .config.verbs import Resuming
+from .ending import curve
 from .loop import Loop
 from .sight import encode_data
 from .stopping import stop_signals
@@ -79,6 +80,8 @@ def nothing_to_do(run: Run, options: list[str]) -> int:
             f"changed; to go on give more than that, for example {more}"
         )
     if ranks.leads():
+        run.tidy()  # a kill may have come between the last save and what follows it
+        curve(run)
         end = f"is at its end, step {run.step} of {steps}"
         print(f"{run.path} {end}: nothing to do; {more} extends it")
     return 0

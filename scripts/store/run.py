@@ -151,6 +151,10 @@ class Run:
                 put_text(self.path / STARTS, stamped({"starts": now}, indent=1))
                 self.starts = now
 
+    def tidy(self) -> None:
+        """Leaves as many checkpoints as are kept."""
+        checkpoint.prune(self.path / "ckpt", KEEP)
+
     def hold(self) -> None:
         """Raises RheoError (code 3) once the lock is lost; asked before anything is written."""
         if self.lock is not None:

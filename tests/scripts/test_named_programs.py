@@ -168,17 +168,17 @@ class Theirs(nn.Module):
 def folder_of_classes() -> list[str]:
     mine = Path("mine")
     (mine / "policy").mkdir(parents=True)
-    (mine / "theirs.py").write_text(THEIRS)
+    (mine / "my_hand.py").write_text(THEIRS)
     (mine / "hands.py").write_text("def push(noise):\n    return noise\n")
     (mine / "unused.py").write_text("")
-    (mine / "policy" / "theirs.yaml").write_text("_target_: theirs.Theirs\ngain: 4.0\n")
-    return [*SMALL, "--config-dir", "mine", "policy=theirs"]
+    (mine / "policy" / "my_hand.yaml").write_text("_target_: my_hand.Theirs\ngain: 4.0\n")
+    return [*SMALL, "--config-dir", "mine", "policy=my_hand"]
 
 
 def test_classes_of_a_run_are_those_that_it_was_made_with():
     folder = received(folder_of_classes())
     kept = yaml.safe_load((folder / "config.yaml").read_text())["programs"]
-    assert sorted(kept) == ["hands.py", "theirs.py"]
+    assert sorted(kept) == ["hands.py", "my_hand.py"]
     with pytest.raises(RheoError, match="add --config-dir"):
         load(folder)
     Path("mine/unused.py").write_text("x = 1\n")
@@ -187,7 +187,7 @@ def test_classes_of_a_run_are_those_that_it_was_made_with():
     with pytest.raises(RheoError, match=r"hands.py of --config-dir is not what the run was made"):
         load(folder, ["--config-dir", "mine"])
     named: Any = load(folder, ["--config-dir", "mine", "--program", "mine/hands.py"])["programs"]
-    assert named["theirs.py"] == kept["theirs.py"] and named["hands.py"] != kept["hands.py"]
+    assert named["my_hand.py"] == kept["my_hand.py"] and named["hands.py"] != kept["hands.py"]
 
 
 def test_a_run_of_before_says_nothing_of_its_classes():
@@ -195,4 +195,4 @@ def test_a_run_of_before_says_nothing_of_its_classes():
     config = yaml.safe_load((folder / "config.yaml").read_text())
     del config["programs"]
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    assert sorted(load(folder, ["--config-dir", "mine"])["programs"]) == ["hands.py", "theirs.py"]
+    assert sorted(load(folder, ["--config-dir", "mine"])["programs"]) == ["hands.py", "my_hand.py"]
