@@ -18,7 +18,7 @@ from rheo import ranks
 from rheo.algos.optim import shown
 from rheo.envs.batch import Rollout
 
-from .store.state import capture, copied, not_finite, restore, tensors
+from .store.state import capture, copied, not_finite, optimizers, restore, tensors
 
 Update = Callable[[Any], dict[str, Any]]
 SHARE = 0.003  # of a run's time, for copies
@@ -190,7 +190,7 @@ class Inspector:
         self.algo = algo
         self.what, self.first = "", ""
         self.names = dict(parameter_names(algo))
-        self.optimizers = dict(optimizer_names(algo))
+        self.optimizers = {id(each): name for name, each in optimizers(algo)}
         self.norms: dict[str, float] = {}
 
     def __call__(self, stage: str, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -292,15 +292,6 @@ def parameter_names(algo: Any) -> Iterator[tuple[int, str]]:
     return reversed([*found, *singles])
 
 
-def optimizer_names(algo: Any) -> Iterator[tuple[int, str]]:
-    """Optimisers by their identity."""
-    for name, part in vars(algo).items():
-        if isinstance(part, torch.optim.Optimizer):
-            yield id(part), name
-        elif isinstance(getattr(part, "optimizer", None), torch.optim.Optimizer):
-            yield id(part.optimizer), f"{name}.optimizer"
-
-
 def finite(value: Any) -> bool:
     """Whether a number, or a tensor of one, is finite."""
     return math.isfinite(float(value.detach() if isinstance(value, Tensor) else value))
@@ -315,12 +306,10 @@ def broken_value(tensor: Tensor) -> str:
 
 def weights(algo: Any) -> dict[str, list[Tensor]]:
     """All that an algorithm's optimisers move."""
-    found = {}
-    for name, part in vars(algo).items():
-        opt = part if isinstance(part, torch.optim.Optimizer) else getattr(part, "optimizer", None)
-        if isinstance(opt, torch.optim.Optimizer):
-            found[name] = [p.detach() for group in opt.param_groups for p in group["params"]]
-    return found
+    return {
+        name: [p.detach() for group in each.param_groups for p in group["params"]]
+        for name, each in optimizers(algo)
+    }
 
 
 def sound(tree: Any) -> bool:

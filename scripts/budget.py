@@ -11,18 +11,12 @@ from rheo.errors import MACHINE, RheoError
 
 from .config import sizes as config_sizes
 
-LARGEST = 2**40  # numbers of an observation
-
 
 def refuse(cfg: Mapping[str, Any], sizes: Any, device: torch.device, networks: bool) -> None:
     """Raises RheoError for networks, or all that a run holds, that this machine has no memory for.
 
-    sizes: of the world, maybe read from a file (`assemble.Sizes`).
+    sizes: of the world (`assemble.Sizes`).
     """
-    for name in ("obs_dim", "action_dim"):
-        value = getattr(sizes, name)
-        if type(value) is not int or not 0 <= value < LARGEST:
-            raise RheoError(f"sizes: {name}={str(value)[:40]} is no size of a world", MACHINE)
     free = free_memory(device)
     if free is None:
         return

@@ -22,6 +22,7 @@ from rheo.files import put_text
 from .breaks import Finding, Inspector, as_tree, finite, size_of
 from .stopping import diagnosis
 from .store import checkpoint
+from .store.fields import sizes
 from .store.state import capture, copied
 from .store.where import shown
 
@@ -81,6 +82,9 @@ def read(path: Path) -> tuple[Dump, dict[str, Any], Any]:
         raise RheoError(f"{path}: no dump of a broken update (it lacks {error})", MACHINE) from None
     except (OSError, ValueError) as error:
         raise RheoError(f"{path}: cannot be read: {error}", MACHINE) from error
+    wrong = sizes({"sizes": about.sizes, "algo": tree["algo"]})
+    if wrong:
+        raise RheoError(f"{path}: no dump of a broken update ({wrong})", MACHINE)
     if held != about.config:
         raise RheoError(f"{path / 'run' / 'config.yaml'}: was changed since it broke", MACHINE)
     return about, tree["algo"], found

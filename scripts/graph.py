@@ -9,7 +9,7 @@ keeps to that; `tests/algos/test_recorded.py` replays every one on the CPU.
 What only a GPU does is `Cuda`.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from rheo import ranks
 from rheo.algos.optim import recordable
 from rheo.errors import RheoError
 
+from .store.state import optimizers
 from .watching import Watcher
 
 WARM = 3  # calls of a kind before it is recorded: libraries and optimisers make what they need
@@ -100,7 +101,7 @@ class Recorded:
     def first(self, kind: Hashable, given: tuple[Any, ...]) -> dict[str, Tensor]:
         """A call of a kind that is not recorded yet."""
         if not self.seen:
-            for optimizer in optimizers(self.algo):
+            for _, optimizer in optimizers(self.algo):
                 recordable(optimizer)
         self.seen[kind] = count = self.seen.get(kind, 0) + 1
         if count < WARM:
@@ -158,14 +159,6 @@ def due(algo: Any) -> tuple[bool, ...]:
 def likeness(leaf: Any) -> Hashable:
     """What two arguments must share to be of one kind."""
     return (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf
-
-
-def optimizers(algo: Any) -> Iterator[torch.optim.Optimizer]:
-    """Those of an algorithm and of its parts."""
-    for part in vars(algo).values():
-        for each in (part, getattr(part, "optimizer", None)):
-            if isinstance(each, torch.optim.Optimizer):
-                yield each
 
 
 def copies(out: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,8 +17,9 @@ from rheo.envs.batch import Batch, Rollout
 from rheo.envs.sources import Replay
 from rheo.policies.critics import QEnsemble
 
-from .breaks import optimizer_names, weights
+from .breaks import weights
 from .config.top import EVAL_SEED
+from .store.state import optimizers
 
 log = logging.getLogger("rheo")
 MIN = 10  # updates between looks
@@ -177,12 +178,7 @@ def norms(group: list[Tensor]) -> list[float]:
 
 def steps_of(algo: Any) -> dict[str, float]:
     """How often every optimiser of an algorithm has stepped."""
-    names = dict(optimizer_names(algo))
-    found = {}
-    for name, part in vars(algo).items():
-        own = isinstance(part, torch.optim.Optimizer)
-        opt: Any = part if own else getattr(part, "optimizer", None)
-        if id(opt) in names:
-            counts = [float(state["step"]) for state in opt.state.values() if "step" in state]
-            found[name] = max(counts, default=0.0)
-    return found
+    return {
+        name: max((float(one["step"]) for one in each.state.values() if "step" in one), default=0.0)
+        for name, each in optimizers(algo)
+    }

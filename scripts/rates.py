@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn, optim
 
-from .graph import optimizers
+from .store.state import optimizers
 
 
 def slow(algo: Any, factor: float, *, groups: bool = True) -> None:
@@ -18,7 +18,7 @@ def slow(algo: Any, factor: float, *, groups: bool = True) -> None:
         for name, value in vars(holder).items():
             if isinstance(value, float) and (name == "lr" or name.endswith("_lr")):
                 setattr(holder, name, value * factor)
-    for optimizer in optimizers(algo) if groups else ():
+    for _, optimizer in optimizers(algo) if groups else ():
         for group in optimizer.param_groups:
             group["lr"] *= factor  # in place where it is a tensor
 

@@ -93,7 +93,7 @@ def put_back(part: Any, value: Any, generators: bool) -> None:
         put(part, value)
     elif not isinstance(part, torch.Generator):
         part.load_state_dict(copied(value))
-        for optimizer in optimizers(part):
+        for _, optimizer in of_part("", part):
             refuse_odd_steps(optimizer)
     elif generators:
         part.set_state(value.cpu())
@@ -110,10 +110,20 @@ def copied(node: Any) -> Any:
     return [copied(value) for value in node] if isinstance(node, list) else node
 
 
-def optimizers(part: Any) -> list[torch.optim.Optimizer]:
-    """A part that is an optimiser, or those that it has."""
-    found = [part, *getattr(part, "__dict__", {}).values()]
-    return [each for each in found if isinstance(each, torch.optim.Optimizer)]
+def optimizers(algo: Any) -> Iterator[tuple[str, torch.optim.Optimizer]]:
+    """The optimisers of an algorithm and of its parts, by their places."""
+    for name, part in vars(algo).items():
+        yield from of_part(name, part)
+
+
+def of_part(name: str, part: Any) -> Iterator[tuple[str, torch.optim.Optimizer]]:
+    """A part that is an optimiser, or those that it has, by their places."""
+    if isinstance(part, torch.optim.Optimizer):
+        yield name, part
+        return
+    for field, inner in getattr(part, "__dict__", {}).items():
+        if isinstance(inner, torch.optim.Optimizer):
+            yield f"{name}.{field}", inner
 
 
 def refuse_odd_steps(optimizer: torch.optim.Optimizer) -> None:
