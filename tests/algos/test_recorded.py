@@ -15,8 +15,8 @@ from rheo.errors import RheoError
 from rheo.scripts.assemble import Experiment, assemble
 from rheo.scripts.cli import main
 from rheo.scripts.config.compose import compose
-from rheo.scripts.graph import WARM, Recorded, due, optimizers, recorded
-from rheo.scripts.store.state import capture, tensors
+from rheo.scripts.graph import WARM, Recorded, due, recorded
+from rheo.scripts.store.state import capture, optimizers, tensors
 
 MOST = 14  # updates, of which some parts come in every second
 ON_POLICY = ("awm_gae", "dppo", "fpo", "fpo_pp", "ppo", "reinflow", "resip")
@@ -47,7 +47,7 @@ def test_updates_that_are_replayed_are_those_that_are_run(
     algo, more = CASES[case]
     words, recorder = tiny(algo, "r", *more.split()), TapeRecorder()
     run, replayed = made(words), made(words)
-    for optimizer in optimizers(run.algo):
+    for _, optimizer in optimizers(run.algo):
         recordable(optimizer)
     replayed.algo.learn_from = Recorded(replayed.algo, recorder)
     for count in range(4 if algo in ON_POLICY else MOST):
