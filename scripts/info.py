@@ -3,7 +3,7 @@
 import re
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import yaml
@@ -15,6 +15,7 @@ from .config import meanings, schema
 from .config.annotations import shown
 from .config.compose import compose_groups
 from .config.inherit import word
+from .config.suites import suites
 from .config.top import HOME, MEANINGS, NESTED, TOP, inside, suite_of, walk
 from .config.words import flags
 
@@ -22,7 +23,7 @@ USAGE = {
     "info": """\
 usage: rheo info                  which groups there are to choose from
        rheo info algo             the algorithms, by what they need; likewise env, policy, critic,
-                                  source, eye, recipe, and data (layouts that are read)
+                                  source, eye, recipe, data (layouts that are read) and suite
        rheo info run              keys beside the groups: steps, seed, horizon, init, limits.q, ...
        rheo info algo=rfm         its keys: value, type, meaning, and the papers""",
 }
@@ -39,6 +40,7 @@ GROUPS = {  # what is listed by its own file, and what it is
 }
 OTHERS = {  # what is listed besides
     "data": "layouts of recorded data",
+    "suite": "lists of tasks with their protocol: rheo suite NAME algo=A",
     "run": "keys of a run beside its groups: steps, seed, horizon, ...",
 }
 SUITES = {  # the classes that explain the options of a suite's environments
@@ -105,12 +107,16 @@ def main(wanted: Information) -> int:
         raise RheoError(f"info run={choice}: `rheo info run` lists the keys; a run has config.yaml")
     if group is None:
         print(overview())
+    elif group == "suite":
+        print("\n".join(of_suites(width, choice)))
     elif choice is not None:
         print(one(group, choice, width))
     elif group == "data":
         print(columns([(name, "", text) for name, text in FORMATS.items()], width))
     elif group == "run":
         print("\n\n".join(lines_of(of_run(), width)))
+    elif group == "suite":
+        print("\n".join(of_suites(width)))
     else:
         print(listing(group, width))
     return 0
@@ -119,7 +125,7 @@ def main(wanted: Information) -> int:
 def overview() -> str:
     """The groups, each with the word that lists it."""
     rows = [(group, str(len(names(group))), text) for group, text in GROUPS.items()]
-    counts = {"data": len(FORMATS), "run": len(MEANINGS)}
+    counts = {"data": len(FORMATS), "suite": len(suites()), "run": len(MEANINGS)}
     rows += [(name, str(counts[name]), text) for name, text in OTHERS.items()]
     lines = [f"  rheo info {group:11} {count:>3}  {text}" for group, count, text in rows]
     return "\n".join(
@@ -129,6 +135,20 @@ def overview() -> str:
             "rheo info algo=rfm   its keys with types, values and meaning; likewise the others",
         ]
     )
+
+
+def of_suites(width: int, choice: str | None = None) -> Iterator[str]:
+    """The field's suites, or one, each with tasks and protocol. Raises RheoError for none such."""
+    every = suites()
+    if choice is not None and choice not in every:
+        raise RheoError(f"suite={choice}: there is none{nearest(choice, every)}")
+    for name, one in every.items() if choice is None else [(choice, every[choice])]:
+        yield f"{name}: {one['about']}"
+        ((key, values),) = one["tasks"].items()
+        words = [f"{key}={word(value)}" for key, value in one["words"].items()]
+        for line in (f"{key}={', '.join(values)}", " ".join(words)):
+            yield textwrap.fill(line, width, initial_indent="    ", subsequent_indent="      ",
+                                break_on_hyphens=False)  # fmt: skip
 
 
 def names(group: str) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 from rheo.scripts import info
 from rheo.scripts.cli import main
 from rheo.scripts.config.annotations import shown
+from rheo.scripts.config.suites import suites
 
 
 def test_an_algorithm_is_listed_under_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +52,7 @@ def test_the_keys_of_a_run_are_told_with_value_and_type(capsys: pytest.CaptureFi
     assert "\nlimits.kl = 10.0    (float, above 0 | null)\n      KL divergence" in text
 
 
-@pytest.mark.parametrize("group", [*info.GROUPS, "data"])
+@pytest.mark.parametrize("group", [*info.GROUPS, "data", "suite"])
 def test_every_group_is_listed_without_torch(group: str) -> None:
     code = (
         "import sys; from rheo.scripts.cli import main; "
@@ -59,6 +60,10 @@ def test_every_group_is_listed_without_torch(group: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    if group == "suite":
+        assert {f"{name}:" for name in suites()} <= set(done.stdout.split())
+        assert "env=halfcheetah, hopper, walker2d, ant\n    steps=100000 eval_every" in done.stdout
+        return
     rows = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")]
     told = {row[0] for row in rows if len(row) == 2}  # a name and a text
     assert told >= set(info.FORMATS if group == "data" else info.names(group))
@@ -70,6 +75,7 @@ def test_every_group_is_listed_without_torch(group: str) -> None:
         ("algo=rfmm", "algo=rfmm: no such algo; did you mean 'rfm'?"),
         ("algos", "info algos: no such group; did you mean 'algo'?"),
         ("data=mine.npz", "`rheo data info mine.npz` says what is in a file"),
+        ("suite=dcm", "suite=dcm: there is none; did you mean 'dmc'?"),
         ("run=mine", "`rheo info run` lists the keys"),
     ],
 )
