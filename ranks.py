@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import shared
 from .errors import RheoError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Place(NamedTuple):
 ALONE = Place()
 _place = ALONE
 _hosts: Any = None  # the group that numbers of the host travel in
+_table: shared.Table | None = None  # where they meet instead, on one machine
 _store: Any = None  # where words are left that outlive who said them
 _met = 0  # how often this process has become one of several
 
@@ -106,8 +108,11 @@ def take(place: Place) -> None:
 
 
 def join(cuda: bool) -> None:
-    """Waits for the others: gradients travel by NCCL between GPUs, all else by gloo."""
-    global _hosts, _store, _met
+    """Waits for the others: gradients travel by NCCL between GPUs, all else by gloo.
+
+    What processes of one machine add up meets in memory that they share, where there is such.
+    """
+    global _hosts, _table, _store, _met
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
@@ -118,16 +123,24 @@ def join(cuda: bool) -> None:
     how: Any = {"rank": _place.rank, "world_size": _place.size, "timeout": PATIENCE}
     dist.init_process_group("nccl" if cuda else "gloo", store=_store, **how)
     _hosts = dist.new_group(backend="gloo", timeout=PATIENCE) if cuda else dist.group.WORLD
+    if _place.beside == _place.size:
+        table = shared.set_up(_place.rank, _place.size, _store, PATIENCE.total_seconds())
+        lacks = largest(int(table is None))
+        if table is not None and lacks:
+            table.leave()
+        _table = None if lacks else table
 
 
 def leave() -> None:
     """Lets go of the others, who notice when they wait for this one; it is alone from now on."""
-    global _hosts, _store, _place
+    global _hosts, _table, _store, _place
     import torch.distributed as dist
 
+    if _table is not None:
+        _table.leave()
     if dist.is_initialized():
         dist.destroy_process_group()
-    _hosts = _store = None
+    _hosts = _table = _store = None
     _place = ALONE
 
 
@@ -188,11 +201,9 @@ def most(tensor: "Tensor") -> "Tensor":
     """The largest over the ranks, of every element."""
     if _place.size == 1:
         return tensor
-    import torch.distributed as dist
+    import torch
 
-    found = tensor.detach().clone()
-    _say(dist.all_reduce, found, op=dist.ReduceOp.MAX, group=_group(found))
-    return found
+    return _folded(tensor.detach().clone(memory_format=torch.contiguous_format), "MAX")
 
 
 def largest(number: int) -> int:
@@ -247,12 +258,20 @@ def gathered(thing: Any) -> list[Any]:
 
 def _summed(tensor: "Tensor") -> "Tensor":
     """The sum over the ranks, in place."""
+    return _folded(tensor, "SUM")
+
+
+def _folded(tensor: "Tensor", how: str) -> "Tensor":
+    """The sum or largest over the ranks, in place of a contiguous tensor.
+
+    NCCL carries those of GPUs; those of the host meet in shared memory, or gloo carries them.
+    """
     import torch.distributed as dist
 
-    _say(dist.all_reduce, tensor, group=_group(tensor))
+    host = tensor.device.type == "cpu"
+    if host and _table is not None:
+        _say(_table.fold_, tensor, how == "MAX")
+    else:
+        kind = getattr(dist.ReduceOp, how)
+        _say(dist.all_reduce, tensor, op=kind, group=_hosts if host else None)
     return tensor
-
-
-def _group(tensor: "Tensor") -> Any:
-    """Who carries a tensor: NCCL those of GPUs, gloo those of the host."""
-    return _hosts if tensor.device.type == "cpu" else None

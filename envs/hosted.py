@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import tempfile
 import traceback
 from collections.abc import Callable, Hashable, Iterator
 from multiprocessing.connection import Connection
@@ -82,17 +81,6 @@ class Layout(NamedTuple):
 def taken(shape: tuple[int, ...], kind: type) -> int:
     """Bytes of an array, up to where the next one may begin."""
     return -(-math.prod(shape) * np.dtype(kind).itemsize // ALIGNED) * ALIGNED
-
-
-def nameless(size: int) -> int:
-    """A file of so many bytes in memory that has no name. Raises OSError where that lacks."""
-    if hasattr(os, "memfd_create"):
-        handle = os.memfd_create("rheo")
-    else:
-        with tempfile.TemporaryFile() as file:
-            handle = os.dup(file.fileno())
-    os.ftruncate(handle, size)
-    return handle
 
 
 class Job(NamedTuple):

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import EnvError, EnvFault
+from ..shared import nameless
 from .batch import Step
 from .guard import place
-from .hosted import Layout, nameless, send
+from .hosted import Layout, send
 from .vector import VectorEnv
 from .worker import Gone, Worker, jobs, shut
 

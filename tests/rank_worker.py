@@ -5,6 +5,7 @@ returned in FOLDER/r.json. FOLDER holds data.npz.
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -108,6 +109,38 @@ def agreed() -> dict[str, Any]:
         "leapt": OnPolicy.leapt(learner, torch.tensor(0.3 * number)),
         "parts": parts,
         "row": joined({"env/episodes": 1.0 + number, "env/return": 3.0 * number, "q": number}),
+    }
+    ranks.leave()
+    return found
+
+
+def unknown(*given: Any) -> int:
+    """A system call that the kernel does not know."""
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+def met() -> dict[str, Any]:
+    """Sums of memory that ranks share, of gloo, and where one rank has no such memory."""
+    ranks.take(ranks.asked())
+    ranks.join(cuda=False)
+    generator = torch.Generator().manual_seed(ranks.rank())
+    mine, table = torch.randn(1_500_000, generator=generator), ranks._table
+    sums = [ranks._summed(mine.clone())]
+    ranks._table = None
+    sums.append(ranks._summed(mine.clone()))
+    ranks._table = table
+    ranks.leave()
+    ranks.take(ranks.asked())
+    opens = os.pidfd_open
+    if ranks.rank() == 1:
+        os.pidfd_open = unknown  # as kernels before 5.3
+    ranks.join(cuda=False)
+    os.pidfd_open = opens
+    found = {
+        "shared": [table is not None, ranks._table is not None],
+        "equal": torch.equal(*sums),
+        "digest": digests({"sum": sums[0]}),
+        "total": ranks.total(3 + ranks.rank()),
     }
     ranks.leave()
     return found

@@ -18,7 +18,7 @@ LIBRARY = {  # folder -> packages of others that it may import, and folders of o
     ),
     "envs": (
         {"torch", "numpy", "gymnasium", "mujoco", "warp", "mujoco_warp", "h5py"},
-        {"envs", "errors", "files", "ranges", "ranks", "stats"},
+        {"envs", "errors", "files", "ranges", "ranks", "shared", "stats"},
     ),
     "envs/data": (
         {"numpy", "h5py", "gymnasium"},

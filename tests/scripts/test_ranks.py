@@ -22,10 +22,11 @@ from rheo.errors import RheoError
 from rheo.scripts.cli import main
 from rheo.scripts.store.run import Run
 from rheo.scripts.together import on_host
+from rheo.shared import lacking
 
 WORKER = Path(__file__).parents[1] / "rank_worker.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-SCENES = ["agreed", "states", "joined_batch", "runs", "fault"]
+SCENES = ["agreed", "met", "states", "joined_batch", "runs", "fault"]
 PLACE = {
     **{"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
     **{"MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
@@ -63,6 +64,13 @@ def test_ranks_with_unlike_numbers_agree_on_those_of_all(played):
     assert one["row"] == {"env/episodes": 3.0, "env/return": 2.0, "q": 0.5}
     told = one["tells"]
     assert told.pop("alike") is False and all(told.values()) and len(told) == 4
+
+
+def test_sums_in_shared_memory_are_those_of_gloo_which_does_it_where_one_rank_has_none(played):
+    one, two = (told["met"] for told in played[1])
+    assert one == two
+    assert one["shared"] == [lacking() is None, False]
+    assert one["equal"] is True and one["total"] == 7
 
 
 def test_ranks_with_unlike_rows_take_as_many_minibatches_of_one_size(played):
