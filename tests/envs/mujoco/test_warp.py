@@ -106,7 +106,7 @@ def test_hands_are_native_s_wherever_a_reset_has_placed_things(kind: str) -> Non
 
 
 @NEEDS_BATCH
-@pytest.mark.parametrize("kind", ["Reach", "PickAndPlaceDense"])
+@pytest.mark.parametrize("kind", ["Reach", "Slide", "PickAndPlaceDense"])
 def test_an_arm_is_native_s_as_long_as_it_touches_nothing(kind: str) -> None:
     """Its weld too, whose rows turn with the hand; where each step sets out from is kept."""
     pytest.importorskip("gymnasium_robotics", reason="needs pip install 'rheo-rl[robotics]'")
