@@ -252,13 +252,13 @@ class Transitions(Dataset):
         super().__post_init__(env)
 
     def prepare(self, recording: Recording, first: Tensor, last: Tensor) -> Tensor:
+        if "undecided" in recording.about:
+            raise ValueError(f"data={self.path}: {recording.about['undecided']}; or use algo=bc")
         if recording.reward is None:
             raise ValueError(
                 f"data={self.path}: it holds no rewards, which this algorithm learns from; "
                 "use algo=bc, or a file with rewards"
             )
-        if "undecided" in recording.about:
-            raise ValueError(f"data={self.path}: {recording.about['undecided']}; or use algo=bc")
         reward = torch.from_numpy(recording.reward)
         steps = len(reward)
         step = torch.arange(steps, dtype=last.dtype)

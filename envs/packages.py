@@ -30,6 +30,7 @@ ELSEWHERE = {
 # Packages that read recorded data: module -> pip name.
 READERS = {
     "minari": "'rheo-rl[minari]'",
+    "ogbench": "'rheo-rl[ogbench]'",
     "pyarrow": "'rheo-rl[formats]'",
     "zarr": "'rheo-rl[formats]'",
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rheo.envs.data.catalogue import addresses, file_name, home, known
-from rheo.envs.data.containers import HDF5
+from rheo.envs.data.containers import HDF5, ZIP
 from rheo.envs.data.formats import head
 from rheo.envs.data.recording import Reading, Refused
 from rheo.envs.memory import size_text
@@ -21,6 +21,7 @@ from rheo.errors import MACHINE, RheoError, nearest
 from rheo.files import put_text, sha256
 
 PIECE = 1 << 20  # bytes
+FORMATS = {".hdf5": (HDF5, "an HDF5 file"), ".npz": (ZIP, "an .npz file")}  # how they begin
 TIMEOUT = 60  # seconds without an answer
 BROKEN_OFF = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
 ATTEMPTS = 3  # a connection that breaks off is taken up again
@@ -99,6 +100,7 @@ class Download:
         if not url.startswith(("http://", "https://")):
             raise RheoError(f"{url}: only http and https addresses are fetched")
         self.url, self.part, self.state = url, part, part.with_suffix(".part.json")
+        self.begins, self.what = FORMATS[Path(file_name(name)).suffix]
         self.elsewhere = f"get the file from elsewhere and run `rheo data fetch {name} --from FILE`"
         self.asked = yes or not (sys.stdin.isatty() and sys.stderr.isatty())
         if read_card(self.state).get("url") != url:
@@ -178,8 +180,8 @@ class Download:
     def receive(self, response: Any, answer: Answer) -> None:
         """Writes what comes behind what is there. Raises IncompleteRead when it ends too early."""
         piece = response.read(PIECE)
-        if not answer.offset and not piece.startswith(HDF5):
-            text = f"{self.url}: what comes is not an HDF5 file ({piece[:16]!r})"
+        if not answer.offset and not piece.startswith(self.begins):
+            text = f"{self.url}: what comes is not {self.what} ({piece[:16]!r})"
             raise RheoError(f"{text}; {self.elsewhere}", MACHINE)
         self.state.write_text(json.dumps({"url": self.url, "version": answer.version}))
         with self.part.open("r+b" if answer.offset else "wb") as file:

@@ -61,6 +61,7 @@ FORMATS = {
     "NAME.npz": "observations, actions [, rewards, terminals, timeouts, episode_ends]",
     "NAME.hdf5": "D4RL's layout, robomimic's, ManiSkill's, ALOHA's or Rheo's own",
     "hopper-medium-v2": "a D4RL set by its name, once `rheo data fetch` brought it",
+    "cube-single-play-singletask-v0": "a single task of OGBench's sets, fetched likewise",
     "minari:ID": "a Minari set (pip install 'rheo-rl[minari]')",
     "FOLDER": "a LeRobot set, a zarr replay buffer (PushT, UMI), or episodes one by one",
     "[a.npz,b.npz]": "several, end to end",

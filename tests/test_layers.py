@@ -23,7 +23,7 @@ LIBRARY = {  # folder -> packages of others that it may import, and folders of o
     "envs/data": (
         {"numpy", "h5py", "gymnasium"},
         {"envs.data", "envs.parts", "envs.paths", "envs.memory", "envs.dicts", "envs.packages"}
-        | {"envs.pixels"}
+        | {"envs.pixels", "envs.seeded"}
         | {"errors", "files"},
     ),
     "configs": (set(), set()),

@@ -17,6 +17,24 @@ ROBOTS = ("hopper", "halfcheetah", "walker2d", "ant")
 QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "full-replay", "expert")
 HANDS = ("pen", "hammer", "door", "relocate")
 TEACHERS = ("human", "cloned", "expert")
+# OGBench's sets of states (arXiv:2410.20092): kinds of data, and the worlds recorded with each.
+OGBENCH = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+MAZES = {
+    **dict.fromkeys(("pointmaze", "antmaze"), ("medium", "large", "giant", "teleport")),
+    **{"humanoidmaze": ("medium", "large", "giant"), "antsoccer": ("arena", "medium")},
+}
+TABLES = {
+    **{"cube": ("single", "double", "triple", "quadruple"), "scene": ("",)},
+    **{"puzzle": ("3x3", "4x4", "4x5", "4x6")},
+}
+KINDS = {
+    **{"navigate": MAZES, "stitch": MAZES, "explore": {"antmaze": ("medium", "large", "teleport")}},
+    **{"play": TABLES, "noisy": TABLES},
+}
+SINGLE_TASK = re.compile(
+    rf"((?:{'|'.join([*MAZES, *TABLES])})(?:-[a-z]+|-\dx\d)??)"
+    rf"(?:-({'|'.join(KINDS)}))?-singletask(-task[1-5])?-v0"
+)
 # The v4 environments share physics and rewards with the ones D4RL's sets were recorded in.
 RECORDED_IN = {
     **dict(zip(ROBOTS, ("Hopper-v4", "HalfCheetah-v4", "Walker2d-v4", "Ant-v4"), strict=True)),
@@ -78,6 +96,36 @@ WORLDS = {
 }
 
 
+class SingleTask(NamedTuple):
+    """One of OGBench's single tasks, as its name tells."""
+
+    name: str
+    world: str  # cube-single
+    kind: str | None  # of the data, play; None: an environment's name without it
+    task: str  # "-task2", or "": the usual one
+
+    @property
+    def env_name(self) -> str:
+        """The environment as the package registers it."""
+        return f"{self.world}-singletask{self.task}-v0"
+
+    @property
+    def data_set(self) -> str:
+        """The set that holds its data."""
+        return f"{self.world}-{self.kind}-v0"
+
+
+def single_task(name: str | None) -> SingleTask | None:
+    """What the name of one of OGBench's single tasks tells (cube-single-play-singletask-v0)."""
+    found = SINGLE_TASK.fullmatch(name or "")
+    return found and SingleTask(found[0], found[1], found[2], found[3] or "")
+
+
+def world_of(data_set: str) -> str:
+    """Where one of OGBench's sets was recorded: cube-single-play-v0 -> cube-single."""
+    return data_set.rsplit("-", 2)[0]
+
+
 def addresses() -> dict[str, str]:
     """Name -> address of every data set that can be fetched by name."""
     robots = {
@@ -90,12 +138,30 @@ def addresses() -> dict[str, str]:
         for hand in HANDS
         for teacher in TEACHERS
     }
-    return {name: f"{SERVER}/{rest}" for name, rest in (robots | hands).items()}
+    d4rl = {name: f"{SERVER}/{rest}" for name, rest in (robots | hands).items()}
+    return d4rl | {name: f"{OGBENCH}/{name}.npz" for name in ogbench_sets()}
+
+
+def ogbench_sets() -> list[str]:
+    """OGBench's sets of states, by world."""
+    every = [
+        ("-".join(filter(None, (robot, size))), kind)
+        for kind, worlds in KINDS.items()
+        for robot, sizes in worlds.items()
+        for size in sizes
+    ]
+    return [f"{world}-{kind}-v0" for world, kind in every]
 
 
 def known(name: str) -> str | None:
-    """The data set's name for one of its spellings (hopper_medium-v2.hdf5), or None."""
-    plain = spelled(name)
+    """The data set's name for one of its spellings (hopper_medium-v2.hdf5), or None.
+
+    Of a single task that of the set which holds its data.
+    """
+    task, plain = single_task(name), spelled(name)
+    plain = task.data_set if task else plain
+    if plain.endswith(".npz") and plain.removesuffix(".npz") in ogbench_sets():
+        plain = plain.removesuffix(".npz")
     return plain if plain in addresses() else None
 
 
@@ -114,8 +180,10 @@ def home() -> Path:
     return expanded(os.environ.get("RHEO_DATASETS") or "~/.rheo/datasets")
 
 
-def folders() -> list[Path]:
-    """Where data sets are looked for by name, the first wins."""
+def folders(data_set: str) -> list[Path]:
+    """Where a data set is looked for by name, the first wins."""
+    if data_set in ogbench_sets():
+        return [expanded("~/.ogbench/data"), home()]
     d4rl = os.environ.get("D4RL_DATASET_DIR")
     named = [expanded(d4rl)] if d4rl else []
     return [*named, expanded("~/.d4rl/datasets"), home()]
@@ -136,8 +204,8 @@ def file_remedy(path: str | os.PathLike) -> str:
 def find(name: str) -> Path:
     """The file of a path or of a known data set's name (hopper-medium-v2).
 
-    Names are looked for in D4RL_DATASET_DIR, ~/.d4rl/datasets, then RHEO_DATASETS or
-    ~/.rheo/datasets. Raises Refused with the command that fetches it.
+    Names are looked for in D4RL_DATASET_DIR, ~/.d4rl/datasets (OGBench's: ~/.ogbench/data), then
+    RHEO_DATASETS or ~/.rheo/datasets. Raises Refused with the command that fetches it.
     """
     path = expanded(name)
     if path.exists():
@@ -145,19 +213,28 @@ def find(name: str) -> Path:
     data_set = known(name)
     if data_set is None or path.name != name:
         return path  # its reader says that it is missing
-    for folder in folders():
+    for folder in folders(data_set):
         for spelling in (file_name(data_set), f"{data_set}.hdf5"):
             if (folder / spelling).is_file():
                 return folder / spelling
-    looked = ", ".join(map(str, folders()))
+    looked = ", ".join(map(str, folders(data_set)))
     raise refuse(name, f"not found in {looked}; run `rheo data fetch {data_set}`")
+
+
+def file_of(name: str) -> str:
+    """The file of a path, or of the set that holds a single task's data. Raises Refused."""
+    return name if single_task(name) is None else str(find(name))
 
 
 def env_by_name(name: str) -> str | None:
     """The environment of one of D4RL's sets: hopper_medium-v2.hdf5 -> Hopper-v4.
 
-    Only full names tell: hopper_v5_mine.npz and Ant_maze_u-maze_noisy.hdf5 may be anything.
+    A single task's is called as the task, where that names data. Only full names tell:
+    hopper_v5_mine.npz and Ant_maze_u-maze_noisy.hdf5 may be anything.
     """
+    task = single_task(name)
+    if task and task.kind:
+        return task.name
     body, _, quality = re.sub(r"\.npz$", "", spelled(name)).partition("-")
     quality, _, version = quality.rpartition("-")
     told = quality in (QUALITIES if body in ROBOTS else TEACHERS) and version in VERSIONS

@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -122,6 +122,34 @@ def limit_in(about: Mapping[str, Any], reading: Reading) -> tuple[str | None, in
 def held(array: NDArray) -> Column:
     """An array in memory as a column."""
     return Column(array.shape, array.dtype, lambda: (rows for _, rows in pieces(array)))
+
+
+def taken(column: Column, rows: NDArray) -> Column:
+    """The rows [R] bool of a column, as a column."""
+
+    def blocks() -> Iterator[NDArray]:
+        row = 0
+        for block in column.blocks():
+            yield block[rows[row : row + len(block)]]
+            row += len(block)
+
+    return Column((int(rows.sum()), *column.shape[1:]), column.dtype, blocks)
+
+
+def together(columns: Mapping[str, Column]) -> Iterator[dict[str, NDArray]]:
+    """The same rows of all columns, piece by piece."""
+    blocks = {key: iter(column.blocks()) for key, column in columns.items()}
+    rest: dict[str, NDArray] = {}
+    while True:
+        for key, more in blocks.items():
+            while not len(rest.get(key, ())):
+                block = next(more, None)
+                if block is None:
+                    return
+                rest[key] = block
+        count = min(map(len, rest.values()))
+        yield {key: rows[:count] for key, rows in rest.items()}
+        rest = {key: rows[count:] for key, rows in rest.items()}
 
 
 def table(path: str, column: Column, name: str) -> Column:

@@ -17,7 +17,9 @@ import h5py
 
 from ...errors import Halted, RheoError
 from ..paths import SUFFIXES
+from . import ogbench_sets
 from .aloha import aloha, is_aloha
+from .catalogue import file_of, single_task
 from .columns import refuse_filter
 from .containers import (
     hdf5,
@@ -35,6 +37,7 @@ from .foreign import WRITE, ZARR
 from .lerobot import INFO, lerobot
 from .maniskill import ManiSkill, is_maniskill
 from .recording import (
+    Column,
     Layout,
     Reading,
     Recording,
@@ -72,9 +75,10 @@ def head(path: str | Sequence[str], reading: Reading) -> Head:
     Remembered: a command looks at a folder of episodes before and after torch is imported, and then
     reads it.
     """
-    stamp = os.stat(path).st_mtime_ns if isinstance(path, str) and os.path.exists(path) else 0
+    file = file_of(path) if isinstance(path, str) else ""
+    stamp = os.stat(file).st_mtime_ns if os.path.exists(file) else 0
     told = (reading.obs_keys, reading.filter, reading.held, reading.env_parts, reading.big)
-    key = f"{path} {stamp} {told}"
+    key = f"{path} {file} {stamp} {told}"
     if key not in known_heads:
         with opened(path, reading) as layout:
             known_heads[key] = Head(layout.sizes, layout.about)
@@ -83,7 +87,7 @@ def head(path: str | Sequence[str], reading: Reading) -> Head:
 
 @contextlib.contextmanager
 def opened(path: str | Sequence[str], reading: Reading) -> Iterator[Layout]:
-    """What is behind a path, several paths, or `minari:DATASET_ID`. Raises Refused.
+    """What is behind a path, several, `minari:DATASET_ID` or a single task's name. Raises Refused.
 
     Whatever else a reader raises is told as damage of the file.
     """
@@ -113,7 +117,7 @@ def layout(path: str | Sequence[str], reading: Reading) -> Iterator[Layout]:
 
         yield Minari(path, reading)
         return
-    file = Path(path)
+    file = Path(file_of(path))
     kind = kind_of_folder(file) if file.is_dir() else kind_of(file)
     if isinstance(kind, list):
         yield Several(path, kind, reading)
@@ -124,7 +128,7 @@ def layout(path: str | Sequence[str], reading: Reading) -> Iterator[Layout]:
     elif kind == "npz":
         with npz(file) as (columns, attributes):
             refuse_keys(path, reading)
-            yield Flat(path, "npz", columns, attributes, reading)
+            yield flat(path, "npz", columns, attributes, reading)
     else:
         with hdf5(file) as content:
             yield from_hdf5(path, content, reading)
@@ -148,7 +152,24 @@ def from_hdf5(path: str, file: h5py.File, reading: Reading) -> Layout:
     refuse_keys(path, reading)
     attributes, others = hdf5_attributes(path, file), [f"{group}/" for group in groups]
     kind = OURS if attributes.get("format") == OURS else "d4rl"
-    return Flat(path, kind, columns, attributes, reading, [*others, *unknown(file)])
+    return flat(path, kind, columns, attributes, reading, [*others, *unknown(file)])
+
+
+def flat(
+    path: str,
+    kind: str,
+    columns: dict[str, Column],
+    attributes: dict[str, Any],
+    reading: Reading,
+    others: Sequence[str] = (),
+) -> Layout:
+    """The layout of columns at the root: OGBench's or, for all others, `Flat`. Raises Refused."""
+    if ogbench_sets.recognised(columns):
+        return ogbench_sets.OGBench(path, columns, reading)
+    if single_task(path) is not None:
+        text = f"{file_of(path)} is none of OGBench's sets: observations, actions, terminals, qpos"
+        raise refuse(path, f"{text}; give its path, or fetch the set again")
+    return Flat(path, kind, columns, attributes, reading, others)
 
 
 def refuse_keys(path: str, reading: Reading) -> None:

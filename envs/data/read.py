@@ -12,7 +12,7 @@ from ..parts import read_parts
 from ..paths import exists
 from . import faults
 from .bulk import on_disk, refuse_bomb
-from .catalogue import env_by_name, find, fits
+from .catalogue import env_by_name, file_of, find, fits, single_task
 from .columns import refuse_clash, refuse_filter
 from .formats import head, opened
 from .recording import SHOWN, Reading, Recording, Refused, behind, pieces, refuse, spelled
@@ -25,7 +25,7 @@ log = logging.getLogger("rheo")
 
 
 def read(path: str | Sequence[str], **how: Any) -> Recording:
-    """The recording behind a path, a known data set's name, or `minari:DATASET_ID`.
+    """The recording behind a path, a known data set's or single task's name, or `minari:ID`.
 
     Several of them are joined end to end, as are the episodes of a folder. how: fields of
     `Reading`. No file is ever changed; what was guessed or left out is logged. Raises Refused that
@@ -67,14 +67,18 @@ def is_there(path: str | Sequence[str]) -> bool:
     """Whether there is something to open, in each place."""
     if not isinstance(path, str):
         return all(map(is_there, path))
-    return path.startswith("minari:") or exists(path)
+    return path.startswith("minari:") or exists(file_of(path))
 
 
 def where(path: str | Sequence[str]) -> str | list[str]:
-    """The file of a path or name, of each; Minari names are left alone. Raises Refused."""
+    """The file of a path or name, of each. Raises Refused.
+
+    Names of Minari and of single tasks stay: what these tell besides is needed by their readers.
+    """
     if not isinstance(path, str):
         return [str(where(one)) for one in path]
-    return path if path.startswith("minari:") else str(find(path))
+    named = path.startswith("minari:") or single_task(path) is not None and find(path)
+    return path if named else str(find(path))
 
 
 def load(path: str | Sequence[str], reading: Reading) -> Recording:
@@ -91,7 +95,8 @@ def load(path: str | Sequence[str], reading: Reading) -> Recording:
         refuse_clash(name, read_parts(layout.about), reading.env_parts)
         needed = layout.sizes.nbytes
         if not spelled(file).startswith("minari:"):  # looked at as a whole when it was opened
-            refuse_bomb(name, needed, on_disk(file), reading.big)
+            stored = on_disk([file_of(one) for one in ([file] if isinstance(file, str) else file)])
+            refuse_bomb(name, needed, stored, reading.big)
         recording = layout.read(check_memory(spelled(file), needed, reading.storage))
     return in_unit(recording, reading)
 

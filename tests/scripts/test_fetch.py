@@ -110,6 +110,24 @@ def test_a_file_is_fetched_with_its_size_said_first_and_its_digest_noted(
     assert len(read(str(file)).ends) == 9
 
 
+def test_the_set_of_a_single_task_is_fetched_by_its_name_and_read_by_both(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("RHEO_DATASETS", str(tmp_path / "sets"))
+    rows = {"observations": np.zeros((9, 28)), "actions": np.zeros((9, 5)), "qpos": np.eye(9)}
+    np.savez(tmp_path / "original.npz", **rows, terminals=np.arange(9) % 3 == 2)
+    server.body = (tmp_path / "original.npz").read_bytes()
+    words = ["data", "fetch", "cube-single-play-singletask-task1-v0", "--from", server.url]
+    assert main(words) == 0
+    names = sorted(file.name for file in (tmp_path / "sets").iterdir())
+    assert names == ["cube-single-play-v0.json", "cube-single-play-v0.npz"]
+    assert len(read("cube-single-play-v0").ends) == 3 and main(words) == 0
+    server.body = (tmp_path / "original.hdf5").read_bytes()
+    capsys.readouterr()
+    assert main(["data", "fetch", "scene-play-v0", "--from", server.url]) == 3
+    assert "what comes is not an .npz file" in capsys.readouterr().err
+
+
 def test_a_connection_that_breaks_off_is_taken_up_where_it_stopped(
     get: Any, server: Server, tmp_path: Path
 ) -> None:

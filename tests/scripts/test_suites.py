@@ -4,8 +4,9 @@ import csv
 from pathlib import Path
 
 import pytest
+from ogbench_files import record
 
-from rheo.envs.data.catalogue import addresses
+from rheo.envs.data.catalogue import known
 from rheo.scripts.cli import main
 from rheo.scripts.config.suites import default_name, expanded, suites
 from rheo.scripts.config.top import HOME
@@ -20,7 +21,7 @@ def test_every_task_of_every_suite_is_there() -> None:
         if key == "env":
             assert set(values) <= ENVS
         elif key == "data":
-            assert set(values) <= set(addresses())
+            assert all(map(known, values))
         else:
             assert key == "env.id" and all(value.startswith("metaworld/") for value in values)
 
@@ -50,6 +51,25 @@ def test_a_suite_is_trained_cut_short_gone_on_with_and_reported(
     text = Path("runs/s/report.md").read_text()
     assert "## InvertedPendulum-v5: return" in text and "## Swimmer-v5: return" in text
     assert "| 2 |" in text  # seeds of a row
+
+
+def test_a_suite_of_data_is_trained_and_played_in_the_world_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ogbench")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RHEO_DATASETS", str(tmp_path))
+    names = [f"pointmaze-{size}-navigate-singletask-v0" for size in ("medium", "large")]
+    for name in names:
+        world = name.partition("-navigate")[0]
+        record(tmp_path / f"{world}-navigate-v0.npz", world)
+    words = ["suite", "antmaze", "algo=rfm_offline", f"data={','.join(names)}", "name=s"]
+    words += ["steps=4", "eval_every=4", "log_every=2", "episodes=1", "source.batch_size=8"]
+    words += ["algo.policy_batch=8", "env.options.max_episode_steps=20"]
+    assert main(words) == 0
+    assert main(["report", "runs/s"]) == 0
+    text = Path("runs/s/report.md").read_text()
+    assert all(f"## {name} max_episode_steps=20: success_once" in text for name in names)
 
 
 @pytest.mark.parametrize(

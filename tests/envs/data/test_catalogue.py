@@ -100,7 +100,7 @@ def test_the_known_sizes_are_those_of_the_environments(env_id: str) -> None:
 
 def test_addresses_are_those_of_the_public_server() -> None:
     base = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
-    assert len(addresses()) == 24 + 12
+    assert len(addresses()) == 24 + 12 + 47
     mujoco, hand = f"{base}/gym_mujoco_v2", f"{base}/hand_dapg_v1"
     assert addresses()["hopper-medium-v2"] == f"{mujoco}/hopper_medium-v2.hdf5"
     assert addresses()["ant-full-replay-v2"] == f"{mujoco}/ant_full_replay-v2.hdf5"
