@@ -7,13 +7,12 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
 LENGTHS = (7, 5, 1, 9)  # rows of the trajectories; of one row there is no step
 SOLVED = (2, 3, 6, 10, 14, 19)  # rows in which the task is solved; 6: the last of a trajectory
 
 
-def record(path: Path, world: str, task: str = "") -> dict[str, NDArray]:
+def record(path: Path, world: str, task: str = "") -> dict[str, Any]:
     """Random trajectories in a world, with rows in which its task is solved, as a file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -27,7 +26,7 @@ def record(path: Path, world: str, task: str = "") -> dict[str, NDArray]:
     return rows
 
 
-def stepped(env: Any, obs: Any) -> dict[str, NDArray]:
+def stepped(env: Any, obs: Any) -> dict[str, Any]:
     """The columns of random steps; the next trajectory goes on where one was cut."""
     rng, rows = np.random.default_rng(0), []
     for length in LENGTHS:
@@ -44,7 +43,7 @@ def stepped(env: Any, obs: Any) -> dict[str, NDArray]:
     return {k: np.array([row[k] for row in rows], types.get(k, np.float32)) for k in rows[0]}
 
 
-def solve(rows: dict[str, NDArray], env: Any) -> None:
+def solve(rows: dict[str, Any], env: Any) -> None:
     """Puts what the task is about to its goal in the rows SOLVED; in row 0 a part of it."""
     qpos, goal, some = rows["qpos"], getattr(env, "cur_goal_xy", None), list(SOLVED)
     if goal is not None:
@@ -56,6 +55,7 @@ def solve(rows: dict[str, NDArray], env: Any) -> None:
         qpos[some if cube else [0, *some], at : at + 3] = target
     if hasattr(env, "_target_button_states"):
         rows["button_states"][[0, *some]] = env._target_button_states
+    if hasattr(env, "_num_buttons") and not hasattr(env, "_target_drawer_pos"):
         rows["button_states"][0, -1] ^= 1
     if hasattr(env, "_target_drawer_pos"):
         qpos[some, -2:] = env._target_drawer_pos, env._target_window_pos

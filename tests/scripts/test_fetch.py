@@ -114,7 +114,7 @@ def test_the_set_of_a_single_task_is_fetched_by_its_name_and_read_by_both(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setenv("RHEO_DATASETS", str(tmp_path / "sets"))
-    rows = {"observations": np.zeros((9, 28)), "actions": np.zeros((9, 5)), "qpos": np.eye(9)}
+    rows: Any = {"observations": np.zeros((9, 28)), "actions": np.zeros((9, 5)), "qpos": np.eye(9)}
     np.savez(tmp_path / "original.npz", **rows, terminals=np.arange(9) % 3 == 2)
     server.body = (tmp_path / "original.npz").read_bytes()
     words = ["data", "fetch", "cube-single-play-singletask-task1-v0", "--from", server.url]
