@@ -51,7 +51,7 @@ class DPPO(OnPolicy):
     denoising_discount: Share
     clip_first: NonNegative
     clip_rate: NonNegative
-    deploy_floor: NonNegative
+    deploy_floor: Positive
 
     def __post_init__(self) -> None:
         if not 1 <= self.tuned_steps <= self.policy.steps:

@@ -105,6 +105,7 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name() -> None:
         (["algo.max_norm=0"], "algo.max_norm=0: must be above 0"),
         (["algo=iql", "algo.expectile=1"], "algo.expectile=1: must be above 0 and below 1"),
         (["algo=dpmd", "algo.cap=0"], "algo.cap=0: must be above 0"),
+        (["algo=dppo", "algo.deploy_floor=0"], "algo.deploy_floor=0: must be above 0"),
         (["policy/net=unet", "policy.net.widths=[8,0]"], "policy.net.widths=[8, 0]: must be at"),
         (["env.execute=0"], "env.execute=0: must be at least 1"),
         (["~log_every"], "~log_every: nothing can be removed; set another value, it is 1000"),
