@@ -135,13 +135,15 @@ def collect(
     recorder, patience = Recorder(inner, owed), Patience(env)
     env.env = recorder  # type: ignore[assignment]  # it answers like the environment it holds
     about: dict[str, Any] = {"env_id": inner.id}
+
+    def lacking() -> bool:
+        if steps is not None:
+            return recorder.steps.min() * count < steps
+        return not (recorder.finished >= owed).all()
+
     try:
         obs = env.reset(seed)
-        while True:
-            if steps is not None and recorder.steps.min() * count >= steps:
-                break
-            if owed is not None and (recorder.finished >= owed).all():
-                break
+        while lacking():
             try:
                 if recorder.steps.any() and (why := halt()):
                     raise Halted(why)
