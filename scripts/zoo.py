@@ -1,9 +1,9 @@
 """`rheo zoo`: policies that are made by a recipe, each once, with a card of what it reached."""
 
 import json
+import logging
 import os
 import shlex
-import shutil
 import textwrap
 from pathlib import Path
 from time import monotonic
@@ -21,6 +21,7 @@ from .store.zoo import CARD, POLICY, PREFIX, PRODUCT, Recipe, recipe, recipes
 
 EPISODES, SEED = 100, 200_000  # of the card; training evaluates from other initial states
 STAGES = "stages.json"
+log = logging.getLogger("rheo")
 FIGURES = ("return", "success_once", "success_at_end")
 
 
@@ -115,8 +116,18 @@ def trained(words: list[str], folder: Path) -> int:
         return resuming.resume(verbs.Resuming(str(folder), Words([], [str(folder)], [])))
     if folder.exists():
         Lock(folder).release()  # raises where somebody else trains it
-        shutil.rmtree(folder)
+        set_aside(folder)
     return train.train(config, str(folder))
+
+
+def set_aside(folder: Path) -> None:
+    """Moves a run that cannot be gone on with to FOLDER.lost.N, and says so."""
+    count = len(list(folder.parent.glob(f"{folder.name}.lost.*")))
+    lost = folder.with_name(f"{folder.name}.lost.{count}")
+    folder.rename(lost)
+    log.warning(
+        "%s: cannot be gone on with, so it starts anew; what was there is kept in %s", folder, lost
+    )
 
 
 def measured(one: Recipe) -> dict[str, Any]:

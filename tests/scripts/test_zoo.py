@@ -19,6 +19,8 @@ from rheo.scripts.completion import follow
 from rheo.scripts.config import verbs
 from rheo.scripts.config.compose import compose
 from rheo.scripts.store import zoo
+from rheo.scripts.store.where import reached
+from rheo.scripts.zoo import trained
 
 SMALL = "env=inverted_pendulum episodes=1 log_every=20 eval_every=1000 source.batch_size=8"
 SAC = f"train algo=sac {SMALL} critic.width=16 policy.width=16 source.warmup=20"
@@ -144,6 +146,16 @@ def test_what_was_cut_between_two_stages_is_not_done_twice(small) -> None:
     data.write_bytes(b"half")
     assert main(["zoo", "build", "pupil"]) == 0
     assert np.load(data)["observations"].shape == (100, 4)
+
+
+def test_a_stage_that_cannot_be_gone_on_with_is_set_aside_and_told(small, tmp_path, caplog) -> None:
+    folder = tmp_path / "policy"
+    words = SAC.split()[1:]
+    assert trained([*words, "steps=40", "save_every=20"], folder) == 0
+    assert trained([*words, "steps=60", "save_every=20"], folder) == 0
+    lost = tmp_path / "policy.lost.0"
+    assert (reached(lost), reached(folder)) == (40, 60)
+    assert f"what was there is kept in {lost}" in caplog.text
 
 
 @pytest.mark.parametrize(
