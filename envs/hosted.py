@@ -13,7 +13,9 @@ import mmap
 import multiprocessing
 import os
 import pickle
+import select
 import signal
+import time
 import traceback
 from collections.abc import Callable, Hashable, Iterator
 from multiprocessing.connection import Connection
@@ -36,6 +38,7 @@ STOPS = (
     signal.SIGHUP,
 )  # meant for the learner, who decides
 ALIGNED = 64  # bytes
+AWAKE = 0.003  # seconds in which a worker looks for the next request without sleep
 
 
 class Layout(NamedTuple):
@@ -168,6 +171,19 @@ def receive(pipe: Connection) -> Any:
     return pickle.loads(pipe.recv_bytes())  # noqa: S301 - of our own process
 
 
+def awaited(pipe: Connection) -> Any:
+    """The next message's words, for which this process stays awake a while.
+
+    A core that sleeps between two steps is slow to come back, and two processes that are woken at
+    once may be put on one core. Whoever has work to do on this core comes first meanwhile.
+    """
+    poller, until = select.poll(), time.monotonic() + AWAKE
+    poller.register(pipe.fileno(), select.POLLIN)
+    while not poller.poll(0) and time.monotonic() < until:
+        os.sched_yield()
+    return receive(pipe)
+
+
 def serve(pipe: Connection, job: Job) -> None:
     """A worker's life: makes its environments, says their sizes, and answers until told to end.
 
@@ -208,7 +224,7 @@ def answers(pipe: Connection, job: Job) -> Iterator[Any]:
         **{"step": host.step, "reset": host.reset},
         **{"get": env.state_dict, "set": host.load},
     }
-    while (words := receive(pipe))[0] != "end":
+    while (words := awaited(pipe))[0] != "end":
         yield requests[words[0]](*words[1:])
     env.close()
 

@@ -22,6 +22,7 @@ from rheo.envs.rollout import evaluate
 from rheo.envs.suites import crew, make, side_by_side
 from rheo.envs.workers import Workers
 from rheo.errors import EnvError
+from rheo.scripts.hosting import taken
 
 FRAGILE = "fragile:Fragile-v0"
 HERE = Path(__file__).parent
@@ -71,6 +72,17 @@ def wait_until_gone(pids: list[int]) -> None:
     while not all(map(gone, pids)):
         assert time.monotonic() < limit, "processes are left"
         time.sleep(0.05)
+
+
+def test_a_worker_that_nobody_asks_anything_sleeps_and_still_answers() -> None:
+    loop, shared = make(FRAGILE, 2, seed=0), make(FRAGILE, 2, seed=0, workers=2)
+    assert isinstance(shared, Workers) and torch.equal(loop.reset(), shared.reset())
+    before = taken(shared.pids)
+    time.sleep(1.0)
+    assert taken(shared.pids) - before < 0.2
+    action = actions(loop)
+    assert same(loop.step(action), shared.step(action))
+    shared.close()
 
 
 # ---- the numbers ---------------------------------------------------------------------------------
