@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import EnvError, Halted
 from .batch import Step
-from .chunk import ChunkEnv
+from .chunk import ChunkEnv, ChunkStep
 from .data.recording import Recording
 from .rollout import Patience, shares
 from .vector import VectorEnv
@@ -72,6 +72,12 @@ class Recorder:
 
     def ahead(self, action: Tensor, active: Tensor | None = None, last: int | None = None) -> None:
         """Nothing: every step is recorded as it is taken, its images too."""
+
+    def lacks(self, steps: int | None) -> bool:
+        """Whether it has less than so many steps in all, or, None, than the episodes owed."""
+        if self.owed is None:
+            return steps is not None and self.steps.min() * self.env.num_envs < steps
+        return bool((self.finished < self.owed).any())
 
     def recording(self, steps: int | None, episodes: NDArray | None, **about: Any) -> Recording:
         """Everything so far, environment after environment.
@@ -136,22 +142,12 @@ def collect(
     env.env = recorder  # type: ignore[assignment]  # it answers like the environment it holds
     about: dict[str, Any] = {"env_id": inner.id}
 
-    def lacking() -> bool:
-        if steps is not None:
-            return recorder.steps.min() * count < steps
-        return not (recorder.finished >= owed).all()
-
     try:
         obs = env.reset(seed)
-        while lacking():
-            try:
-                if recorder.steps.any() and (why := halt()):
-                    raise Halted(why)
-                step = env.step(act(obs))
-            except (EnvError, FloatingPointError, Halted) as error:
-                if not recorder.steps.any():
-                    raise
-                about["stopped"] = str(error)
+        while recorder.lacks(steps):
+            step = stepped(env, act, obs, recorder, halt)
+            if isinstance(step, str):
+                about["stopped"] = step
                 break
             obs = step.obs
             if owed is not None:
@@ -159,6 +155,20 @@ def collect(
     finally:
         env.env = inner
     return recorder.recording(steps, owed, **{**shown(inner), **about})
+
+
+def stepped(
+    env: ChunkEnv, act: Act, obs: Tensor, recorder: Recorder, halt: Callable[[], str | None]
+) -> ChunkStep | str:
+    """One decision, or why it stops before; raises what failed where nothing was recorded yet."""
+    try:
+        if recorder.steps.any() and (why := halt()):
+            return why
+        return env.step(act(obs))
+    except (EnvError, FloatingPointError, Halted) as error:
+        if not recorder.steps.any():
+            raise
+        return str(error)
 
 
 def shown(env: VectorEnv) -> dict[str, Any]:
