@@ -13,38 +13,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .physics import INTEGRATION, mujoco
-from .tasks import Task
+from .tasks import Array, Task, namespace
+
+MATRICES = {"xmat", "geom_xmat"}  # fields that hold a matrix a body, row by row
 
 
-def gaussian(distance: NDArray, at_one: float) -> NDArray:
+def gaussian(distance: Array, at_one: float) -> Array:
     """at_one^(d^2)"""
     return at_one ** (distance**2)
 
 
-def linear(distance: NDArray, at_one: float) -> NDArray:
+def linear(distance: Array, at_one: float) -> Array:
     """1 - (1 - at_one) d, not below 0"""
-    return np.maximum(1 - (1 - at_one) * distance, 0)
+    return (1 - (1 - at_one) * distance).clip(0)
 
 
-def quadratic(distance: NDArray, at_one: float) -> NDArray:
+def quadratic(distance: Array, at_one: float) -> Array:
     """1 - (1 - at_one) d^2, not below 0"""
-    return np.maximum(1 - (1 - at_one) * distance**2, 0)
+    return (1 - (1 - at_one) * distance**2).clip(0)
 
 
 def tolerance(
-    x: NDArray,
+    x: Array,
     low: float = 0.0,
     high: float = 0.0,
     margin: float = 0.0,
     at_margin: float = 0.1,
-    fall: Callable[[NDArray, float], NDArray] = gaussian,
-) -> NDArray:
+    fall: Callable[[Array, float], Array] = gaussian,
+) -> Array:
     """1 where low <= x <= high, falling to `at_margin` at a distance of `margin` (without one: 0).
 
     fall: the shape, of the distance in margins.
     """
-    outside = np.maximum(np.maximum(low - x, x - high), 0)
-    return fall(outside / margin, at_margin) if margin else (outside == 0).astype(np.float64)
+    outside = namespace(x).maximum(low - x, x - high).clip(0)
+    return fall(outside / margin, at_margin) if margin else 1.0 * (outside == 0)
 
 
 class Control(Task):
@@ -58,9 +60,13 @@ class Control(Task):
     seconds: ClassVar[float]
     drawn: ClassVar[int] = 0
     synced = True
+    whole = True
 
     def bind(self, model: Any) -> None:
         self.model = model
+        for name in self.views.keys() & MATRICES:  # MuJoCo Warp has them as 3 x 3
+            view = self.views[name]
+            self.views[name] = view.reshape(*view.shape[:2], 9)
         if self.drawn:
             self.userdata = self.views["userdata"]
         kinds, limited = model.jnt_type, model.jnt_limited.astype(bool)
@@ -117,7 +123,7 @@ class Control(Task):
 
     # ---- a step ----
 
-    def look(self) -> dict[str, NDArray]:
+    def look(self) -> dict[str, Array]:
         """The named parts of an observation, each [N, width], in order."""
         raise NotImplementedError
 
@@ -125,12 +131,12 @@ class Control(Task):
         """Their widths."""
         return {name: value.shape[1] for name, value in self.look().items()}
 
-    def observe(self, out: NDArray) -> None:
-        np.concatenate(list(self.look().values()), axis=1, out=out)
+    def observe(self, out: Array) -> None:
+        self.xp.concatenate(list(self.look().values()), axis=1, out=out)
 
-    def reward(self, control: NDArray) -> NDArray:
+    def reward(self, control: Array) -> Array:
         """Of the state after the step [N]; control [N, Da] is what was asked for, not clipped."""
         raise NotImplementedError
 
-    def score(self, action: NDArray, speed: NDArray, obs: NDArray) -> tuple[NDArray, None]:
+    def score(self, action: Array, speed: Array, obs: Array) -> tuple[Array, None]:
         return self.reward(action), None

@@ -14,7 +14,7 @@ import torch
 from gymnasium.utils import seeding
 from torch import Tensor
 
-from .physics import mujoco
+from .physics import INTEGRATION, mujoco
 from .tasks import Array, Options, Task
 
 BANK = 4096  # beginnings in a bank: a power of two, see STRIDE
@@ -46,6 +46,7 @@ class Maker:
     def __init__(self, kind: type[Task], template: Any, settings: Options, obs_dim: int) -> None:
         self.model = copy.copy(template.model)  # in which a reset places things
         self.data = mujoco.MjData(self.model)
+        self.row = np.empty(mujoco.mj_stateSize(self.model, INTEGRATION))
         names = ("qpos", "qvel", "ctrl", *kind.derived(settings))
         views = {name: getattr(self.data, name)[None] for name in names}
         views |= {name: getattr(self.model, name)[None] for name in kind.own}
@@ -66,7 +67,9 @@ class Maker:
         """What `Starts` has a column of, for one beginning."""
         data, obs = self.data, np.zeros((1, self.obs_dim))
         mujoco.mj_resetData(self.model, data)
-        self.task.begin(0, np.empty(0), generator)
+        self.task.begin(0, self.row, generator)
+        if self.task.whole:
+            mujoco.mj_setState(self.model, data, self.row, INTEGRATION)
         mujoco.mj_forward(self.model, data)
         self.task.settle(np.zeros(1, np.int32))
         self.task.observe(obs)

@@ -32,7 +32,8 @@ class Task:
     own: fields of the model in which a reset places something: each simulation has them for itself,
     and they are among the views. keeps: name -> width of what an episode remembers beside its
     state; `kept` has the arrays [N, width]. reports: whether there is a `success`. amends: whether
-    every step ends with `amend`, whose state the derived positions are of then.
+    every step ends with `amend`, whose state the derived positions are of then. whole: whether
+    `begin` writes the whole row of the state.
     """
 
     fields: tuple[str, ...] = ()
@@ -41,6 +42,7 @@ class Task:
     reports = False
     synced = False
     amends = False
+    whole = False
     normal_velocity_noise = False  # reset noise of qvel: scaled normal instead of uniform
 
     def __init__(self, template: Any, options: Options, views: dict[str, Array]) -> None:

@@ -1,10 +1,10 @@
-"""gymnasium's MuJoCo tasks on MuJoCo Warp: N worlds on one device, which their tensors never leave.
+"""MuJoCo tasks on MuJoCo Warp: N worlds on one device, which their tensors never leave.
 
 Physics are MuJoCo Warp's in float32 (`worlds.py`); observations, rewards and terminations are the
-formulas that the host's backend uses (`tasks.py`, `walkers.py`, `hands.py`, `fetch.py`), on tensors
-over the simulator's own memory; episodes begin as the task's own reset draws them (`starts.py`). A
-step asks the device for nothing: it always does everything for every world, masked, in buffers that
-stay where they are.
+formulas that the host's backend uses (`tasks.py`, `walkers.py`, `hands.py`, `fetch.py`,
+`control_tasks.py`), on tensors over the simulator's own memory; episodes begin as the task's own
+reset draws them (`starts.py`). A step asks the device for nothing: it always does everything for
+every world, masked, in buffers that stay where they are.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ FAULTS = ("physics_resets", "overflow", "bad_obs")  # a row has at most one of t
 
 
 def has(env_id: str) -> bool:
-    """Whether this backend has a task: of those with formulas, gymnasium's."""
+    """Whether this backend has a task: of those with formulas, all but five of DeepMind Control."""
     return env_id in TASKS and stem(env_id) in ROOMS
 
 
@@ -82,7 +82,7 @@ class WarpVector(VectorEnv):
             template.model, num_envs, self.device, substeps=kind.substeps(template),
             forces=FORCES in derived, name=env_id,
             room=None if options.get("xml_file") else ROOMS[stem(env_id)],
-            own=[*fields_of(self._ranges), *kind.own], places=kind.amends,
+            own=[*fields_of(self._ranges), *kind.own], places=kind.amends, synced=kind.synced,
         )  # fmt: skip
         views = {name: self._worlds.bind(name) for name in ("qpos", "qvel", "ctrl", *derived)}
         views |= {name: self._worlds.field(name) for name in kind.own}

@@ -49,7 +49,8 @@ class Room(NamedTuple):
 # 121 rows. So do the hands: random actions, kept for 1 to 60 steps, and fists thrown about reached
 # 32, 18, 11 and 33 contacts, 166, 125, 93 and 188 rows. So does the arm, which random actions, held
 # for 1 to 50 steps, and ones that press on the table and the object brought to 19, 22, 20 and 24
-# contacts, 85, 118, 100 and 135 rows.
+# contacts, 85, 118, 100 and 135 rows. DeepMind Control's walkers came to 5, 7 and 8 contacts, 21,
+# 28 and 33 rows.
 ROOMS = {
     "HalfCheetah": Room(16, 72),
     "Hopper": Room(16, 64),
@@ -66,10 +67,15 @@ ROOMS = {
     "FetchPush": Room(48, 240),
     "FetchSlide": Room(40, 208),
     "FetchPickAndPlace": Room(48, 272),
+    "dm_control/cheetah-run": Room(16, 56),
+    "dm_control/walker-walk": Room(16, 64),
+    "dm_control/walker-run": Room(16, 64),
+    "dm_control/hopper-hop": Room(20, 80),
     "Swimmer": Room(1, 8),  # nothing touches here and below
     "Reacher": Room(1, 8),
     "InvertedPendulum": Room(1, 8),
     "InvertedDoublePendulum": Room(1, 8),
+    "dm_control/cartpole-swingup": Room(1, 8),
 }
 
 
@@ -78,17 +84,21 @@ class Worlds:
 
     forces: contact forces (`cfrc_ext`) are computed after them. room: as above, None for the
     engine's own. name: of the environment, for messages. own: fields of the model that each world
-    has for itself (`field`). places: whether there is a `place`. state: views of STATE that are not
-    empty. lost: the bits of `overflow` that say that a step was not computed whole. Raises EnvError
-    for a model that MuJoCo Warp does not simulate, and for more worlds than memory holds.
+    has for itself (`field`). places: whether there is a `place`. synced: derived positions, and
+    sensors of positions and speeds, are of the state after the step, other sensors of its last
+    substep. state: views of STATE that are not empty. lost: the bits of `overflow` that say that a
+    step was not computed whole. Raises EnvError for a model that MuJoCo Warp does not simulate, and
+    for more worlds than memory holds.
     """
 
     def __init__(
         self, model: Any, count: int, device: torch.device, *, substeps: int, forces: bool,
         room: Room | None, name: str, own: Sequence[str] = (), places: bool = False,
+        synced: bool = False,
     ) -> None:  # fmt: skip
         self._warp, self._engine = engine()
         self.device, self._substeps, self._forces = device, substeps, forces
+        self._synced = synced
         self._place = self._on(device)
         model = solvable(model, name)
         sizes = {} if room is None else {"nconmax": room.contacts, "njmax": room.rows}
@@ -158,6 +168,11 @@ class Worlds:
             self._engine.step(self._model, self._data)
         if self._forces:
             self._engine.rne_postconstraint(self._model, self._data)
+        if self._synced:
+            self._positions()
+            self._engine.com_vel(self._model, self._data)
+            self._engine.sensor_pos(self._model, self._data)
+            self._engine.sensor_vel(self._model, self._data)
 
     def _positions(self) -> None:
         self._engine.kinematics(self._model, self._data)

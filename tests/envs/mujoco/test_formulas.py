@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from rheo.envs.families import home, register
-from rheo.envs.mujoco import fetch, hands, native
+from rheo.envs.mujoco import control_tasks, fetch, hands, native, warp
 from rheo.envs.mujoco.physics import mujoco
 
 TASKS = [env_id for env_id in native.TASKS if home(env_id)[0] == "gymnasium"]
 ROBOTS = [*hands.TASKS, *fetch.TASKS] if find_spec("gymnasium_robotics") else []
+CONTROL = [name for name in control_tasks.TASKS if warp.has(name) and find_spec("dm_control")]
 CASES: list[tuple[str, dict[str, Any]]] = [
-    *((env_id, {}) for env_id in (*TASKS, *ROBOTS)),
+    *((env_id, {}) for env_id in (*TASKS, *ROBOTS, *CONTROL)),
     ("Ant-v4", {"use_contact_forces": True}),
     ("Hopper-v5", {"exclude_current_positions_from_observation": False}),
     ("Humanoid-v5", {"include_cfrc_ext_in_observation": False}),

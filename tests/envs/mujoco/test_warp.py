@@ -20,7 +20,7 @@ from rheo.scripts.watching import Watcher
 
 pytest.importorskip("mujoco_warp", reason="needs pip install 'rheo-rl[warp]' (Python 3.11)")
 
-from rheo.envs.mujoco import variety, warp, worlds
+from rheo.envs.mujoco import starts, variety, warp, worlds
 
 NEEDS_BATCH = pytest.mark.skipif(not physics.available(), reason="mujoco.batch came with 3.17")
 
@@ -141,6 +141,51 @@ def test_an_arm_is_native_s_as_long_as_it_touches_nothing(kind: str) -> None:
         assert step.success is not None and torch.equal(step.success, two.success)
         assert (step.final_obs - two.final_obs).abs().max() <= 5e-6, k
         assert (step.reward - two.reward).abs().max() <= 5e-6
+
+
+@NEEDS_BATCH
+@pytest.mark.parametrize("name", ["cheetah-run", "walker-walk", "hopper-hop", "cartpole-swingup"])
+def test_deepmind_control_is_native_s(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is derived is of the state after the step, there too."""
+    pytest.importorskip("dm_control", reason="needs pip install 'rheo-rl[dmc]'")
+    monkeypatch.setattr(starts, "BANK", 16)  # cheetahs come to rest in 200 steps each
+    env_id, options = f"dm_control/{name}-v0", {"seed": 3, "max_episode_steps": 6}
+    ours, other = made(env_id, **options), made(env_id, **(options | {"seed": 9}))
+    theirs: Any = make(env_id, 4, backend="native", threads=1, **options)
+    assert torch.equal(ours.reset(), theirs.reset())
+    other.reset()
+    for k, action in enumerate(actions(ours, 12)):
+        if k == 6:  # its next episodes begin from the bank
+            theirs._task.qpos[:] = ours._qpos.numpy()
+            theirs._task.qvel[:] = ours._qvel.numpy()
+            theirs._physics.forward(None)
+        if k == 9:
+            other.load_state_dict(ours.state_dict())
+        idle = torch.tensor([True, False, True, True]) if k == 8 else None
+        one, two = ours.step(action, idle), theirs.step(action, idle)
+        if k >= 9:
+            assert same(other.step(action), one)
+        assert torch.equal(one.valid, two.valid) and torch.equal(one.truncated, two.truncated)
+        assert not one.terminated.any()
+        apart = (one.final_obs - two.final_obs).abs() / (1 + two.final_obs.abs())
+        assert apart.max() <= 1e-4, k
+        assert (one.reward - two.reward).abs().max() <= 1e-4
+
+
+@NEEDS_BATCH
+def test_touch_is_that_of_the_last_substep_though_positions_are_later() -> None:
+    pytest.importorskip("dm_control", reason="needs pip install 'rheo-rl[dmc]'")
+    env_id = "dm_control/hopper-hop-v0"
+    ours, theirs = made(env_id, 8), make(env_id, 8, seed=0, backend="native", threads=1)
+    assert torch.equal(ours.reset(), theirs.reset())
+    felt = others = torch.zeros(())
+    for action in actions(ours, 60):
+        felt, others = (env.step(action).final_obs[:, -2:] for env in (ours, theirs))
+        if others.max() > 1:
+            break
+    touched = others > 1
+    assert touched.any()
+    assert ((felt - others)[touched].abs() / others[touched]).median() <= 1e-2
 
 
 def test_an_arm_that_flew_apart_is_whole_in_its_next_episode() -> None:
@@ -479,7 +524,7 @@ def test_more_worlds_than_memory_holds_are_refused_before_they_are_made(
     ("arguments", "message"),
     [
         ({"id": "Pendulum-v1"}, r"no warp backend \(it exists for HalfCheetah-v5, .*backend=auto"),
-        ({"id": "dm_control/cheetah-run-v0"}, "no warp backend.*use env.backend=(native|auto)"),
+        ({"id": "dm_control/fish-swim-v0"}, "no warp backend.*use env.backend=(native|auto)"),
         ({"id": "Hopper-v5", "workers": 2}, "on one device, which is quicker"),
         ({"id": "Hopper-v5", "render_mode": "rgb_array"}, "rendering option.*backend=gymnasium"),
         ({"id": "Hopper-v5", "healthy_rewards": 2.0}, "did you mean 'healthy_reward'"),
