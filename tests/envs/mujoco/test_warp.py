@@ -149,7 +149,8 @@ def test_deepmind_control_is_native_s(name: str, monkeypatch: pytest.MonkeyPatch
     """What is derived is of the state after the step, there too."""
     pytest.importorskip("dm_control", reason="needs pip install 'rheo-rl[dmc]'")
     monkeypatch.setattr(starts, "BANK", 16)  # cheetahs come to rest in 200 steps each
-    env_id, options = f"dm_control/{name}-v0", {"seed": 3, "max_episode_steps": 6}
+    env_id = f"dm_control/{name}-v0"
+    options: dict[str, Any] = {"seed": 3, "max_episode_steps": 6}
     ours, other = made(env_id, **options), made(env_id, **(options | {"seed": 9}))
     theirs: Any = make(env_id, 4, backend="native", threads=1, **options)
     assert torch.equal(ours.reset(), theirs.reset())
