@@ -282,11 +282,18 @@ def one(group: str, name: str, width: int) -> str:
     if group == "recipe":
         rows = [f"{place} = {word(value)}" for place, value in walk(choice.tree)]
         return "\n".join([head, "", *rows])
-    place = f"tracker.{name}" if group == "tracker" else group.replace("/", ".")
-    neutral = ["algo=bc"] if group != "algo" else []
-    node = inside(compose_groups([*neutral, f"{group}={name}"], [], []), place) or {}
+    place, node = composed(group, choice)
     suite = suite_of(str(node["id"])) if group == "env" and node["id"] != "???" else name
     return "\n\n".join([head, *lines_of(described(place, node, suite), width)])
+
+
+def composed(group: str, choice: Choice) -> tuple[str, dict[str, Any]]:
+    """Where a choice stands and its whole node: its own values, not those an algorithm gives it."""
+    place = f"tracker.{choice.name}" if group == "tracker" else group.replace("/", ".")
+    if group == "algo":
+        return place, inside(compose_groups([f"algo={choice.name}"], [], []), place) or {}
+    words = ["algo=bc", f"{group}={choice.name}"]
+    return place, deepened(inside(compose_groups(words, [], []), place) or {}, choice.tree)
 
 
 class Key(NamedTuple):
@@ -333,9 +340,8 @@ def described(place: str, node: Mapping[str, Any], suite: str = "") -> list[Key]
             inner += described(f"{place}.{key}", value)
         elif key == "options" and value:
             inner += options_of(suite, f"{place}.{key}", value)
-        elif key != "_target_":
-            kind = shown(types[key]) if key in types else ""
-            own.append(Key(f"{place}.{key}", word(value), kind, told.get(key, "")))
+        elif key in types:  # others come from the algorithm that it was composed with
+            own.append(Key(f"{place}.{key}", word(value), shown(types[key]), told.get(key, "")))
     return [*own, *inner]
 
 

@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 from rheo.scripts import cli, info, summaries
 from rheo.scripts.config import meanings, suites
-from rheo.scripts.config.compose import compose_groups
-from rheo.scripts.config.top import inside
 
 HOME = Path(__file__).resolve().parents[1]
 DATA = HOME / "docs" / "bench" / "data"
@@ -91,11 +89,9 @@ def choices() -> str:
 
 def merged(group: str, names: Sequence[str]) -> str:
     """Keys of several choices of a group: one row where place, kind and meaning are the same."""
-    place, neutral = group.replace("/", "."), [] if group == "algo" else ["algo=bc"]
     rows: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for name in names:
-        node = inside(compose_groups([*neutral, f"{group}={name}"], [], []), place) or {}
-        for key in info.described(place, node):
+        for key in info.described(*info.composed(group, info.read(group, name))):
             told = rows.setdefault((key.place, key.kind, key.meaning), {})
             told.setdefault(key.value, []).append(name)
     lines = []

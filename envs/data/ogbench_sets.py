@@ -9,18 +9,19 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ..seeded import drawing_from
 from .catalogue import SingleTask, known, single_task, world_of
 from .columns import EndToEnd, held, package, refuse_rows, table, taken, together
 from .ends import named
 from .flat import Flat
 from .recording import Column, Reading, Recording, Sizes, refuse, remark
+
+if TYPE_CHECKING:
+    import gymnasium
 
 HELD = {"observations", "actions", "terminals"}
 STATES = ("qpos", "qvel", "button_states")
@@ -126,7 +127,7 @@ class OGBench:
                 row = after
         return reward, ended
 
-    def refuse_sizes(self, task: SingleTask, env: gymnasium.Env) -> None:
+    def refuse_sizes(self, task: SingleTask, env: "Once") -> None:
         """Raises Refused where the set is not of the task's world."""
         inner: Any = env.unwrapped
         env.reset()
@@ -143,20 +144,26 @@ class OGBench:
 
 
 @contextlib.contextmanager
-def made(task: SingleTask) -> Iterator[gymnasium.Env]:
+def made(task: SingleTask) -> Iterator["Once"]:
     """The environment of a task, of an imported package; it draws from a generator of its own."""
+    import gymnasium  # only here: `rheo data` answers without it
+
+    from ..seeded import drawing_from
+
     with drawing_from(np.random.MT19937(0)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a missing display, and the precision of bounds
         with contextlib.closing(gymnasium.make(task.env_name, disable_env_checker=True)) as env:
             yield Once(env)
 
 
-class Once(gymnasium.Wrapper):
+class Once:
     """A task that is reset once: its goals are always the same, and a reset takes seconds."""
 
-    answer: Any = None
+    def __init__(self, env: "gymnasium.Env") -> None:
+        self.env, self.unwrapped, self.answer = env, env.unwrapped, None
+        self.observation_space = env.observation_space
 
-    def reset(self, **_: Any) -> Any:
+    def reset(self) -> Any:
         self.answer = self.answer or self.env.reset()
         return self.answer
 

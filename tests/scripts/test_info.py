@@ -37,6 +37,17 @@ def test_a_choice_shows_keys_with_value_type_meaning_and_paper(
     assert "policy.net.kernel = 5" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("group", ["policy", "policy/net", "critic", "eye", "source", "tracker"])
+def test_what_a_choice_lists_is_its_own_and_explained(group: str) -> None:
+    """Not what the algorithm that it is composed with would have it be."""
+    for name in info.names(group):
+        head, *keys = info.one(group, name, 100).split("\n\n")
+        assert all(key.partition("\n")[2].startswith("      ") for key in keys), (name, keys)
+    if group == "policy":
+        assert "policy.steps = 5 " in info.one(group, "flow", 100)
+        assert "policy.steps" not in info.one(group, "normal", 100)
+
+
 def test_a_suite_s_own_options_are_told_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
     for env in ("lift", "metaworld"):
         assert main(["info", f"env={env}"]) == 0
