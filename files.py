@@ -6,6 +6,7 @@ leaves what was there before, and is one line for the user.
 
 import errno
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -114,6 +115,12 @@ def append(file: Path, content: bytes) -> None:
         raise
     finally:
         os.close(handle)
+
+
+def untaken(path: Path) -> Path:
+    """The first of PATH.0, PATH.1, ... that is not there."""
+    names = (path.with_name(f"{path.name}.{count}") for count in itertools.count())
+    return next(name for name in names if not name.exists())
 
 
 def sha256(file: Path) -> str:

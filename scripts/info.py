@@ -116,8 +116,6 @@ def main(wanted: Information) -> int:
         print(columns([(name, "", text) for name, text in FORMATS.items()], width))
     elif group == "run":
         print("\n\n".join(lines_of(of_run(), width)))
-    elif group == "suite":
-        print("\n".join(of_suites(width)))
     else:
         print(listing(group, width))
     return 0

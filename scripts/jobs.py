@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from rheo.errors import REQUEUE, RheoError
-from rheo.files import put_text
+from rheo.files import put_text, untaken
 
 from .cli import listen
 from .config.compose import train as composed
@@ -151,8 +151,7 @@ def set_aside(folder: Path) -> None:
     Lock(folder).release()
     lost = folder.parent / OWN / LOST
     lost.mkdir(exist_ok=True)
-    count = len(list(lost.glob(f"{folder.name}.*")))
-    folder.rename(lost / f"{folder.name}.{count}")
+    folder.rename(untaken(lost / folder.name))
     log.warning("%s: was cut before its first checkpoint, so it starts anew", folder)
 
 

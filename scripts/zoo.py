@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any
 
 from rheo.errors import RheoError, command
-from rheo.files import put_text, sha256
+from rheo.files import put_text, sha256, untaken
 
 from .config import compose, verbs
 from .config.words import Words
@@ -122,8 +122,7 @@ def trained(words: list[str], folder: Path) -> int:
 
 def set_aside(folder: Path) -> None:
     """Moves a run that cannot be gone on with to FOLDER.lost.N, and says so."""
-    count = len(list(folder.parent.glob(f"{folder.name}.lost.*")))
-    lost = folder.with_name(f"{folder.name}.lost.{count}")
+    lost = untaken(folder.with_name(f"{folder.name}.lost"))
     folder.rename(lost)
     log.warning(
         "%s: cannot be gone on with, so it starts anew; what was there is kept in %s", folder, lost

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rheo.files import sweep
+from rheo.files import sweep, untaken
 from rheo.scripts.store.run import Run
 
 
@@ -38,3 +38,11 @@ def test_a_run_killed_before_its_configuration_was_there_begins_again(tmp_path: 
     left = killed_while_it_writes(folder / "config.yaml")
     with Run.create(str(folder), {"seed": 1}):
         assert not (folder / left).exists() and (folder / "config.yaml").exists()
+
+
+def test_a_name_that_is_taken_is_passed_over(tmp_path: Path) -> None:
+    """Also where an earlier one has been removed: counting what is there would meet it."""
+    (tmp_path / "run.1").mkdir()
+    assert untaken(tmp_path / "run").name == "run.0"
+    (tmp_path / "run.0").touch()
+    assert untaken(tmp_path / "run").name == "run.2"
