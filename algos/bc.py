@@ -1,6 +1,6 @@
 """Behaviour cloning: the matching loss of a flow or diffusion field, or a Gaussian's density."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from ..envs.batch import Batch, Windows
 from ..policies.field import chunk_mean
 from ..policies.flow import FlowPolicy
 from ..policies.heads import Gaussian, log_density
+from ..ranges import Count
 from .cloning import Cloning
-from .losses import matching_draws, refuse_jumps
+from .losses import matching_draws, refuse_jumps, row_times
 
 
 @dataclass(eq=False)
@@ -20,11 +21,17 @@ class BC(Cloning):
 
     Minimises E |v_theta(x_t, t, obs) - v|^2 with x_t = A(t) a + B(t) eps, in the space that the
     policy predicts. B batch, O observation history, T chunk, Da action dimension.
+
+    Args:
+        draws: Noises and times per row of a batch that an update matches; its observation is
+            encoded once for all of them, which pays where that is dear (images; arXiv:2505.09430).
     """
 
     pure = ("loss",)
 
     policy: FlowPolicy
+    _: KW_ONLY
+    draws: Count
 
     def __post_init__(self) -> None:
         refuse_jumps(self.policy)
@@ -43,8 +50,12 @@ class BC(Cloning):
         return {"val/loss": self.loss(self.average, *self.example(batch), *draws)}
 
     def draw(self, batch: Batch | Windows, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Noise [B, T, Da] and times [B] of a matching step."""
-        return matching_draws(self.policy, len(batch.obs), generator)
+        """Noise [B, T, Da] and times [B] of a matching step; [B, draws, ..] of several."""
+        rows = len(batch.obs)
+        if self.draws == 1:
+            return matching_draws(self.policy, rows, generator)
+        noise = self.policy.noise((rows, self.draws), generator)
+        return noise, row_times(rows * self.draws, generator).view(rows, self.draws)
 
     @staticmethod
     def loss(
@@ -64,6 +75,7 @@ class BCGaussian(BC):
     """
 
     policy: Gaussian  # type: ignore[assignment]  # where `BC` has a flow
+    draws: int = field(default=1, init=False)  # a likelihood needs none
 
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:

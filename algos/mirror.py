@@ -12,7 +12,7 @@ from ..policies import draw
 from ..policies.candidates import candidate_noise, choose
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
-from ..ranges import Count, Natural, NonNegative, Positive
+from ..ranges import Count, Natural, NonNegative, Positive, Share
 from .losses import matching_times
 from .matching import Averaged, BestOf
 from .returns import dual_step, pessimistic
@@ -46,7 +46,8 @@ class Mirror(BestOf, Averaged):
     temperature.
 
     Weights on K actions are at most log K nats from uniform ones: a target_kl above 0.6 log K is
-    refused, near which T is a small part of Q's deviation and one action weighs all. Errors count
+    refused, near which T is a small part of Q's deviation and one action weighs all; and so is a
+    target_ess below that of K^0.4 equal ones, which are as many nats from uniform. Errors count
     the executed steps of a plan: Q tells nothing about the others.
 
     The TD target is the smaller of the target critics at an action of the averaged policy. Actions
@@ -57,12 +58,14 @@ class Mirror(BestOf, Averaged):
         particles: Actions that the old policy draws at each state, to be weighed by Q; at least 2.
         weights: How Q becomes weights: softmax of Q / T, linear or square (a truncated power of Q /
             T), or positive, the advantages above 0.
-        temperature: Temperature T of the weights, in units of Q, its first value with target_kl:
+        temperature: Temperature T of the weights, in units of Q, its first value with a target:
             lower is greedier; null with weights=positive.
         target_kl: KL divergence of the weights from uniform ones, in nats, that temperature is
             adapted to; at most 0.6 log(particles); null keeps it.
-        dual_rate: Step of the temperature's logarithm towards target_kl, per policy update and unit
-            of log error; without effect when that is null.
+        target_ess: Effective number of actions as a share of particles, (sum w)^2 / (K sum w^2),
+            that temperature is adapted to instead (arXiv:2603.17685); at least particles^-0.6.
+        dual_rate: Step of the temperature's logarithm towards target_kl or target_ess, per policy
+            update and unit of log error; without effect when both are null.
         join: How critics join to the value that weighs an action: min, the smallest, or mean.
         old_every: Updates after which the old policy, whose actions are weighed, is replaced by the
             current one; 1: it always is the current one.
@@ -96,6 +99,7 @@ class Mirror(BestOf, Averaged):
     weights: Weights
     temperature: Positive | None
     target_kl: Positive | None
+    target_ess: Share | None
     dual_rate: NonNegative
     join: Literal["min", "mean"]
     old_every: Count
@@ -113,16 +117,18 @@ class Mirror(BestOf, Averaged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parts = self.particles, self.weights, self.temperature, self.target_kl
-        _refuse(*parts, self.join, self.kept)
+        targets = {"target_kl": self.target_kl, "target_ess": self.target_ess}
+        targets = {key: value for key, value in targets.items() if value is not None}
+        _refuse(self.particles, self.weights, self.temperature, targets, self.join, self.kept)
         self.old = clone(self.policy) if self.old_every > 1 else None
         first = 1.0 if self.temperature is None else self.temperature
         self.log_inverse = -torch.tensor(first, device=self.generator.device).log()  # of T
 
     @property
     def learned(self) -> dict[str, str]:
-        """What belongs to the networks: the temperature, where it follows the divergence."""
-        return {} if self.target_kl is None else {"log_inverse": "temperature"}
+        """What belongs to the networks: the temperature, where it follows a target."""
+        follows = self.target_kl is not None or self.target_ess is not None
+        return {"log_inverse": "temperature"} if follows else {}
 
     # ------------------------------------------------------------------ acting
     @torch.no_grad()
@@ -157,6 +163,9 @@ class Mirror(BestOf, Averaged):
         self.learn_policy(loss)
         if self.target_kl is not None:
             dual_step(self.log_inverse, metrics["policy/kl"], self.target_kl, self.dual_rate)
+        if self.target_ess is not None:  # its inverse grows with 1 / T, as the divergence does
+            inverse = 1 / metrics["policy/ess"]
+            dual_step(self.log_inverse, inverse, 1 / self.target_ess, self.dual_rate)
         return metrics | {"policy/loss": loss.detach()}
 
     def T(self) -> Tensor:
@@ -174,6 +183,7 @@ class Mirror(BestOf, Averaged):
         weight = weigh(q, T, self.weights)
         metrics = {
             "policy/kl": divergence(weight).mean(),
+            "policy/ess": effective(weight).mean(),
             "policy/spread": action[..., : self.executed, :].std(1, correction=0).mean(),
             "critic/q_std": q.std(1, correction=0).mean(),
         }
@@ -242,11 +252,17 @@ def divergence(weight: Tensor) -> Tensor:
     return math.log(weight.shape[1]) - torch.special.entr(share).sum(1)
 
 
+def effective(weight: Tensor) -> Tensor:
+    """Effective sample size of weights [R, K] as a share of K, 1/K to 1 (0 of no weight), [R]."""
+    square = weight.square().mean(1).clamp_min(1e-12)
+    return weight.mean(1).square() / square
+
+
 def _refuse(
     particles: int,
     weights: str,
     temperature: float | None,
-    target_kl: float | None,
+    targets: dict[str, float],
     join: str,
     kept: int | None,
 ) -> None:
@@ -258,7 +274,7 @@ def _refuse(
     if particles < 2:
         raise ValueError(f"algo.particles={particles}: weights among actions need at least 2")
     if weights == "positive":
-        for key, value in {"temperature": temperature, "target_kl": target_kl}.items():
+        for key, value in {"temperature": temperature, **targets}.items():
             if value is not None:
                 raise ValueError(
                     f"algo.{key}={value:g}: algo.weights=positive has no temperature; set "
@@ -275,11 +291,26 @@ def _refuse(
     if temperature is None or not temperature > 0:
         said = "null" if temperature is None else f"{temperature:g}"
         raise ValueError(f"algo.temperature={said} with algo.weights={weights}: above 0 is needed")
+    _refuse_targets(particles, targets)
+
+
+def _refuse_targets(particles: int, targets: dict[str, float]) -> None:
+    """Raises ValueError for two targets of one temperature, and for one out of reach."""
+    if len(targets) > 1:
+        both = " ".join(f"algo.{key}={value:g}" for key, value in targets.items())
+        raise ValueError(f"{both}: one temperature follows one target; set the other to null")
+    kl, ess = targets.get("target_kl"), targets.get("target_ess")
     most = REACHED * math.log(particles)
-    if target_kl is not None and not 0 < target_kl <= most:
+    if kl is not None and not 0 < kl <= most:
         raise ValueError(
-            f"algo.target_kl={target_kl:g} with algo.particles={particles}: weights on so few "
+            f"algo.target_kl={kl:g} with algo.particles={particles}: weights on so few "
             f"actions reach {most:.2f} (0.6 log K) before one of them weighs all; set "
             f"algo.target_kl above 0 and at most {most:.2f}, or "
-            f"algo.particles={math.ceil(math.exp(max(target_kl, 0.1) / REACHED))}"
+            f"algo.particles={math.ceil(math.exp(max(kl, 0.1) / REACHED))}"
+        )
+    least = math.exp(-most)
+    if ess is not None and not least <= ess < 1:
+        raise ValueError(
+            f"algo.target_ess={ess:g} with algo.particles={particles}: a share from {least:.2f} "
+            "(K^-0.6), below which one action weighs all, to below 1, where all weigh alike"
         )

@@ -68,6 +68,32 @@ def test_actions_past_an_episodes_end_count_only_when_asked(flow, settings, gene
     assert (losses[0] == losses[1]) == (not learn)
 
 
+@pytest.mark.parametrize("learn", [True, False])
+def test_several_draws_of_a_row_are_a_batch_in_which_it_stands_as_often(
+    flow, settings, generator, learn
+):
+    """The same loss and gradient, with every observation encoded once."""
+    algo = BC(flow(2, 1, 4), generator, 10, **settings("bc", draws=3, learn_padding=learn))
+    seen = []
+    algo.policy.net.register_forward_pre_hook(lambda net, args: seen.append(args[2].shape))
+    inside = torch.arange(4) < torch.tensor([1, 2, 3, 4, 4, 1, 2, 3])[:, None]
+    batch = Windows(torch.randn(8, 2), torch.rand(8, 4, 1), inside)
+    noise, t = algo.draw(batch, generator)
+    assert noise.shape == (8, 3, 4, 1) and t.shape == (8, 3)
+    assert torch.equal((t * 24).floor().flatten().sort().values, torch.arange(24.0))  # one in each
+    gradients = []
+    for rows, drawn in (
+        (algo.example(batch), (noise, t)),
+        ([None if x is None else x.repeat_interleave(3, 0) for x in algo.example(batch)],
+         (noise.flatten(0, 1), t.flatten())),
+    ):  # fmt: skip
+        loss = algo.loss(algo.policy, *rows, *drawn)
+        parts = torch.autograd.grad(loss, list(algo.policy.parameters()), allow_unused=True)
+        gradients.append(torch.cat([loss[None], *[g.flatten() for g in parts if g is not None]]))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    assert seen == [(8, 1, seen[0][-1]), (24, seen[0][-1])]  # features of 8 rows, then of 24
+
+
 def test_a_gaussian_clones_the_least_squares_line_and_its_spread(settings):
     """Maximum likelihood in closed form: the regression line and the residuals' deviation."""
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from rheo.algos.mirror import Met, Mirror, divergence, weigh
+from rheo.algos.mirror import Met, Mirror, divergence, effective, weigh
 from rheo.algos.returns import dual_step
 from rheo.envs.batch import Batch
 
@@ -98,6 +98,27 @@ def test_the_divergence_is_that_of_shares_from_uniform_ones():
     half = math.log(4) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
     torch.testing.assert_close(divergence(weight), torch.tensor([0.0, math.log(4), half]))
     torch.testing.assert_close(divergence(0.1 * weight), divergence(weight))
+
+
+def test_the_effective_share_is_that_of_so_many_equal_weights():
+    weight = torch.tensor([[1.0, 1.0, 1.0, 1.0], [4.0, 0.0, 0.0, 0.0], [3.0, 3.0, 0.0, 0.0]])
+    torch.testing.assert_close(effective(weight), torch.tensor([1.0, 0.25, 0.5]))
+    torch.testing.assert_close(effective(0.1 * weight), effective(weight))
+
+
+@pytest.mark.parametrize("ess", [0.3, 0.5, 0.8])
+def test_the_temperature_settles_where_the_effective_share_meets_its_target(ess):
+    """Of Q ~ N(0, sigma^2) weights e^(Q / T) have the share e^(-sigma^2 / T^2) as K grows."""
+    generator, sigma = torch.Generator().manual_seed(0), 3.0
+    log_inverse, tail = torch.zeros(()), []
+    for k in range(400):
+        q = sigma * torch.randn((64, 1024), generator=generator)
+        share = effective(weigh(q, (-log_inverse).exp(), "softmax")).mean()
+        dual_step(log_inverse, 1 / share, 1 / ess, 0.1)
+        if k >= 200:
+            tail.append((-log_inverse).exp().item() / sigma)
+    exact = 1 / math.sqrt(-math.log(ess))
+    assert sum(tail) / len(tail) == pytest.approx(exact, rel=0.03)
 
 
 # T / sigma for Q ~ N(0, sigma^2): numerical root of the mean divergence over 4e4 rows of K values
@@ -247,6 +268,12 @@ def test_the_temperature_moves_towards_the_target_or_stays(learner):
     algo = learner("dpmd", 1, 1, critic=judge(Slope()), target_kl=None, temperature=0.3)
     algo.update_policy(torch.zeros(16, 1))
     assert algo.T().item() == pytest.approx(0.3) and algo.learned == {}
+    changes = {"target_kl": None, "target_ess": 0.5, "dual_rate": 0.2}
+    algo = learner("dpmd", 1, 1, critic=judge(Slope(1e4)), **changes)
+    metrics = algo.update_policy(torch.zeros(16, 1))
+    share = metrics["policy/ess"].item()
+    assert algo.T().item() == pytest.approx(max(share, 0.5 / math.e) ** -0.2 * 0.5**0.2, rel=1e-4)
+    assert share < 0.2 and algo.learned == {"log_inverse": "temperature"}
 
 
 class Mean(nn.Module):
@@ -331,6 +358,10 @@ def test_it_explores_with_noise_and_deploys_without(learner, flow):
         ("qvpo", {"kept": 33}, "algo.kept=33: of algo.particles=32"),
         ("qvpo", {"temperature": 0.2}, "algo.temperature=0.2: algo.weights=positive has no"),
         ("qvpo", {"target_kl": 1.0}, "algo.target_kl=1: algo.weights=positive has no"),
+        ("qvpo", {"target_ess": 0.5}, "algo.target_ess=0.5: algo.weights=positive has no"),
+        ("dpmd", {"target_ess": 0.5}, "algo.target_kl=1.5 algo.target_ess=0.5: one temperature"),
+        ("dpmd", {"target_kl": None, "target_ess": 0.1}, "algo.target_ess=0.1 with .* from 0.13"),
+        ("dpmd", {"target_kl": None, "target_ess": 1.0}, "algo.target_ess=1 with"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(
