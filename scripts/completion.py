@@ -68,7 +68,7 @@ VALUES = {
 VERBS_OF_RUNS = ("train", "sweep", "suite", "demo")
 FIRST = {
     **{"zoo": ("build",), "checkpoint": ("verify",)},
-    "data": ("info", "check", "convert", "fetch"),
+    "data": ("info", "check", "convert", "filter", "fetch"),
     "completion": ("bash", "zsh"),
 }
 

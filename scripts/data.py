@@ -17,14 +17,15 @@ from rheo.envs.pixels import listed_images
 from rheo.envs.scores import normalized_score
 from rheo.errors import USER, RheoError, trace
 
-from .config.verbs import READING
+from .config.data import READING
 from .fetch import fetch
+from .filtering import SIEVES, sifted
 
 Options = dict[str, Any]
 
 
 def main(asked: tuple[str, list[str], Options]) -> int:
-    """Runs one of the four; returns the exit status."""
+    """Runs one of the verbs; returns the exit status."""
     verb, names, options = asked
     try:
         match verb:
@@ -34,6 +35,8 @@ def main(asked: tuple[str, list[str], Options]) -> int:
                 return check(names, options)
             case "convert":
                 return convert(names[0], expanded(names[1]), options)
+            case "filter":
+                return filtered(names[0], expanded(names[1]), options)
         return fetch(names[0], options["from"], options["to"], options["yes"])
     except Refused as refused:
         raise RheoError(worded(str(refused), options)) from refused
@@ -188,19 +191,53 @@ def tell_left_out(recording: Recording) -> None:
 
 def convert(source: str, target: Path, options: Options) -> int:
     """Writes a file in another format. Refuses to write over one."""
+    layout = refuse_taken(target, options)
+    recording = sound(source, options)
+    write(recording, target, layout=layout)
+    tell_written(recording, target)
+    return 0
+
+
+def filtered(source: str, target: Path, options: Options) -> int:
+    """Writes some of a file's episodes to another, and says which are not there and why.
+
+    Raises RheoError where nothing chooses among them, and Refused where none is left.
+    """
+    asked = {key: options[key] for key in SIEVES if options[key] is not None}
+    if not asked:
+        flags = ", ".join(f"--{key}" for key in SIEVES)
+        raise RheoError(f"nothing says which episodes are wanted: give one of {flags}")
+    layout = refuse_taken(target, options)
+    recording, fallen = sifted(sound(source, options), asked)
+    write(recording, target, layout=layout)
+    for text in fallen:
+        print(f"{source}: {text}")
+    tell_written(recording, target)
+    return 0
+
+
+def refuse_taken(target: Path, options: Options) -> str:
+    """The layout in which a file will be written. Raises RheoError where there is one."""
     if target.exists():
         raise RheoError(f"{target} exists; remove it or choose another name")
-    layout = layout_of(target, options["layout"])
+    return layout_of(target, options["layout"])
+
+
+def sound(source: str, options: Options) -> Recording:
+    """A recording as it may be copied. Raises Refused."""
     recording = opened(source, options)
     if options["on_bad"] != "keep":
-        recording = mended(recording, options["on_bad"])
-    elif "broken" in recording.about:
+        return mended(recording, options["on_bad"])
+    if "broken" in recording.about:
         raise Refused(source, recording.about["broken"])
-    elif "jumps" in recording.about:
+    if "jumps" in recording.about:
         text = "next_observations that are not the following ones cannot be kept; --on-bad drop"
         raise refuse(source, text)
-    write(recording, target, layout=layout)
+    return recording
+
+
+def tell_written(recording: Recording, target: Path) -> None:
+    """Says what a copy has, and what not."""
     tell_left_out(recording)
     steps, episodes = len(recording.action), len(recording.ends)
     print(f"{target}: {steps:,} steps in {episodes:,} episodes, {on_disk(str(target))[2:]}")
-    return 0

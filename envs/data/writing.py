@@ -121,12 +121,16 @@ def write_npz(path: Path, content: dict[str, Column], attributes: dict[str, Any]
     text = np.array(json.dumps(attributes, default=lambda value: value.tolist()))
     deflate = zipfile.ZIP_DEFLATED
     with zipfile.ZipFile(path, "w", deflate, allowZip64=True, compresslevel=LEVEL) as archive:
-        for key, (shape, dtype, blocks) in content.items():
+        for key, column in content.items():
             with archive.open(f"{key}.npy", "w", force_zip64=True) as out:
-                header = {"descr": np.lib.format.dtype_to_descr(dtype), "shape": shape}
-                header |= {"fortran_order": False}
-                np.lib.format.write_array_header_1_0(cast(Any, out), header)
-                for block in blocks():
-                    out.write(np.ascontiguousarray(block).data.cast("B"))
+                write_array(out, column)
         with archive.open("attributes.npy", "w") as out:
             np.lib.format.write_array(cast(IO[bytes], out), text, allow_pickle=False)
+
+
+def write_array(out: IO[bytes], column: Column) -> None:
+    """A column as an npy file, piece by piece."""
+    header = {"descr": np.lib.format.dtype_to_descr(column.dtype), "shape": column.shape}
+    np.lib.format.write_array_header_1_0(cast(Any, out), header | {"fortran_order": False})
+    for block in column.blocks():
+        out.write(np.ascontiguousarray(block).data.cast("B"))

@@ -59,18 +59,6 @@ usage: rheo collect RUN|ACTOR.npz|random out=FILE [env=NAME] [steps=N | episodes
 options: layout=npz|d4rl|robomimic   how the file is written: npz, or .hdf5 in a layout
          past=N   steps that a demonstration goes on after its task is solved; 5, and where
                   success ends no episode (Fetch) until its time is up""",
-    "data": """\
-usage: rheo data info FILE...                what is in files, or minari:DATASET_ID
-       rheo data check FILE|FOLDER...       what is wrong, a line each; 2 when something is
-       rheo data convert IN OUT             to .npz, or .hdf5 in D4RL's or robomimic's layout
-       rheo data fetch NAME [--from FILE|URL] [--to DIR] [--yes]
-options: --time-limit N   steps after which an episode is cut where its end is not marked
-         --obs-keys A,B   observations of robomimic and Minari data sets
-         --action-scale auto|unit|physical|extremes   actions in [-1, 1], or in bounds
-         --filter KEY     the demonstrations of a filter key (mask/KEY) of robomimic files
-         --big             reads what becomes 100 times as large in memory, beyond 1 GB
-         --on-bad refuse|drop|clip|keep   what convert does with errors
-         --layout npz|d4rl|robomimic      what convert writes""",
     "checkpoint": """\
 usage: rheo checkpoint verify RUN    a line a file: whether checkpoints, configuration, log,
                                      evaluations and programs are as they were written; else 3""",
@@ -330,61 +318,6 @@ def refuse_set(found: Mapping[str, Any]) -> None:
             f"set={found['set']} needs actors=FOLDER of .npz actors, or actors=RUN,RUN,... of "
             "runs of different quality (rheo train algo=sac env=NAME, stopped at other steps)"
         )
-
-
-def listed(text: str) -> list[str]:
-    """Reads names with commas between them."""
-    return text.split(",")
-
-
-READING = {
-    **{"time_limit": Option(None, count), "obs_keys": Option(None, listed)},
-    "action_scale": Option("auto", one_of("auto", "unit", "physical", "extremes")),
-    **{"filter": Option(None), "big": Option(False, switch)},
-}
-DATA = {  # verb -> its options, and how many names it takes at most
-    **{"info": (READING, None), "check": (READING, None)},
-    "convert": (
-        {
-            **READING,
-            "on_bad": Option("refuse", one_of("refuse", "drop", "clip", "keep")),
-            "layout": Option(None, one_of(*LAYOUTS)),
-        },
-        2,
-    ),
-    "fetch": ({"from": Option(None), "to": Option(None), "yes": Option(False, switch)}, 1),
-}
-
-
-def data(argv: Sequence[str]) -> tuple[str, list[str], dict[str, Any]]:
-    """`rheo data`: what is done, names of files or data sets, and options. Raises RheoError."""
-    usage = USAGE["data"]
-    if not argv:
-        raise RheoError(usage)
-    verb, *rest = argv
-    if verb not in DATA:
-        raise RheoError(f"unknown verb 'data {verb}'{nearest(verb, DATA)}\n{usage}")
-    table, most = DATA[verb]
-    words = divide(unflagged(rest, table), table)
-    found = values(words.options, table, f"\n{usage}")
-    if not words.runs or most is not None and len(words.runs) != most:
-        raise RheoError(usage)
-    return verb, words.runs, found
-
-
-def unflagged(argv: Sequence[str], table: Mapping[str, Option]) -> list[str]:
-    """Words with `--time-limit N` as time_limit=N, and `--yes` as yes=true."""
-    found, rest = [], iter(argv)
-    for word in rest:
-        key, equals, text = word.removeprefix("--").partition("=")
-        key = key.replace("-", "_")
-        if not word.startswith("--") or key not in table:
-            found.append(word)
-        elif table[key].read is switch:
-            found.append(f"{key}=true")
-        else:
-            found.append(f"{key}={text if equals else next(rest, '')}")
-    return found
 
 
 # ------------------------------------------------------------------ this machine
