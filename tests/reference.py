@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from rheo.scripts import cli, info, summaries
 from rheo.scripts.config import meanings, suites
 
@@ -221,6 +223,26 @@ def three(value: float | None, bold: bool = False) -> str:
     return f"**{text}**" if bold else text
 
 
+# ---- the field -----------------------------------------------------------------------------------
+
+
+def field() -> str:
+    """Published systems, each with its command or the reason why it has none."""
+    rows = yaml.safe_load((METHODS / "field.yaml").read_text())
+    cells = [
+        [row["name"], str(row["year"]), f"`{row['run']}`" if "run" in row else "", told(row)]
+        for row in rows
+    ]
+    return table(["system", "year", "command", "what, or why not"], cells)
+
+
+def told(row: Mapping[str, str]) -> str:
+    """What was changed for control and the test that holds it, or why there is nothing."""
+    if "why" in row:
+        return row["why"]
+    return "; ".join(filter(None, [row.get("note"), f"`{row['test']}`"]))
+
+
 # ---- promises ------------------------------------------------------------------------------------
 
 
@@ -247,7 +269,7 @@ MADE: dict[str, Callable[..., str]] = {
     **{"algorithms": algorithms, "keys": keys, "choices": choices, "suites": suite_list},
     **{"environment_keys": environment_keys, "run_keys": run_keys},
     **{"environments": environments, "command_line": command_line, "matrix": matrix},
-    **{"promises": promises, "home": home},
+    **{"promises": promises, "home": home, "field": field},
 }
 
 

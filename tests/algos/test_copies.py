@@ -53,6 +53,7 @@ BACKS_UP: dict[str, tuple[str, str]] = {
     "dpmd": ("average", "min"),
     "fpmd": ("average", "min"),
     "qvpo": ("average", "min"),
+    **dict.fromkeys(("crd", "dpo", "d3po"), ("average", "min")),
     "fql": ("head", "mean"),
     "rfm": ("policy", "min"),
     "awm_q": ("average", "min"),

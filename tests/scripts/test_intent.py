@@ -12,7 +12,10 @@ from rheo.scripts.config.compose import HOME, compose
 from rheo.scripts.config.intent import remarks
 
 DATA = "data=d.npz"
-TUNING = ("awm_q_tune", "dppo", "dsrl_na", "dsrl_sac", "expo", "reinflow", "resip")
+TUNING = (
+    *("awm_q_tune", "crd", "d3po", "dpo", "dppo", "dsrl_na", "dsrl_sac", "expo", "reinflow"),
+    "resip",
+)
 FREE = (
     *("awm_q", "dpmd", "fpmd", "fpo", "ppo", "qsm", "qvpo", "rfm", "rfm_box", "rfm_paper"),
     *("sac", "sdac", "td3"),
