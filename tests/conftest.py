@@ -3,8 +3,10 @@
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,6 +150,17 @@ def hangups() -> Iterator[None]:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_kernels() -> None:
+    """Warp's kernels unoptimised, where tests of them were collected: a few steps are all they do.
+
+    Compiling them takes a hundred times as long as running them, optimised twice as long as this.
+    """
+    warp: Any = sys.modules.get("warp")
+    if warp is not None:
+        warp.config.optimization_level = 0
 
 
 @pytest.fixture
