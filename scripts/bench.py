@@ -51,7 +51,8 @@ USAGE = {
     "       rheo bench faults [count=20] [seed=0] [only=GROUP,...] [minutes=M out=FOLDER]\n"
     "                         [csv=FILE] [json=FILE]\n"
     "       GROUP: kill damage signals disk fuzz hostile env overhead soak, and GROUP:WORD for\n"
-    "       promises whose text has that word",
+    "       promises whose text has that word. With csv=FILE a second call of the same count and\n"
+    "       seed goes on where the file ends: the table in pieces, however they were ended",
 }
 OTHERS = ("envpool", "stable-baselines3", "warp-lang", "mujoco-warp")  # packages that some rows use
 COLUMNS = ("", "unit", "ours", "other", "against", "ratio", "goal", "met", "of limit", "limit")

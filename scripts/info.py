@@ -13,7 +13,7 @@ from rheo.errors import RheoError, nearest
 
 from .config import meanings, schema
 from .config.annotations import shown
-from .config.compose import compose_groups
+from .config.groups import compose_groups
 from .config.inherit import word
 from .config.suites import suites
 from .config.top import HOME, MEANINGS, NESTED, TOP, inside, suite_of, walk

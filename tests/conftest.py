@@ -3,8 +3,10 @@
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,29 @@ from rheo.scripts import grace
 from rheo.scripts.store.stamps import LINE, sealed
 
 torch.set_num_threads(1)
+LONGEST = (  # files of tests, by the processor's seconds with no kernel compiled yet
+    *("tests/envs/mujoco/test_warp.py", "tests/test_resume.py", "tests/faults/test_faults.py"),
+    *("tests/scripts/test_ranks.py", "tests/scripts/test_configs.py"),
+    *("tests/scripts/test_config.py", "tests/scripts/test_bench_gpu.py"),
+)
+FEW = 4  # workers; with more the longest file alone would take longer than all the others
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Few workers get whole files, whose fixtures and runs are then made once, as files come."""
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.option.dist != "load" or len(config.option.tx) > FEW:
+        return None  # as it was asked for, or test by test
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, so that no worker is left alone with one at the end."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +173,17 @@ def hangups() -> Iterator[None]:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_kernels() -> None:
+    """Warp's kernels unoptimised, where tests of them were collected: a few steps are all they do.
+
+    Compiling them takes a hundred times as long as running them, optimised twice as long as this.
+    """
+    warp: Any = sys.modules.get("warp")
+    if warp is not None:
+        warp.config.optimization_level = 0
 
 
 @pytest.fixture

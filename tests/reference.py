@@ -249,8 +249,9 @@ def told(row: Mapping[str, str]) -> str:
 def promises() -> str:
     """How often promises were tried and not kept, as `rheo bench faults` wrote it."""
     with (DATA / "faults.csv").open(newline="") as stream:
-        head, *rows = csv.reader(stream)
-    return table(head, rows)
+        rows = list(csv.DictReader(stream))
+    head = ["promise", "tried", "failed"]
+    return table(head, [[row[name] for name in head] for row in rows])
 
 
 # ---- the site's first page ----------------------------------------------------------------------

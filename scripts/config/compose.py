@@ -15,10 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from yaml import YAMLError
@@ -29,13 +26,14 @@ from rheo.errors import RheoError
 from ..store.vouch import refuse_misshapen, refuse_partial
 from ..store.where import one_line, stored
 from . import annotations, intent, programs, rules, schema, sizes
+from .groups import compose_groups
 from .inherit import inherit, tuned_in
 from .intent import Typed
 from .mixing import keep_own
 from .overrides import SCRATCH, choice, is_group, parse, put
 from .recorded import kept_of_base, made_as_recorded, played, recorded_in
 from .top import HOME, TOP, inside, walk
-from .wording import covered, worded
+from .wording import covered, report, worded
 from .words import flags
 from .yamls import LINK, RESOLVER, refuse_growth, text_of
 
@@ -275,24 +273,6 @@ def refuse_hidden(roots: list[Path]) -> None:
             raise RheoError(f"{file}: rheo has a file of that name; rename yours")
 
 
-def compose_groups(choices: list[str], folders: list[Path], errors: list[str]) -> dict[str, Any]:
-    """The composed files as a plain tree, interpolations not yet resolved."""
-    paths = ",".join("'file://" + str(folder).replace("'", "\\'") + "'" for folder in folders)
-    search = [f"hydra.searchpath=[{paths}]"] if folders else []
-    try:
-        with initialize_config_dir(str(HOME), version_base=None, job_name="rheo"):
-            config = hydra_compose("config", overrides=[*search, *choices])
-    except (HydraException, OmegaConfBaseException) as error:
-        raise RheoError(report([*errors, one_line(error)])) from error
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] != "yaml":
-            raise
-        raise RheoError(report([*errors, f"a YAML file is broken: {one_line(error)}"])) from error
-    tree = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(tree, dict)
-    return {str(key): value for key, value in tree.items()}
-
-
 def finish(
     tree: dict[str, Any],
     overrides: list[Override],
@@ -383,10 +363,3 @@ def validate_node(node: Any, where: str) -> list[str]:
     for key, value in node.items():
         errors += validate_node(value, f"{where}.{key}")
     return errors
-
-
-def report(errors: list[str]) -> str:
-    """One message of all errors."""
-    if len(errors) == 1:
-        return errors[0]
-    return f"{len(errors)} errors in the configuration\n  " + "\n  ".join(errors)

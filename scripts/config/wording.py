@@ -50,3 +50,10 @@ def on_line(origin: str, place: str, tree: dict[str, Any], typed: Typed) -> str:
     places = [place for part in parts for place in normalizers(tree.get(part), part)]
     words = " ".join(["source=replay env=NAME", *(f"{place}.kind=none" for place in places)])
     return f"; without recorded data it learns on line: rheo train {typed.algo} {words}"
+
+
+def report(errors: list[str]) -> str:
+    """One message of all errors."""
+    if len(errors) == 1:
+        return errors[0]
+    return f"{len(errors)} errors in the configuration\n  " + "\n  ".join(errors)

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import soak
-from trials import Failure, Promise, Row, measure, write_csv, write_json
+from pieces import Pieces
+from trials import Promise, Row, measure
 
 MODULES = (
     *("kills", "writers", "damage", "stops", "disks", "fuzz", "hostile", "programs"),
@@ -27,14 +28,19 @@ def is_of(promise: Promise, name: str) -> bool:
 
 
 def main(options: dict[str, Any], machine: dict[str, Any]) -> int:
-    """Tries what was asked, prints the table and writes files; 1 when a promise was not kept."""
+    """Tries what was asked, prints the table and writes files; 1 when a promise was not kept.
+
+    Raises RheoError for a file of an earlier call that cannot be gone on with.
+    """
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
     only = options["only"]
-    chosen = promises(only)
+    chosen, known = promises(only), pieces(options, machine)
+    if taken := known.taken(chosen):
+        console.print(taken, markup=False, highlight=False)
     with console.status("trying") as status:
 
         def tell(text: str) -> None:
@@ -44,20 +50,21 @@ def main(options: dict[str, Any], machine: dict[str, Any]) -> int:
 
         if set(ALONE) & set(only):
             chosen.append(soak.promise(options["out"], options["minutes"], tell))
-        rows, failures = measure(chosen, options["count"], options["seed"], tell)
+            known.rows.pop(chosen[-1].text, None)  # goes on by itself, in its folder
+        try:
+            rows, _ = measure(chosen, options["count"], options["seed"], tell, known)
+        finally:
+            known.write()
     console.print(table(rows))
-    write(options, machine, rows, failures)
-    return int(bool(failures))
+    return int(any(row.failed for row in rows))
 
 
-def write(
-    options: dict[str, Any], machine: dict[str, Any], rows: list[Row], failures: list[Failure]
-) -> None:
-    """The files that were asked for."""
-    if options["csv"] is not None:
-        write_csv(Path(options["csv"]), rows)
-    if options["json"] is not None:
-        write_json(Path(options["json"]), machine, rows, failures)
+def pieces(options: dict[str, Any], machine: dict[str, Any]) -> Pieces:
+    """What earlier calls wrote into the files that are asked for. Raises RheoError."""
+    table, all_of_it = (
+        None if options[name] is None else Path(options[name]) for name in ("csv", "json")
+    )
+    return Pieces(table, all_of_it, options["count"], options["seed"], machine)
 
 
 def table(rows: list[Row]) -> Any:

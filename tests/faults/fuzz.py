@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from rheo.scripts.store.run import Run
 from rheo.scripts.store.tree import Broken
 
 KIND = "off-policy"
+BLOCK = 500  # inputs of recorded data between two of which samples are made anew
 READ = (RheoError, Broken)
 Try = Callable[[Random, Path], str]  # one input: what is wrong, or nothing
 
@@ -200,13 +201,24 @@ def trials(one: Try) -> Callable[..., Iterator[Trial]]:
 
 
 def of_data(count: int, draw: Random) -> Iterator[Trial]:
-    """Recorded data, which have a module of their own."""
+    """Recorded data, which have a module of their own; it makes its samples once for a block."""
     seed = draw.randrange(2**31)
-    wrong = list(map(str, importlib.import_module("fuzz_data").fuzz(count, seed)))
-    for i in range(count):
-        found = wrong[i] if i < len(wrong) else ""
-        title = f"one of {count} of seed {seed}"
-        yield Trial(title, lambda place: None, lambda place, _: None, lambda *_, x=found: x)
+
+    @lru_cache(maxsize=1)
+    def found(block: int) -> dict[int, str]:
+        numbers = range(block * BLOCK, min((block + 1) * BLOCK, count))
+        return importlib.import_module("fuzz_data").wrong(numbers, seed)
+
+    def trial(number: int) -> Trial:
+        def harm(place: Path, _: None) -> str:
+            return found(number // BLOCK).get(number, "")
+
+        return Trial(f"input {number} of seed {seed}", lambda place: None, harm, judged)
+
+    def judged(place: Path, wrong: str) -> str:
+        return wrong
+
+    return map(trial, range(count))
 
 
 def lack() -> str:

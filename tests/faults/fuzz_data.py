@@ -482,18 +482,28 @@ def tried(path: str, draw: random.Random, strict: bool) -> str:
 def fuzz(count: int, seed: int = 0, keep: Path | None = None, strict: bool = False) -> list[str]:
     """What went wrong with so many inputs, a line each; empty when all are as they should be.
 
+    keep, strict: as of `wrong`.
+    """
+    return list(wrong(range(count), seed, keep, strict).values())
+
+
+def wrong(
+    numbers: range, seed: int, keep: Path | None = None, strict: bool = False
+) -> dict[int, str]:
+    """What went wrong with inputs of some numbers, which with the seed say what each is.
+
     keep: a folder for the inputs that something was wrong with. strict: damage that code of ours
     met unexpectedly, though it is answered in a line, is told too.
     """
     home = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    store, failures = os.environ.get("MINARI_DATASETS_PATH"), []
+    store, failures = os.environ.get("MINARI_DATASETS_PATH"), {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for made in ("own", "others"):
                 (home / made).mkdir()
             samples = dict(own(home / "own")) | dict(others(home / "others"))
-            for number in range(count):
+            for number in numbers:
                 draw = random.Random(f"{seed} {number}")
                 name = draw.choice(sorted(samples))
                 sample = samples[name]
@@ -502,7 +512,7 @@ def fuzz(count: int, seed: int = 0, keep: Path | None = None, strict: bool = Fal
                 files = change(draw, sample.files)
                 failed = tried(place(files, at, sample.opens), draw, strict)
                 if failed:
-                    failures.append(
+                    failures[number] = (
                         f"{name} seed={seed} input={number} {change.__name__}: {failed}"
                     )
                     if keep is not None:

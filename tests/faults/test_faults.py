@@ -21,7 +21,8 @@ import stops
 from alike import apart, differences
 from kills import PROMISES as KILLS
 from kinds import straight
-from trials import Promise, Trial, measure, write_csv
+from pieces import COLUMNS, Pieces
+from trials import Promise, Random, Trial, measure
 
 from rheo.errors import RheoError
 from rheo.scripts import bench
@@ -117,7 +118,9 @@ def test_a_wrong_word_is_refused_before_anything_is_tried(words: list[str]) -> N
         bench.asked(words)
 
 
-def test_every_group_can_be_asked_for_and_files_are_written(tmp_path: Path) -> None:
+def test_every_group_can_be_asked_for_and_files_are_written_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     groups = {one.group for one in bench_faults.promises()} | {"soak"}
     assert groups == set(bench.PROMISED)
     words = ["only=fuzz:run.json", "count=1", f"json={tmp_path / 'f.json'}"]
@@ -126,14 +129,150 @@ def test_every_group_can_be_asked_for_and_files_are_written(tmp_path: Path) -> N
     bench.main((places, options))
     found = json.loads((tmp_path / "f.json").read_text())
     (row,) = csv.DictReader((tmp_path / "f.csv").open())
-    assert row == {"promise": "nearly right: run.json", "tried": "40", "failed": str(row["failed"])}
+    assert [row[name] for name in ("promise", "tried", "whole", "count", "seed")] == [
+        "nearly right: run.json", "40", "yes", "1", "0",
+    ]  # fmt: skip
     assert found["rows"][0]["tried"] == 40 and "machine" in found
+    capsys.readouterr()
+    bench.main(bench.asked(["faults", *words, f"csv={tmp_path / 'f.csv'}"]))
+    assert "taken from it are 1 of 1 promises whole; to try them again" in capsys.readouterr().out
+    (again,) = csv.DictReader((tmp_path / "f.csv").open())
+    assert again == row and json.loads((tmp_path / "f.json").read_text()) == found
+
+
+# ---- in pieces -----------------------------------------------------------------------------------
+
+
+class Drawn:
+    """A promise of which every other trial is not kept; the one after `last` is ended by a key."""
+
+    def __init__(self, text: str = "some") -> None:
+        self.names: list[str] = []
+        self.last = 99
+        self.promise = Promise("kill", text, self.trials)
+
+    def trials(self, count: int, draw: Random) -> Any:
+        for _ in range(count):
+            yield Trial(str(draw.randrange(10**6)), self.prepare, self.harm, self.judge)
+
+    def prepare(self, place: Path) -> None:
+        if len(self.names) == self.last:
+            raise KeyboardInterrupt
+
+    def harm(self, place: Path, state: None) -> None:
+        self.names.append("")
+
+    def judge(self, place: Path, state: None) -> str:
+        return "odd" if len(self.names) % 2 else ""
+
+
+def pieces(folder: Path, count: int = 7, seed: int = 3) -> Pieces:
+    return Pieces(folder / "f.csv", folder / "f.json", count, seed, {"machine": "this"})
+
+
+def try_on(folder: Path, one: Drawn, count: int = 7, seed: int = 3) -> tuple[list[str], str]:
+    """What a call tries, by its trials' names, and what it takes of earlier ones."""
+    known, tried = pieces(folder, count, seed), []
+    taken = known.taken([one.promise])
+    try:
+        measure([one.promise], count, seed, tried.append, known)
+    except KeyboardInterrupt:
+        tried.pop()
+    finally:
+        known.write()
+    return [text.rpartition(" ")[2] for text in tried if not text.startswith("FAILED")], taken
+
+
+def test_a_call_that_was_ended_goes_on_with_the_trials_that_are_left(tmp_path: Path) -> None:
+    (tmp_path / "straight").mkdir()
+    whole, nothing = try_on(tmp_path / "straight", Drawn())
+    assert len(set(whole)) == 7 and nothing == ""
+    one = Drawn()
+    one.last = 3
+    first, _ = try_on(tmp_path, one)
+    assert (tmp_path / "f.csv").read_text().splitlines()[1].startswith("some,3,2,kill,no,")
+    one.last = 99
+    second, taken = try_on(tmp_path, one)
+    assert first + second == whole and len(first) == 3
+    assert '0 of 1 promises whole, 3 trials of "some"; to try them again, remove it' in taken
+    third, taken = try_on(tmp_path, one)
+    assert third == [] and "1 of 1 promises whole; " in taken
+    mine, straight_ = (
+        (lasting(json.loads((folder / "f.json").read_text())), pieces(folder).rows.keys())
+        for folder in (tmp_path, tmp_path / "straight")
+    )
+    assert mine == straight_ and len(mine[0]["failures"]) == 4
+
+
+def lasting(found: dict[str, Any]) -> dict[str, Any]:
+    """What was written, without what a clock measured."""
+    for row in found["rows"]:
+        del row["seconds"]
+    return found
+
+
+def test_a_table_goes_on_with_its_own_trials_alone_and_keeps_those_of_other_promises(
+    tmp_path: Path,
+) -> None:
+    try_on(tmp_path, Drawn())
+    for count, seed in ((8, 3), (7, 4)):
+        with pytest.raises(RheoError, match='"some" was tried with count=7 seed=3; give these'):
+            pieces(tmp_path, count, seed).taken([Drawn().promise])
+    try_on(tmp_path, Drawn("another"), count=2, seed=4)
+    lines = (tmp_path / "f.csv").read_text().splitlines()
+    assert [line.split(",")[:5] for line in lines[1:]] == [
+        ["some", "7", "4", "kill", "yes"], ["another", "2", "1", "kill", "yes"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("f.csv", "promise,tried,failed\nsome,1,0\n", "no table to go on with; remove it"),
+        (
+            "f.csv",
+            f"{','.join(COLUMNS)}\nsome,many,0,kill,yes,1.0,7,3\n",
+            "line of 'some' is broken",
+        ),
+        ("f.csv", f"{','.join(COLUMNS)}\nsome,1\n", "line of 'some' is broken"),
+        ("f.json", "[]", "f.json: cannot be gone on with"),
+    ],
+)
+def test_a_file_that_cannot_be_gone_on_with_is_refused_and_left(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    try_on(tmp_path, Drawn())
+    (tmp_path / name).write_text(text)
+    with pytest.raises(RheoError, match=said):
+        pieces(tmp_path)
+    assert (tmp_path / name).read_text() == text
 
 
 def test_a_table_leaves_out_what_was_not_tried(tmp_path: Path) -> None:
-    rows, _ = measure([hostile.PROMISES[0]._replace(lack=lambda: "not here")], 1, 0, print)
-    write_csv(tmp_path / "x.csv", rows)
-    assert (tmp_path / "x.csv").read_text() == "promise,tried,failed\n"
+    known = pieces(tmp_path)
+    lacking = hostile.PROMISES[0]._replace(lack=lambda: "not here")
+    measure([lacking], 1, 0, print, known)
+    known.write()
+    assert (tmp_path / "f.csv").read_text() == ",".join(COLUMNS) + "\n"
+    assert json.loads((tmp_path / "f.json").read_text())["rows"][0]["note"] == "not here"
+
+
+def test_recorded_data_are_numbered_so_that_the_rest_of_them_can_be_tried_alone() -> None:
+    some = [one.name for one in fuzz.of_data(3, Random(1))]
+    more = [one.name for one in fuzz.of_data(5, Random(1))]
+    assert len(set(more)) == 5 and more[:3] == some
+
+
+def test_the_page_shows_what_was_tried_and_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try_on(tmp_path, Drawn())
+    (tmp_path / "f.csv").rename(tmp_path / "faults.csv")
+    monkeypatch.setattr(reference, "DATA", tmp_path)
+    assert reference.promises().splitlines()[::2] == [
+        "| promise | tried | failed |",
+        "| some | 7 | 4 |",
+    ]
 
 
 def test_the_page_tells_of_promises_that_are_tried() -> None:

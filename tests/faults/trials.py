@@ -3,16 +3,20 @@
 A promise's trials are drawn from a seed, so that a failure is found again by its number.
 """
 
-import csv
-import json
+from __future__ import annotations
+
 import random
 import shutil
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from pieces import Pieces
 
 Random = random.Random
 
@@ -53,6 +57,7 @@ class Row(NamedTuple):
     failed: int
     seconds: float
     note: str = ""  # why nothing was tried
+    whole: bool = True  # all of its trials were tried
 
 
 def tried(trial: Trial) -> str:
@@ -68,43 +73,51 @@ def tried(trial: Trial) -> str:
 
 
 def measure(
-    promises: Iterable[Promise], count: int, seed: int, tell: Callable[[str], None]
+    promises: Iterable[Promise],
+    count: int,
+    seed: int,
+    tell: Callable[[str], None],
+    known: Pieces | None = None,
 ) -> tuple[list[Row], list[Failure]]:
-    """Tries promises one after another; rows of the table and what failed."""
+    """Tries promises one after another; rows of the table and what failed.
+
+    known: what earlier calls tried already, and where what is tried now is kept.
+    """
     rows, failures = [], []
     for promise in promises:
-        begun, lack = time.monotonic(), promise.lack()
-        number = max(1, round(count * promise.share))
-        tries, failed = 0, 0
+        found = Row(promise.group, promise.text, 0, 0, 0.0, whole=False)
+        if known is not None:
+            found = known.begun(promise)
+        lack = "" if found.whole else promise.lack()
+        rows.append(found._replace(note=lack))
+        if known is not None and lack:
+            known.lacking.append(rows[-1])
+        if lack or found.whole:
+            continue
         draw = Random(f"{seed} {promise.text}")
-        for trial in () if lack else promise.trials(number, draw):
-            tell(f"{promise.text}: {tries + 1}, {trial.name}")
-            wrong = tried(trial)
-            tries, failed = tries + 1, failed + bool(wrong)
-            if wrong:
-                failures.append(Failure(promise.text, trial.name, wrong))
-                tell(f"FAILED {promise.text}: {trial.name}: {wrong}")
-        spent = time.monotonic() - begun
-        rows.append(Row(promise.group, promise.text, tries, failed, round(spent, 1), lack))
+        drawn = promise.trials(max(1, round(count * promise.share)), draw)
+        for row, failure in trying(promise, islice(drawn, found.tried, None), found, tell):
+            rows[-1] = row
+            failures += [failure] if failure else []
+            if known is not None:
+                known.put(row, failure)
     return rows, failures
 
 
-def write_json(file: Path, machine: dict[str, Any], rows: list[Row], bad: list[Failure]) -> None:
-    """Everything."""
-    content = {
-        "machine": machine,
-        "rows": [row._asdict() for row in rows],
-        "failures": [one._asdict() for one in bad],
-    }
-    file.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def write_csv(file: Path, rows: list[Row]) -> None:
-    """The table of the page of promises: a promise's text, how often it was tried and failed."""
-    with file.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["promise", "tried", "failed"])
-        writer.writerows([row.promise, row.tried, row.failed] for row in rows if not row.note)
+def trying(
+    promise: Promise, trials: Iterable[Trial], row: Row, tell: Callable[[str], None]
+) -> Iterator[tuple[Row, Failure | None]]:
+    """The row after each of some trials, with what failed, and at last the whole one."""
+    begun = time.monotonic() - row.seconds
+    for trial in trials:
+        tell(f"{promise.text}: {row.tried + 1}, {trial.name}")
+        wrong = tried(trial)
+        if wrong:
+            tell(f"FAILED {promise.text}: {trial.name}: {wrong}")
+        spent = round(time.monotonic() - begun, 1)
+        row = row._replace(tried=row.tried + 1, failed=row.failed + bool(wrong), seconds=spent)
+        yield row, Failure(promise.text, trial.name, wrong) if wrong else None
+    yield row._replace(whole=True, seconds=round(time.monotonic() - begun, 1)), None
 
 
 def each(items: Iterable[Any], make: Callable[[Any], Trial]) -> Callable[..., Iterator[Trial]]:
