@@ -12,7 +12,8 @@ def covered(error: str, judged: set[str]) -> bool:
     match = re.match(r"[\w.]+", error)
     place = match[0] if match else ""
     inside, around = f"{place}.", tuple(f"{one}." for one in judged)
-    return inside.startswith(around) or any(one.startswith(inside) for one in around)
+    led = inside.startswith(around) or any(one.startswith(inside) for one in around)
+    return led or any(found in judged for found in re.findall(r"([\w.]+)=", error))
 
 
 def worded(
