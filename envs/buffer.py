@@ -89,14 +89,18 @@ class Buffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned. Raises ValueError when the layout is another."""
+        """Restores what `state_dict` returned, but for rows that were left out (`Rows.lost`).
+
+        Raises ValueError when the layout is another.
+        """
         rows, size, cursor = state["rows"], state["size"], state["cursor"]
         if isinstance(rows, Tensor):  # as they lie in the ring: of earlier versions
             full = size == state["capacity"]
             old, young = (rows[cursor:], rows[:cursor]) if full else (rows, rows[:0])
             rows, added = Rows([(0, old), (len(old), young)]), size + cursor * full
         else:
-            added = rows.end
+            added, size = rows.end, size - rows.lost
+            cursor = added if rows.lost else cursor  # a ring with a gap is one that is not yet full
         mine, saved = tuple(self.rows.shape), (state["capacity"], rows.parts[0][1].shape[1])
         if saved != mine:
             raise ValueError(f"a saved buffer of [rows, numbers] = {saved} does not fit {mine}")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import EnvError, EnvFault
 from . import families
+from .bounds import Declared
 from .guard import LARGEST, number, once, own, place, shown, sound, told, truth
 from .vector import VectorEnv
 
@@ -18,7 +19,6 @@ RETURNS = {  # what gymnasium's calls return
     "reset": "the pair (obs, info)",
     "step": "the five (obs, reward, terminated, truncated, info)",
 }
-SLACK = 1e-2  # of a bound: what an observation may lie beyond it by rounding and by habit
 
 
 class Judged(VectorEnv):
@@ -41,10 +41,7 @@ class Judged(VectorEnv):
         self._action_spaces = [env.action_space for env in self._envs]
         for i, space in enumerate(self._action_spaces):
             self._refuse_other_actions(i, space, self._action_spaces[0])
-        space: Any = self._envs[0].observation_space
-        slack = SLACK * np.maximum(np.abs([space.low, space.high]), 1.0).astype(np.float64)
-        low, high = space.low - slack[0], space.high + slack[1]
-        self._bounds = (low, high) if np.isfinite([low, high]).any() else None
+        self._declared = Declared(self.id, self._envs[0].observation_space)
 
     def _refuse_other_actions(self, i: int, now: Any, known: Any) -> None:
         """Raises EnvError where row i has other actions than those that it was made with."""
@@ -118,20 +115,10 @@ class Judged(VectorEnv):
 
     def _tell_outside(self, rows: NDArray) -> None:
         """Says once that observations [N, Do] lie outside of the bounds that are declared."""
-        if self._bounds is None:
-            return
-        low, high = self._bounds
-        outside = (rows < low) | (rows > high)
-        if not np.count_nonzero(outside):
-            return
-        i, j = (int(index[0]) for index in np.nonzero(outside))
-        space: Any = self._envs[i].observation_space
-        once(
-            (self.id, "bounds"),
-            f"{self._at_row(i)}: number {j} of the observation is {rows[i, j]:g}, but its "
-            f"observation_space says {space.low[j]:g} to {space.high[j]:g}; one of them is wrong",
-        )
-        self._bounds = None
+        found = None if self._declared.silent else self._declared.beyond(rows)
+        if found is not None:
+            i, j = found
+            self._declared.tell(self._at_row(i), j, rows[i, j])
 
     def _flag(self, i: int, field: str, value: Any) -> bool:
         """An end of an episode: a bool, or one number or array of size one that stands for it."""

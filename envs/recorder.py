@@ -22,6 +22,9 @@ class Act(Protocol):
     def __call__(self, obs: Tensor, /) -> Tensor: ...
 
 
+SoFar = Callable[[str], Recording | None]  # why it ends -> what there is; None: nothing
+
+
 class Recorder:
     """A vector environment that remembers every step it takes.
 
@@ -86,7 +89,8 @@ class Recorder:
         episodes: number kept of each environment [N]; later steps are left out. A step that broke
         (flag 1 missing) is left out, and its episode ends before it.
         """
-        columns = [np.concatenate(column) for column in self.columns]
+        whole = len(self.columns[-1])  # the last to be filled, where another thread asks meanwhile
+        columns = [np.concatenate(column[:whole]) for column in self.columns]
         order = np.argsort(columns[-1], kind="stable")
         obs, action, reward, after, flags, place = (column[order] for column in columns)
         good, terminated, last = ((flags & bit).astype(bool) for bit in (1, 2, 4))
@@ -123,6 +127,7 @@ def collect(
     episodes: int | None,
     seed: int,
     halt: Callable[[], str | None] = lambda: None,
+    begun: Callable[[SoFar], None] = lambda _: None,
 ) -> Recording:
     """Records `steps` steps, or exactly `episodes` episodes, of a behaviour.
 
@@ -130,7 +135,8 @@ def collect(
     short episodes are not favoured; with `steps` the last episode of each environment may be cut.
     Where the environment or the behaviour fails midway, or `halt` tells a reason to stop,
     about["stopped"] says why, and what was recorded until then is kept, running episodes as cut
-    ones. Raises ValueError unless one of the two is given, EnvError for an episode that is waited
+    ones. begun: is told how to get that while the environment does not answer, from another thread.
+    Raises ValueError unless one of the two is given, EnvError for an episode that is waited
     for and does not end (`rollout.Patience`), and what failed where nothing was recorded yet.
     """
     if (steps is None) == (episodes is None):
@@ -142,6 +148,11 @@ def collect(
     env.env = recorder  # type: ignore[assignment]  # it answers like the environment it holds
     about: dict[str, Any] = {"env_id": inner.id}
 
+    def so_far(why: str) -> Recording | None:
+        known = {**shown(inner), **about, "stopped": why}
+        return recorder.recording(steps, owed, **known) if recorder.steps.any() else None
+
+    begun(so_far)
     try:
         obs = env.reset(seed)
         while recorder.lacks(steps):

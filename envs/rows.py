@@ -13,11 +13,13 @@ class Rows:
 
     parts: the number of a part's first row, and the part [n, W]; each goes on where the one before
     ends. saved: belongs to whoever saves them, who notes there what lies where. It is of this table
-    alone: who reads a checkpoint and goes on keeps a copy.
+    alone: who reads a checkpoint and goes on keeps a copy. lost: how many of the table's rows are
+    not here, left out where they were damaged; the others are counted anew, from 0.
     """
 
     parts: list[tuple[int, Tensor]]
     saved: dict[str, Any] = field(default_factory=dict)
+    lost: int = 0
 
     @property
     def begin(self) -> int:

@@ -3,13 +3,10 @@
 Behaviours are runs, plain actor files and random actions, with noise or without.
 """
 
-import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,27 +14,26 @@ from torch import Tensor
 
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.data.containers import ZIP_ERRORS
-from rheo.envs.data.recording import Recording, joined
-from rheo.envs.data.writing import write
+from rheo.envs.data.recording import Recording
 from rheo.envs.manipulation.registry import told_of
 from rheo.envs.memory import size_text
 from rheo.envs.paths import expanded
-from rheo.envs.recorder import collect
+from rheo.envs.recorder import SoFar, collect
 from rheo.envs.rollout import evaluate
 from rheo.envs.scores import normalized_score
 from rheo.errors import MACHINE, REQUEUE, RheoError
-from rheo.files import FULL, Unwritten, put_text, room, sha256
+from rheo.files import room
 from rheo.policies.plain import PlainActor
 
 from . import scripted
 from .assemble import elsewhere, make_env, prepare, refuse_other_world, revived
+from .collected import Kept, Source
 from .config.compose import allow_typed, compose
 from .config.top import EVAL_SEED
 from .config.verbs import SCRIPTED, Collecting
 from .config.words import is_there
 from .sight import frozen
 from .stopping import Stop, stop_signals
-from .store.provenance import versions
 from .store.run import Run
 from .store.where import existing
 
@@ -49,14 +45,6 @@ log = logging.getLogger("rheo")
 Act = Callable[[Tensor], Tensor]
 
 
-class Source(NamedTuple):
-    """One behaviour: where it comes from and how much noise is added."""
-
-    name: str  # random, an actor's file or a run folder
-    noise: float
-    sample: bool
-
-
 class Maker:
     """Behaviours in one environment, whose id and time limit are known once one was made."""
 
@@ -64,6 +52,7 @@ class Maker:
         self.options, self.flagged, self.stop = options, options.flagged, stop
         self.env_id, self.max_steps = "", None
         self.node: dict[str, Any] | None = None
+        self.so_far: SoFar = lambda _: None
         self.words = options.words
         allow_typed(self.words)
         if options.env is not None:
@@ -77,9 +66,14 @@ class Maker:
         env, act = self.stage(source, count if episodes is None else min(count, episodes), seed)
         ask_room(env, self.options.steps, expanded(self.options.out))
         try:
-            return collect(env, act, steps=steps, episodes=episodes, seed=seed, halt=self.stop.why)
+            amount = {"steps": steps, "episodes": episodes}
+            return collect(env, act, **amount, seed=seed, halt=self.stop.why, begun=self.begun)
         finally:
             env.close()
+
+    def begun(self, so_far: SoFar) -> None:
+        """Notes how what is being recorded is got while nothing answers."""
+        self.so_far = so_far
 
     def stage(self, source: Source, count: int, seed: int) -> tuple[ChunkEnv, Act]:
         """Environments and the behaviour in them."""
@@ -280,105 +274,24 @@ def recorded(asked: Collecting, stop: Stop) -> int:
         parts = [(Source(asked.names[0], asked.noise, asked.sample), asked.steps)]
     else:
         parts = maker.plan(asked.set)
-    recordings, sources = [], []
+    kept = Kept(maker, asked)
+    stop.last_word = lambda: kept.rescued(str(stop.why()))
     stopped = None
     for index, (source, steps) in enumerate(parts):
-        recording = maker.record(source, steps, asked.seed + 1000 * index)
-        recordings.append(recording)
-        sources.append(about(source) | figures(recording, maker))
-        print(f"{source.name}: {describe(sources[-1])}", flush=True)
+        kept.source = source
+        try:
+            recording = maker.record(source, steps, asked.seed + 1000 * index)
+        except (RheoError, FloatingPointError) as error:
+            if not kept.recordings:
+                raise
+            stopped = f"{source.name}: {error}"
+            break
+        kept.add(recording)
         stopped = recording.about.get("stopped")
         if stopped is not None:
             break
-    whole = recordings[0] if len(recordings) == 1 else joined(recordings)
-    if stopped is not None:
-        whole = whole._replace(about=whole.about | {"stopped": stopped})
-    finish(expanded(asked.out), whole, maker, asked, sources)
+    kept.write(stopped)
     if stopped is not None:
         code = REQUEUE if stop else MACHINE
         raise RheoError(f"{stopped}\nWhat was collected until then is in {asked.out}", code)
     return 0
-
-
-def finish(
-    out: Path, recording: Recording, maker: Maker, asked: Collecting, sources: list[dict[str, Any]]
-) -> None:
-    """Writes the file and its card, and says so."""
-    recording = recording._replace(about={**recording.about, **maker.told()})
-    refused = None
-    try:
-        write(recording, out, layout=asked.layout)
-    except Unwritten as error:
-        refused, out = error, rescued(recording, out, asked.layout, error)
-    card = {
-        "file": out.name,
-        "sha256": sha256(out),
-        "env_id": maker.env_id,
-        "set": asked.set,
-        "seed": asked.seed,
-        "sources": sources,
-        "obs_keys": list(maker.parts),
-        "stopped": recording.about.get("stopped"),
-        **figures(recording, maker),
-        "versions": versions(),
-    }
-    put_text(out.with_name(f"{out.name}.card.json"), json.dumps(card, indent=1) + "\n")
-    print(f"{out}: {maker.env_id}, {describe(card)}; card {out.name}.card.json")
-    if refused is not None:
-        raise RheoError(f"{refused}. What was collected is in {out}", refused.code)
-
-
-def rescued(recording: Recording, out: Path, layout: str | None, refused: Unwritten) -> Path:
-    """Writes what `out` has no room for to a new folder of the system's: it took long to collect.
-
-    Raises the refusal where that is the same disk, or has no room either.
-    """
-    spare = Path(tempfile.gettempdir())
-    if refused.errno not in FULL or os.stat(spare).st_dev == os.stat(out.parent).st_dev:
-        raise refused
-    folder = Path(tempfile.mkdtemp(prefix="rheo-", dir=spare))
-    try:
-        write(recording, folder / out.name, layout=layout)
-    except Unwritten:
-        folder.rmdir()
-        raise refused from None
-    return folder / out.name
-
-
-def about(source: Source) -> dict[str, Any]:
-    """A source's part of a card; files are named by their content too."""
-    path = expanded(source.name)
-    digest = sha256(path) if path.is_file() else None
-    return {**source._asdict(), "name": path.name, "sha256": digest}
-
-
-def figures(recording: Recording, maker: Maker) -> dict[str, Any]:
-    """Steps, and the returns of whole episodes: those that the end of the collection cut say less.
-
-    Without a whole episode there are no returns.
-    """
-    lengths = np.diff(recording.ends, prepend=0)
-    assert recording.reward is not None
-    returns = np.add.reduceat(recording.reward.astype(np.float64), recording.ends - lengths)
-    limit = maker.max_steps or np.inf
-    returns = returns[recording.terminated[recording.ends - 1] | (lengths >= limit)]
-    card = {"steps": int(recording.ends[-1]), "episodes": len(lengths), "whole": len(returns)}
-    if not len(returns):
-        return card
-    mean = float(returns.mean())
-    return card | {
-        "return_mean": mean,
-        "return_std": float(returns.std()),
-        "return_quantiles": np.quantile(returns, [0, 0.25, 0.5, 0.75, 1]).tolist(),
-        "score": normalized_score(maker.env_id, mean),
-    }
-
-
-def describe(card: dict[str, Any]) -> str:
-    """A card in a line."""
-    text = f"{card['steps']} steps, {card['episodes']} episodes"
-    if card["whole"]:
-        text += f", return {card['return_mean']:.1f} +- {card['return_std']:.1f}"
-        text += f" over {card['whole']} whole ones"
-        text += "" if card["score"] is None else f", score {card['score']:.1f}"
-    return text + (f", noise {card['noise']:g}" if card.get("noise") else "")

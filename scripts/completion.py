@@ -56,11 +56,13 @@ KEYS = {  # verb -> its own keys
     "replay": ("device", "threads"),
     "report": ("out", "metric", "with", "summaries"),
     "reproduce": ("seeds", "out", "dry", "summaries"),
-    "resume": ("steps", "data", "device", "log_every", "eval_every", "save_every", "restart"),
+    "resume": ("steps", "data", "device", "log_every", "eval_every", "save_every", "restart")
+    + ("without_damaged",),
 }
 VALUES = {
     **{"device": ("cpu", "cuda", "auto"), "fast": ("off", "precision", "compile", "graph")},
     **{"window": ("true", "false"), "dry": ("true",), "restart": ("true",)},
+    "without_damaged": ("true",),
     "units": ("environment", "unit"),
     **{"hold": ("last", "neutral"), "check": ("true",)},
     "set": ("random", "medium", "medium_replay", "medium_expert", "expert", "scripted"),

@@ -30,13 +30,15 @@ def resume(asked: Resuming) -> int:
     A run that was cut before its first checkpoint begins as a new one does. Where its checkpoints
     are gone it begins anew only if that was asked for.
     """
-    name, words, anew = asked
+    name, words, anew, sparing = asked
     several = together(lambda: Run.open(name, words.again).config["device"])
     with several, stop_signals() as stop, run_kind().open(name, words.again, write=True) as run:
         announce(run.config)
         if anew:
             restart(run)
-        tree = None if anew else run.load()
+        tree = None if anew else run.load(sparing=sparing)
+        if sparing and "left_out" not in run.told:
+            log.warning("--without-damaged: no row is damaged, so none is left out")
         if tree is None:
             refuse(run, anew)
         else:

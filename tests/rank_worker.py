@@ -235,7 +235,7 @@ def drift() -> None:
 def killed() -> int:
     """Rank 1 dies without a word."""
     with when(73, 1, lambda: os.kill(os.getpid(), signal.SIGKILL)):
-        return main(words("sac", "killed"))
+        return main(words("sac", "killed", *CHUNKS))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...errors import EnvError, nearest
 from ..batch import Step
+from ..bounds import Declared
 from ..families import parts_of, vector
 from ..guard import reset_warnings, told
 from ..memory import cores
@@ -141,6 +142,7 @@ class NativeVector(VectorEnv):
         template = one.template
         super().__init__(env_id, num_envs, obs_dim, template.action_space, limit, dtype)
         self.obs_parts = parts_of(made)
+        self._declared = Declared(env_id, made.observation_space)
         derived = kind.derived(settings)
         pool = pool_size(threads, num_envs)
         forces = "cfrc_ext" in derived
@@ -205,6 +207,8 @@ class NativeVector(VectorEnv):
             np.vdot(obs, obs) + np.vdot(reward, reward)
         ):
             self._cut_broken(obs, reward, terminated, truncated, valid)
+        if not self._declared.silent:
+            self._tell_outside(obs)
         final = self._tensor(obs)
         # before a reset moves what it looks at; a row that was cut or not stepped solves nothing
         solved = torch.from_numpy(self._task.success() & valid) if self._task.reports else None
@@ -275,6 +279,14 @@ class NativeVector(VectorEnv):
         obs[broken] = self._last[broken]
         reward[broken] = 0
         terminated[broken], truncated[broken], valid[broken] = False, True, False
+
+    def _tell_outside(self, obs: NDArray) -> None:
+        """Says once that observations [N, Do] lie outside of the bounds that are declared."""
+        found = self._declared.beyond(obs)
+        if found is not None:
+            i, j = found
+            place = f"{self.id}, environment {i}, step {self._elapsed[i]}"
+            self._declared.tell(place, j, obs[i, j])
 
     def close(self) -> None:
         """Nothing is open: the simulations are freed with the object."""

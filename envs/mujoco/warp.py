@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...errors import EnvError
 from ..batch import Step
+from ..bounds import Declared, Extremes
 from ..families import parts_of
 from ..guard import NonFiniteAction
 from ..vector import VectorEnv
@@ -96,6 +97,8 @@ class WarpVector(VectorEnv):
         self._age, self._episode, self._bad_step = (torch.zeros_like(self._world) for _ in range(3))
         self._position = self._real(np.zeros(num_envs))
         self._obs = self._real(np.zeros((num_envs, obs_dim)))
+        declared = Declared(env_id, made.observation_space)
+        self._extremes = None if declared.silent else Extremes(declared, self.device)
         self._faults = torch.zeros(len(FAULTS), dtype=torch.int64, device=self.device)
         self._seed, self._bank = fresh_seed() if seed is None else seed, None
         made.close()
@@ -111,9 +114,15 @@ class WarpVector(VectorEnv):
     @property
     def counters(self) -> dict[str, int]:
         """Read from the device. Raises NonFiniteAction where an action was not finite."""
-        *faults, refused = torch.cat([self._faults, self.refused()[None]]).tolist()
+        far = self._extremes
+        outside = [] if far is None else [far.outside()[None]]
+        *numbers, refused = torch.cat([self._faults, *outside, self.refused()[None]]).tolist()
         if refused:
             self.refuse()
+        faults = numbers[: len(FAULTS)]
+        if far is not None and numbers[-1]:
+            far.tell()
+            self._extremes = None
         return dict(zip(FAULTS, faults, strict=True))
 
     def refused(self) -> Tensor:
@@ -246,6 +255,8 @@ class WarpVector(VectorEnv):
             counts.append((sound & ~good).sum())
             sound = sound & good
         self._faults += torch.stack(counts)
+        if self._extremes is not None:
+            self._extremes.note(obs, sound)
         return sound
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ running anything.
 """
 
 import ast
+import math
 import re
 from functools import lru_cache
 from types import NoneType, UnionType
@@ -130,6 +131,8 @@ def fit(kind: Any, value: Any) -> Any:
         return {key: fit(items[1], member) for key, member in value.items()}
     if kind is float and type(value) is int:
         return float(value)
+    if kind is float and type(value) is float and not math.isfinite(value):
+        raise OutOfRange("a finite number")
     if kind is int and type(value) is float and value.is_integer():
         return int(value)
     if type(value) is not kind:

@@ -17,7 +17,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
-from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from rheo.envs.paths import absolute, expanded
@@ -29,6 +29,7 @@ from . import annotations, intent, programs, rules, schema, sizes
 from .groups import compose_groups
 from .inherit import inherit, tuned_in
 from .intent import Typed
+from .links import Links
 from .mixing import keep_own
 from .overrides import SCRATCH, choice, is_group, parse, put
 from .recorded import kept_of_base, made_as_recorded, played, recorded_in
@@ -312,27 +313,19 @@ def resolve(
     """The tree with interpolations replaced, which key each replaced place follows, and the places
     whose key is not there (said once, and left empty).
     """
-    links = [(place, LINK.fullmatch(leaf)) for place, leaf in walk(tree) if isinstance(leaf, str)]
-    followed = {place: link[1] for place, link in links if link}
-    broken: set[str] = set()
-    while True:
-        try:
-            plain = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
-            break
-        except OmegaConfBaseException as error:
-            place = str(error.full_key)
-            if not isinstance(error, InterpolationKeyError) or place in broken:
-                raise RheoError(report([*errors, f"{place}: {one_line(error)}"])) from error
-            broken.add(place)
-            *path, last = place.split(".")
-            inside(tree, ".".join(path))[last] = None
-            origin = followed.get(place, "")
-            kind = inside(tree, f"{origin.partition('.')[0]}._target_")
-            why = f", which {str(kind or 'this').rpartition('.')[2]} has not"
-            remedy = f"{place}={'none' if last == 'kind' else '...'}"
-            errors.append(f"{place}: follows {origin or one_line(error)}{why}; set {remedy}")
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}, followed, broken
+    leaves = [(place, LINK.fullmatch(leaf)) for place, leaf in walk(tree) if isinstance(leaf, str)]
+    followed = {place: link[1] for place, link in leaves if link}
+    links = Links(tree)
+    try:
+        plain = links.plain(tree)
+    except RheoError as error:
+        raise RheoError(report([*errors, str(error)])) from error
+    for place, link in links.lost.items():
+        kind = inside(tree, f"{link.partition('.')[0]}._target_")
+        lack = f"which {str(kind).rpartition('.')[2]} has not" if kind else "which is not there"
+        remedy = f"{place}={'none' if place.endswith('.kind') else '...'}"
+        errors.append(f"{place}: follows {link}, {lack}; set {remedy}")
+    return plain, followed, {*links.lost, *links.unset}
 
 
 def validate(tree: dict[str, Any]) -> list[str]:

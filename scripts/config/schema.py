@@ -102,11 +102,17 @@ def module_file(root: Path, parts: list[str]) -> Path | None:
 def from_source(target: str) -> Schema:
     """The schema of a target, without importing it. Raises RheoError."""
     module, file, name = find(target)
+    return copy.deepcopy(of_file(file, name, module))  # callers change theirs
+
+
+@lru_cache
+def of_file(file: Path, name: str, module: str) -> Schema:
+    """The schema of a class or function of a file. Raises RheoError."""
     tree = parse(file)
     node = next((n for n in tree.body if named(n, name)), None)
     if node is None:
         names = [n.name for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef))]
-        raise RheoError(f"{target!r}: {module} defines no {name}{nearest(name, names)}")
+        raise RheoError(f"'{module}.{name}': {module} defines no {name}{nearest(name, names)}")
     schema = Schema()
     if isinstance(node, ast.FunctionDef):
         read_function(schema, node.args, file, skip=0)

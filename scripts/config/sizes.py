@@ -4,6 +4,7 @@ Every estimate is from below, of what a run holds at the same time, so that what
 not have run. `rheo train ... dry=true` counts what was really made.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -139,7 +140,7 @@ def batch(tree: Mapping[str, Any], place: str, rows: int, row: int) -> Iterator[
 def too_much(tree: Mapping[str, Any], found: list[Share], free: float) -> list[str]:
     """An error where all shares together take more than there is, with the largest three."""
     needed = sum(share.size for share in found)
-    if needed <= free:
+    if needed <= free or not math.isfinite(needed):  # of a number that is none, which is told
         return []
     largest = sorted(found, key=lambda share: -share.size)[:3]
     told = [

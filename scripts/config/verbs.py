@@ -35,8 +35,8 @@ usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]
                   steer.reference=RUN ...]""",
     "resume": """\
 usage: rheo resume RUN [steps=N] [data=FILE] [device=NAME] [env.workers=N] [tracker=NAME]
-       rheo resume RUN --restart     from its beginning, where its checkpoints are lost; what it
-                                     logged is kept as metrics.jsonl.1""",
+       rheo resume RUN --restart           from its beginning, where its checkpoints are lost
+       rheo resume RUN --without-damaged   without the rows of its replay that are damaged""",
     "compare": """\
 usage: rheo compare RUN... [metric=score|return|success_once|success_at_end] [out=TABLE.md]
                     [with=KEY=VALUE] [columns=data|env] [group=config|name]
@@ -158,26 +158,28 @@ class Resuming(NamedTuple):
     name: str  # of the run
     words: Words  # what of it changes
     restart: bool = False  # from its beginning, where there is nothing to go on from
+    sparing: bool = False  # without rows of the replay that are damaged
 
 
-RESTART = ("--restart", "restart=true")
+FLAGS = {"--restart": "restart", "restart=true": "restart", "--without-damaged": "sparing"}
+FLAGS |= {"without_damaged=true": "sparing"}
 
 
 def resume(argv: Sequence[str]) -> Resuming:
     """`rheo resume`: the run, and values to change. Raises RheoError for what is fixed."""
-    words = divide([word for word in argv if word not in RESTART], OPTIONS)
+    given = [word for word in argv if word in FLAGS]
+    words = divide([word for word in argv if word not in given], OPTIONS)
     name = one_run(words, USAGE["resume"])
     existing(name)
     for word in words.options:
         key = word.partition("=")[0]
-        if key == "env.id":
-            continue  # allows the code of the run's environment; another one is refused there
-        if key not in ON_RESUME and key.partition(".")[0] not in AT_ANY_START:
-            raise RheoError(
-                f"{word}: fixed by the checkpoint{nearest(key, ON_RESUME)}; to change it, train a "
-                f"new run with init={name}"
-            )
-    return Resuming(name, words, any(word in RESTART for word in argv))
+        # env.id allows the code of the run's environment; another one is refused there
+        if key not in (*ON_RESUME, "env.id") and key.partition(".")[0] not in AT_ANY_START:
+            remedy = f"to change it, train a new run with init={name}"
+            raise RheoError(f"{word}: fixed by the checkpoint{nearest(key, ON_RESUME)}; {remedy}")
+    if len(given) > 1:
+        raise RheoError(f"{' and '.join(given)}: one of them is meant")
+    return Resuming(name, words, **{FLAGS[word]: True for word in given})
 
 
 def checkpoint(argv: Sequence[str]) -> str:

@@ -6,13 +6,16 @@ from typing import Any
 from .intent import Typed, normalizers
 from .top import inside
 
+TOLD = 100  # errors of a configuration that are told
+
 
 def covered(error: str, judged: set[str]) -> bool:
     """Whether a check complains of what is known to be wrong already."""
     match = re.match(r"[\w.]+", error)
     place = match[0] if match else ""
     inside, around = f"{place}.", tuple(f"{one}." for one in judged)
-    return inside.startswith(around) or any(one.startswith(inside) for one in around)
+    led = inside.startswith(around) or any(one.startswith(inside) for one in around)
+    return led or any(found in judged for found in re.findall(r"([\w.]+)=", error))
 
 
 def worded(
@@ -56,4 +59,5 @@ def report(errors: list[str]) -> str:
     """One message of all errors."""
     if len(errors) == 1:
         return errors[0]
-    return f"{len(errors)} errors in the configuration\n  " + "\n  ".join(errors)
+    told = errors[:TOLD] + [f"and {len(errors) - TOLD} more"] * (len(errors) > TOLD)
+    return f"{len(errors)} errors in the configuration\n  " + "\n  ".join(told)

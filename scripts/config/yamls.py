@@ -5,19 +5,24 @@ The parser of libyaml tells what is in a text without making anything of it.
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf._utils import get_yaml_loader
 
 from rheo.errors import RheoError
+
+from .top import walk
 
 LARGEST = 1 << 20  # bytes
 DEEPEST = 50
 MOST = 10_000  # values, keys and lists
 LINK = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")  # another key of the configuration
 RESOLVER = re.compile(r"\$\{(?!\w+(?:\.\w+)*\})")  # anything else may call a function
+PLAIN = (str, int, float, bool, type(None))
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -48,6 +53,38 @@ def text_of(file: Path) -> str:
             what = f"{DEEPEST} levels deep" if depth > DEEPEST else f"of {MOST:,} values"
             raise RheoError(f"{file}: a configuration is {what} at most")
     return text
+
+
+def read(file: Path) -> Any:
+    """What a file holds: numbers, texts, switches and nothing, in lists and by keys.
+
+    As OmegaConf reads it, in a tenth of the time. Raises as `text_of`, and ValueError.
+    """
+    tree = yaml.load(text_of(file), Loader=Reader)
+    for place, leaf in walk(tree):
+        if not isinstance(leaf, PLAIN):
+            raise RheoError(f"{file}: {place} is a {type(leaf).__name__}, no value of YAML's own")
+    return tree
+
+
+class Reader(LOADER):
+    """OmegaConf's rules on libyaml's parser: 1e-3 is a number, a date is text, no key comes twice.
+
+    Python's own parser takes seconds for a megabyte.
+    """
+
+    yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """A mapping. Raises ConstructorError for a key that comes twice, or is no plain one."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
+        found = super().construct_mapping(node, deep=deep)
+        odd = [key for key in found if key is None or not isinstance(key, PLAIN)]
+        if twice is not None or odd:
+            what = f"found duplicate key {twice}" if twice is not None else f"{odd[0]!r} is no key"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+        return found
 
 
 def refuse_growth(tree: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,17 @@ STATE = "state.json"
 FILE = re.compile(r"[A-Za-z0-9_]+\.(safetensors|json)")
 STAGING = ".staging-"
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
+class Rotten(Broken):
+    """A checkpoint of which only rows of a replay are damaged: the files of some of its segments.
+
+    names: these files.
+    """
+
+    def __init__(self, message: str, names: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.names = names
 
 
 def write(
@@ -181,24 +192,43 @@ def set_aside(paths: Iterable[Path]) -> None:
         logger.warning("%s: cannot be trusted; set aside as %s", path, aside.name)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The verified tree of a checkpoint. Raises Broken, which names the file and its fault."""
-    manifest = read_manifest(path)
-    tensors = {}
-    for name, entry in manifest["files"].items():
-        if not FILE.fullmatch(name):
-            raise Broken(f"{path / MANIFEST}: {name!r} is not a name of a checkpoint file")
-        verify(path / name, entry)
+def read(path: Path, without: Collection[str] = ()) -> dict[str, Any]:
+    """The verified tree of a checkpoint. Raises Broken, which names the file and its fault.
+
+    It is Rotten where all but rows of a replay is whole; then it can be read without these files.
+    """
+    manifest, tensors = read_manifest(path), {}
+    refuse_damaged(path, manifest, without)
     try:
-        for file in (path / name for name in manifest["files"] if name != STATE):
+        kept = [name for name in manifest["files"] if name != STATE and name not in without]
+        for file in (path / name for name in kept):
             tensors[file.stem] = safetensors.torch.load_file(file)
         rows = {
-            key: segments.gathered(path, key, table, manifest["files"], tensors)
+            key: segments.gathered(path, key, table, manifest["files"], tensors, without)
             for key, table in manifest.get("tables", {}).items()
         }
         return unpack(Packed(json.loads((path / STATE).read_bytes()), tensors, rows))
     except (safetensors.SafetensorError, *MALFORMED) as error:
         raise Broken(f"{path}: not a checkpoint of this program ({error})") from error
+
+
+def refuse_damaged(path: Path, manifest: dict[str, Any], without: Collection[str]) -> None:
+    """Raises Broken for the first file that is not as its manifest says; those of tables last."""
+    tables, rotten = segments.files(manifest.get("tables")), []
+    for name, entry in manifest["files"].items():
+        if not FILE.fullmatch(name):
+            raise Broken(f"{path / MANIFEST}: {name!r} is not a name of a checkpoint file")
+        if name in without:
+            continue
+        try:
+            verify(path / name, entry)
+        except Broken as error:
+            if name not in tables:
+                raise
+            rotten.append((name, error))
+    if rotten:
+        names, faults = zip(*rotten, strict=True)
+        raise Rotten("\n  ".join(map(str, faults)), names)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

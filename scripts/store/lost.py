@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rheo import ranks
 from rheo.errors import MACHINE, RheoError, command
@@ -55,6 +55,35 @@ def how_anew(run: "Run") -> str:
     """How a run without a checkpoint is begun once more."""
     again = ranks.launched(command("resume", shown(run.path), "--restart"))
     return f"From its beginning, its old log and checkpoints kept: {again}"
+
+
+def read(run: "Run", path: Path, sparing: bool) -> dict[str, Any]:
+    """The tree of a checkpoint. Raises Broken.
+
+    Where only rows of its replay are damaged, they are left out if that was asked for (sparing), or
+    for a verb that only reads, which has no use for a replay. It is said, and told in run.json.
+    """
+    try:
+        return checkpoint.read(path)
+    except checkpoint.Rotten as error:
+        if not sparing and run.lock is None and ranks.size() == 1:
+            logger.warning("%s\nOnly the replay is damaged, which is not needed here", error)
+        elif sparing:
+            text = "%s\nThese rows are left out, so what follows is not what it would have been"
+            logger.warning(text, error)
+            run.told = {"left_out": list(error.names)}
+        else:
+            raise
+        return checkpoint.read(path, error.names)
+
+
+def untrusted(run: "Run", faults: list[checkpoint.Broken]) -> RheoError:
+    """The error for a run none of whose checkpoints is whole, with the ways out."""
+    lines = [f"{run.path}: no checkpoint can be trusted:", *(f"  {error}" for error in faults)]
+    if any(isinstance(error, checkpoint.Rotten) for error in faults):
+        again = ranks.launched(command("resume", shown(run.path), "--without-damaged"))
+        lines.append(f"Only rows of the replay are damaged; to go on without them: {again}")
+    return RheoError("\n".join([*lines, how_anew(run)]), MACHINE)
 
 
 def restart(run: "Run") -> None:

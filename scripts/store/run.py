@@ -271,16 +271,17 @@ class Run:
                 text = f"{len(waiting.things)} of its rows and evaluations have no room"
                 raise OSError(errno.ENOSPC, text)
 
-    def load(self, *, strict: bool = False) -> dict[str, Any] | None:
+    def load(self, *, strict: bool = False, sparing: bool = False) -> dict[str, Any] | None:
         """The newest checkpoint that verifies, or None when the run never saved one.
 
-        Falls back to an older one with a warning, unless `strict`. Sets `step`. Raises RheoError
-        when there are checkpoints and none can be trusted.
+        Falls back to an older one with a warning, unless `strict`. Sets `step`. sparing: rows of a
+        replay that are damaged are left out (`lost.read`). Raises RheoError when there are
+        checkpoints and none can be trusted.
         """
         faults = []
         for path in found(self.path / "ckpt"):
             try:
-                tree = sound(checkpoint.read(path), path)
+                tree = sound(lost.read(self, path, sparing), path)
             except checkpoint.Broken as error:
                 if strict:
                     raise
@@ -296,11 +297,7 @@ class Run:
             self.clock = perf_counter()
             return tree
         if faults:
-            listing = "\n  ".join(str(error) for _, error in faults)
-            raise RheoError(
-                f"{self.path}: no checkpoint can be trusted:\n  {listing}\n{lost.how_anew(self)}",
-                MACHINE,
-            )
+            raise lost.untrusted(self, [error for _, error in faults])
         return None
 
     def resume(self, *, strict: bool = False) -> dict[str, Any] | None:

@@ -7,6 +7,8 @@ a file system has no links, or a file is not as it was left, its rows are writte
 """
 
 import os
+from collections.abc import Collection
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from rheo.envs.rows import Rows
 
 LARGEST = 32 << 20  # bytes of a segment
 COLUMN = "rows"  # the tensor of a segment's file
+NONE_LEFT = "no row of its replay is left"
 ENDING = ".safetensors"
 
 
@@ -104,19 +107,43 @@ def listed(segments: list[Segment], rows: Rows) -> dict[str, Any]:
     return {"begin": rows.begin, "end": rows.end, "segments": spans}
 
 
+def files(tables: Any) -> set[str]:
+    """The files of the tables that a manifest lists; of a forged list none, which is told later."""
+    try:
+        spans = [(key, span) for key, table in tables.items() for span in table["segments"]]
+        return {name_of(key, *span) for key, span in spans}
+    except (AttributeError, KeyError, TypeError):
+        return set()
+
+
 def gathered(
-    folder: Path, key: str, table: Any, files: dict[str, Any], tensors: dict[str, dict[str, Tensor]]
+    folder: Path,
+    key: str,
+    table: Any,
+    files: dict[str, Any],
+    tensors: dict[str, dict[str, Tensor]],
+    without: Collection[str] = (),
 ) -> Rows:
-    """A table of a checkpoint that was read. Raises ValueError, KeyError, TypeError, OSError."""
+    """A table of a checkpoint that was read. Raises ValueError, KeyError, TypeError, OSError.
+
+    without: files whose rows are left out; the others are then counted anew, from 0.
+    """
     parts, segments, place = [], [], table["begin"]
     for begin, end in table["segments"]:
         name = name_of(key, begin, end)
-        part = tensors.pop(name.removesuffix(ENDING))[COLUMN]
-        if part.dim() != 2 or len(part) != end - begin or not begin <= place <= end:
+        if not begin <= place <= end:
             raise ValueError(f"{name} does not go on at row {place}")
-        parts.append((place, part[place - begin :]))
-        segments.append(segment(folder, key, (begin, end), files[name]))
+        if name not in without:
+            part = tensors.pop(name.removesuffix(ENDING))[COLUMN]
+            if part.dim() != 2 or len(part) != end - begin:
+                raise ValueError(f"{name} is no table of {end - begin} rows")
+            parts.append((place, part[place - begin :]))
+            segments.append(segment(folder, key, (begin, end), files[name]))
         place = end
     if place != table["end"] or not parts:
-        raise ValueError(f"{key} ends at row {place} of {table['end']}")
-    return Rows(parts, {"folder": folder, "segments": segments})
+        raise ValueError(f"{key} ends at row {place} of {table['end']}" if parts else NONE_LEFT)
+    lost = place - table["begin"] - sum(len(part) for _, part in parts)
+    if not lost:
+        return Rows(parts, {"folder": folder, "segments": segments})
+    firsts = accumulate((len(part) for _, part in parts), initial=0)
+    return Rows([(first, part) for first, (_, part) in zip(firsts, parts, strict=False)], lost=lost)

@@ -11,6 +11,7 @@ from rheo.algos.contract import completed
 from rheo.errors import RheoError
 
 CONTAINERS = (list, dict, set)
+ROUNDED = 1e-6  # of a learning rate that is kept in float32
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what Adam keeps of a parameter
 
 
@@ -85,6 +86,9 @@ def restore(algo: Any, state: Mapping[str, Any], *, generators: bool = True) -> 
                 setattr(algo, name, value)
         except (RuntimeError, ValueError) as error:
             raise RheoError(f"checkpoint part algo.{name} does not fit: {error}") from error
+        except (AttributeError, LookupError, TypeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise RheoError(f"checkpoint part algo.{name} does not fit ({what})") from error
 
 
 def put_back(part: Any, value: Any, generators: bool) -> None:
@@ -92,6 +96,8 @@ def put_back(part: Any, value: Any, generators: bool) -> None:
     if isinstance(part, Tensor):
         put(part, value)
     elif not isinstance(part, torch.Generator):
+        for place, optimizer in of_part("", part):  # of a part of its own by the field's name
+            refuse_strange(optimizer.state_dict(), value[place[1:]] if place else value)
         part.load_state_dict(copied(value))
         for _, optimizer in of_part("", part):
             refuse_odd_steps(optimizer)
@@ -126,14 +132,32 @@ def of_part(name: str, part: Any) -> Iterator[tuple[str, torch.optim.Optimizer]]
             yield f"{name}.{field}", inner
 
 
+def refuse_strange(mine: Mapping[str, Any], theirs: Any) -> None:
+    """Raises ValueError for an optimiser's state of other parameters."""
+    groups = theirs["param_groups"]
+    if [group["params"] for group in groups] != [g["params"] for g in mine["param_groups"]]:
+        raise ValueError("it is of other parameters")
+    known = {number for group in groups for number in group["params"]}
+    more = [key for key in theirs["state"] if key not in known]
+    if more:
+        raise ValueError(f"it has no parameter {more[0]!r}")
+
+
 def refuse_odd_steps(optimizer: torch.optim.Optimizer) -> None:
-    """Raises ValueError for an optimiser whose next step a restored state would break: torch takes
-    whatever it is given.
+    """Raises ValueError for an optimiser whose next step a restored state would break, or bend:
+    torch takes whatever it is given. Settings are the configuration's; schedules, and a run that
+    has gone back, lower the learning rate, and a step that is recorded is `capturable`.
     """
     for group in optimizer.param_groups:
         for key, usual in optimizer.defaults.items():
-            if not like(group.get(key), usual):
-                raise ValueError(f"its {key} is {group.get(key)!r}")
+            value = group.get(key)
+            fits = like(value, usual)
+            if fits and key == "lr":
+                fits = 0 <= float(value) <= float(usual) * (1 + ROUNDED)
+            elif fits and key != "capturable":
+                fits = list(value) == list(usual) if isinstance(usual, tuple) else value == usual
+            if not fits:
+                raise ValueError(f"its {key} is {value!r}, and it was made with {usual!r}")
         for parameter in group["params"]:
             adam = isinstance(optimizer, torch.optim.Adam)
             refuse_odd_moments(parameter, optimizer.state.get(parameter, {}), adam)
@@ -147,6 +171,8 @@ def refuse_odd_moments(parameter: Tensor, held: Mapping[str, Any], adam: bool) -
         shape = parameter.shape if key != "step" else torch.Size([])
         if not isinstance(value, Tensor) or value.shape != shape:
             raise ValueError(f"its {key} of a parameter is no tensor of {tuple(shape)}")
+        if key in ("step", "exp_avg_sq") and not bool((value >= 0).all()):
+            raise ValueError(f"its {key} of a parameter is negative, or no number")
 
 
 def like(value: Any, usual: Any) -> bool:

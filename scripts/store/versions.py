@@ -48,7 +48,9 @@ def complete(node: Any) -> None:
     for value in node.values():
         if isinstance(value, dict):
             complete(value)
-    if node.get("_target_") in MOVED:
-        node["_target_"] = MOVED[node["_target_"]]
-    for key, before in ADDED.get(str(node.get("_target_")), {}).items():
+    target = node.get("_target_")
+    if not isinstance(target, str):  # nothing is called; what else it may be is judged later
+        return
+    node["_target_"] = target = MOVED.get(target, target)
+    for key, before in ADDED.get(target, {}).items():
         node.setdefault(key, before)

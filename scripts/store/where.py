@@ -7,13 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from rheo.envs.paths import expanded
 from rheo.errors import RheoError, nearest
 
 from ..config.words import stem_of
-from ..config.yamls import text_of
+from ..config.yamls import read
 from ..grace import GRACE
 from . import versions, zoo
 from .stamps import is_whole
@@ -140,10 +138,10 @@ def stored(folder: str | Path, typed: Collection[str] = ()) -> dict[str, Any]:
 def from_file(file: Path) -> dict[str, Any]:
     """What a config.yaml holds. Raises RheoError."""
     try:
-        config = OmegaConf.to_container(OmegaConf.create(text_of(file)), resolve=False)
+        config = read(file)
     except RheoError:
         raise
-    except Exception as error:  # yaml has no common base with OmegaConf's and the system's errors
+    except Exception as error:  # yaml has no common base with the system's errors
         raise RheoError(f"{file}: not readable as a configuration: {one_line(error)}") from error
     if not isinstance(config, dict) or not config:
         raise RheoError(f"{file}: holds no configuration")

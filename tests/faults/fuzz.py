@@ -42,6 +42,11 @@ def shown(value: Any) -> str:
     return text.replace("\x00", "")
 
 
+def bytes_of(text: str) -> bytes:
+    """A text's bytes, halves of characters too."""
+    return text.encode(errors="surrogatepass")
+
+
 def overrides(draw: Random, place: Path) -> str:
     """A command line of which words have other keys, values or brackets."""
     typed = list(words(KIND))
@@ -51,7 +56,7 @@ def overrides(draw: Random, place: Path) -> str:
         typed[i] = draw.choice(
             (
                 f"{key}={shown(draw.choice(ODD))}",
-                bent(typed[i].encode(), draw).decode(errors="surrogateescape").replace("\x00", ""),
+                bent(bytes_of(typed[i]), draw).decode(errors="surrogateescape").replace("\x00", ""),
                 f"{draw.choice(('+', '~', '++', ''))}{key}.{value}={value}",
                 f"{key}={'[' * draw.randrange(200)}{value}",
             )

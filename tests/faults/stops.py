@@ -16,6 +16,8 @@ from inside import said
 from kinds import data, straight, words
 from trials import Promise, Random, Trial, each
 
+from rheo.scripts.store.where import SWEEP
+
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 SOON = 10.0  # seconds from the signal to the end
 SAVED, AT_END = 75, 0
@@ -171,8 +173,12 @@ def slack() -> float:
 
 
 def halves(place: Path) -> str:
-    """Names of files that are temporaries, or a save that was not finished."""
-    found = [str(f.relative_to(place)) for f in place.rglob("*") if f.name.startswith(".")]
+    """Names of files that are temporaries, or a save that was not finished.
+
+    A sweep's own folder is neither: what its jobs printed and how they ended is there to stay.
+    """
+    hidden = [f for f in place.rglob(".*") if f.name != SWEEP]
+    found = [str(f.relative_to(place)) for f in hidden]
     return f"left {', '.join(found)}" if found else ""
 
 

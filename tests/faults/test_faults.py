@@ -6,6 +6,7 @@ Children are forked from one process that has imported everything, so each takes
 import csv
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from kills import PROMISES as KILLS
 from kinds import straight
 from pieces import COLUMNS, Pieces
 from trials import Promise, Random, Trial, measure
+from trials import tried as tried_once
 
 from rheo.errors import RheoError
 from rheo.scripts import bench
@@ -30,6 +32,19 @@ from rheo.scripts import bench
 SEED = 1
 FEW = {"kill": 2, "damage": 2, "signals": 4, "disk": 4, "hostile": 5, "env": 2, "fuzz": 1}
 SLOW = ("warp",)  # compiles for half a minute; tests/test_resume.py stops and resumes such runs
+
+
+def test_a_sweep_that_was_stopped_keeps_its_own_folder_and_leaves_nothing_half_written(
+    tmp_path: Path,
+) -> None:
+    (sweep,) = [one for one in stops.verbs() if one.command[0] == "sweep"]
+    assert tried_once(stops.verb((sweep, signal.SIGUSR1))) == ""
+    own = tmp_path / "runs" / "s" / ".sweep"
+    own.mkdir(parents=True)
+    (own / "seed=0.log").write_text("what it printed")
+    assert stops.halves(tmp_path) == ""
+    (own / ".seed=0.json.7.tmp").write_text("{")
+    assert stops.halves(tmp_path) == "left runs/s/.sweep/.seed=0.json.7.tmp"
 
 
 def kept(promise: Promise, count: int) -> list[str]:

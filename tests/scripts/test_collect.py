@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from rheo.envs.data.read import played_in, read
 from rheo.envs.scores import REFERENCES
 from rheo.scripts.cli import main
+from rheo.scripts.collect import Maker, Source
 
 EXPERTS = (
     Path(os.environ.get("RHEO_DATA", Path(__file__).parents[3] / "shared" / "data")) / "experts"
@@ -208,6 +211,71 @@ def test_what_was_collected_before_an_environment_failed_is_kept_and_said(
     assert kept.obs[kept.successor[2]].tolist() == [3, 3]
     card = card_of(out)
     assert card["steps"] == 11 and "no power" in card["stopped"]
+
+
+class Mortal(Falling):
+    """All copies of it together make eight steps."""
+
+    lives = 8
+
+    def step(self, action):
+        Mortal.lives -= 1
+        self.left = Mortal.lives + 1
+        return super().step(action)
+
+
+MORTAL: Any = Mortal
+
+
+def test_the_parts_before_one_that_fails_at_once_are_kept(collect, monkeypatch):
+    """A graded set is of several behaviours, each in environments of its own."""
+    gymnasium.register("RheoMortal-v0", MORTAL)
+    parts = [(Source("random", 0.0, False), 8)] * 2
+    monkeypatch.setattr(Maker, "plan", lambda *_: parts)
+    words = ("set=random", "env=gym", "env.id=RheoMortal-v0", "steps=16", "num_envs=1")
+    code, _, printed = collect(*words)
+    assert code == 3 and "random: RheoMortal-v0, environment 0 (seed 1000" in printed
+    assert "What was collected until then is in set.hdf5" in printed
+    assert read("set.hdf5").ends.tolist() == [4, 8]
+    card = card_of("set.hdf5")
+    assert card["steps"] == 8 and "no power" in card["stopped"] and len(card["sources"]) == 1
+
+
+STUCK = """
+import sys, time
+from functools import partial
+import gymnasium
+sys.path.insert(0, {folder!r})
+from test_collect import Falling, main
+from rheo.scripts import collect, stopping
+
+class Stuck(Falling):
+    def step(self, action):
+        if self.left == 5:
+            print("stuck", flush=True)
+            time.sleep(3600)
+        return super().step(action)
+
+gymnasium.register("RheoStuck-v0", Stuck)
+collect.stop_signals = partial(stopping.stop_signals, 0.5)
+main(["collect", "random", "env=gym", "env.id=RheoStuck-v0", "steps=30", "num_envs=1",
+      "env.workers=0", "out=set.npz"])
+"""
+
+
+def test_what_was_collected_before_an_environment_got_stuck_is_written_at_a_signal(tmp_path):
+    script = STUCK.format(folder=str(Path(__file__).parent))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    pipe: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=env, **pipe)
+    assert process.stdout is not None
+    assert any(line == "stuck\n" for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert "still at work" in said and "what was collected until then is in set.npz" in said
+    assert read(str(tmp_path / "set.npz")).ends.tolist() == [4, 6]
+    assert card_of(tmp_path / "set.npz")["stopped"] == "stopped by SIGTERM"
 
 
 def test_an_environment_that_fails_at_once_leaves_no_file(collect, tmp_path):

@@ -73,6 +73,8 @@ KNOWN = [  # each was a traceback, or trained on
     *((("algo", "policy_opt", "param_groups"), GONE), (("algo", "generator"), "x")),
     (("algo", "policy_opt", "param_groups", 0, "betas"), ["x"]),
     (("algo", "policy_opt", "state", 0, "exp_avg"), None),
+    (("algo", "policy_opt", "param_groups", 0, "lr"), 1e6),
+    (("algo", "policy_opt", "param_groups", 0, "maximize"), True),
     *((("run", "wall"), "x"), (("ranks",), [])),
 ]
 

@@ -14,7 +14,7 @@ import torch
 from conftest import write_episodes
 from rank_worker import VALUES
 from shipped import ALGOS, small
-from test_resume import assert_equal_runs, rows
+from test_resume import assert_equal_runs, differences, rows
 
 from rheo import ranks
 from rheo.envs.memory import cores
@@ -181,11 +181,30 @@ def test_weights_that_are_no_longer_alike_are_not_saved(played, monkeypatch):
     assert list((folder / "runs" / "drifted").glob("ckpt/*")) == []
 
 
-def test_a_rank_that_dies_without_a_word_stops_the_other(tmp_path):
+def test_a_rank_that_dies_without_a_word_stops_the_other_and_both_go_on_with_all_their_rows(
+    played, tmp_path, monkeypatch
+):
     ranks_ = start(tmp_path, str(WORKER), str(tmp_path), "killed")
     said, _ = ranks_.communicate(timeout=900)
     assert "rank 1 is gone without a word (killed?); all 2 ranks stop; saved at step 60" in said
     assert ranks_.returncode == 1 and "exitcode  : 3" in said
+    again = start(tmp_path, "-m", "rheo.scripts.cli", "resume", "killed")
+    said, _ = again.communicate(timeout=900)
+    assert again.returncode == 0, said
+    straight = str(played[0] / "runs" / "sac-straight")
+    monkeypatch.chdir(tmp_path)
+    trees = [Run.open(name).load() for name in (straight, "killed")]
+    for one, two in zip(*map(replays, trees), strict=True):
+        assert one["rows"] == two["rows"] and one["size"] == two["size"] > 50
+        assert one["cursor"] == two["cursor"]
+    here, there = (each["rows"] for each in replays(trees[0]))
+    assert here != there
+    assert differences(*trees) == []
+
+
+def replays(tree: Any) -> list[dict[str, Any]]:
+    """What each rank has kept, the first one's first."""
+    return [each["source"]["buffer"] for each in (tree, *tree["ranks"].values())]
 
 
 def test_a_mistake_before_ranks_have_met_is_told_once(tmp_path):

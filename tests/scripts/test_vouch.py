@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from shipped import needs, small
 
@@ -323,6 +324,63 @@ def test_no_run_json_stops_anything(run: Path, text: str, verb: str, capsys) -> 
 
 
 # ---- what is lost --------------------------------------------------------------------------------
+
+
+def shared(run: Path) -> list[Path]:
+    """Files of the replay that both checkpoints of a run have, by the younger one's names."""
+    older, newer = sorted(path for path in (run / "ckpt").iterdir() if path.name.isdigit())
+    return sorted(file for file in newer.glob("source_*") if (older / file.name).exists())
+
+
+def test_rot_that_both_checkpoints_share_is_named_and_left_out_only_when_asked(
+    run: Path, capsys, caplog
+) -> None:
+    """One file on the disk, so no checkpoint to fall back to; of the policy nothing is lost."""
+    assert main(["resume", "a", "steps=180"]) == 0
+    whole = Run.open("a").load()
+    (rotten,) = shared(run)
+    assert rotten.stat().st_nlink == 2
+    rotten.write_bytes(flipped(rotten.read_bytes(), rotten.stat().st_size - 7, 3))
+    assert main(["checkpoint", "verify", "a"]) == 3
+    found = capsys.readouterr().out.splitlines()
+    assert sum(rotten.name in line and "FAULT: corrupted" in line for line in found) == 2
+    capsys.readouterr()
+    assert main(["resume", "a", "steps=240"]) == 3
+    said = capsys.readouterr().err
+    assert f"{rotten.name}: corrupted" in said and "resume runs/a --without-damaged" in said
+    assert main(["eval", "a", "episodes=1"]) == 0
+    assert f"{rotten.name}: corrupted" in caplog.text and "not needed here" in caplog.text
+    caplog.clear()
+    tree = Run.open("a").load(sparing=True)
+    assert whole is not None and tree is not None
+    rows, left = (each["source"]["buffer"]["rows"] for each in (whole, tree))
+    begin, end = (int(each) for each in rotten.stem.split("_")[-2:])
+    assert left.lost == end - begin > 0 and left.span == (0, len(rows.take(*rows.span)) - left.lost)
+    kept = [rows.take(rows.begin, begin), rows.take(end, rows.end)]
+    assert torch.equal(left.take(*left.span), torch.cat(kept)) and len(kept[1])
+    assert main(["resume", "a", "--without-damaged", "steps=240"]) == 0
+    assert "These rows are left out" in caplog.text
+    starts = json.loads((run / "run.json").read_text())["starts"]
+    assert starts[-1]["left_out"] == [rotten.name]
+    after = Run.open("a").load()
+    assert (
+        after is not None
+        and after["source"]["buffer"]["size"] == whole["source"]["buffer"]["size"] + 60 - left.lost
+    )
+    assert main(["resume", "a", "--without-damaged", "--restart"]) == 2
+
+
+def test_a_replay_of_which_no_row_is_left_is_no_way_to_go_on(run: Path, capsys) -> None:
+    for file in (run / "ckpt").glob("0*/source_*"):
+        file.write_bytes(flipped(file.read_bytes(), file.stat().st_size - 7, 3))
+    assert main(["resume", "a", "--without-damaged"]) == 3
+    said = capsys.readouterr().err
+    assert "no row of its replay is left" in said and "--restart" in said
+
+
+def test_nothing_is_left_out_of_a_whole_run(run: Path, caplog) -> None:
+    assert main(["resume", "a", "--without-damaged", "steps=130"]) == 0
+    assert "no row is damaged, so none is left out" in caplog.text
 
 
 def test_a_lost_checkpoint_is_begun_anew_only_when_asked_and_all_is_kept(run: Path, capsys) -> None:
