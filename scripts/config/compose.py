@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from rheo.envs.paths import absolute, expanded
 from rheo.errors import RheoError
 
 from ..store.vouch import refuse_misshapen, refuse_partial
-from ..store.where import one_line, stored
+from ..store.where import stored
 from . import annotations, intent, programs, rules, schema, sizes
 from .groups import compose_groups
 from .inherit import inherit, tuned_in
