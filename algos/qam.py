@@ -174,7 +174,7 @@ class QAM(BestOf):
                 action = action + (action.clamp(-1.0, 1.0) - action).detach()
             (slope,) = torch.autograd.grad(self.target(obs, action).mean(0).sum(), x)
         if self.executed is not None:
-            slope[..., self.executed :, :] = 0.0
+            slope[..., self.executed :, :].zero_()
         return slope
 
     def tuned_loss(self, obs: Tensor, met: Met) -> tuple[Tensor, Tensor]:
