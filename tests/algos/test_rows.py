@@ -14,7 +14,7 @@ from rheo.envs.sources import Replay
 from rheo.envs.suites import make
 
 MATCHING = ["bc", "iql", "awm", "dql", "dac", "fql", "rfm_offline", "expo", "rfm_box", "qsm",
-            "qam"]  # fmt: skip
+            "qam", "parl"]  # fmt: skip
 CLONES = {"qam": "behaviour"}  # which clone by a part of their own, whose average is "slow"
 ONLINE = ("expo", "rfm_box", "qsm")  # which have no validation
 ROWS = 256
@@ -58,7 +58,8 @@ class Watch:
 
 @pytest.mark.parametrize("name", MATCHING)
 def test_a_matching_loss_meets_every_row_of_a_batch_at_any_time(learner, name):
-    rows = {"rfm_box": {"policy_batch": ROWS}, "rfm_offline": {"policy_batch": ROWS}}
+    rows = {"rfm_box": {"policy_batch": ROWS}, "rfm_offline": {"policy_batch": ROWS},
+            "parl": {"policy_batch": ROWS}}  # fmt: skip
     algo = learner(name, 2, 1, **rows.get(name, {}))
     watch = Watch(getattr(algo, CLONES.get(name, "policy")))
     for _ in range(2):

@@ -110,7 +110,7 @@ def test_what_the_deployed_policy_refuses_is_one_too(data, tmp_path, monkeypatch
 # ---- policies that act by jumps -----------------------------------------------------------------
 
 MATCHING = ["awm", "awm_gae", "awm_q", "awm_q_tune", "bc", "dac", "dpmd", "dql", "expo", "fpmd",
-            "fpo", "fpo_pp", "fql", "iql", "qam", "qsm", "qvpo", "rfm", "rfm_offline",
+            "fpo", "fpo_pp", "fql", "iql", "parl", "qam", "qsm", "qvpo", "rfm", "rfm_offline",
             "sdac"]  # fmt: skip
 FREE = ["dsrl_na", "expo", "meanflow", "reinflow", "resip", "shortcut"]
 TABLES = ["dac", "dpmd", "qsm", "qvpo", "sdac"]  # whose files ask for noise levels: no jump
