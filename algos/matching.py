@@ -92,6 +92,11 @@ class Matching(Scheduled, BestOf, Averaged):
     @torch.no_grad()
     def validate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Unweighted matching loss of the averaged policy on held-out data."""
-        draws = matching_draws(self.average, len(batch.obs), generator)
-        error = self.average.match(batch.obs, batch.action, *draws, space=self.average.prediction)
-        return {"val/loss": error.mean()}
+        return held_out(self.average, batch, generator)
+
+
+def held_out(policy: FlowPolicy, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    """Matching loss of a policy on held-out data."""
+    draws = matching_draws(policy, len(batch.obs), generator)
+    error = policy.match(batch.obs, batch.action, *draws, space=policy.prediction)
+    return {"val/loss": error.mean()}

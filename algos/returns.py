@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from .. import ranks
@@ -54,6 +55,15 @@ def dual_step(log_coef: Tensor, measured: Tensor, target: float, rate: float) ->
     measured = ranks.mean(measured)[0]
     gap = (target / measured.clamp_min(1e-8)).log().clamp(-1.0, 1.0)
     log_coef.add_(rate * gap).clamp_(-BOUND, BOUND)
+
+
+def follow(scale: Tensor, measured: Tensor, rate: float) -> None:
+    """Moves a running scale [], in place, by the share `rate` towards what was measured.
+
+    One that has measured nothing, 1, starts with the first measurement: units that are made of it
+    mean the same from the first step.
+    """
+    scale.lerp_(measured, torch.where(scale == 1, 1.0, rate))
 
 
 def td_loss(q: Tensor, target: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from ..policies import draw
 from ..policies.candidates import candidate_noise, choose, race
 from ..ranges import Count, NonNegative, Positive, Share
 from .matching import Averaged, BestOf
-from .returns import dual_step
+from .returns import dual_step, follow
 from .reverse import Draws, Estimation, Measured, Reverse
 
 
@@ -148,9 +148,7 @@ class RFM(Estimation, BestOf, Averaged):
         )
         self.learn_policy(loss)
         q_std, spread = ranks.mean(*measured)
-        # an average that has measured nothing, 1, starts with the first measurement: T means the
-        # same from the first step
-        self.q_scale.lerp_(q_std, torch.where(self.q_scale == 1, 1.0, self.scale_rate))
+        follow(self.q_scale, q_std, self.scale_rate)
         self.spread.lerp_(spread, self.scale_rate)
         if self.temperature_rule == "spread":
             acted = metrics["policy/spread"]

@@ -15,6 +15,7 @@ from ..ranges import Count, NonNegative, Positive, Share
 from .expectile import Implicit
 from .losses import matching_draws
 from .matching import Matching
+from .returns import follow
 from .reverse import Draws, Measured, Reverse
 
 
@@ -95,9 +96,7 @@ class RFMOffline(Implicit, Matching):
         )
         self.learn_policy(loss)
         q_std, spread = ranks.mean(*measured)
-        # an average that has measured nothing, 1, starts with the first measurement: T means the
-        # same from the first step
-        self.q_scale.lerp_(q_std, torch.where(self.q_scale == 1, 1.0, self.scale_rate))
+        follow(self.q_scale, q_std, self.scale_rate)
         self.spread.lerp_(spread, self.scale_rate)
         return metrics | more
 

@@ -147,7 +147,13 @@ def inpainted(
 # ---- ascent --------------------------------------------------------------------------------------
 
 
-def climbed(critic: Any, obs: Tensor, action: Tensor, rounds: int, rate: float) -> Tensor:
+def kept(value: Tensor, action: Tensor, keep: int) -> Tensor:
+    """The `keep` of M candidates [N, M, T, Da] with the largest values [N, M], the best first."""
+    index = value.topk(keep, 1).indices[..., None, None]
+    return action.gather(1, index.expand(-1, -1, *action.shape[2:]))
+
+
+def climbed(critic: Any, obs: Tensor, action: Tensor, rounds: int, rate: float | Tensor) -> Tensor:
     """Ascent of actions [..., T, Da] on their smallest Q inside the box (PA-RL, arXiv:2412.06685).
 
     a <- clip(a + rate dQ/da), `rounds` times; of all iterates of an action the one that is worth

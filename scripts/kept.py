@@ -106,6 +106,8 @@ def loosely(donor: Donor) -> list[str]:
     eta = donor.config["policy"].get("eta", 0.0)
     if donor.kind.noisy_steps and eta > 0:
         added.append(f"the noise of its steps (policy.eta={eta:g})")
+    if "keep" in node:
+        added.append(f"the best of {node['samples']} samples after {node['rounds']} steps up Q")
     first = donor.config["policy"].get("steps", 0) - node.get("tuned_steps", 0)
     if "tuned_steps" in node and first > 0:
         added.append(f"its base, which took the first {first} of its denoising steps")

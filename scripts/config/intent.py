@@ -120,13 +120,24 @@ def remarks(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
     """What was chosen without being named, is not used, or is too short to learn anything."""
     firsts = {word.partition("=")[0] for word in words}
     told = [*unnamed(tree, firsts), *unused(tree, words), *short(tree), *warmed(tree)]
-    told += [*flattened(tree, firsts), *reckless(tree)]
+    told += [*flattened(tree, firsts), *reckless(tree), *unheld(tree)]
     rollouts = str(inside(tree, "source._target_")).endswith(".Rollouts")
     if rollouts and not tree.get("init") and f"init={SCRATCH}" not in words:
         told.append("init: not given, so the policy starts from random weights")
     if f"init={SCRATCH}" in words and is_there(SCRATCH):
         told.append(f"init={SCRATCH} means random weights; the run of that name is runs/{SCRATCH}")
     return told
+
+
+def unheld(tree: dict[str, Any]) -> list[str]:
+    """A policy that clones what its own critic makes of its actions, and nothing else."""
+    alone = str(inside(tree, "source._target_")).endswith(".Replay")
+    if not alone or inside(tree, "algo.bc_coef") != 0 or inside(tree, "algo.rounds") is None:
+        return []
+    return [
+        "algo.bc_coef=0 without recorded actions: nothing holds the policy where its critic is "
+        "wrong; set algo.bc_coef=1, or source=mixed data=FILE"
+    ]
 
 
 def reckless(tree: dict[str, Any]) -> list[str]:

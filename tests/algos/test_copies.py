@@ -16,12 +16,13 @@ from rheo.envs.batch import Batch
 from rheo.scripts.assemble import Sizes, make_algo
 
 SIZES, ROWS = Sizes(3, 2), 16
-RATES = {"target_rate": 0.3, "ema_rate": 0.2, "trust_rate": 0.45}
+RATES = {"target_rate": 0.3, "ema_rate": 0.2, "trust_rate": 0.45, "behaviour_rate": 0.35}
 TARGET, AVERAGE = ("critic", "target_rate"), ("policy", "ema_rate")
 # algorithm -> slow copies beside what its rates ask for, the network that each follows, the rate
 BESIDE: dict[str, dict[str, tuple[str, str] | None]] = {
     **dict.fromkeys(("td3", "td3bc"), {"slow": ("policy", "target_rate")}),
     **dict.fromkeys(("awm_q", "awm_q_tune"), {"fast": ("policy", "trust_rate")}),
+    "qam": {"slow": ("behaviour", "behaviour_rate")},
     **dict.fromkeys(("dsrl_na", "dsrl_sac"), {"slow": ("actor", "ema_rate"), "average": None}),
 }
 
@@ -55,6 +56,7 @@ BACKS_UP: dict[str, tuple[str, str]] = {
     "qvpo": ("average", "min"),
     **dict.fromkeys(("crd", "dpo", "d3po"), ("average", "min")),
     "fql": ("head", "mean"),
+    "qam": ("policy", "lcb"),
     "rfm": ("policy", "min"),
     "awm_q": ("average", "min"),
     "expo": ("average", "min"),
@@ -166,7 +168,7 @@ def saturate(policy: Any, sign: float) -> None:
 @pytest.mark.parametrize("name", BACKS_UP)
 def test_a_td_target_asks_the_copies_that_the_method_names(made, name):
     """Every policy that could be asked answers +1, the right one -1; critic and target differ."""
-    algo = made(name, target_noise=0.0, target_candidates=1, alpha=1e-30, relative=False)
+    algo = made(name, target_noise=0.0, target_candidates=1, alpha=1e-30, relative=False, rho=1.0)
     scatter(algo)
     who, join = BACKS_UP[name]
     acting = type(getattr(algo, who))

@@ -55,6 +55,8 @@ BOLD: dict[str, dict[str, Any]] = {
     "dql": {"eta": 3.0, "ema_rate": 0.05},
     "dac": {"eta": 0.3, "threshold": None, "ema_rate": 0.05},
     "fql": {"alpha": 0.3},
+    "parl": {"samples": 8, "rounds": 2},
+    "qam": {"kernel": "posterior", "kappa": 3.0, "behaviour_lr": 3e-3, "behaviour_rate": 0.05},
     "rfm_offline": {"temperature": 0.1, "anchor_coef": 0.3, "ema_rate": 0.05},
 }
 

@@ -13,7 +13,9 @@ from rheo.envs.datasets import Mixed, Transitions
 from rheo.envs.sources import Replay
 from rheo.envs.suites import make
 
-MATCHING = ["bc", "iql", "awm", "dql", "dac", "fql", "rfm_offline", "expo", "rfm_box", "qsm"]
+MATCHING = ["bc", "iql", "awm", "dql", "dac", "fql", "rfm_offline", "expo", "rfm_box", "qsm",
+            "qam", "parl"]  # fmt: skip
+CLONES = {"qam": "behaviour"}  # which clone by a part of their own, whose average is "slow"
 ONLINE = ("expo", "rfm_box", "qsm")  # which have no validation
 ROWS = 256
 
@@ -56,9 +58,10 @@ class Watch:
 
 @pytest.mark.parametrize("name", MATCHING)
 def test_a_matching_loss_meets_every_row_of_a_batch_at_any_time(learner, name):
-    rows = {"rfm_box": {"policy_batch": ROWS}, "rfm_offline": {"policy_batch": ROWS}}
+    rows = {"rfm_box": {"policy_batch": ROWS}, "rfm_offline": {"policy_batch": ROWS},
+            "parl": {"policy_batch": ROWS}}  # fmt: skip
     algo = learner(name, 2, 1, **rows.get(name, {}))
-    watch = Watch(algo.policy)
+    watch = Watch(getattr(algo, CLONES.get(name, "policy")))
     for _ in range(2):
         algo.update(batch_of())
     assert watch.correlation() < 0.3  # 5 standard deviations; in order it is 1
@@ -67,7 +70,7 @@ def test_a_matching_loss_meets_every_row_of_a_batch_at_any_time(learner, name):
 @pytest.mark.parametrize("name", [n for n in MATCHING if n not in ONLINE])
 def test_a_validation_meets_the_rows_of_every_episode_at_any_time(learner, name):
     algo = learner(name, 2, 1)
-    watch = Watch(getattr(algo, "average", algo.policy))
+    watch = Watch(getattr(algo, "slow" if name in CLONES else "average", algo.policy))
     algo.validate(batch_of(), torch.Generator().manual_seed(0))
     assert watch.correlation() < 0.3
 

@@ -71,6 +71,13 @@ print(torch.export.load(told["program"]).module()(*given).flatten().tolist())
     assert told["rate_hz"] == 25 and told["environment"] == "InvertedPendulum-v5"
 
 
+def test_actions_that_climb_a_critic_are_said_to_fit_in_no_program(tiny: Any, capsys: Any) -> None:
+    run = trained(tiny, "parl")
+    assert main(["export", run, "out=a.pt2"]) == 2
+    assert "actions of a PARL run climb its critic" in capsys.readouterr().err
+    assert not Path("a.pt2").exists()
+
+
 def test_a_flow_s_program_is_a_policy_to_steer(tiny: Any, capsys: Any) -> None:
     run = trained(tiny, "bc", "horizon=1")
     assert main(["export", run, "out=unit.pt2", "units=unit"]) == 0
