@@ -60,6 +60,7 @@ KEYS = {  # verb -> its own keys
 }
 VALUES = {
     **{"device": ("cpu", "cuda", "auto"), "fast": ("off", "precision", "compile", "graph")},
+    "precision": ("float32", "bf16"),
     **{"window": ("true", "false"), "dry": ("true",), "restart": ("true",)},
     "units": ("environment", "unit"),
     **{"hold": ("last", "neutral"), "check": ("true",)},
