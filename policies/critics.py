@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ranges import Count
+from .narrow import hidden
 from .nets import Stack, activation_fn, expand_lead
 from .normalize import Normalizer, statistics
 
@@ -89,6 +90,13 @@ class QEnsemble(nn.Module):
 
     def _member(self, obs: Tensor, action: Tensor, parts: list[Tensor]) -> Tensor:
         depth = len(self.weights)
+        h = self._within(obs, action, parts)
+        return F.linear(h, parts[1 + depth], parts[2 + 2 * depth]).squeeze(-1)
+
+    @hidden
+    def _within(self, obs: Tensor, action: Tensor, parts: list[Tensor]) -> Tensor:
+        """What the last layer of a member sees."""
+        depth = len(self.weights)
         weights, biases = parts[2 : 2 + depth], parts[2 + depth : 3 + 2 * depth]
         norms = parts[3 + 2 * depth :]
         in_place = not torch.is_grad_enabled() and self.activation is F.relu
@@ -99,8 +107,9 @@ class QEnsemble(nn.Module):
             if norms:
                 h = F.layer_norm(h, (self.width,), norms[index], norms[index + len(self.gains)])
             h = F.relu_(h) if in_place else self.activation(h)
-            h = F.linear(h, weight, biases[index + 1])
-        return h.squeeze(-1)
+            if index < depth - 1:
+                h = F.linear(h, weight, biases[index + 1])
+        return h
 
 
 class Value(nn.Module):

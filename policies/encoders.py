@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .narrow import hidden
+
 GROUPS = 8  # of a group normalisation; ResNet18's have channels of 16
 
 
@@ -27,10 +29,15 @@ class SpatialCNN(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(GROUPS, count) for count in sizes[1:])
         self.width = 4 * channels
 
-    def forward(self, x: Tensor) -> Tensor:
+    @hidden
+    def maps(self, x: Tensor) -> Tensor:
+        """The channels of the last layer."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = F.relu(norm(layer(x)))
-        return spatial_softmax(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return spatial_softmax(self.maps(x))
 
 
 def spatial_softmax(x: Tensor) -> Tensor:
@@ -79,6 +86,7 @@ class ResNet18(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.width = widths[-1]
 
+    @hidden
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.inlet(x)))
         return self.blocks(F.max_pool2d(x, 3, 2, 1)).mean((-2, -1))
@@ -124,6 +132,7 @@ class ViT(nn.Module):
         self.weight = nn.Parameter(torch.randn(width, embedding) / math.sqrt(width))
         self.width = embedding
 
+    @hidden
     def forward(self, x: Tensor) -> Tensor:
         x = self.second(F.relu(self.inlet(x))).flatten(2).transpose(1, 2) + self.place
         for layer in self.layers:

@@ -9,7 +9,7 @@ particles of a state with one encoding. time_periods: the highest frequency of t
 import copy
 import math
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Protocol, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ranges import Count, Positive
+from .narrow import hidden
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -92,13 +93,16 @@ class Stack(nn.Module):
         for parameter in self.layers[-1].parameters():
             parameter.mul_(factor)
 
-    def forward(self, x: Tensor) -> Tensor:
-        last = len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
+    @hidden
+    def within(self, x: Tensor) -> Tensor:
+        """What the last layer sees."""
+        for index, layer in enumerate(islice(self.layers, len(self.layers) - 1)):
             x = layer(x)
-            if index < last:
-                x = self.activation(self.norms[index](x) if len(self.norms) else x)
+            x = self.activation(self.norms[index](x) if len(self.norms) else x)
         return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[-1](self.within(x))
 
 
 class TimeEmbedding(nn.Module):
@@ -188,13 +192,19 @@ class MLP(Conditioned):
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.outlet = zero_(nn.Linear(width, horizon * action_dim))
 
-    def forward(self, x: Tensor, emb: Tensor, feat: Tensor) -> Tensor:
+    @hidden
+    def within(self, x: Tensor, emb: Tensor, feat: Tensor) -> Tensor:
+        """What the output layer sees."""
         h = self.inlet(x.flatten(-2)) + (feat + emb)
         lean = not torch.is_grad_enabled()  # nothing is kept for a backward pass: add in place
         for layer in self.layers:
             y = layer(self.activation(h))
             h = h.add_(y) if lean else h + y
-        return self.outlet(self.activation(h)).unflatten(-1, (self.horizon, self.action_dim))
+        return self.activation(h)
+
+    def forward(self, x: Tensor, emb: Tensor, feat: Tensor) -> Tensor:
+        out = self.outlet(self.within(x, emb, feat))
+        return out.unflatten(-1, (self.horizon, self.action_dim))
 
 
 class UNet1d(Conditioned):
@@ -243,7 +253,9 @@ class UNet1d(Conditioned):
         self.up = nn.ModuleList(block(big + o, o) for o, big in pairwise(widths))
         self.outlet = zero_(nn.Conv1d(widths[0], action_dim, 1))
 
-    def forward(self, x: Tensor, emb: Tensor, feat: Tensor) -> Tensor:
+    @hidden
+    def within(self, x: Tensor, emb: Tensor, feat: Tensor) -> Tensor:
+        """What the output layer sees, [R, C, T]."""
         shape, condition = x.shape, self.activation(emb + feat)
         h = x.reshape(-1, self.horizon, self.action_dim).transpose(1, 2)  # [R, Da, T]
         skips = []
@@ -257,7 +269,10 @@ class UNet1d(Conditioned):
         for block, skip in zip(reversed(self.up), reversed(skips), strict=True):
             h = torch.cat([F.interpolate(h, skip.shape[-1]), skip], 1)
             h = block(h, condition, shape[:-2])
-        return self.outlet(h).transpose(1, 2).reshape(shape)
+        return h
+
+    def forward(self, x: Tensor, emb: Tensor, feat: Tensor) -> Tensor:
+        return self.outlet(self.within(x, emb, feat)).transpose(1, 2).reshape(x.shape)
 
 
 class _FilmBlock(nn.Module):
@@ -314,13 +329,18 @@ class Transformer(Conditioned):
         self.norm = nn.LayerNorm(width)
         self.outlet = zero_(nn.Linear(width, action_dim))
 
-    def forward(self, x: Tensor, emb: Tensor, feat: Tensor) -> Tensor:
+    @hidden
+    def within(self, x: Tensor, emb: Tensor, feat: Tensor) -> Tensor:
+        """What the output layer sees, [R, T, W]."""
         tokens = self.inlet(x) + self.position
         token = (emb + feat)[..., None, :].expand(*x.shape[:-2], 1, tokens.shape[-1])
         h = torch.cat([token, tokens], -2).reshape(-1, self.horizon + 1, tokens.shape[-1])
         for block in self.blocks:
             h = block(h)
-        return self.outlet(self.norm(h[:, 1:])).reshape(x.shape)
+        return self.norm(h[:, 1:])
+
+    def forward(self, x: Tensor, emb: Tensor, feat: Tensor) -> Tensor:
+        return self.outlet(self.within(x, emb, feat)).reshape(x.shape)
 
 
 class _Attention(nn.Module):

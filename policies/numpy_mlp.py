@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .critics import QEnsemble
 from .flow import FlowPolicy
+from .narrow import narrowed
 from .nets import MLP
 from .paths import Grid, Linear, spans
 
@@ -67,9 +68,10 @@ def serves(obs: Tensor, chunk: Tensor, obs_dim: int, size: int) -> bool:
     """Whether this way may stand in for torch.
 
     It may without gradients, in f32 on the CPU, for one state obs [..., O] and 1 to FEW chunks
-    [..., T, Da] of `size` numbers that have no fewer leading dimensions.
+    [..., T, Da] of `size` numbers that have no fewer leading dimensions; not where torch would
+    multiply in bfloat16.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or narrowed():
         return False
     if obs.numel() != obs_dim or obs.ndim >= chunk.ndim or not 0 < chunk.numel() <= FEW * size:
         return False

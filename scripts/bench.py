@@ -37,7 +37,7 @@ COMPARED = {  # in a clone: beside other libraries and our other methods, in pla
     name: (f"bench_{name}", "measure")
     for name in (
         *("env", "update", "actor", "data", "estimator", "finetune", "steer", "variance"),
-        "startup",
+        *("precision", "startup"),
     )
 }
 FAULTS = "faults"  # in a clone: promises in place of speed, and a table of its own

@@ -72,8 +72,8 @@ def usage() -> str:
             *lines,
             "",
             "keys: algo policy critic source env data init steps seed device name recipe",
-            "      log_every eval_every save_every episodes fast threads, and those inside them",
-            "      (algo.lr=1e-4). `rheo info` lists what there is to choose from, and",
+            "      log_every eval_every save_every episodes fast precision threads, and those",
+            "      inside them (algo.lr=1e-4). `rheo info` lists what there is to choose from, and",
             "      `rheo info algo=rfm` tells what the keys of a choice mean.",
         ]
     )

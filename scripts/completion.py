@@ -61,6 +61,7 @@ KEYS = {  # verb -> its own keys
 }
 VALUES = {
     **{"device": ("cpu", "cuda", "auto"), "fast": ("off", "precision", "compile", "graph")},
+    "precision": ("float32", "bf16"),
     **{"window": ("true", "false"), "dry": ("true",), "restart": ("true",)},
     "without_damaged": ("true",),
     "units": ("environment", "unit"),

@@ -30,7 +30,7 @@ def show(config: dict[str, Any], name: str) -> int:
     encode_data(made.algo, made.source)
     refuse_unfitted(made.algo)
     rehearse(made.algo, made.source, made.sizes)
-    fast(made.algo, config["fast"])  # refuses what a run would
+    fast(made.algo, config["fast"], config["precision"])  # refuses what a run would
     path = locate(name)
     there = " (there is one: choose another name=)" if (path / "config.yaml").exists() else ""
     print(OmegaConf.to_yaml(OmegaConf.create(config)))

@@ -8,6 +8,7 @@ for updates only: at batch 1 the default kernels are several times faster.
 
 import ctypes
 import functools
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +16,11 @@ from typing import Any
 import torch
 
 from rheo.errors import RheoError
+from rheo.policies.narrow import bfloat16
 
 from .graph import recorded
 
+log = logging.getLogger("rheo")
 MAX_RELATIVE_ERROR = 3e-6  # about ten float32 roundings of a 256-term dot product
 MODES = ("off", "precision", "compile", "graph")
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt (malloc.h)
@@ -116,8 +119,42 @@ def keep_memory() -> bool:
     return all(mallopt(name, KEPT_BYTES) == 1 for name in (TRIM_THRESHOLD, MMAP_THRESHOLD))
 
 
-def fast(algo: Any, value: str | bool) -> Callable[..., Any]:
-    """`algo.update` at the speed asked for.
+def narrow(fn: Callable[..., Any], algo: Any, numbers: str) -> Callable[..., Any]:
+    """`fn`, what an algorithm does, with networks in the format of `precision=`.
+
+    Raises RheoError for a GPU without it.
+    """
+    if numbers == "float32":
+        return fn
+    device = algo.generator.device
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise RheoError(
+            f"precision={numbers}: {torch.cuda.get_device_name(device)} has no bfloat16, which "
+            "came with Ampere; leave it out"
+        )
+
+    @functools.wraps(fn)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with bfloat16(device):
+            return fn(*args, **kwargs)
+
+    return wrapped
+
+
+def exploring(algo: Any, numbers: str, on_policy: bool) -> Callable[..., Any]:
+    """`algo.act` in float32; on policy as updates see networks.
+
+    Likelihoods of what was done are kept there, and updates take ratios to them, 1 at first.
+    """
+
+    def act(obs: torch.Tensor) -> Any:
+        return algo.act(obs)  # whatever that is by then
+
+    return narrow(act, algo, numbers if on_policy else "float32")
+
+
+def fast(algo: Any, value: str | bool, numbers: str = "float32") -> Callable[..., Any]:
+    """`algo.update` at the speed asked for, and with networks in that format (`precision=`).
 
     "precision" uses the faster product where it is exact enough; "compile" also compiles the
     functions that the algorithm lists in `pure` (its losses); "graph" records what an update does
@@ -126,7 +163,12 @@ def fast(algo: Any, value: str | bool) -> Callable[..., Any]:
     """
     mode = mode_of(value)
     settle(mode)
-    update = algo.update
+    if numbers != "float32" and algo.generator.device.type == "cpu":
+        log.warning(
+            "precision=%s: a CPU without units for it takes many times as long; it is for GPUs",
+            numbers,
+        )
+    update = narrow(algo.update, algo, numbers)
     if mode == "off":
         return update
     if mode == "compile":

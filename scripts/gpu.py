@@ -26,7 +26,7 @@ from rheo.envs.vector import VectorEnv
 
 from .assemble import assemble, fit_statistics
 from .config.compose import compose
-from .fast import fast
+from .fast import exploring, fast
 from .graph import WARM
 from .limits import AHEAD, random_actions
 from .paired import Goal, Plan, Row, against_limit, alternate, faster, rate, shorter
@@ -41,6 +41,10 @@ COMPARED = 16  # worlds that are compared with native ones
 MIXED = 50  # steps before measuring, so that rows are in different phases
 DECISIONS = {"cuda": 32, "cpu": 16, "quick": 4}  # of a rollout
 GRAPHS = ("cuda",)  # kinds of devices on which updates can be recorded
+WAYS = {  # other ways to update there
+    "fast=graph": {"fast": "graph"},
+    "fast=graph precision=bf16": {"fast": "graph", "numbers": "bf16"},
+}
 RATIO = 1 / 16  # updates per frame, off policy
 # Of one H200: physics at 16,384 worlds; the others of any number.
 FRAMES = {"Hopper-v5": 5e5, "HalfCheetah-v5": 1e6, "Ant-v5": 5e5}
@@ -246,8 +250,9 @@ def learning(plan: Plan, name: str, count: int) -> Iterator[Row]:
     native = learner(plan, name, number, "native") if physics.available() else None
     if native is not None:
         sides |= {"native": native.act, "learn natively": native.learn}
-    if plan.device.partition(":")[0] in GRAPHS:
-        sides["recorded"] = recorded_update(plan, name, count)
+    ways = WAYS if plan.device.partition(":")[0] in GRAPHS else {}
+    for way, how in ways.items():
+        sides[way] = recorded_update(plan._replace(**how), name, count)
     times = alternate(plan, sides, device=plan.device)
     text, goals = f"{name}, Hopper x {count}", () if plan.device == "cpu" else (ACTED,)
     acted = Row(f"{text}: acting", "frames/s", rate(times["ours"], ours.frames), goals=goals)
@@ -263,9 +268,9 @@ def learning(plan: Plan, name: str, count: int) -> Iterator[Row]:
     yield against_limit(acted, times, "frames/s", ours.frames, count)
     yield both
     yield Row(f"{text}: an update", "ms", 1e3 * float(np.median(times["learn"])))
-    if "recorded" in times:
-        pair = {"ours": times["recorded"], "run": times["learn"]}
-        yield shorter(Row(f"{text}: an update, fast=graph", "ms", 0.0), pair, "run", 1e3)
+    for way in ways:
+        pair = {"ours": times[way], "run": times["learn"]}
+        yield shorter(Row(f"{text}: an update, {way}", "ms", 0.0), pair, "run", 1e3)
     for what, side in {"acting": ours.act, "an update": ours.learn}.items():
         with Watcher() as watcher:
             side()
@@ -276,7 +281,7 @@ def learning(plan: Plan, name: str, count: int) -> Iterator[Row]:
 
 def recorded_update(plan: Plan, name: str, count: int) -> Callable[[], object]:
     """A learner's update where all its kinds are recorded."""
-    learn = learner(plan._replace(fast="graph"), name, count, "warp").learn
+    learn = learner(plan, name, count, "warp").learn
     for _ in range(2 * (WARM + 1)):  # those of a method come in turn
         learn()
     return learn
@@ -297,13 +302,14 @@ def learner(plan: Plan, name: str, count: int, backend: str) -> Learner:
     algo, source, sizes, device = assemble(cfg)
     data = (torch.randn(1000, size, device=device) for size in sizes[:2])
     fit_statistics(algo, *data)
-    update, env = fast(algo, plan.fast or cfg["fast"]), source.env.env
-    source.next(algo.act)
+    update, env = fast(algo, plan.fast or cfg["fast"], plan.numbers), source.env.env
+    explore = exploring(algo, plan.numbers, name in ON_POLICY)
+    source.next(explore)
     if isinstance(source, Replay):
         frames = count * source.env.execute
-        act = partial(source.collect, algo.act)
+        act = partial(source.collect, explore)
         learn = lambda: update(source.buffer.sample(source.batch_size, source.generator))  # noqa: E731
         return Learner(act, learn, stepped(env), frames, RATIO * frames, env.close)
     frames = count * source.decisions
-    act = partial(source.next, algo.act)
+    act = partial(source.next, explore)
     return Learner(act, lambda: update(source.store), stepped(env), frames, 1.0, env.close)

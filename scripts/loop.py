@@ -21,7 +21,7 @@ from .config.top import EVAL_SEED
 from .display import Display, Timer, time_frozen_base
 from .ending import LOWER, Breaking, tell
 from .evaluate import episodes_of, known_references, score
-from .fast import fast, one_thread
+from .fast import exploring, fast, one_thread
 from .sight import encode_data
 from .start import start_from
 from .stopping import Stop, diagnosis
@@ -53,9 +53,11 @@ class Loop:
             run.note_data(recorded.about, recorded.digest)
         env = make_eval_env(self.cfg, self.cfg["episodes"]) if ranks.leads() else None
         self.eval_env = None if env is None else entered(self.algo, env, EVAL_SEED)
-        update = fast(self.algo, self.cfg["fast"])
+        numbers, on_policy = self.cfg["precision"], isinstance(self.source, Rollouts)
+        update = fast(self.algo, self.cfg["fast"], numbers)
+        self.explore = exploring(self.algo, numbers, on_policy)
         self.breaking = Breaking(run, self.algo, self.source, self.sizes, update)
-        self.acting = one_thread() if isinstance(self.source, Rollouts) else nullcontext()
+        self.acting = one_thread() if on_policy else nullcontext()
         self.timer = Timer()
         time_frozen_base(self.algo, self.timer)
         self.heed()
@@ -237,7 +239,7 @@ class Loop:
     def act(self, obs: torch.Tensor) -> torch.Tensor:
         """Exploring action; its time counts as inference."""
         with self.timer("act"):
-            return self.algo.act(obs)
+            return self.explore(obs)
 
     def log(self, step: int) -> None:
         """One row of training metrics."""

@@ -29,6 +29,7 @@ class Plan(NamedTuple):
     seconds: float = 0.25  # of every side in every repetition; 0: one block of calls, not warmed up
     quick: bool = False
     fast: str | None = None  # None: what each configuration ships
+    numbers: str = "float32"  # the precision of updates
     device: str = "cpu"  # of environments and networks that are measured on one
     worlds: tuple[int, ...] = ()  # how many there; none: a few usual numbers
 

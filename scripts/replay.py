@@ -52,7 +52,8 @@ def again(
     if isinstance(batch, Tensor):
         finding = acted(algo, batch.to(device))
         return (None if finding is None else finding.what), []
-    update = fast(algo, "off" if mode_of(config["fast"]) == "off" else "precision")
+    mode = "off" if mode_of(config["fast"]) == "off" else "precision"
+    update = fast(algo, mode, config["precision"])
     what, norms, _ = examined(algo, update, moved(batch, device), [], past_limit(config))
     return what, norms
 

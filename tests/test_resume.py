@@ -174,6 +174,21 @@ def test_a_run_on_warp_goes_on_exactly_and_is_judged_by_mujoco_itself(tiny, more
     assert [each is not None and each.env.backend for each in judges] == ["native", "native"]
 
 
+@pytest.mark.parametrize("algo", ["sac", "ppo"])
+def test_a_run_in_bfloat16_goes_on_in_it(tiny, algo, monkeypatch, capsys):
+    assert main(["train", *tiny(algo, "straight", "precision=bf16")]) == 0
+    assert "precision=bf16: a CPU without units for it" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        stop_at(patch, 73)
+        assert main(["train", *tiny(algo, "stopped", "precision=bf16")]) == 75
+    assert main(["resume", "stopped", "precision=float32"]) == 2
+    assert "precision" in capsys.readouterr().err
+    assert main(["resume", "stopped"]) == 0
+    assert_equal_runs("straight", "stopped")
+    assert main(["train", *tiny(algo, "exact")]) == 0
+    assert rows("exact") != rows("straight")
+
+
 @pytest.mark.parametrize("algo", ALGOS)
 def test_a_run_that_ended_and_is_extended_equals_the_longer_one(tiny, algo):
     """The schedule of `bc` follows the length of the run, so there only a constant one can."""

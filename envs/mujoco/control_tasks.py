@@ -26,6 +26,7 @@ class CheetahRun(Control):
     fields = ("sensordata",)
     full_speed = 10.0
     settling = 200  # steps in which the drawn pose comes to rest
+    rests = True
 
     def bind(self, model: Any) -> None:
         super().bind(model)
@@ -41,6 +42,9 @@ class CheetahRun(Control):
         mujoco.mj_step(self.model, data, nstep=self.settling - 1)
         mujoco.mj_step1(self.model, data)
         data.time = 0
+
+    def skim(self, rng: np.random.Generator) -> None:
+        super().place(self.scratch, rng)
 
     def look(self) -> dict[str, Array]:
         return {"position": self.qpos[:, 1:], "velocity": self.qvel}

@@ -6,7 +6,9 @@ generator: what a world begins with next depends only on how many episodes it ha
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from gymnasium.utils import seeding
 from torch import Tensor
 
+from ..memory import cores
 from .physics import INTEGRATION, mujoco
 from .tasks import Array, Options, Task
 
@@ -41,9 +44,14 @@ class Starts(NamedTuple):
 
 
 class Maker:
-    """Draws beginnings as the batched backend of the host does, on one MjData in float64."""
+    """Draws beginnings as the batched backend of the host does, on one MjData in float64.
+
+    Those of tasks that simulate what they drew are shared among threads, an MjData each: MuJoCo
+    lets others run meanwhile. No bit of them depends on how many there are.
+    """
 
     def __init__(self, kind: type[Task], template: Any, settings: Options, obs_dim: int) -> None:
+        self.parts = kind, template, settings, obs_dim
         self.model = copy.copy(template.model)  # in which a reset places things
         self.data = mujoco.MjData(self.model)
         self.row = np.empty(mujoco.mj_stateSize(self.model, INTEGRATION))
@@ -54,7 +62,7 @@ class Maker:
 
     def draw(self, generators: list[np.random.Generator], device: torch.device) -> Starts:
         """One beginning of each generator in turn, which may be the same one."""
-        rows = [self.begin(generator) for generator in generators]
+        rows = self.shared(generators) if self.task.rests else self.begun(generators)
 
         def column(values: Iterable[Any]) -> Tensor:
             return torch.from_numpy(np.asarray(list(values), np.float32)).to(device)
@@ -62,6 +70,26 @@ class Maker:
         qpos, qvel, obs, position = (column(row[k] for row in rows) for k in range(4))
         memory = {name: column(row[4][name] for row in rows) for name in rows[0][4]}
         return Starts(qpos, qvel, obs, position, memory)
+
+    def shared(self, generators: list[np.random.Generator]) -> list[tuple[Any, ...]]:
+        """As `begun`, on all cores."""
+        apart, count = [self.ahead(generator) for generator in generators], cores()
+        makers = [Maker(*self.parts) for _ in range(count)]
+        ends = [k * len(apart) // count for k in range(count + 1)]
+        shares = [apart[start:end] for start, end in pairwise(ends)]
+        with ThreadPoolExecutor(count) as pool:
+            found = pool.map(Maker.begun, makers, shares)
+            return [row for share in found for row in share]
+
+    def ahead(self, generator: np.random.Generator) -> np.random.Generator:
+        """A copy of a generator, which itself goes on to where the next beginning is drawn."""
+        held = copy.deepcopy(generator)
+        self.task.skim(generator)
+        return held
+
+    def begun(self, generators: Sequence[np.random.Generator]) -> list[tuple[Any, ...]]:
+        """One beginning after another."""
+        return [self.begin(generator) for generator in generators]
 
     def begin(self, generator: np.random.Generator) -> tuple[Any, ...]:
         """What `Starts` has a column of, for one beginning."""

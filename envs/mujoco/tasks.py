@@ -33,7 +33,7 @@ class Task:
     and they are among the views. keeps: name -> width of what an episode remembers beside its
     state; `kept` has the arrays [N, width]. reports: whether there is a `success`. amends: whether
     every step ends with `amend`, whose state the derived positions are of then. whole: whether
-    `begin` writes the whole row of the state.
+    `begin` writes the whole row of the state. rests: whether it simulates what it drew (`skim`).
     """
 
     fields: tuple[str, ...] = ()
@@ -43,6 +43,7 @@ class Task:
     synced = False
     amends = False
     whole = False
+    rests = False
     normal_velocity_noise = False  # reset noise of qvel: scaled normal instead of uniform
 
     def __init__(self, template: Any, options: Options, views: dict[str, Array]) -> None:
@@ -80,6 +81,10 @@ class Task:
     def begin(self, index: int, row: NDArray, rng: np.random.Generator) -> None:
         """A new episode in simulation `index`, whose state `row` holds MuJoCo's defaults."""
         self.qpos[index], self.qvel[index] = self.reset_state(rng)
+
+    def skim(self, rng: np.random.Generator) -> None:
+        """Draws what `begin` draws and no more, of tasks that rest."""
+        raise NotImplementedError
 
     def reset_state(self, rng: np.random.Generator) -> tuple[NDArray, NDArray]:
         """A new episode's (qpos [nq], qvel [nv]), drawn in gymnasium's order."""

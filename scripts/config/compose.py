@@ -37,7 +37,7 @@ from .words import flags
 from .yamls import LINK, RESOLVER, refuse_growth, text_of
 
 log = logging.getLogger("rheo")
-SHARED = ("seed", "device", "threads", "fast")  # of both acts of the demo
+SHARED = ("seed", "device", "threads", "fast", "precision")  # of both acts of the demo
 USAGE = {
     "train": """\
 usage: rheo train [key=value ...] [--config-dir DIR]
@@ -48,7 +48,7 @@ keys:  algo policy critic eye source env recipe   files of rheo/configs: rheo in
                        rheo info algo=rfm tells what their keys mean; policy/net=unet is one inside
        data init       recorded data, and the run to start from
        steps log_every eval_every save_every episodes   how long, and what between
-       horizon seed device threads fast name limits.* signal.grace
+       horizon seed device threads fast precision name limits.* signal.grace
        dry=true        show what would run (configuration, sizes, memory), and leave it""",
     "demo": f"""\
 usage: rheo demo [key=value ...]

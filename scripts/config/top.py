@@ -32,6 +32,7 @@ TOP = {
     "signal": "dict",
     "horizon": COUNT,
     "fast": "Literal['off', 'precision', 'compile', 'graph'] | bool",
+    "precision": "Literal['float32', 'bf16']",
     "threads": NATURAL,
     "tracker": "dict",
     "recipe": "str | dict | None",
@@ -70,6 +71,8 @@ MEANINGS = {  # of the keys that a run has beside its groups; those of groups ar
     "threads": "CPU threads of the learner; 0: one per core. Those of the physics are env.threads.",
     "fast": "How updates are made fast: off; precision, a quicker kernel that is as exact; "
     "compile, torch.compile; graph, CUDA graphs.",
+    "precision": "Format in which hidden layers of networks multiply in updates: float32; bf16, of "
+    "three digits, quicker for wide networks on a GPU.",
     "signal.grace": "Seconds from a signal to the end (status 75) of a run whose step is stuck; "
     "ten times as long for a save under way and several ranks; null: it is waited for.",
     "limits.q": "Absolute mean Q of the critics above which the run stops with a diagnosis; null: "

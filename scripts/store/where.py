@@ -157,6 +157,7 @@ def today(config: dict[str, Any]) -> dict[str, Any]:
     config.setdefault("signal", {"grace": GRACE})
     config.setdefault("programs", {})
     config.setdefault("save_minutes", None)
+    config.setdefault("precision", "float32")
     return config
 
 

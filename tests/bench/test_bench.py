@@ -46,6 +46,15 @@ def test_rows_compare_and_carry_their_goals(tmp_path: Path) -> None:
     assert {row["versus"] for row in rows.values()} >= {"gymnasium SyncVectorEnv", "SAC"}
 
 
+def test_bfloat16_is_near_float32_in_outputs_losses_and_gradients(tmp_path: Path) -> None:
+    rows = measured(["precision"], tmp_path / "b.json")
+    assert all(row["met"] for row in rows.values()), rows
+    kinds = {name.partition(": ")[2].partition(" of ")[0] for name in rows}
+    assert kinds == {"outputs", "losses", "gradients", "first ratio that is not 1"}
+    errors = {name: row["ours"] for name, row in rows.items() if "ratio" not in name}
+    assert len(errors) == 28 and min(errors.values()) > 0
+
+
 def test_the_help_of_a_fresh_process_is_timed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

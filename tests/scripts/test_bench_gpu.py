@@ -94,6 +94,11 @@ def test_who_learns_there_is_measured_whole_and_its_host_reads_are_counted(name:
     assert rows[f"{name}, Hopper x 4: an update"].unit == "ms"
 
 
+def kinds(tape: Any) -> set[torch.dtype]:
+    """The types of what a tape's operations give."""
+    return {each.dtype for *_, results in tape.calls for each in results}
+
+
 def test_where_updates_can_be_recorded_the_recorded_one_stands_beside_the_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -101,9 +106,12 @@ def test_where_updates_can_be_recorded_the_recorded_one_stands_beside_the_other(
     monkeypatch.setattr(gpu, "GRAPHS", ("cpu",))
     monkeypatch.setattr("rheo.scripts.fast.recorded", lambda algo: Recorded(algo, recorder))
     rows = named(gpu.learning(QUICK, "RFM", 4))
-    row = rows["RFM, Hopper x 4: an update, fast=graph"]
-    assert row.versus == "run" and row.ratio is not None and row.ours != row.other
-    assert len(recorder.tapes) == 2 and recorder.played >= 2
+    for way in gpu.WAYS:
+        row = rows[f"RFM, Hopper x 4: an update, {way}"]
+        assert row.versus == "run" and row.ratio is not None and row.ours != row.other
+    assert len(recorder.tapes) == 4 and recorder.played >= 4
+    rough = {tape: torch.bfloat16 in kinds(tape) for tape in recorder.tapes}
+    assert list(rough.values()) == [False, False, True, True]
 
 
 def test_nothing_is_begun_late_and_what_is_left_out_is_said(
