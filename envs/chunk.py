@@ -32,6 +32,8 @@ class ChunkStep(NamedTuple):
     episode_length: Tensor  # [N] int64, in environment steps; likewise
     success_once: Tensor | None = None  # [N] bool: solved at any step of the episode; likewise
     success_at_end: Tensor | None = None  # [N] bool: solved by the last step executed
+    cost: Tensor | None = None  # [N] the largest of a step inside the chunk; None: nothing costs
+    episode_cost: Tensor | None = None  # [N] float64, summed; meaningful where the episode ended
 
 
 Kind = tuple[Any, Callable[[Tensor], Array], Callable[[Array], Tensor]]
