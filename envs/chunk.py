@@ -78,6 +78,7 @@ class ChunkEnv:
         self._return = self._zeros((n,), torch.float64)
         self._length = self._zeros((n,), torch.int64)
         self._solved = self._zeros((n,), torch.bool)  # at any step of the running episodes
+        self._cost = self._zeros((n,), torch.float64)
         self._none, self._nothing = self._zeros((n,), torch.bool), self._zeros((n,), env.dtype)
         self._all, self._never = ~self._none, self._zeros((n,), torch.int64)
         self._one = self._never + 1
@@ -97,6 +98,7 @@ class ChunkEnv:
         self._return[:] = 0
         self._length[:] = 0
         self._solved[:] = False
+        self._cost[:] = 0
         self._history = self._xp.stack([self._array(obs)] * self.obs_steps, 1)
         return self._flat(self._history)
 
@@ -152,6 +154,8 @@ class ChunkEnv:
             lengths,
             once,
             out.success,
+            out.cost,
+            None if out.cost is None else self._paid(self._array(out.cost), done),
         )
 
     def _chunk(self, action: Tensor, asked: Tensor | None) -> ChunkStep:
@@ -159,7 +163,7 @@ class ChunkEnv:
         active = self._all if asked is None else self._array(asked)
         valid, terminated, truncated = copied(active), copied(self._none), copied(self._none)
         reward, frames = copied(self._nothing), copied(self._never)
-        first, solved = history[:, 0], None
+        first, solved, worst, paid = history[:, 0], None, None, None
         all_active = asked is None
         ahead = self.env.ahead(action, asked, self.obs_steps)
         for k in range(self.execute):
@@ -173,6 +177,10 @@ class ChunkEnv:
             history = self._extended(history, newest, None if all_active else active)
             if out.success is not None:
                 solved = self._noted(self._array(out.success), active, solved)
+            if out.cost is not None:  # 0 of rows that were not stepped
+                cost = self._array(out.cost)
+                worst = cost if worst is None else self._xp.maximum(worst, cost)
+                paid = cost if paid is None else paid + cost
             valid &= self._array(out.valid) | ~active
             terminated |= self._array(out.terminated)
             truncated |= self._array(out.truncated)
@@ -200,6 +208,8 @@ class ChunkEnv:
             lengths,
             None if solved is None else self._ever(done),
             None if solved is None else self._tensor(solved),
+            None if worst is None else self._tensor(worst),
+            None if paid is None else self._paid(paid, done),
         )
 
     def _noted(self, success: Array, active: Array, before: Array | None) -> Array:
@@ -223,6 +233,13 @@ class ChunkEnv:
         self._solved &= ~done
         return solved
 
+    def _paid(self, cost: Array, done: Array) -> Tensor:
+        """Costs of the episodes so far, [N]; starts anew for the rows that are done."""
+        self._cost += cost
+        total = self._tensor(copied(self._cost))
+        self._cost[done] = 0.0
+        return total
+
     def _finish(self, done: Array) -> tuple[Tensor, Tensor]:
         """Returns and lengths so far, [N] each; restarts them for the rows that are done."""
         returns, lengths = copied(self._return), copied(self._length)
@@ -241,6 +258,7 @@ class ChunkEnv:
     def _own(self) -> dict[str, Array]:
         """What is this class's own of the state."""
         totals = {"return": self._return, "length": self._length, "solved": self._solved}
+        totals |= {"cost": self._cost} if self.env.costs else {}
         return {"history": self._history, **totals}
 
     def _kept(self, value: Array) -> Array:
@@ -263,6 +281,7 @@ class ChunkEnv:
         own = {name: self._given(state[name], mine) for name, mine in self._own().items()}
         self._history, self._solved = own["history"], own["solved"]
         self._return, self._length = own["return"], own["length"]
+        self._cost = own.get("cost", self._cost)
         return None
 
     def close(self) -> None:
