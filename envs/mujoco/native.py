@@ -193,8 +193,8 @@ class NativeVector(VectorEnv):
         position = task.position()
         if position is not None:
             self._position[ids] = position[ids]
-        if self._place is not None:
-            self._place[ids] = task.place()[ids]
+        if self._place is not None and (place := task.place()) is not None:
+            self._place[ids] = place[ids]
 
     def step(self, action: Tensor, active: Tensor | None = None) -> Step:
         rows = None if active is None else np.flatnonzero(active.numpy()).astype(np.int32)
@@ -260,6 +260,7 @@ class NativeVector(VectorEnv):
     def _charge(self, before: NDArray, valid: NDArray, rows: NDArray | None) -> Tensor:
         """1 [N] for every row that went faster than allowed; rows: those that were stepped."""
         now = self._task.place()
+        assert now is not None
         velocity = (now - before) / self._task.dt
         one = velocity.shape[1] == 1
         speed = velocity[:, 0] if one else np.sqrt(np.square(velocity).sum(1))

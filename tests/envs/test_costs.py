@@ -1,5 +1,7 @@
 """What steps cost: speeds against gymnasium's own, chunks, episodes, recordings, and refusals."""
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -19,16 +21,16 @@ pytestmark = pytest.mark.skipif(not physics.available(), reason="needs mujoco.ba
 STEPS = 40
 
 
-def moves(action_dim, seed=0):
+def moves(action_dim: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).uniform(-1, 1, (STEPS, action_dim)).astype(np.float32)
 
 
-def own_speeds(env_id):
+def own_speeds(env_id: str) -> Any:
     """Speeds of gymnasium's own environment: forward, of what moves in a plane that in the plane.
 
     Where an episode ended a new one begins. [STEPS]
     """
-    env = gymnasium.make(env_id)
+    env: Any = gymnasium.make(env_id)
     env.reset(seed=3)
     box, found = env.action_space, []
     for move in moves(box.shape[0]):
@@ -44,7 +46,7 @@ def own_speeds(env_id):
     return np.array(found)
 
 
-def stepped(env, count=STEPS):
+def stepped(env: Any, count: int = STEPS) -> list[Any]:
     """Steps of one environment under `moves`."""
     env.reset(3)
     return [env.step(torch.from_numpy(move)[None]) for move in moves(env.action_dim)[:count]]
@@ -62,7 +64,7 @@ def test_a_step_costs_one_where_gymnasiums_speed_is_above_the_limit(robot):
 
 
 def test_limits_are_those_of_safety_gymnasium_and_nothing_costs_without():
-    env = make("Hopper-v4", 1, threads=1, cost={"kind": "speed"})
+    env: Any = make("Hopper-v4", 1, threads=1, cost={"kind": "speed"})
     assert env.costs and env._speed_limit == 0.7402 == SPEEDS["Hopper"]
     env = make("Hopper-v4", 1, threads=1, cost={})
     assert not env.costs and stepped(env, 1)[0].cost is None
@@ -87,7 +89,7 @@ def test_what_cannot_cost_is_refused(changes, message):
         make(**settings)
 
 
-def cheetahs(count=3, execute=1, limit=0.3, **options):
+def cheetahs(count: int = 3, execute: int = 1, limit: float = 0.3, **options: Any) -> Any:
     env = make(
         "HalfCheetah-v5", count, threads=1, cost={"kind": "speed", "limit": limit}, **options
     )
@@ -156,7 +158,8 @@ def test_an_evaluation_tells_costs_beside_returns():
     push = torch.Generator().manual_seed(0)
     act = lambda obs, _: 2 * torch.rand((len(obs), 1, 6), generator=push) - 1  # noqa: E731
     rows = evaluate(cheetahs(2, max_episode_steps=10), act, 4, 0)
-    costs, figures = [row.cost for row in rows], summary(rows)
+    costs: list[Any] = [row.cost for row in rows]
+    figures = summary(rows)
     assert figures["eval/cost"] == pytest.approx(np.mean(costs)) and sum(costs) > 0
     assert figures["eval/cost_low"] <= figures["eval/cost"] <= figures["eval/cost_high"]
     assert figures["eval/unsafe"] == np.mean([cost > 0 for cost in costs])
@@ -177,5 +180,5 @@ def test_recordings_and_replays_keep_what_steps_cost():
     replay = Replay(
         env, push, 1, capacity=100, batch_size=64, warmup=40, update_ratio=1.0, n_step=2
     )
-    batch = replay.next(act)
+    batch: Any = replay.next(act)
     assert replay.costs and set(batch.cost.tolist()) == {0.0, 1.0}
