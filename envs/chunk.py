@@ -36,6 +36,7 @@ class ChunkStep(NamedTuple):
     episode_cost: Tensor | None = None  # [N] float64, summed; meaningful where the episode ended
 
 
+Bill = tuple[Array, Array]  # largest and summed costs, [N] each
 Kind = tuple[Any, Callable[[Tensor], Array], Callable[[Array], Tensor]]
 
 
@@ -154,8 +155,7 @@ class ChunkEnv:
             lengths,
             once,
             out.success,
-            out.cost,
-            None if out.cost is None else self._paid(self._array(out.cost), done),
+            *self._paid(self._billed(out.cost, None), done),
         )
 
     def _chunk(self, action: Tensor, asked: Tensor | None) -> ChunkStep:
@@ -163,7 +163,7 @@ class ChunkEnv:
         active = self._all if asked is None else self._array(asked)
         valid, terminated, truncated = copied(active), copied(self._none), copied(self._none)
         reward, frames = copied(self._nothing), copied(self._never)
-        first, solved, worst, paid = history[:, 0], None, None, None
+        first, solved, bill = history[:, 0], None, None
         all_active = asked is None
         ahead = self.env.ahead(action, asked, self.obs_steps)
         for k in range(self.execute):
@@ -177,10 +177,7 @@ class ChunkEnv:
             history = self._extended(history, newest, None if all_active else active)
             if out.success is not None:
                 solved = self._noted(self._array(out.success), active, solved)
-            if out.cost is not None:  # 0 of rows that were not stepped
-                cost = self._array(out.cost)
-                worst = cost if worst is None else self._xp.maximum(worst, cost)
-                paid = cost if paid is None else paid + cost
+            bill = self._billed(out.cost, bill)
             valid &= self._array(out.valid) | ~active
             terminated |= self._array(out.terminated)
             truncated |= self._array(out.truncated)
@@ -208,8 +205,7 @@ class ChunkEnv:
             lengths,
             None if solved is None else self._ever(done),
             None if solved is None else self._tensor(solved),
-            None if worst is None else self._tensor(worst),
-            None if paid is None else self._paid(paid, done),
+            *self._paid(bill, done),
         )
 
     def _noted(self, success: Array, active: Array, before: Array | None) -> Array:
@@ -233,12 +229,24 @@ class ChunkEnv:
         self._solved &= ~done
         return solved
 
-    def _paid(self, cost: Array, done: Array) -> Tensor:
-        """Costs of the episodes so far, [N]; starts anew for the rows that are done."""
-        self._cost += cost
+    def _billed(self, cost: Tensor | None, before: Bill | None) -> Bill | None:
+        """The largest and the sum of a chunk's costs with those of a step, 0 where none was taken.
+
+        None where nothing costs.
+        """
+        if cost is None:
+            return before
+        now = self._array(cost)
+        return (now, now) if before is None else (self._xp.maximum(before[0], now), before[1] + now)
+
+    def _paid(self, bill: Bill | None, done: Array) -> tuple[Tensor | None, Tensor | None]:
+        """The largest cost, and those of the episodes so far, [N]; anew for rows that are done."""
+        if bill is None:
+            return None, None
+        self._cost += bill[1]
         total = self._tensor(copied(self._cost))
         self._cost[done] = 0.0
-        return total
+        return self._tensor(bill[0]), total
 
     def _finish(self, done: Array) -> tuple[Tensor, Tensor]:
         """Returns and lengths so far, [N] each; restarts them for the rows that are done."""
