@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..errors import RheoError
+
 Deploy = Callable[[Tensor, torch.Generator], Tensor]  # obs [N, O] -> actions [N, T, Da]
 
 
@@ -49,6 +51,7 @@ class Algorithm(Protocol):
     deploys: str | None = None  # the part that acts when deployed; None: `average` or `policy`
     beyond: str | None = None  # what is deployed, where that is more than a policy
     noisy_steps: bool = False  # whether deployed transitions have the noise of `policy.eta`
+    needs_costs: bool = False  # whether batches have to tell what steps cost
 
     def act(self, obs: Tensor, /) -> Any:
         """Exploring actions [N, T, Da] for obs [N, O]; a `Choice` on policy, or `Coded`."""
@@ -108,6 +111,25 @@ class Algorithm(Protocol):
     def upgrade(state: Mapping[str, Any], /) -> Mapping[str, Any]:
         """An older version's saved state as this one has it."""
         return state
+
+
+def refuse_costless(algo: Algorithm, source: Any) -> None:
+    """Raises RheoError where an algorithm learns from costs and its batches tell none."""
+    if not algo.needs_costs or getattr(source, "costs", False):
+        return
+    parts = [getattr(source, name) for name in ("dataset", "replay") if hasattr(source, name)]
+    lacks = next((part for part in parts if not part.costs), source)
+    name = type(algo).__name__
+    if hasattr(lacks, "path"):
+        raise RheoError(
+            f"data={lacks.path}: it holds no costs, which {name} learns from: a number a step "
+            "under the key costs, as `rheo collect ... env.cost={kind: speed}` writes them; or use "
+            "algo=iql"
+        )
+    raise RheoError(
+        f"env.cost: nothing costs in the environment, and {name} learns from costs; set "
+        "env.cost={kind: speed} (walking robots), or source=transitions with data=FILE alone"
+    )
 
 
 def completed(kind: Any) -> Any:

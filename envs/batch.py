@@ -13,7 +13,8 @@ class Batch(NamedTuple):
 
     `reward` is the discounted sum inside the chunk and `discount` is gamma^n (1 - terminated) for
     its n executed steps, so a TD target is `reward + discount * value(next_obs)` whatever the
-    chunk length; a truncated episode keeps its bootstrap.
+    chunk length; a truncated episode keeps its bootstrap. `cost` is the largest one of these steps
+    (of h, arXiv:2401.10700), None where nothing says what a step costs.
     """
 
     obs: Tensor  # [B, O]
@@ -21,12 +22,13 @@ class Batch(NamedTuple):
     reward: Tensor  # [B]
     discount: Tensor  # [B]
     next_obs: Tensor  # [B, O]
+    cost: Tensor | None = None  # [B]
     memo: Tensor | None = None  # [B, M, Da] what an algorithm had a replay keep beside it
 
     @property
     def columns(self) -> tuple[Tensor, ...]:
-        """What every source gives: all but the memo."""
-        return self[:5]
+        """What every source gives: all but the memo, and costs where there are any."""
+        return self[:5] if self.cost is None else self[:6]
 
     def take(self, rows: Tensor) -> "Batch":
         """The rows of an index [M], the memo's too."""
@@ -89,3 +91,4 @@ class Step(NamedTuple):
     final_obs: Tensor  # [N, Do] the true successor of every row, never the reset's
     valid: Tensor  # [N] bool: False rows were not stepped or broke, and must not be stored
     success: Tensor | None = None  # [N] bool: solved by this step; None: no notion of success
+    cost: Tensor | None = None  # [N] what the step cost beside its reward; None: nothing costs

@@ -13,7 +13,8 @@ class Buffer:
     """Ring of transitions, one packed row each, so that a batch is a single gather.
 
     A row is obs | action | next_obs | reward | discount | memo in float32, a memo of M rows of
-    actions; memory is 4 capacity (2 O + (T + M) Da + 2) bytes and is touched only as it fills.
+    actions, and the cost where there are `costs`; memory is 4 capacity (2 O + (T + M) Da + 2)
+    bytes, or 4 capacity more, and is touched only as it fills.
     Raises ValueError when the machine refuses that much.
     """
 
@@ -25,10 +26,12 @@ class Buffer:
         action_dim: int,
         device: str,
         memo_rows: int = 0,
+        costs: bool = False,
     ) -> None:
         self.capacity, self.horizon, self.action_dim = capacity, horizon, action_dim
-        self.memo_rows = memo_rows
+        self.memo_rows, self.costs = memo_rows, costs
         self.splits = [obs_size, horizon * action_dim, obs_size, 1, 1, memo_rows * action_dim]
+        self.splits += [1] * costs
         width = sum(self.splits)
         try:
             self.rows = torch.empty(capacity, width, device=device)
@@ -51,6 +54,9 @@ class Buffer:
         columns += [batch.reward[:, None], batch.discount[:, None]]
         if batch.memo is not None:
             columns.append(batch.memo.flatten(1))
+        if self.costs:
+            assert batch.cost is not None
+            columns.append(batch.cost[:, None])
         packed = torch.cat(columns, 1).to(self.rows.device)
         count = int(valid.sum()) if sound is None else sound
         if count < len(packed):  # the valid ones first, in their order
@@ -69,10 +75,11 @@ class Buffer:
         """`count` transitions drawn uniformly with replacement."""
         index = torch.randint(self.size, (count,), generator=generator, device=generator.device)
         rows = self.rows.index_select(0, index.to(self.rows.device))
-        obs, action, next_obs, reward, discount, memo = rows.split(self.splits, 1)
+        obs, action, next_obs, reward, discount, memo, *cost = rows.split(self.splits, 1)
         action = action.unflatten(1, (self.horizon, self.action_dim))
         kept = memo.unflatten(1, (self.memo_rows, self.action_dim)) if self.memo_rows else None
-        return Batch(obs, action, reward[:, 0], discount[:, 0], next_obs, kept)
+        paid = cost[0][:, 0] if cost else None
+        return Batch(obs, action, reward[:, 0], discount[:, 0], next_obs, paid, kept)
 
     def state_dict(self) -> dict[str, Any]:
         """The filled rows, by when they came, and the ring's position."""

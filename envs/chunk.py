@@ -32,8 +32,11 @@ class ChunkStep(NamedTuple):
     episode_length: Tensor  # [N] int64, in environment steps; likewise
     success_once: Tensor | None = None  # [N] bool: solved at any step of the episode; likewise
     success_at_end: Tensor | None = None  # [N] bool: solved by the last step executed
+    cost: Tensor | None = None  # [N] the largest of a step inside the chunk; None: nothing costs
+    episode_cost: Tensor | None = None  # [N] float64, summed; meaningful where the episode ended
 
 
+Bill = tuple[Array, Array]  # largest and summed costs, [N] each
 Kind = tuple[Any, Callable[[Tensor], Array], Callable[[Array], Tensor]]
 
 
@@ -76,6 +79,7 @@ class ChunkEnv:
         self._return = self._zeros((n,), torch.float64)
         self._length = self._zeros((n,), torch.int64)
         self._solved = self._zeros((n,), torch.bool)  # at any step of the running episodes
+        self._cost = self._zeros((n,), torch.float64)
         self._none, self._nothing = self._zeros((n,), torch.bool), self._zeros((n,), env.dtype)
         self._all, self._never = ~self._none, self._zeros((n,), torch.int64)
         self._one = self._never + 1
@@ -95,6 +99,7 @@ class ChunkEnv:
         self._return[:] = 0
         self._length[:] = 0
         self._solved[:] = False
+        self._cost[:] = 0
         self._history = self._xp.stack([self._array(obs)] * self.obs_steps, 1)
         return self._flat(self._history)
 
@@ -150,6 +155,7 @@ class ChunkEnv:
             lengths,
             once,
             out.success,
+            *self._paid(self._billed(out.cost, None), done),
         )
 
     def _chunk(self, action: Tensor, asked: Tensor | None) -> ChunkStep:
@@ -157,7 +163,7 @@ class ChunkEnv:
         active = self._all if asked is None else self._array(asked)
         valid, terminated, truncated = copied(active), copied(self._none), copied(self._none)
         reward, frames = copied(self._nothing), copied(self._never)
-        first, solved = history[:, 0], None
+        first, solved, bill = history[:, 0], None, None
         all_active = asked is None
         ahead = self.env.ahead(action, asked, self.obs_steps)
         for k in range(self.execute):
@@ -171,6 +177,7 @@ class ChunkEnv:
             history = self._extended(history, newest, None if all_active else active)
             if out.success is not None:
                 solved = self._noted(self._array(out.success), active, solved)
+            bill = self._billed(out.cost, bill)
             valid &= self._array(out.valid) | ~active
             terminated |= self._array(out.terminated)
             truncated |= self._array(out.truncated)
@@ -198,6 +205,7 @@ class ChunkEnv:
             lengths,
             None if solved is None else self._ever(done),
             None if solved is None else self._tensor(solved),
+            *self._paid(bill, done),
         )
 
     def _noted(self, success: Array, active: Array, before: Array | None) -> Array:
@@ -221,6 +229,25 @@ class ChunkEnv:
         self._solved &= ~done
         return solved
 
+    def _billed(self, cost: Tensor | None, before: Bill | None) -> Bill | None:
+        """The largest and the sum of a chunk's costs with those of a step, 0 where none was taken.
+
+        None where nothing costs.
+        """
+        if cost is None:
+            return before
+        now = self._array(cost)
+        return (now, now) if before is None else (self._xp.maximum(before[0], now), before[1] + now)
+
+    def _paid(self, bill: Bill | None, done: Array) -> tuple[Tensor | None, Tensor | None]:
+        """The largest cost, and those of the episodes so far, [N]; anew for rows that are done."""
+        if bill is None:
+            return None, None
+        self._cost += bill[1]
+        total = self._tensor(copied(self._cost))
+        self._cost[done] = 0.0
+        return self._tensor(bill[0]), total
+
     def _finish(self, done: Array) -> tuple[Tensor, Tensor]:
         """Returns and lengths so far, [N] each; restarts them for the rows that are done."""
         returns, lengths = copied(self._return), copied(self._length)
@@ -239,6 +266,7 @@ class ChunkEnv:
     def _own(self) -> dict[str, Array]:
         """What is this class's own of the state."""
         totals = {"return": self._return, "length": self._length, "solved": self._solved}
+        totals |= {"cost": self._cost} if self.env.costs else {}
         return {"history": self._history, **totals}
 
     def _kept(self, value: Array) -> Array:
@@ -261,6 +289,7 @@ class ChunkEnv:
         own = {name: self._given(state[name], mine) for name, mine in self._own().items()}
         self._history, self._solved = own["history"], own["solved"]
         self._return, self._length = own["return"], own["length"]
+        self._cost = own.get("cost", self._cost)
         return None
 
     def close(self) -> None:

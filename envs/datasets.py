@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,14 +15,12 @@ from .data.read import read
 from .data.recording import Reading, Recording
 from .encoded import See
 from .pixels import Images
-from .recorded import fingerprint, held_out_episodes, stage_of
+from .recorded import discounted, fingerprint, held_out_episodes, largest, scale_of, stage_of
 from .shift import Shift, shifted
 
 HELD_WINDOWS = 8192  # at most so many validation windows: a validation is one batch
 HELD_BYTES = 1 << 28  # and no more memory than this for their observations
-RETURN_RANGE = 1000.0  # what reward_norm=return_range scales the spread of returns to
 PIECE = 256  # observations that are encoded at a time
-SPARSE = 0.05  # rewards are sparse when fewer steps than this share have an unusual one
 AnyBatch = TypeVar("AnyBatch", Batch, Windows)
 
 
@@ -222,7 +219,8 @@ class Transitions(Dataset):
     For a step s with n = min(n_step Ta, steps left) the batch holds sum_k gamma^k r_{s+k} over the
     n steps, gamma^n (1 - terminated) and the observation n steps on, so an n-step target is `reward
     + discount * value(next_obs)`; a cut episode keeps its bootstrap, and its last decisions are
-    left out only where the recording does not hold the observation after its end.
+    left out only where the recording does not hold the observation after its end. Where the file
+    tells costs the batch holds the largest of the n steps.
 
     reward_norm "return_range" multiplies rewards by RETURN_RANGE / (best - worst return), as in
     arXiv:2110.06169; sparse rewards (a goal's 0 and 1) have a range that is that of one step, and
@@ -259,16 +257,11 @@ class Transitions(Dataset):
                 f"data={self.path}: it holds no rewards, which this algorithm learns from; "
                 "use algo=bc, or a file with rewards"
             )
-        reward = torch.from_numpy(recording.reward)
-        steps = len(reward)
-        step = torch.arange(steps, dtype=last.dtype)
+        step = torch.arange(len(recording.reward), dtype=last.dtype)
         left = last - step + 1
         frames = left.clamp(max=self.span)
-        self.reward_scale = self.scale_of(recording)
-        total = torch.zeros(steps)
-        for k in range(self.span):
-            inside = frames > k
-            total[inside] += self.gamma**k * reward[step[inside] + k]
+        self.reward_scale = scale_of(recording, self.reward_norm, self.path)
+        total = discounted(torch.from_numpy(recording.reward), frames, self.gamma)
         at_end = frames == left
         terminated = at_end & torch.from_numpy(recording.terminated)[last]
         lengths = torch.from_numpy(recording.lengths)
@@ -280,24 +273,15 @@ class Transitions(Dataset):
         self.reward = (total * self.reward_scale).to(device)  # [S]
         self.discount = (powers[frames] * ~terminated).to(device)  # [S]
         self.after = torch.where(after < 0, step, after).to(device)  # [S] row of the successor
+        self.cost = None  # [S]
+        if recording.cost is not None:
+            self.cost = largest(torch.from_numpy(recording.cost), frames).to(device)
         return usable
 
-    def scale_of(self, recording: Recording) -> float:
-        """Factor on rewards. Raises ValueError when all returns are equal."""
-        if self.reward_norm == "none":
-            return 1.0
-        assert recording.reward is not None
-        _, counts = np.unique(recording.reward, return_counts=True)
-        if self.reward_norm == "auto" and counts.max() > (1 - SPARSE) * len(recording.reward):
-            return 1.0
-        returns = np.add.reduceat(np.asarray(recording.reward, np.float64), recording.starts)
-        spread = float(returns.max() - returns.min())
-        if spread <= 0:
-            raise ValueError(
-                f"data={self.path}: all {len(returns)} episodes have the return {returns[0]:g}, so "
-                "their range cannot scale rewards; set data.reward_norm=none"
-            )
-        return RETURN_RANGE / spread
+    @property
+    def costs(self) -> bool:
+        """Whether batches tell costs."""
+        return self.cost is not None
 
     def rows(self, step: Tensor) -> Batch:
         """Transitions from the steps [B]. (index_select: half the time of indexing by a tensor.)"""
@@ -309,7 +293,8 @@ class Transitions(Dataset):
         else:
             first = self.first[step]
             obs, next_obs = self.history(step, first), self.next_history(step, after, first)
-        return Batch(obs, self.chunk(step), reward, discount, next_obs)
+        cost = None if self.cost is None else self.cost.index_select(0, step)
+        return Batch(obs, self.chunk(step), reward, discount, next_obs, cost)
 
     def chunk(self, step: Tensor) -> Tensor:
         """Actions [B, Tp, Da] from the steps on, the last one repeated past an episode's end."""
@@ -334,7 +319,7 @@ class Mixed:
     """Batches of which a share comes from recorded data and the rest from a running replay.
 
     replay, dataset: the two sources; their batch sizes are set here. The replay's rewards get the
-    data's factor. The order of a batch's rows is random.
+    data's factor, costs are those of both or none. The order of a batch's rows is random.
 
     Args:
         batch_size: Rows per update, recorded and replayed ones together.
@@ -360,6 +345,7 @@ class Mixed:
         self.obs_size, self.action_dim = dataset.obs_size, dataset.action_dim
         self.obs_images, self.obs_steps = dataset.obs_images, dataset.obs_steps
         self.statistics, self.metrics = dataset.statistics, replay.metrics
+        self.costs = replay.costs and dataset.costs
 
     @property
     def progress(self) -> int:
@@ -382,6 +368,8 @@ class Mixed:
         """
         online, offline = self.replay.next(act), self.dataset.next(act)
         online = online._replace(reward=online.reward * self.dataset.reward_scale)
+        if not self.costs:
+            online, offline = online._replace(cost=None), offline._replace(cost=None)
         pairs = zip(online.columns, offline.columns, strict=True)
         batch, generator = Batch(*(torch.cat(pair) for pair in pairs)), self.dataset.generator
         rows = torch.randperm(len(batch.obs), generator=generator, device=generator.device)

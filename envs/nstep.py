@@ -21,18 +21,21 @@ def join(decisions: list[Decision]) -> tuple[Batch, Tensor]:
     """The transition from the first decision's state to the last one's successor, and its validity.
 
     Rewards are summed under the product of the discounts before them, which is the discount of the
-    whole; an episode that ends on the way is left there, with its own bootstrap. One broken step
-    makes the whole transition invalid. N rows each.
+    whole, and the largest cost counts; an episode that ends on the way is left there, with its own
+    bootstrap. One broken step makes the whole transition invalid. N rows each.
     """
     batch, ended, valid = decisions[0]
     reward, discount, next_obs, goes_on = batch.reward, batch.discount, batch.next_obs, ~ended
+    cost = batch.cost
     for later, ended, sound in decisions[1:]:
         reward = torch.where(goes_on, reward + discount * later.reward, reward)
         discount = torch.where(goes_on, discount * later.discount, discount)
         next_obs = torch.where(goes_on[:, None], later.next_obs, next_obs)
+        if cost is not None and later.cost is not None:
+            cost = torch.where(goes_on, torch.maximum(cost, later.cost), cost)
         valid = valid & (sound | ~goes_on)
         goes_on = goes_on & ~ended
-    return Batch(batch.obs, batch.action, reward, discount, next_obs), valid
+    return Batch(batch.obs, batch.action, reward, discount, next_obs, cost), valid
 
 
 class Pending:

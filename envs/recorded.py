@@ -9,6 +9,9 @@ from torch import Tensor
 from .chunk import ChunkEnv
 from .data.recording import Recording, Stage
 
+RETURN_RANGE = 1000.0  # what reward_norm=return_range scales the spread of returns to
+SPARSE = 0.05  # rewards are sparse when fewer steps than this share have an unusual one
+
 
 def fingerprint(recording: Recording) -> str:
     """SHA-256 of everything that is learned from."""
@@ -41,6 +44,42 @@ def held_out_episodes(recording: Recording, share: float | str) -> Tensor:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     held[order[count - spared :]] = True
     return held
+
+
+def discounted(reward: Tensor, frames: Tensor, gamma: float) -> Tensor:
+    """sum_k gamma^k r_{s+k} over the `frames` steps from every step s on, all [S]."""
+    step, total = torch.arange(len(reward)), torch.zeros(len(reward))
+    for k in range(int(frames.max())):
+        inside = frames > k
+        total[inside] += gamma**k * reward[step[inside] + k]
+    return total
+
+
+def largest(cost: Tensor, frames: Tensor) -> Tensor:
+    """The largest of the `frames` steps' costs from every step on, all [S]."""
+    step, worst = torch.arange(len(cost)), cost.clone()
+    for k in range(1, int(frames.max())):
+        inside = frames > k
+        worst[inside] = torch.maximum(worst[inside], cost[step[inside] + k])
+    return worst
+
+
+def scale_of(recording: Recording, how: str, path: str | list[str]) -> float:
+    """Factor on rewards. Raises ValueError when all returns are equal."""
+    if how == "none":
+        return 1.0
+    assert recording.reward is not None
+    _, counts = np.unique(recording.reward, return_counts=True)
+    if how == "auto" and counts.max() > (1 - SPARSE) * len(recording.reward):
+        return 1.0
+    returns = np.add.reduceat(np.asarray(recording.reward, np.float64), recording.starts)
+    spread = float(returns.max() - returns.min())
+    if spread <= 0:
+        raise ValueError(
+            f"data={path}: all {len(returns)} episodes have the return {returns[0]:g}, so "
+            "their range cannot scale rewards; set data.reward_norm=none"
+        )
+    return RETURN_RANGE / spread
 
 
 def stage_of(env: ChunkEnv | None) -> Stage | None:

@@ -39,7 +39,7 @@ class Recorder:
     def __init__(self, env: VectorEnv, owed: NDArray | None = None) -> None:
         self.env, self.owed = env, owed
         self.obs = torch.zeros(0)
-        self.columns: list[list[NDArray]] = [[] for _ in range(6)]
+        self.columns: list[list[NDArray]] = [[] for _ in range(6 + env.costs)]
         self.steps = np.zeros(env.num_envs, np.int64)  # recorded so far, of each environment
         self.finished = np.zeros(env.num_envs, np.int64)  # episodes of each environment
 
@@ -61,7 +61,8 @@ class Recorder:
         out = self.env.step(action, None if whole else torch.from_numpy(stepped))
         ended = (out.terminated | out.truncated).numpy()
         good = out.valid.numpy() & stepped
-        row = (self.obs, action, out.reward, out.final_obs)
+        paid = () if out.cost is None else (out.cost,)
+        row = (self.obs, action, out.reward, out.final_obs, *paid)
         values = [value.detach().cpu().numpy().astype(np.float32) for value in row]
         flags = good * 1 + (out.terminated.numpy() & good) * 2 + (ended & stepped) * 4
         kept = np.flatnonzero(stepped)
@@ -92,7 +93,7 @@ class Recorder:
         whole = len(self.columns[-1])  # the last to be filled, where another thread asks meanwhile
         columns = [np.concatenate(column[:whole]) for column in self.columns]
         order = np.argsort(columns[-1], kind="stable")
-        obs, action, reward, after, flags, place = (column[order] for column in columns)
+        obs, action, reward, after, *paid, flags, place = (column[order] for column in columns)
         good, terminated, last = ((flags & bit).astype(bool) for bit in (1, 2, 4))
         kept = good.copy()
         if episodes is not None:
@@ -111,7 +112,8 @@ class Recorder:
         ends = np.flatnonzero(last) + 1
         successor = len(obs) + np.arange(len(ends))
         obs = np.concatenate([obs, after[last]])
-        return Recording(obs, action, reward, terminated, ends, successor, about)
+        cost = paid[0][kept] if paid else None
+        return Recording(obs, action, reward, terminated, ends, successor, about, cost)
 
 
 def first_of(place: NDArray) -> NDArray:

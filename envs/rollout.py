@@ -39,6 +39,7 @@ class Episode(NamedTuple):
     broken: bool  # cut because the physics or the observation broke; such a return is no result
     success_once: bool | None = None  # solved at any step; None: no notion of success
     success_at_end: bool | None = None  # solved by the last step; likewise
+    cost: float | None = None  # summed over the steps; None: nothing costs
 
 
 class Patience:
@@ -168,6 +169,7 @@ def finished(step: ChunkStep, row: int, first: int, seed: int, episode: int) -> 
         broken=not bool(step.valid[row]),
         success_once=flag(step.success_once, row),
         success_at_end=flag(step.success_at_end, row),
+        cost=None if step.episode_cost is None else float(step.episode_cost[row]),
     )
 
 
@@ -203,11 +205,24 @@ def success_rates(rows: list[Episode]) -> dict[str, float]:
     return figures
 
 
+def mean_cost(rows: list[Episode]) -> dict[str, float]:
+    """Mean cost of an episode with a 95 % bootstrap interval over episodes; empty: nothing costs.
+
+    `eval/unsafe` is the share of the episodes with any cost.
+    """
+    costs = np.array([row.cost for row in rows if row.cost is not None])
+    if not len(costs):
+        return {}
+    low, high = of_mean(costs)
+    figures = {"eval/cost": float(costs.mean()), "eval/cost_low": low, "eval/cost_high": high}
+    return figures | {"eval/unsafe": float((costs > 0).mean())}
+
+
 def summary(rows: list[Episode]) -> dict[str, float]:
     """Mean return and length with a 95 % bootstrap interval of the mean return over episodes.
 
     `eval/broken` counts episodes that the physics guard cut; it is there when it is not zero.
-    Success rates are there where the environment has a notion of success.
+    Success rates are there where the environment has a notion of success, costs where steps cost.
     """
     broken = sum(row.broken for row in rows)
     returns = np.array([row.ret for row in rows])
@@ -220,6 +235,7 @@ def summary(rows: list[Episode]) -> dict[str, float]:
         "eval/length": float(np.mean([row.length for row in rows])),
         "eval/episodes": float(len(rows)),
         **success_rates(rows),
+        **mean_cost(rows),
     } | ({"eval/broken": float(broken)} if broken else {})
 
 

@@ -100,7 +100,9 @@ class Replay(Acting):
         self.warmup_policy = warmup_policy
         device, rows = str(generator.device), kept_rows or horizon
         refuse_large(env, capacity)
-        self.buffer = Buffer(capacity, env.obs_dim, rows, env.action_dim, device)
+        self.costs = env.env.costs  # whether batches tell them
+        sizes = env.obs_dim, rows, env.action_dim
+        self.buffer = Buffer(capacity, *sizes, device, costs=self.costs)
         self.pending = Pending(n_step)
         self.remember: Remember | None = None
         self.warm_frames = 0  # frames when the warm-up ended
@@ -148,7 +150,7 @@ class Replay(Acting):
         choice = act(obs)
         action, kept = choice if isinstance(choice, Coded) else (choice, choice)
         step = self.step(action)
-        batch = Batch(obs, kept, step.reward, step.discount, step.next_obs)
+        batch = Batch(obs, kept, step.reward, step.discount, step.next_obs, step.cost)
         joined = self.pending.add(batch, step.terminated | step.truncated, step.valid)
         sound = None
         if self.on_device:
@@ -170,7 +172,8 @@ class Replay(Acting):
             raise ValueError("a replay that is not empty cannot begin to remember")
         old = self.buffer
         width, device = old.splits[0], str(old.rows.device)
-        self.buffer = Buffer(old.capacity, width, old.horizon, old.action_dim, device, rows)
+        sizes = width, old.horizon, old.action_dim
+        self.buffer = Buffer(old.capacity, *sizes, device, rows, old.costs)
         self.remember = remember
 
     def random_action(self, obs: Tensor) -> Tensor:

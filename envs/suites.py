@@ -11,6 +11,7 @@ from ..errors import EnvError
 from ..ranges import Count, Natural, Positive, Rate
 from .adapter import GymnasiumVector
 from .chunk import ChunkEnv
+from .costs import speed_limit
 from .families import register, step_ms
 from .memory import available, cores
 from .mujoco import native, physics, warp
@@ -26,7 +27,7 @@ log = logging.getLogger("rheo")
 BACKENDS = ("auto", "native", "gymnasium", "warp")
 OURS = {  # not the environment's options
     *("id", "num_envs", "seed", "backend", "threads", "dtype"),
-    *("workers", "step_timeout", "restarts", "execute", "device", "randomise"),
+    *("workers", "step_timeout", "restarts", "execute", "device", "randomise", "cost"),
 }
 EXCHANGE_MS = 0.4  # what a worker has to do between two exchanges for the exchange to pay
 WORKER_BYTES, MEMORY_SHARE = 1e9, 0.5  # what one takes with robosuite; of free memory, for all
@@ -142,6 +143,7 @@ def make(
     execute: int = 1,
     device: str = "cpu",
     randomise: Mapping[str, Any] | None = None,
+    cost: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> VectorEnv:
     """num_envs environments of one kind; environment i is seeded with seed + i.
@@ -151,9 +153,9 @@ def make(
     the native backend, 0 for one per usable CPU.
     workers: processes among which the loop is shared out, or `auto` (`crew`); step_timeout and
     restarts: as of `Workers`. execute: steps that are asked for at once. randomise: ranges
-    of factors by which worlds of the backend `warp` differ (`mujoco.variety`). options: the
-    environment's own constructor options. Raises EnvError for whatever the user can put right:
-    unknown id or option, missing package, unusable spaces.
+    of factors by which worlds of the backend `warp` differ (`mujoco.variety`). cost: what a step
+    costs (`costs`). options: the environment's own constructor options. Raises EnvError for
+    whatever the user can put right: unknown id or option, missing package, unusable spaces.
     """
     for name, value, least in (("num_envs", num_envs, 1), ("threads", threads, 0)):
         if value < least:
@@ -161,12 +163,13 @@ def make(
     if seed is not None and seed < 0:
         raise EnvError(f"seed is {seed}, but seeds are not negative")
     chosen = choose(id, backend, options, workers)
-    ranges = ranges_for(chosen, randomise or {})
+    ranges, limit = ranges_for(chosen, randomise or {}), speed_limit(id, chosen, cost or {})
     if chosen != "gymnasium":
         refuse_workers(id, chosen, workers)
         register(id)
     if chosen == "native":
-        return NativeVector(id, num_envs, seed=seed, threads=threads, dtype=dtype, **options)
+        given = {"threads": threads, "dtype": dtype, "speed_limit": limit}
+        return NativeVector(id, num_envs, seed=seed, **given, **options)
     if chosen == "warp":
         kind = {"dtype": dtype, "device": device, "randomise": ranges}
         return warp.WarpVector(id, num_envs, seed=seed, **kind, **options)
@@ -193,6 +196,7 @@ def chunked(
     obs_steps: Count,
     gamma: Rate,
     randomise: dict[str, Any],
+    cost: dict[str, Any],
     options: dict[str, Any],
     device: str = "cpu",
 ) -> ChunkEnv | None:
@@ -212,6 +216,8 @@ def chunked(
         gamma: Discount per environment step; nearer to 1 looks further ahead.
         randomise: Factors by which worlds of backend=warp differ, as {mass: [0.8, 1.2], friction:
             ..., damping: ...}; empty: not at all.
+        cost: What a step costs beside its reward, as {kind: speed, limit: X}: 1 above that speed of
+            a walking robot, auto (or no limit) is Safety-Gymnasium's; empty: nothing costs.
         options: Options of the environment's constructor, by name; also obs_keys, and the cameras
             and size of images.
         device: Device of the run.
@@ -226,6 +232,6 @@ def chunked(
     env = make(
         id, num_envs, backend=backend, threads=threads, workers=workers,
         step_timeout=step_timeout, restarts=restarts, execute=execute, device=device,
-        randomise=randomise, **options,
+        randomise=randomise, cost=cost, **options,
     )  # fmt: skip
     return ChunkEnv(env, execute=execute, obs_steps=obs_steps, gamma=gamma)

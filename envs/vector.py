@@ -42,9 +42,11 @@ class VectorEnv(ABC):
     one, and no step asks it for a number.
     obs_parts: the named parts of an observation with their widths, in order; None without names.
     obs_images: heights and widths of those that are images, its last ones (`pixels`).
+    costs: whether steps tell what they cost beside their reward.
     """
 
     backend: str
+    costs: bool = False
     device: torch.device | None = None
     obs_parts: dict[str, int] | None = None
     obs_images: Images = {}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rheo import ranks
-from rheo.algos.contract import Algorithm, completed
+from rheo.algos.contract import Algorithm, completed, refuse_costless
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.encoded import Encoded
 from rheo.envs.parts import displaced, listed_parts, names, read_parts
@@ -169,7 +169,7 @@ def elsewhere(
     unless typed. Options are kept unless a file was named; of the same environment what decides its
     observations is kept then too. flagged: the --config-dir words. Raises RheoError.
     """
-    keys = {word.partition("=")[0] for word in words}
+    keys = {".".join(word.partition("=")[0].split(".")[:2]) for word in words}
     for word in words:
         if word == "env.backend=warp" or word.startswith("env.randomise"):
             raise RheoError(
@@ -184,7 +184,7 @@ def elsewhere(
         same = other["id"] == node.get("id")
         kept = {key: kept[key] for key in OBSERVED if key in kept and same}
     moved = {"id": other["id"], "backend": other["backend"]} if chosen else {}
-    moved |= {key: other[key] for key in ("backend", *STEPPING) if f"env.{key}" in keys}
+    moved |= {key: other[key] for key in ("backend", "cost", *STEPPING) if f"env.{key}" in keys}
     return {**node, **moved, "options": {**kept, **other["options"]}}
 
 
@@ -200,9 +200,8 @@ def refuse_other_world(env: ChunkEnv, sizes: Sizes, run: Any) -> None:
         )
     if list(here.images) != list(sizes.images):
         seen, learned = (listed_images(each.images) for each in (here, sizes))
-        log.warning(
-            "images are %s here, and %s in %s: taken to be the same", seen, learned, run.path
-        )
+        text = "images are %s here, and %s in %s: taken to be the same"
+        log.warning(text, seen, learned, run.path)
     refuse_other_order(env, run)
 
 
@@ -327,6 +326,7 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
     source = offer(cfg["source"], "source", **given)
     sizes = agree(cfg, env, source)
     algo = make_algo(cfg, sizes, run_updates(source, cfg["steps"]))
+    refuse_costless(algo, source)
     acted = None if env is None else entered(algo, env, episodes)
     if env is not None:
         env.reset(episodes)

@@ -134,13 +134,17 @@ def figures(recording: Recording, maker: "Maker") -> dict[str, Any]:
     """
     lengths = np.diff(recording.ends, prepend=0)
     assert recording.reward is not None
-    returns = np.add.reduceat(recording.reward.astype(np.float64), recording.ends - lengths)
+    returns = np.add.reduceat(recording.reward, recording.starts, dtype=np.float64)
     limit = maker.max_steps or np.inf
-    returns = returns[recording.terminated[recording.ends - 1] | (lengths >= limit)]
+    whole = recording.terminated[recording.ends - 1] | (lengths >= limit)
+    returns = returns[whole]
     card = {"steps": int(recording.ends[-1]), "episodes": len(lengths), "whole": len(returns)}
     if not len(returns):
         return card
     mean = float(returns.mean())
+    if recording.cost is not None:
+        costs = np.add.reduceat(recording.cost, recording.starts, dtype=np.float64)
+        card |= {"cost_mean": float(costs[whole].mean())}
     return card | {
         "return_mean": mean,
         "return_std": float(returns.std()),
@@ -156,4 +160,5 @@ def describe(card: dict[str, Any]) -> str:
         text += f", return {card['return_mean']:.1f} +- {card['return_std']:.1f}"
         text += f" over {card['whole']} whole ones"
         text += "" if card["score"] is None else f", score {card['score']:.1f}"
+        text += f", cost {card['cost_mean']:.1f}" if "cost_mean" in card else ""
     return text + (f", noise {card['noise']:g}" if card.get("noise") else "")

@@ -95,6 +95,8 @@ def described(recording: Recording) -> list[str]:
         f"  length       {quantiles(lengths)}",
         f"  return       {returns(recording)}",
     ]
+    if recording.cost is not None:
+        lines.append(f"  cost         {quantiles(sums(recording, recording.cost))}")
     for key, table in recording.tables.items():
         lines.append(f"  {key:12} {table.shape[1]} dimensions, {bounds(table)}")
     lines[-1] += f", {100 * saturated(recording):.1f} % at a bound"
@@ -126,12 +128,17 @@ def returns(recording: Recording) -> str:
     """Quantiles of the episodes' returns, and the mean's score where references are known."""
     if recording.reward is None:
         return "no rewards"
-    values = np.add.reduceat(recording.reward, recording.starts, dtype=np.float64)
+    values = sums(recording, recording.reward)
     env_id, sizes = recording.about["env_id"], (recording.obs.shape[1], recording.action.shape[1])
     known = env_id if fits(env_id, *sizes) else None
     score = normalized_score(known or "", float(values.mean()))
     told = "" if score is None else f" (D4RL score {score:.1f} of 100)"
     return quantiles(values) + told
+
+
+def sums(recording: Recording, values: np.ndarray) -> np.ndarray:
+    """The sum over every episode [E] of the steps' numbers [S]."""
+    return np.add.reduceat(values, recording.starts, dtype=np.float64)
 
 
 def bounds(table: np.ndarray) -> str:

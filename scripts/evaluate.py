@@ -281,6 +281,12 @@ def report(run: Run, figures: dict[str, Any]) -> str:
         f"length {figures['eval/length']:.1f}, {figures['decision_ms']:.2f} ms per decision for "
         "one observation (median)",
     ]
+    if "eval/cost" in figures:
+        lines.append(
+            f"cost {figures['eval/cost']:.1f} an episode  95 % interval "
+            f"[{figures['eval/cost_low']:.1f}, {figures['eval/cost_high']:.1f}]; "
+            f"{100 * figures['eval/unsafe']:.0f} % of the episodes cost anything"
+        )
     if "eval/broken" in figures:
         lines.append(
             f"{figures['eval/broken']:.0f} episodes were cut because the physics broke, an "

@@ -29,7 +29,7 @@ def returns(recording: Recording) -> NDArray:
     if recording.reward is None:
         text = "no rewards, so that no return is known; --ended and --smooth ask for none"
         raise refuse(recording.about["path"], text, "rewards")
-    return np.add.reduceat(recording.reward.astype(np.float64), recording.starts)
+    return np.add.reduceat(recording.reward, recording.starts, dtype=np.float64)
 
 
 def least(recording: Recording, wanted: float) -> NDArray:

@@ -38,7 +38,10 @@ from .store.where import SWEEP, locate, one_line, reached
 log = logging.getLogger("rheo")
 OWN, STOP, LOST = SWEEP, "stop", "lost"  # the sweep's own folder, and what is in it
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
-FIGURES = ("eval/return", "eval/score", "eval/success_once", "eval/success_at_end", "val/loss")
+FIGURES = (
+    *("eval/return", "eval/score", "eval/success_once", "eval/success_at_end", "eval/cost"),
+    "val/loss",
+)
 LOOK = 0.2  # seconds between two looks at the disk
 
 

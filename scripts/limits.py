@@ -203,4 +203,5 @@ def transitions(
     obs, next_obs = (torch.randn(count, sizes.obs_dim, generator=generator) for _ in range(2))
     action = 2 * torch.rand(count, horizon, sizes.action_dim, generator=generator) - 1
     reward = torch.randn(count, generator=generator)
-    return Batch(obs, action, reward, torch.full((count,), 0.99), next_obs)
+    discount, free = torch.full((count,), 0.99), torch.zeros(count)
+    return Batch(obs, action, reward, discount, next_obs, free)

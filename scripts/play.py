@@ -130,7 +130,7 @@ def played(name: str, asked: Playing) -> Played:
     prepare(run.config)
     if not (run.config["env"] or {}).get("id"):
         raise RheoError(f"{run.path}: learned from data without an environment to play in")
-    run.config["env"] |= {"backend": "gymnasium", "workers": 0, "randomise": {}}
+    run.config["env"] |= {"backend": "gymnasium", "workers": 0, "randomise": {}, "cost": {}}
     run.config["env"]["options"] = drawn_options(run.config["env"])
     env = make_env(run.config, 1)
     assert env is not None

@@ -76,6 +76,7 @@ def write_episodes(path: Path, lengths: list[int], obs_dim: int = 3, action_dim:
         observations=rng.normal(size=(steps, obs_dim)),
         actions=rng.uniform(-1, 1, (steps, action_dim)),
         rewards=rng.normal(size=steps),
+        costs=np.arange(steps) % 3 == 0,
         episode_ends=np.cumsum(lengths),
     )
     return path

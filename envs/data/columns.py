@@ -34,9 +34,10 @@ from .successors import believed
 class EndToEnd:
     """A layout of columns whose S rows are the steps of E episodes, one after the other.
 
-    columns: observations [S, Do], actions [S, Da]; rewards [S] and next_observations [S, Do] where
-    the file holds them. These are believed where successor_known [E] says of which episodes they
-    hold the end. A time limit cuts episodes at rows whose successors are the rows behind them.
+    columns: observations [S, Do], actions [S, Da]; rewards and costs [S] and next_observations
+    [S, Do] where the file holds them. These are believed where successor_known [E] says of which
+    episodes they hold the end. A time limit cuts episodes at rows whose successors are the rows
+    behind them.
     """
 
     path: str
@@ -51,7 +52,8 @@ class EndToEnd:
     def sizes(self) -> Sizes:
         """See Layout."""
         (steps, dims), (_, count) = (self.columns[key].shape for key in ("observations", "actions"))
-        return Sizes(steps, len(self.ends), 0, dims, count, "rewards" in self.columns)
+        told = "rewards" in self.columns, "costs" in self.columns
+        return Sizes(steps, len(self.ends), 0, dims, count, *told)
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -72,16 +74,21 @@ class EndToEnd:
         jumps = self.successors(obs, ends, known)
         action = allocate(self.path, self.columns["actions"].shape, storage)
         fill(action, self.columns["actions"])
-        reward = None
-        if "rewards" in self.columns:
-            reward, name = np.empty(steps, np.float32), self.names.get("rewards", "rewards")
-            fill(reward, held(values(self.path, self.columns["rewards"], name)))
+        reward, cost = self.told_of("rewards"), self.told_of("costs")
         about = self.about | ({"jumps": jumps} if len(jumps) else {})
         ended = np.zeros(steps, bool) if self.terminated is None else self.terminated
-        recording = Recording(obs, action, reward, ended, ends, behind(known, steps), about)
+        recording = Recording(obs, action, reward, ended, ends, behind(known, steps), about, cost)
         doubted = known.any() and "successor_known" not in self.columns
         key = self.names.get("next_observations", "")
         return believed(recording, cuts, key) if doubted or len(cuts) else recording
+
+    def told_of(self, key: str) -> NDArray | None:
+        """The number of every step [S] float32, None where the file has no such key."""
+        if key not in self.columns:
+            return None
+        column = values(self.path, self.columns[key], self.names.get(key, key))
+        fill(out := np.empty(len(column), np.float32), held(column))
+        return out
 
     def known(self) -> NDArray:
         """Episodes [E] whose last step's successor the file holds."""

@@ -119,6 +119,9 @@ def write_robomimic(path: Path, recording: Recording, attributes: Mapping[str, A
     if unknown:
         text = "%s: what was observed after %d of %d episodes is not known: they have no next_obs"
         log.warning(text, about.get("path", path), unknown, len(recording.ends))
+    if recording.cost is not None:
+        text = "%s: robomimic's layout has no place for costs, so they are left out; .hdf5 has one"
+        log.warning(text, about.get("path", path))
     ask_for(least(recording), path.parent)
     attributes = {**attributes, "obs_keys": list(parts_of(recording))}
     names, masks = None, None

@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from .recording import Column, refuse, remark
 
 # Our name -> other names of the same column. Sources: gymnasium, D4RL, OGBench and the JAX learners
-# (masks, dones_float), RLDS (is_*), stable-baselines (episode_starts), DPPO (states, traj_lengths).
+# (masks, dones_float), RLDS (is_*), stable-baselines (episode_starts), DPPO (states, traj_lengths),
+# DSRL (costs).
 SYNONYMS = {
     "observations": ("obs", "observation", "states", "state"),
     "actions": ("action",),
     "rewards": ("reward",),
+    "costs": ("cost",),
     "next_observations": ("next_obs", "next_observation", "next_states", "next_state"),
     "terminals": ("terminal", "terminations", "terminated", "is_terminal"),
     "timeouts": ("timeout", "truncations", "truncated"),

@@ -88,8 +88,8 @@ def bad_rows(recording: Recording) -> dict[str, tuple[NDArray, NDArray]]:
     last step.
     """
     arrays = recording.tables
-    if recording.reward is not None:
-        arrays["rewards"] = recording.reward[:, None]
+    numbers = {"rewards": recording.reward, "costs": recording.cost}
+    arrays |= {key: array[:, None] for key, array in numbers.items() if array is not None}
     found = {key: (rows_not_finite(array), array) for key, array in arrays.items()}
     after = recording.state[recording.successor[recording.successor >= 0]]
     last = recording.ends[recording.successor >= 0] - 1

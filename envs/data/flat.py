@@ -15,7 +15,8 @@ from .ends import OTHERS, PER_STEP, Marks, exclusive, named, settled
 from .recording import Column, Reading, Recording, Sizes, refuse, remark
 from .told import KNOWN, allowed, decoded, some
 
-ROWS = ("observations", "rewards", "next_observations", *PER_STEP)  # one a step
+NAMED = ("observations", "rewards", "costs", "next_observations")
+ROWS = (*NAMED, *PER_STEP)  # one a step
 PARTS = ("obs_keys", "obs_widths", "obs_images")
 SHORT = 10_000  # entries that are read in any case, so that a message can say what is wrong
 ENDS = ("episode_ends", "episode_lengths", "episode_starts")
@@ -25,7 +26,7 @@ HELD = ("format", "version", "env_id", "action_low", "action_high")  # attribute
 class Flat:
     """Keys [S, ...] end to end: D4RL's layout, our own, and npz files with the same keys.
 
-    observations [S, Do] and actions [S, Da] are needed. rewards, terminals and timeouts [S],
+    observations [S, Do] and actions [S, Da] are needed. rewards, costs, terminals and timeouts [S],
     next_observations [S, Do], episode_ends [E] and action_low, action_high [Da] are used where
     present; our own files add successor_known [E]. Other names of these, and other columns that
     mark ends, are in `ends.SYNONYMS`. Rewards and flags may also be [S, 1]; scalars of an npz file
@@ -129,9 +130,9 @@ class Flat:
         """See Layout."""
         held = next((self.columns[key] for key in ENDS if key in self.columns), None)
         episodes = min((*held.shape, 0)[0], self.steps) if held else 0
-        reward = "rewards" in self.columns
+        told = "rewards" in self.columns, "costs" in self.columns
         known = episodes if "next_observations" in self.columns else 0
-        return Sizes(self.steps, episodes, known, self.obs_dim, self.action_dim, reward)
+        return Sizes(self.steps, episodes, known, self.obs_dim, self.action_dim, *told)
 
     def read(self, storage: str) -> Recording:
         """See Layout."""
@@ -171,7 +172,7 @@ class Flat:
             held = self.attributes.get(key) if bounds is None else bounds.tolist()
             about |= {} if held is None else {key: held}
         for key, name in self.names.items():
-            if key in ("observations", "actions", "rewards", "next_observations") and key != name:
+            if key in ("actions", *NAMED) and key != name:
                 remark(about, name, f"read as {key}")
         if self.unread:
             remark(about, "", f"not read: {some(self.unread)}")

@@ -257,10 +257,11 @@ class Several:
     def note(self) -> None:
         """Says what differs and does not keep the files from being joined."""
         pairs = list(zip(self.files, self.heads, strict=True))
-        lacking = [file for file, one in pairs if not one.sizes.reward]
-        if lacking and len(lacking) < len(self.files):
-            text = "data=%s: no rewards in %s, so those of the other files are not used"
-            log.warning(text, self.path, lacking[0])
+        for what in ("reward", "cost"):
+            lacking = [file for file, one in pairs if not getattr(one.sizes, what)]
+            if lacking and len(lacking) < len(self.files):
+                text = "data=%s: no %ss in %s, so those of the other files are not used"
+                log.warning(text, self.path, what, lacking[0])
         rates = {one.about["dt"]: file for file, one in pairs if "dt" in one.about}
         if len(rates) > 1:
             parts = ", ".join(f"{dt:g} s in {file}" for dt, file in rates.items())

@@ -189,9 +189,9 @@ def kept(recording: Recording, keep: NDArray) -> Recording:
     after = recording.obs[recording.successor[keep][known]]
     lengths = recording.lengths[keep]
     steps = int(lengths.sum())
-    obs, action, reward, terminated = (
-        array if array is None else moved(array, recording, keep)
-        for array in (recording.obs, recording.action, recording.reward, recording.terminated)
+    told = recording.obs, recording.action, recording.terminated, recording.reward, recording.cost
+    obs, action, terminated, reward, cost = (
+        array if array is None else moved(array, recording, keep) for array in told
     )
     assert obs is not None and action is not None and terminated is not None
     obs[steps : steps + len(after)] = after
@@ -202,10 +202,10 @@ def kept(recording: Recording, keep: NDArray) -> Recording:
     for key in ("demos", "episodes"):
         if key in about:
             about[key] = [about[key][episode] for episode in np.flatnonzero(keep)]
-    reward = None if reward is None else reward[:steps]
+    reward, cost = (None if array is None else array[:steps] for array in (reward, cost))
     ends = np.cumsum(lengths)
     obs, action, terminated = obs[: steps + len(after)], action[:steps], terminated[:steps]
-    return Recording(obs, action, reward, terminated, ends, behind(known, steps), about)
+    return Recording(obs, action, reward, terminated, ends, behind(known, steps), about, cost)
 
 
 def moved(array: NDArray, recording: Recording, keep: NDArray) -> NDArray:

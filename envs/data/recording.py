@@ -64,6 +64,7 @@ class Recording(NamedTuple):
     ends: NDArray  # [E] int64 exclusive ends, rising to S
     successor: NDArray  # [E] int64: row of `obs` after the episode's last step, -1: not in the file
     about: dict[str, Any]  # format, path, env_id (or None), dt, dropped episodes, remarks ...
+    cost: NDArray | None = None  # [S] float32: what a step cost beside its reward; likewise
 
     @property
     def starts(self) -> NDArray:
@@ -99,7 +100,7 @@ class Recording(NamedTuple):
         """How large it is."""
         known, reward = int((self.successor >= 0).sum()), self.reward is not None
         dims = self.obs.shape[1], self.action.shape[1]
-        return Sizes(len(self.action), len(self.ends), known, *dims, reward)
+        return Sizes(len(self.action), len(self.ends), known, *dims, reward, self.cost is not None)
 
     def parts(self) -> "Iterator[Part]":
         """Its episodes, one by one."""
@@ -112,6 +113,7 @@ class Recording(NamedTuple):
                 bool(self.terminated[end - 1]),
                 self.obs[after] if after >= 0 else None,
                 jumps[(jumps >= start) & (jumps < end)] - start,
+                None if self.cost is None else self.cost[start:end],
             )
 
 
@@ -237,10 +239,11 @@ class Part(NamedTuple):
     terminated: bool
     successor: NDArray | None  # [Do]
     jumps: NDArray  # steps whose next observation is not the following step's
+    cost: NDArray | None = None  # [L]
 
 
 class Sizes(NamedTuple):
-    """Steps, episodes, known successors, dimensions, and whether there are rewards."""
+    """Steps, episodes, known successors, dimensions, and whether there are rewards and costs."""
 
     steps: int
     episodes: int
@@ -248,12 +251,13 @@ class Sizes(NamedTuple):
     obs_dim: int
     action_dim: int
     reward: bool
+    cost: bool = False
 
     @property
     def nbytes(self) -> int:
         """Memory of the arrays of a Recording."""
         rows = (self.steps + self.successors) * self.obs_dim
-        floats = rows + self.steps * (self.action_dim + self.reward)
+        floats = rows + self.steps * (self.action_dim + self.reward + self.cost)
         return 4 * floats + self.steps + 16 * self.episodes
 
 
@@ -294,7 +298,7 @@ def stack(
     steps = sizes.steps
     obs = allocate(path, (steps + sizes.successors, sizes.obs_dim), storage)
     action = allocate(path, (steps, sizes.action_dim), storage)
-    reward = np.empty(steps, np.float32) if sizes.reward else None
+    reward, cost = (np.empty(steps, np.float32) if has else None for has in sizes[5:])
     terminated = np.zeros(steps, bool)
     ends, known, tail, jumps, read, row = [], [], [], [], [], 0
     broken: list[Fault] = []
@@ -309,6 +313,8 @@ def stack(
             obs[row:after], action[row:after] = part.obs, part.action
             if reward is not None and part.reward is not None:
                 reward[row:after] = part.reward
+            if cost is not None and part.cost is not None:
+                cost[row:after] = part.cost
             if part.successor is not None:
                 tail.append(part.successor.astype(np.float32))
         known.append(part.successor is not None)
@@ -322,9 +328,9 @@ def stack(
     about = about | (without(about, broken, read) if broken else {})
     if len(rows := np.concatenate(jumps).astype(np.int64)):
         about = about | {"jumps": rows}
-    kept = followed(path, obs, row, tail), action[:row], None if reward is None else reward[:row]
-    after = behind(np.array(known), row)
-    return Recording(*kept, terminated[:row], np.array(ends, np.int64), after, about)
+    reward, cost = (None if told is None else told[:row] for told in (reward, cost))
+    kept = followed(path, obs, row, tail), action[:row], reward, terminated[:row]
+    return Recording(*kept, np.array(ends, np.int64), behind(np.array(known), row), about, cost)
 
 
 def behind(known: NDArray, steps: int) -> NDArray:
@@ -363,9 +369,8 @@ def total(sizes: Sequence[Sizes]) -> Sizes:
     """The sizes of all recordings together."""
     first = sizes[0]
     steps, count, known = (sum(column) for column in list(zip(*sizes, strict=True))[:3])
-    return first._replace(
-        steps=steps, episodes=count, successors=known, reward=all(one.reward for one in sizes)
-    )
+    rewards, costs = all(one.reward for one in sizes), all(one.cost for one in sizes)
+    return first._replace(steps=steps, episodes=count, successors=known, reward=rewards, cost=costs)
 
 
 def differing(following: NDArray, obs: NDArray) -> NDArray:

@@ -37,7 +37,7 @@ def write(
     """Writes a recording without loss; `read` of the file gives it back.
 
     layout: one of `paths.LAYOUTS`; none: the first of the suffix. "d4rl" (.hdf5 and .h5) are D4RL's
-    keys (observations, actions, rewards, terminals, timeouts, next_observations where any is known)
+    keys (observations, actions, rewards, costs, terminals, timeouts, next_observations where known)
     and ours (episode_ends, successor_known, attributes); "npz" holds the same keys; for
     "robomimic" see `demos.write_robomimic`. Where a successor is not known, next_observations
     repeats the last observation. Actions are stored in [-1, 1] (action_scale="unit"); action_low
@@ -69,6 +69,7 @@ def columns(recording: Recording) -> dict[str, Column]:
         "observations": recording.obs[:steps],
         "actions": recording.action,
         "rewards": recording.reward,
+        "costs": recording.cost,
         "terminals": recording.terminated,
         "timeouts": timeouts,
         "episode_ends": recording.ends,

@@ -123,7 +123,8 @@ def pool_size(threads: int, num_envs: int) -> int:
 class NativeVector(VectorEnv):
     """N simulations of one task in a batch. Options are those of gymnasium's class for the id.
 
-    threads: threads of the physics pool, 0 for one per usable CPU.
+    threads: threads of the physics pool, 0 for one per usable CPU. speed_limit: a step that is
+    faster costs 1 (`costs.speed_limit`); None: nothing costs.
     """
 
     backend = "native"
@@ -136,6 +137,7 @@ class NativeVector(VectorEnv):
         seed: int | None = None,
         threads: int = 0,
         dtype: torch.dtype = torch.float32,
+        speed_limit: float | None = None,
         **options: Any,
     ) -> None:
         made, kind, settings, obs_dim, limit = one = opened(env_id, options)
@@ -158,6 +160,8 @@ class NativeVector(VectorEnv):
         self._position = np.zeros(num_envs)
         self._left = np.zeros(num_envs)  # positions before the latest step
         self._all = np.ones(num_envs, bool)
+        self.costs, self._speed_limit = speed_limit is not None, speed_limit
+        self._place: NDArray | None = self._task.place() if self.costs else None
         self._obs = np.zeros((num_envs, obs_dim))
         self._last = np.zeros((num_envs, obs_dim))
         self._seed(seed)
@@ -191,6 +195,8 @@ class NativeVector(VectorEnv):
         position = task.position()
         if position is not None:
             self._position[ids] = position[ids]
+        if self._place is not None and (place := task.place()) is not None:
+            self._place[ids] = place[ids]
 
     def step(self, action: Tensor, active: Tensor | None = None) -> Step:
         rows = None if active is None else np.flatnonzero(active.numpy()).astype(np.int32)
@@ -212,6 +218,7 @@ class NativeVector(VectorEnv):
         final = self._tensor(obs)
         # before a reset moves what it looks at; a row that was cut or not stepped solves nothing
         solved = torch.from_numpy(self._task.success() & valid) if self._task.reports else None
+        cost = None if self._place is None else self._charge(self._place, valid, rows)
         ended = terminated | truncated
         following = final
         if np.count_nonzero(ended):
@@ -225,6 +232,7 @@ class NativeVector(VectorEnv):
             final,
             torch.from_numpy(valid),
             solved,
+            cost,
         )
 
     def _advance(self, rows: NDArray | None, given: dict[str, NDArray]) -> None:
@@ -252,6 +260,17 @@ class NativeVector(VectorEnv):
             self._position = position
         reward, terminated = task.score(self._ctrl, speed, obs)
         return obs, reward, np.zeros(self.num_envs, bool) if terminated is None else terminated
+
+    def _charge(self, before: NDArray, valid: NDArray, rows: NDArray | None) -> Tensor:
+        """1 [N] for every row that went faster than allowed; rows: those that were stepped."""
+        now = self._task.place()
+        assert now is not None
+        velocity = (now - before) / self._task.dt
+        one = velocity.shape[1] == 1
+        speed = velocity[:, 0] if one else np.sqrt(np.square(velocity).sum(1))
+        moved = slice(None) if rows is None else rows
+        before[moved] = now[moved]
+        return self._tensor((speed > self._speed_limit) & valid)
 
     def _keep_idle(
         self, rows: NDArray, obs: NDArray, reward: NDArray,
@@ -296,6 +315,7 @@ class NativeVector(VectorEnv):
             **self._common_state(),
             "physics": self._physics.state.copy(),
             "position": self._position.copy(),
+            **({} if self._place is None else {"place": self._place.copy()}),
             "obs": self._obs.copy(),
             "memory": {name: value.copy() for name, value in self._task.memory().items()},
             "rng": [rng.bit_generator.state for rng in self._rng],
@@ -305,6 +325,8 @@ class NativeVector(VectorEnv):
         self._load_common(state)
         self._physics.state[...] = state["physics"]
         self._position[:] = state["position"]
+        if self._place is not None:
+            self._place[:] = state["place"]
         self._obs[:] = state["obs"]
         for name, value in self._task.memory().items():
             value[...] = state["memory"][name]

@@ -132,6 +132,13 @@ class Task:
         """What progress is measured on, [N], copied; None when the reward does not need it."""
         return None
 
+    def place(self) -> Array | None:
+        """Where a robot is whose speed may cost, copied; None for what does not go anywhere.
+
+        [N, 1] of what goes forward and backward, whose speed is that forward, [N, 2] in the plane.
+        """
+        return None
+
     def observe(self, out: Array) -> None:
         """Write the observations into out [N, Do]."""
         raise NotImplementedError

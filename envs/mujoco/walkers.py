@@ -18,6 +18,9 @@ class Crawler(Task):
     def position(self) -> Array:
         return copied(self.qpos[:, 0])
 
+    def place(self) -> Array:
+        return copied(self.qpos[:, :1])
+
     def observe(self, out: Array) -> None:
         kept = self.qpos.shape[1] - self.skip
         out[:, :kept] = self.qpos[:, self.skip :]
@@ -99,6 +102,9 @@ class Ant(Task):
     def position(self) -> Array:
         return copied(self.views["xpos"][:, self.body, 0])
 
+    def place(self) -> Array:
+        return copied(self.views["xpos"][:, self.body, :2])
+
     def contacts(self) -> Array:
         """Clipped contact forces [N, 6 nbody]."""
         forces = self.views["cfrc_ext"].reshape(len(self.qpos), -1)
@@ -177,6 +183,9 @@ class Humanoid(Task):
         # only x: gymnasium's mass_center is the mass-weighted mean of xipos
         return self.views["xipos"][:, :, 0] @ self.share
 
+    def place(self) -> Array | None:
+        return (self.views["xipos"][:, :, :2] * self.share[:, None]).sum(1)
+
     def observe(self, out: Array) -> None:
         at = 0
         for part in (self.qpos[:, self.skip :], self.qvel, *self.parts):
@@ -207,6 +216,9 @@ class Standup(Humanoid):
         self.timestep = float(model.opt.timestep)
 
     def position(self) -> None:
+        return None
+
+    def place(self) -> None:
         return None
 
     def score(self, action: Array, speed: Array, obs: Array) -> Score:

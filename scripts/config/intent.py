@@ -26,7 +26,7 @@ BARE = (
 )
 PURPOSE = ("algo", "recipe", "env", "data")
 # of an environment that is stepped
-ACTING = ("num_envs", "backend", "randomise", "options", *STEPPING)
+ACTING = ("num_envs", "backend", "randomise", "cost", "options", *STEPPING)
 RECKLESS = 0.1  # learning rate
 NORMALIZER = "rheo.policies.normalize.Normalizer"
 

@@ -31,6 +31,7 @@ USAGE = {
 usage: rheo eval RUN [episodes=50] [device=cpu] [ref_min=RETURN ref_max=RETURN]
                  [env.execute=1] [policy.steps=4] [seed=100000]
                  [env=NAME] [env.id=ID] [env.options.KEY=VALUE] [env.workers=N]
+                 [env.cost.kind=speed] [env.cost.limit=SPEED]
                  [steer=best|soft|rlg|svdd|doob|inpaint|climb,... steer.n=16
                   steer.reference=RUN ...]""",
     "resume": """\
@@ -115,7 +116,7 @@ def evaluate(argv: Sequence[str]) -> Evaluation:
         key = word.partition("=")[0]
         if key in (*PLACES, *FREE) or key.startswith("algo.deploy_"):
             changed.append(word)
-        elif key in ("env", "env.id", "env.backend") or key.startswith("env.options"):
+        elif key in ("env", "env.id", "env.backend") or key.startswith(("env.options", "env.cost")):
             world.append(word)
         elif key in EVALUATION:
             rest.append(word)

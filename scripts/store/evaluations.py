@@ -49,7 +49,7 @@ def odd(found: Mapping[str, Any]) -> str:
     return ""
 
 
-FIGURES = ("decision_ms", "eval/return", "eval/success_once", "eval/success_at_end")
+FIGURES = ("decision_ms", "eval/return", "eval/success_once", "eval/success_at_end", "eval/cost")
 
 
 def is_number(value: Any) -> bool:

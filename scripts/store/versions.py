@@ -35,7 +35,7 @@ ADDED = {
     },
     "rheo.envs.sources.Replay": {"n_step": 1},
     "rheo.envs.suites.chunked": {
-        **{"workers": "auto", "step_timeout": 120.0, "restarts": 3, "randomise": {}},
+        **{"workers": "auto", "step_timeout": 120.0, "restarts": 3, "randomise": {}, "cost": {}},
     },
     "rheo.policies.exported.Exported": {"sha256": None},
     "rheo.policies.fewstep.FewStepPolicy": {"betas": "cosine", "grid": "uniform"},

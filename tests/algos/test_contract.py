@@ -56,6 +56,7 @@ def test_a_corrected_base_is_put_into_the_environment():
     env = chunked(
         id="InvertedPendulum-v5", num_envs=2, execute=2, options={}, backend="gymnasium",
         threads=1, obs_steps=1, gamma=0.99, workers=0, step_timeout=9.0, restarts=0, randomise={},
+        cost={},
     )  # fmt: skip
     assert env is not None
     plan = lambda obs, generator: torch.full((len(obs), 2, 1), 0.5)  # noqa: E731

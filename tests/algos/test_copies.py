@@ -23,6 +23,7 @@ BESIDE: dict[str, dict[str, tuple[str, str] | None]] = {
     **dict.fromkeys(("td3", "td3bc"), {"slow": ("policy", "target_rate")}),
     **dict.fromkeys(("awm_q", "awm_q_tune"), {"fast": ("policy", "trust_rate")}),
     "qam": {"slow": ("behaviour", "behaviour_rate")},
+    "fisor": {"cost_target": ("cost_critic", "target_rate")},
     **dict.fromkeys(("dsrl_na", "dsrl_sac"), {"slow": ("actor", "ema_rate"), "average": None}),
 }
 
@@ -64,7 +65,7 @@ BACKS_UP: dict[str, tuple[str, str]] = {
     "dsrl_sac": ("actor", "min"),
     "sac": ("policy", "min"),
 }
-EXPECTILE = ("iql", "iql_gaussian", "awm", "rfm_offline")
+EXPECTILE = ("iql", "iql_gaussian", "fisor", "awm", "rfm_offline")
 
 
 def nodes(tree: Any) -> Iterator[dict[str, Any]]:
@@ -99,7 +100,7 @@ def batch_of(seed: int) -> Batch:
     obs, next_obs = torch.randn((2, ROWS, SIZES.obs_dim), generator=g)
     action = 1.8 * torch.rand((ROWS, 1, SIZES.action_dim), generator=g) - 0.9
     reward, discount = torch.rand((2, ROWS), generator=g)
-    return Batch(obs, action, reward, discount, next_obs)
+    return Batch(obs, action, reward, discount, next_obs, reward.round())
 
 
 def networks(algo: Any) -> dict[str, nn.Module]:

@@ -492,7 +492,7 @@ def test_the_gate_tells_what_a_base_is_worth_and_refuses_a_map_that_spoils_it(ca
     gymnasium.register("Clock-v0", lambda **_: Clock(), max_episode_steps=20)
     settings: dict[str, Any] = {
         "backend": "gymnasium", "threads": 1, "obs_steps": 1, "gamma": 1.0,
-        "workers": 0, "step_timeout": 9.0, "restarts": 0, "randomise": {},
+        "workers": 0, "step_timeout": 9.0, "restarts": 0, "randomise": {}, "cost": {},
     }  # fmt: skip
     env: Any = chunked(id="Clock-v0", num_envs=50, execute=4, options={}, **settings)
     monkeypatch.setattr(logging.getLogger("rheo"), "propagate", True)

@@ -25,7 +25,7 @@ def random_batch(rows=64, obs_dim=3, action_dim=2, seed=0):
     obs, next_obs = torch.randn((2, rows, obs_dim), generator=generator)
     action = 2 * torch.rand((rows, 1, action_dim), generator=generator) - 1
     reward = torch.randn(rows, generator=generator)
-    return Batch(obs, action, reward, torch.full((rows,), GAMMA), next_obs)
+    return Batch(obs, action, reward, torch.full((rows,), GAMMA), next_obs, torch.zeros(rows))
 
 
 def two_halves(rows, generator):
@@ -44,7 +44,8 @@ def two_halves(rows, generator):
     obs = torch.where(middle, MIDDLE, START)
     next_obs = torch.where(goes_on, MIDDLE, START)
     discount = GAMMA * goes_on.float()
-    return Batch(obs[:, None], action[:, None, None], reward, discount, next_obs[:, None])
+    cost = torch.zeros(rows)
+    return Batch(obs[:, None], action[:, None, None], reward, discount, next_obs[:, None], cost)
 
 
 # Sharp weights and a fast target: a few hundred updates have to do, and where Q is climbed it has
@@ -161,6 +162,7 @@ def test_the_shipped_values_learn_from_a_recording(tmp_path, name):
         observations=rng.normal(3.0, 2.0, size=(steps, 3)),
         actions=rng.uniform(-1, 1, (steps, 2)),
         rewards=rng.normal(size=steps),
+        costs=np.zeros(steps),
         episode_ends=[20, 45, 60],
     )
     config = compose([f"algo={name}", f"data={tmp_path / 'data.npz'}"])

@@ -13,7 +13,7 @@ from rheo.envs.datasets import Mixed, Transitions
 from rheo.envs.sources import Replay
 from rheo.envs.suites import make
 
-MATCHING = ["bc", "iql", "awm", "dql", "dac", "fql", "rfm_offline", "expo", "rfm_box", "qsm",
+MATCHING = ["bc", "iql", "awm", "dql", "dac", "fisor", "fql", "rfm_offline", "expo", "rfm_box", "qsm",
             "qam", "parl"]  # fmt: skip
 CLONES = {"qam": "behaviour"}  # which clone by a part of their own, whose average is "slow"
 ONLINE = ("expo", "rfm_box", "qsm")  # which have no validation
@@ -34,7 +34,8 @@ def batch_of(rows=ROWS):
     generator = torch.Generator().manual_seed(0)
     obs = torch.randn((rows, 2), generator=generator)
     action = 2 * torch.rand((rows, 1, 1), generator=generator) - 1
-    return Batch(obs, action, torch.zeros(rows), torch.full((rows,), 0.9), obs)
+    zeros = torch.zeros(rows)
+    return Batch(obs, action, zeros, torch.full((rows,), 0.9), obs, zeros)
 
 
 class Watch:

@@ -6,7 +6,8 @@ import torch
 
 from rheo.envs import datasets
 from rheo.envs.chunk import ChunkEnv
-from rheo.envs.datasets import RETURN_RANGE, Dataset, Mixed, Transitions
+from rheo.envs.datasets import Dataset, Mixed, Transitions
+from rheo.envs.recorded import RETURN_RANGE
 from rheo.envs.sources import Replay
 from rheo.envs.suites import make
 from rheo.errors import EnvError
@@ -186,7 +187,8 @@ def with_rewards(known):
     [(1, 1, 1, 1), (4, 2, 3, 1), (4, 4, 1, 1), (16, 16, 2, 1), (3, 1, 20, 1), (3, 2, 2, 3)],
 )
 def test_transitions_equal_loops_over_episodes(write, known, horizon, execute, obs_steps, n_step):
-    path = write(**with_rewards(known))
+    cost = np.cos(7 * np.arange(30.0)).astype(np.float32)
+    path = write(**with_rewards(known), costs=cost)
     settings = {"horizon": horizon, "execute": execute, "obs_steps": obs_steps, "n_step": n_step}
     data = transitions(path, **settings)
     reward, seen, start = np.sin(np.arange(30.0)), [], 0
@@ -203,6 +205,7 @@ def test_transitions_equal_loops_over_episodes(write, known, horizon, execute, o
             total = sum(0.9**k * reward[start + i + k] for k in range(n))
             assert batch.obs[0, ::2].tolist() == history
             assert batch.reward.item() == pytest.approx(total, abs=1e-6)
+            assert batch.cost.item() == cost[start + i : start + i + n].max()
             bootstrap = 0.0 if ends_here and terminated else 0.9**n
             assert batch.discount.item() == pytest.approx(bootstrap)
             if bootstrap:
@@ -289,6 +292,13 @@ def test_a_mixed_batch_holds_the_asked_shares_with_one_scale_of_rewards(pendulum
     other = mixed(pendulum)
     other.load_state_dict(source.state_dict())
     assert all(map(torch.equal, source.next(act).columns, other.next(act).columns))
+
+
+def test_a_mixed_batch_tells_costs_only_where_both_sources_do(write, pendulum):
+    act = lambda obs: torch.zeros(len(obs), 1, 1)  # noqa: E731
+    held = dict(np.load(pendulum))
+    source = mixed(write(**held, costs=np.ones(30)))
+    assert source.dataset.costs and not source.costs and source.next(act).cost is None
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 0.01])

@@ -301,7 +301,7 @@ def test_observations_are_those_that_were_named_in_that_order() -> None:
 def test_an_option_that_is_ours_is_refused(key: str, remedy: str) -> None:
     settings: dict[str, Any] = {
         "num_envs": 1, "backend": "auto", "threads": 1, "execute": 1, "obs_steps": 1, "gamma": 0.9,
-        "workers": 0, "step_timeout": 9.0, "restarts": 0, "randomise": {},
+        "workers": 0, "step_timeout": 9.0, "restarts": 0, "randomise": {}, "cost": {},
     }  # fmt: skip
     with pytest.raises(EnvError, match=f"env.options.{key}=1: .*{remedy}"):
         chunked(id="Hopper-v5", options={key: 1}, **settings)

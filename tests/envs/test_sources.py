@@ -47,7 +47,8 @@ def replay(
 def random_batch(rows, generator, memo_rows=0):
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
     memo = draw(rows, memo_rows, 2) if memo_rows else None
-    return Batch(draw(rows, 3), draw(rows, 2, 2), draw(rows), draw(rows), draw(rows, 3), memo)
+    columns = draw(rows, 3), draw(rows, 2, 2), draw(rows), draw(rows), draw(rows, 3)
+    return Batch(*columns, memo=memo)
 
 
 def as_set(batch):
@@ -55,6 +56,30 @@ def as_set(batch):
     columns = (batch.obs, batch.action.flatten(1), batch.reward[:, None], batch.discount[:, None])
     memo = batch.reward[:, None] if batch.memo is None else batch.memo.flatten(1)
     return {tuple(row) for row in torch.cat([*columns, batch.next_obs, memo], 1).tolist()}
+
+
+def test_costs_stay_with_their_transitions_and_cost_nothing_where_there_are_none():
+    generator = torch.Generator().manual_seed(1)
+    buffer, plain = Buffer(11, 3, 2, 2, "cpu", 1, costs=True), Buffer(11, 3, 2, 2, "cpu", 1)
+    assert buffer.rows.shape[1] == plain.rows.shape[1] + 1
+    batch = random_batch(9, generator, 1)
+    batch = batch._replace(cost=batch.reward + 1)
+    for one in (buffer, plain):
+        one.add(batch, torch.ones(9, dtype=torch.bool))
+    sample = buffer.sample(50, generator)
+    assert sample.memo is not None and sample.cost is not None
+    assert torch.equal(sample.cost, sample.reward + 1) and as_set(sample) <= as_set(batch)
+    assert plain.sample(5, generator).cost is None
+
+
+def test_several_decisions_cost_the_largest_up_to_an_end():
+    decisions = []
+    for cost, ended in (([1.0, 0.0, 5.0], [0, 1, 0]), ([3.0, 7.0, 2.0], [0, 0, 1])):
+        batch = random_batch(3, torch.Generator())._replace(cost=torch.tensor(cost))
+        flags = torch.tensor(ended, dtype=torch.bool)
+        decisions.append(Decision(batch, flags, torch.ones(3, dtype=torch.bool)))
+    cost = join(decisions)[0].cost
+    assert cost is not None and cost.tolist() == [3.0, 0.0, 5.0]
 
 
 @pytest.mark.parametrize("memo_rows", [0, 3])
@@ -65,8 +90,7 @@ def test_the_ring_holds_the_same_transitions_as_a_list_that_forgets_the_oldest(m
         batch = random_batch(count, generator, memo_rows)
         valid = torch.rand(count, generator=generator) < 0.7
         buffer.add(batch, valid)
-        fields = [column for column in batch if column is not None]
-        rows = [Batch(*(field[i : i + 1] for field in fields)) for i in range(count)]
+        rows = [batch.take(torch.tensor([i])) for i in range(count)]
         oracle = (oracle + [row for row, good in zip(rows, valid, strict=True) if good])[-11:]
         assert buffer.size == len(oracle)
         expected = set().union(*(as_set(row) for row in oracle)) if oracle else set()

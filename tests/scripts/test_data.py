@@ -40,7 +40,7 @@ def hdf5(path: Path, **changes: Any) -> Path:
 
 
 def test_info_tells_what_is_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = hdf5(tmp_path / "hopper_medium-v2.hdf5")
+    path = hdf5(tmp_path / "hopper_medium-v2.hdf5", costs=np.arange(17) % 2)
     with h5py.File(path, "a") as file:
         file.attrs["dt"] = 0.008
     assert main(["data", "info", str(path)]) == 0
@@ -54,6 +54,7 @@ def test_info_tells_what_is_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixt
         "ends         1 by the task, 2 cut off; the observation after 3 of them is known",
         "length       min 4, 25 % 4.5, median 5, 75 % 6.5, max 8; mean 5.66667",
         "return       min 4, 25 % 4.5, median 5, 75 % 6.5, max 8; mean 5.66667 (D4RL score 0.8",
+        "cost         min 2, 25 % 2, median 2, 75 % 3, max 4; mean 2.66667",
         "observations 11 dimensions, -",
         "actions      3 dimensions, -0.",
         "0.0 % at a bound",
@@ -155,12 +156,13 @@ def test_lists_in_a_remedy_are_written_as_the_option_takes_them() -> None:
 
 
 def test_a_conversion_there_and_back_loses_nothing(tmp_path: Path) -> None:
-    path = hdf5(tmp_path / "walker2d_medium-v2.hdf5", obs_dim=17, action_dim=6)
+    costs = {"costs": np.arange(17.0)}
+    path = hdf5(tmp_path / "walker2d_medium-v2.hdf5", obs_dim=17, action_dim=6, **costs)
     there, back = tmp_path / "there.npz", tmp_path / "back.hdf5"
     assert main(["data", "convert", str(path), str(there)]) == 0
     assert main(["data", "convert", str(there), str(back)]) == 0
     first, last = read(str(path)), read(str(back))
-    for field in ("obs", "action", "reward", "terminated", "ends", "successor"):
+    for field in ("obs", "action", "reward", "terminated", "ends", "successor", "cost"):
         np.testing.assert_array_equal(getattr(first, field), getattr(last, field))
     assert last.about["env_id"] == "Walker2d-v4" and last.about["format"] == "rheo"
 

@@ -62,6 +62,9 @@ REFUSED = [
     (changed("actions", (4, 0), np.inf), "actions, episode 1, step 0, value inf: not a finite"),
     (changed("rewards", [5, 6, 19], -np.inf), "rewards, episode 1, step 1, value -inf.* 3 .* in 2"),
     (changed("rewards", 3, 1e300), "rewards, episode 0, step 3, value inf: not a finite"),
+    ({"costs": np.where(np.arange(STEPS) == 7, np.nan, 0)}, "costs, episode 1, step 3, value nan"),
+    ({"costs": np.zeros(21)}, "costs: 21 rows but 20 actions"),
+    ({"costs": np.zeros((20, 2))}, r"costs: has shape \(20, 2\)"),
     (changed("next_observations", 12, np.nan), "next_observations, episode 2, step 2, value nan"),
     (changed("terminals", 3, np.nan), "terminals, value nan: row 3 is not a number"),
     (changed("actions", (10, 1), -1.79), r"actions, episode 2, step 0, value -1.79: 1 of 40"),
@@ -120,7 +123,8 @@ def test_dropping_leaves_out_the_episodes_with_errors_and_no_other(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("rheo"), "propagate", True)
     whole = read(save("whole.hdf5"))
-    path = save(**changed("rewards", 0, np.nan), **changed("actions", 10, -1.79))
+    costs = {"costs": np.arange(STEPS)}
+    path = save(**changed("rewards", 0, np.nan), **changed("actions", 10, -1.79), **costs)
     recording = read(path, on_bad="drop")
     rows = np.r_[4:10, 13:20]
     np.testing.assert_array_equal(recording.obs, whole.obs[[*rows, 21, 23]])
@@ -128,6 +132,7 @@ def test_dropping_leaves_out_the_episodes_with_errors_and_no_other(
     np.testing.assert_array_equal(recording.terminated, whole.terminated[rows])
     assert recording.ends.tolist() == [6, 13] and recording.successor.tolist() == [13, 14]
     assert recording.reward is not None and len(recording.reward) == 13
+    assert recording.cost is not None and recording.cost.tolist() == rows.tolist()
     assert recording.about["dropped"] == [0, 2]
     assert "2 of 4 episodes are dropped for errors" in caplog.text
     boundary = save("b.hdf5", **changed("next_observations", 6, 0))

@@ -147,6 +147,17 @@ def test_rewards_of_some_files_only_are_said_not_to_be_used(
     assert f"no rewards in {b}, so those of the other files are not used" in caplog.text
 
 
+def test_costs_are_joined_where_all_files_tell_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    a = npz(tmp_path / "a.npz", [3, 2], costs=np.arange(5))
+    b, c = npz(tmp_path / "b.npz", [4], cost=np.arange(4)[:, None]), npz(tmp_path / "c.npz", [2])
+    cost = read([b, a]).cost
+    assert cost is not None and cost.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4]
+    assert read(c).cost is None and read([a, c]).cost is None
+    assert f"no costs in {c}, so those of the other files are not used" in caplog.text
+
+
 def test_a_broken_episode_of_one_file_can_be_dropped(tmp_path: Path) -> None:
     bad = npz(tmp_path / "bad.npz", [2, 3])
     with np.load(bad) as held:
