@@ -4,6 +4,7 @@ B batch, N environments, O observation history, T chunk, Da action dimension.
 """
 
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,10 @@ from torch import Tensor
 
 from ..envs.batch import Batch, Windows
 from ..policies.fewstep import FewStepPolicy
-from ..policies.field import chunk_mean
 from ..policies.nets import clone, lerp_
 from ..ranges import NonNegative, Positive, Rate, Share
+from . import jumping
 from .contract import Algorithm
-from .losses import row_times
 from .optim import adam, cosine, set_rate, step
 
 
@@ -94,11 +94,10 @@ class Cloning(Algorithm):
 
 @dataclass(eq=False)
 class JumpCloning(Cloning):
-    """Cloning with average velocities: one regression, two kinds of rows.
+    """Cloning with average velocities: one regression, two kinds of rows (`algos.jumping`).
 
-    The first `jumps` rows of a batch learn u(x_t, t, s) for s > t from a target of the subclass;
-    the others learn the velocity, s = t and the target a - eps (arXiv:2210.02747). Batches of a
-    source come shuffled, and `validate` shuffles its own, so which rows are first does not matter.
+    What a jump is regressed on is of the subclass. Batches of a source come shuffled, and
+    `validate` shuffles its own.
     """
 
     pure = ("errors",)
@@ -148,15 +147,9 @@ class JumpCloning(Cloning):
         losses = self.losses(self.average, batch.take(rows), generator)
         return {f"val/{name}": value for name, value in losses.items()}
 
-    def draw(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, rows: int, generator: torch.Generator) -> jumping.Draws:
         """Noise [B, T, Da] and the times t and s [B]: jumps first, then s = t."""
-        count = self.jumps(rows)
-        noise = self.policy.noise(rows, generator)
-        start, end = self.spans(count, generator)
-        if count < rows:
-            t = row_times(rows - count, generator)
-            start, end = torch.cat([start, t]), torch.cat([end, t])
-        return noise, start, end
+        return jumping.draws(self.policy, rows, self.jumps(rows), self.spans, generator)
 
     def errors(
         self,
@@ -169,21 +162,5 @@ class JumpCloning(Cloning):
         s: Tensor,
     ) -> Tensor:
         """|u(x_t, t, s) - target|^2 of every row [B], the mean over T * Da."""
-        count = self.jumps(len(obs))
-        a = policy.to_latent(action)
-        place = t[:, None, None]
-        x = place * a + (1 - place) * noise
-        feat, target = policy.features(obs), a - noise
-        if count:
-            rows = (value[:count] for value in (x, target, t, s, feat.detach()))
-            with torch.no_grad():
-                target = torch.cat([self.target(policy, *rows), target[count:]])
-        error = (policy.average_velocity(x, t, s, feat) - target).square().mean(-1)
-        return chunk_mean(error, inside)
-
-
-def refuse_share(name: str, share: float, low: bool, high: bool) -> None:
-    """Raises ValueError for a share outside [0, 1]; `low` and `high`: whether an end is allowed."""
-    if not (0 <= share <= 1) or (share == 0 and not low) or (share == 1 and not high):
-        ends = f"{'[' if low else '('}0, 1{']' if high else ')'}"
-        raise ValueError(f"{name}={share}: choose a share of the rows in {ends}")
+        drawn, target = jumping.Draws(noise, t, s), partial(self.target, policy)
+        return jumping.errors(policy, obs, action, inside, drawn, self.jumps(len(obs)), target)

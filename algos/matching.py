@@ -23,7 +23,7 @@ from .optim import step
 class Averaged(OffPolicy):
     """A flow or diffusion policy that learns by matching, with an averaged copy.
 
-    Raises ValueError for a policy that acts by jumps.
+    Raises ValueError for a policy that acts by jumps, unless the algorithm trains them.
 
     Args:
         ema_rate: Share by which the averaged copy that is deployed moves towards the policy per
@@ -31,13 +31,16 @@ class Averaged(OffPolicy):
         max_norm: Largest gradient norm of a policy step; a longer gradient is scaled down to it.
     """
 
+    trains_jumps = False
+
     policy: FlowPolicy
     _: KW_ONLY
     ema_rate: Rate
     max_norm: Positive
 
     def __post_init__(self) -> None:
-        refuse_jumps(self.policy)
+        if not self.trains_jumps:
+            refuse_jumps(self.policy)
         super().__post_init__()
         self.average = clone(self.policy)
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..policies.fewstep import FewStepPolicy
 from ..ranges import Count, Share
-from .cloning import JumpCloning, refuse_share
+from . import jumping
+from .cloning import JumpCloning
 
 
 @dataclass(eq=False)
@@ -39,16 +40,12 @@ class Shortcut(JumpCloning):
     max_steps: Count
 
     def __post_init__(self) -> None:
-        refuse_share("consistency_share", self.consistency_share, low=True, high=False)
+        jumping.refuse_share("consistency_share", self.consistency_share, low=True, high=False)
         if self.max_steps < 1:
             raise ValueError(f"max_steps={self.max_steps}: at least one step is needed")
-        if self.policy.grid != "uniform":
-            raise ValueError(
-                f"policy.grid={self.policy.grid}: shortcuts are learnt for steps of 1 / 2^j from "
-                "multiples of their length; use policy.grid=uniform"
-            )
+        jumping.refuse_late(self.policy)
         super().__post_init__()
-        self.levels = self.max_steps.bit_length() + 1  # floor(log2) + 2, without rounding
+        self.levels = jumping.levels(self.max_steps)
 
     def jumps(self, rows: int) -> int:
         """How many of a batch's rows learn jumps."""
@@ -56,19 +53,10 @@ class Shortcut(JumpCloning):
 
     def spans(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Starts t = i / 2^j and ends t + 2^-j of jumps, [rows] each, exact in binary."""
-        device = generator.device
-        level = torch.randint(self.levels - 1, (rows,), generator=generator, device=device)
-        steps = torch.exp2(level)
-        place = torch.rand(rows, generator=generator, device=device).mul(steps).floor()
-        return place / steps, (place + 1) / steps
+        return jumping.halving_times(rows, generator, self.levels)
 
     def target(
         self, policy: FewStepPolicy, x: Tensor, v: Tensor, t: Tensor, s: Tensor, feat: Tensor
     ) -> Tensor:
         """The mean of two half steps of the network, [J, T, Da]; v is not used."""
-        middle = (t + s) / 2
-        finest = s - t < 1.5 * 2.0 ** (2 - self.levels)
-        first = policy.average_velocity(x, t, torch.where(finest, t, middle), feat)
-        x = x + (middle - t)[:, None, None] * first
-        second = policy.average_velocity(x, middle, torch.where(finest, middle, s), feat)
-        return (first + second) / 2
+        return jumping.halves(policy, x, t, s, feat, self.levels)

@@ -29,6 +29,7 @@ VARIANTS = {  # beside every algorithm as its tests have it
     "bc, cosine": ("bc", "policy.path=cosine policy.prediction=eps policy.clip_a=true"),
     "bc, transformer": ("bc", "policy/net=transformer horizon=4"),
     "dql, few steps": ("dql", "policy=flow policy.steps=1"),
+    "ofql, bootstrap": ("ofql", "algo.jump=bootstrap"),
     "reinflow, tuned": ("reinflow", "init=base"),
     "awm_gae, tuned": ("awm_gae", "init=base"),
     "dppo, tuned": ("dppo", "init=cosine"),

@@ -49,6 +49,19 @@ def make_flow(
     return FlowPolicy(net, **(settings | changes))
 
 
+def make_few_step(obs_dim, action_dim, horizon=1, *, width=64):
+    """A small policy of average velocities with a slow time embedding."""
+    net = MLP(
+        obs_dim, action_dim, horizon, width=width, depth=2, encoder_depth=1, activation="silu",
+        time_periods=1.0,
+    )  # fmt: skip
+    return FewStepPolicy(
+        net, path="linear", levels=None, prediction="v", steps=1, sampler="euler", eta=0.0,
+        clip_x=False, clip_a=False, squash="clip", obs_norm=Normalizer(obs_dim, kind="none"),
+        action_norm=Normalizer(action_dim, kind="none"),
+    )  # fmt: skip
+
+
 def make_critic(obs_dim, action_dim, horizon=1, *, width=32):
     """A small twin critic."""
     return QEnsemble(
@@ -82,19 +95,7 @@ def diffusion():
 @pytest.fixture
 def few_step():
     """Makes small few-step policies with a slow time embedding."""
-
-    def make(obs_dim, action_dim, horizon=1, *, width=64):
-        net = MLP(
-            obs_dim, action_dim, horizon, width=width, depth=2, encoder_depth=1,
-            activation="silu", time_periods=1.0,
-        )  # fmt: skip
-        return FewStepPolicy(
-            net, path="linear", levels=None, prediction="v", steps=1, sampler="euler", eta=0.0,
-            clip_x=False, clip_a=False, squash="clip", obs_norm=Normalizer(obs_dim, kind="none"),
-            action_norm=Normalizer(action_dim, kind="none"),
-        )  # fmt: skip
-
-    return make
+    return make_few_step
 
 
 @pytest.fixture
@@ -134,6 +135,8 @@ def small_policy(node, obs_dim, action_dim):
         return Deterministic(obs_dim, action_dim, 1, **size)
     if kind == "Gaussian":
         return Gaussian(obs_dim, action_dim, 1, std=0.6, **size)
+    if kind == "FewStepPolicy":
+        return make_few_step(obs_dim, action_dim)
     return make_flow(obs_dim, action_dim, **(DIFFUSION if node["eta"] else {}))
 
 

@@ -43,13 +43,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "awm": {"signed_coef": 0.5, "bc_coef": 1.0},
     "awm_q": {"anchor_coef": 0.5},
     "rfm": {"target_candidates": 3, "target_noise": 1.0},
-    "dql": {"target_candidates": 3},
+    **dict.fromkeys(("dql", "ofql"), {"target_candidates": 3}),
 }
 # algorithm -> the copy whose action is backed up, and how the critics are joined
 BACKS_UP: dict[str, tuple[str, str]] = {
     "td3": ("slow", "min"),
     "td3bc": ("slow", "min"),
     "dql": ("average", "min"),
+    "ofql": ("average", "min"),
     "dac": ("average", "lcb"),
     "qsm": ("average", "min"),
     "dpmd": ("average", "min"),
@@ -204,9 +205,9 @@ def test_an_expectile_critic_asks_the_slow_critic_for_advantages_and_v_for_targe
     torch.testing.assert_close(metrics["critic/advantage"], gap.mean(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["rfm", "dql"])
+@pytest.mark.parametrize("name", ["rfm", "dql", "ofql"])
 def test_the_best_of_several_next_actions_is_chosen_and_valued_by_the_named_critics(made, name):
-    """RFM's critic chooses and the slow one values; of dql's, the slow one does both."""
+    """RFM's critic chooses and the slow one values; of dql's and ofql's, the slow one does both."""
     algo = made(name)
     scatter(algo)
     policy = getattr(algo, BACKS_UP[name][0])

@@ -54,6 +54,7 @@ USUAL = {"beta": 10.0, "ema_rate": 0.05, "policy_lr": 3e-3, "critic_lr": 3e-3, "
 BOLD: dict[str, dict[str, Any]] = {
     "signed": {"beta": 20.0, "ema_rate": 0.05, "anchor_coef": 0.5, **SIGNED},
     "dql": {"eta": 3.0, "ema_rate": 0.05},
+    "ofql": {"eta": 3.0, "ema_rate": 0.05},
     "dac": {"eta": 0.3, "threshold": None, "ema_rate": 0.05},
     "fql": {"alpha": 0.3},
     "parl": {"samples": 8, "rounds": 2},

@@ -112,16 +112,8 @@ def test_what_the_deployed_policy_refuses_is_one_too(data, tmp_path, monkeypatch
 MATCHING = ["awm", "awm_gae", "awm_q", "awm_q_tune", "bc", "crd", "d3po", "dac", "dpmd", "dpo",
             "dql", "expo", "fisor", "fpmd", "fpo", "fpo_pp", "fql", "iql", "parl", "qam", "qsm",
             "qvpo", "rfm", "rfm_offline", "sdac"]  # fmt: skip
-FREE = ["dsrl_na", "expo", "meanflow", "reinflow", "resip", "shortcut"]
-TABLES = [
-    "d3po",
-    "dac",
-    "dpmd",
-    "fisor",
-    "qsm",
-    "qvpo",
-    "sdac",
-]  # whose files ask for noise: no jump
+FREE = ["dsrl_na", "expo", "meanflow", "ofql", "reinflow", "resip", "shortcut"]
+TABLES = ["d3po", "dac", "dpmd", "fisor", "qsm", "qvpo", "sdac"]  # whose files ask for noise
 PLAIN = ["policy.path=linear", "policy.levels=null", "policy.betas=cosine", "policy.prediction=v",
          "policy.eta=0", "policy.clip_a=false"]  # fmt: skip
 
@@ -143,6 +135,12 @@ def test_a_policy_that_acts_by_jumps_is_refused_where_they_are_never_trained(dat
 def test_it_is_free_where_they_are_scored_or_trained_or_the_base_rests(data, algo):
     rests = ["algo.base_lr=0"] if algo == "expo" else []
     assert assemble(few_step(algo, data, *rests)).algo.policy.jumps
+
+
+@pytest.mark.parametrize("algo", ["meanflow", "ofql", "shortcut"])
+def test_a_policy_without_jumps_is_refused_where_they_are_trained(data, algo):
+    with pytest.raises(RheoError, match="needs a FewStepPolicy and this is a FlowPolicy"):
+        assemble(compose([f"algo={algo}", "policy=flow", data, *NET]))
 
 
 def test_all_that_average_velocities_need_is_said_at_once(data):
