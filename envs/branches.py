@@ -21,6 +21,8 @@ from .rollout import TILE_GPU, Deploy, Patience
 
 FIRST, LATER = 1, 2  # streams of noise: of a state's chunks, and of what follows them
 
+SPARSE = 4  # decisions for each state that is drawn, at least: neighbours are much alike
+
 
 class Behaviour(NamedTuple):
     """What decides, with noise that follows from a seed and from the row that it is for."""
@@ -69,9 +71,9 @@ class Branches(NamedTuple):
 def meet(env: ChunkEnv, behaviour: Behaviour, count: int) -> tuple[list[Met], int]:
     """`count` states of whole episodes, in the order in which they were met, and out of how many.
 
-    Every row plays the same number of episodes, as few as have `count` decisions in them, and each
-    of these decisions is as likely to be among them as any other: episodes and times come up as
-    often as they are lived through. Raises EnvError for an episode that does not end
+    Every row plays the same number of episodes, as few as have SPARSE times as many decisions, and
+    each of these decisions is as likely to be among them as any other: episodes and times come up
+    as often as they are lived through. Raises EnvError for an episode that does not end
     (`rollout.Patience`).
     """
     n = env.num_envs
@@ -94,7 +96,7 @@ def meet(env: ChunkEnv, behaviour: Behaviour, count: int) -> tuple[list[Met], in
         noise.begin(ended)
         done += ended
         patience.wait(step.episode_length, waiting)
-        owed += bool((done >= owed).all() and met < count)
+        owed += bool((done >= owed).all() and met < SPARSE * count)
     return [each for _, _, each in sorted(kept, key=lambda one: one[1])], met
 
 

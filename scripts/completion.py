@@ -51,7 +51,8 @@ KEYS = {  # verb -> its own keys
     "export": ("out", "units"),
     "serve": ("port", "host", "token", "seed", "hold", "clients", "rows", "frame", "delay", "check")
     + ("hz",),
-    "collect": ("out", "env", "steps", "episodes", "noise", "set", "layout", "seed", "actors"),
+    "collect": ("out", "env", "steps", "episodes", "noise", "set", "layout", "seed", "actors")
+    + ("states", "width", "act"),
     "compare": ("metric", "out", "curves", "columns", "group", "minutes", "reach", "with"),
     "replay": ("device", "threads"),
     "report": ("out", "metric", "with", "summaries"),
@@ -62,12 +63,12 @@ VALUES = {
     **{"device": ("cpu", "cuda", "auto"), "fast": ("off", "precision", "compile", "graph")},
     **{"window": ("true", "false"), "dry": ("true",), "restart": ("true",)},
     "units": ("environment", "unit"),
-    **{"hold": ("last", "neutral"), "check": ("true",)},
+    **{"hold": ("last", "neutral"), "check": ("true",), "act": ("deployed", "explored")},
     "set": ("random", "medium", "medium_replay", "medium_expert", "expert", "scripted"),
 }
 VERBS_OF_RUNS = ("train", "sweep", "suite", "demo")
 FIRST = {
-    **{"zoo": ("build",), "checkpoint": ("verify",)},
+    **{"zoo": ("build",), "checkpoint": ("verify",), "collect": ("branches",)},
     "data": ("info", "check", "convert", "filter", "fetch"),
     "completion": ("bash", "zsh"),
 }

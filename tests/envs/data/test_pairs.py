@@ -129,8 +129,9 @@ def test_other_files_and_episodes_are_told_apart(tmp_path: Path):
         read(str(tmp_path / "labels.npz"))
 
 
-def test_a_bomb_is_refused_before_it_is_read(tmp_path: Path):
-    many = np.broadcast_to(np.int8(0), (13_000, 100, 100))
+def test_a_bomb_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rheo.envs.data.bulk.FREE", 10**6)
+    many = np.zeros((130, 100, 100), np.int8)
     content = labels(chosen=many, rejected=many, observations=np.zeros((len(many), 1)))
     np.savez_compressed(tmp_path / "bomb.npz", **content)
     with pytest.raises(EnvError, match="would become"):
