@@ -293,6 +293,23 @@ class GymnasiumVector(Judged):
         )  # fmt: skip
         return self._tensor(self._obs)
 
+    def unbranched(self) -> str | None:
+        return next(filter(None, map(snapshot.lacking, self._envs)), None)
+
+    def take(self, row: int) -> dict[str, Any]:
+        env = self._envs[row]
+        rest = {"obs": self._obs[row].copy(), "elapsed": int(self._elapsed[row])}
+        return {"physics": snapshot.take(env), "rng": self._generators(env), **rest}
+
+    def branch(self, states: Sequence[dict[str, Any]]) -> Tensor:
+        for i, (env, state) in enumerate(zip(self._envs, states, strict=True)):
+            self._restart(i)
+            self._set_generators(env, state["rng"])
+            snapshot.put_back(env, state["physics"], state["elapsed"])
+            self._elapsed[i], self._obs[i] = state["elapsed"], state["obs"]
+        self._started = True
+        return self._tensor(self._obs)
+
     def _set_generators(self, env: gymnasium.Env, saved: list[Any]) -> None:
         for bits, state_of in zip(snapshot.generators(env), saved, strict=True):
             bits.state = state_of

@@ -5,7 +5,7 @@ reward = sum_k gamma^k r_k (k < n) and discount = gamma^n (1 - terminated), so a
 keeps its bootstrap and a chunk that ends early discounts by the steps it took.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -286,11 +286,26 @@ class ChunkEnv:
         obs = self.env.load_state_dict(state["env"])
         if obs is not None:
             return self._begun(obs)
+        self._load(state)
+        return None
+
+    def _load(self, state: dict[str, Any]) -> None:
+        """Puts back what is this class's own."""
         own = {name: self._given(state[name], mine) for name, mine in self._own().items()}
         self._history, self._solved = own["history"], own["solved"]
         self._return, self._length = own["return"], own["length"]
         self._cost = own.get("cost", self._cost)
-        return None
+
+    def take(self, row: int) -> dict[str, Any]:
+        """Everything that the next decisions of a row lead to depends on (`VectorEnv.take`)."""
+        own = {name: self._kept(value[row]) for name, value in self._own().items()}
+        return {"env": self.env.take(row), **own}
+
+    def branch(self, states: Sequence[dict[str, Any]]) -> Tensor:
+        """Each row goes on from one of N `states` that `take` returned -> obs [N, To*Do]."""
+        self.env.branch([state["env"] for state in states])
+        self._load({name: np.stack([state[name] for state in states]) for name in self._own()})
+        return self._flat(self._history)
 
     def close(self) -> None:
         """Close the environments."""

@@ -9,7 +9,7 @@ import functools
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -138,6 +138,22 @@ class VectorEnv(ABC):
         Where the running episodes could not be saved, new ones are begun and their first
         observations [N, Do] are returned; else None.
         """
+
+    def unbranched(self) -> str | None:
+        """Why rows cannot go on from a state that was taken of another one; None: they can."""
+        return f"what the backend {self.backend} steps is not saved row by row"
+
+    def take(self, row: int) -> dict[str, Any]:
+        """Everything that the next steps of a row depend on, copied."""
+        raise NotImplementedError(self.unbranched())
+
+    def branch(self, states: Sequence[dict[str, Any]]) -> Tensor:
+        """Each row goes on from one of `states`, N that `take` returned -> obs [N, Do].
+
+        They may be taken of other environments with the same settings, and one may be given
+        several times: the same actions lead to the same numbers, bit for bit.
+        """
+        raise NotImplementedError(self.unbranched())
 
     @abstractmethod
     def close(self) -> None:

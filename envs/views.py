@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EnvError, EnvFault
+from . import families
 from .cameras import canvas, context, place, scenes
-from .guard import own, shown, told
+from .guard import close, own, shown, told
 from .mujoco.physics import mujoco
 
 ASPECT = 4 / 3
@@ -29,6 +30,16 @@ def step_seconds(env: gymnasium.Env) -> float:
             return seconds
     rate = (base.metadata or {}).get("render_fps")
     return 1 / rate if rate else STEP
+
+
+def seconds_of(env_id: str, options: dict[str, Any]) -> float:
+    """The time that a step of an environment takes, which is made for it. Raises EnvError."""
+    families.register(env_id)
+    made = families.make(env_id, options)
+    try:
+        return step_seconds(made)
+    finally:
+        close(made, env_id)
 
 
 def has_model(env: gymnasium.Env) -> bool:

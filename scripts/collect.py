@@ -3,7 +3,6 @@
 Behaviours are runs, plain actor files and random actions, with noise or without.
 """
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,32 +15,28 @@ from rheo.envs.chunk import ChunkEnv
 from rheo.envs.data.containers import ZIP_ERRORS
 from rheo.envs.data.recording import Recording
 from rheo.envs.manipulation.registry import told_of
-from rheo.envs.memory import size_text
 from rheo.envs.paths import expanded
 from rheo.envs.recorder import SoFar, collect
 from rheo.envs.rollout import evaluate
 from rheo.envs.scores import normalized_score
 from rheo.errors import MACHINE, REQUEUE, RheoError
-from rheo.files import room
 from rheo.policies.plain import PlainActor
 
-from . import scripted
-from .assemble import elsewhere, make_env, prepare, refuse_other_world, revived
+from . import branches, scripted
+from .actor import acting
+from .assemble import make_env, refuse_other_world
 from .collected import Kept, Source
+from .config.branching import Branching
 from .config.compose import allow_typed, compose
 from .config.top import EVAL_SEED
 from .config.verbs import SCRIPTED, Collecting
 from .config.words import is_there
-from .sight import frozen
+from .rescue import ask_room
 from .stopping import Stop, stop_signals
-from .store.run import Run
-from .store.where import existing
 
 MEDIUM, MEDIUM_RANGE = 50.0, (25.0, 75.0)  # D4RL score that "medium" looks for, and what will do
 NOISES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)  # tried in turn when every actor is too good
 SCORED = 20  # episodes that grade an actor
-COMPRESSED = 10  # to this part of its size a data set may shrink; images do, states hardly
-log = logging.getLogger("rheo")
 Act = Callable[[Tensor], Tensor]
 
 
@@ -64,7 +59,9 @@ class Maker:
         episodes = self.options.episodes
         count = min(self.options.num_envs, steps or self.options.num_envs)
         env, act = self.stage(source, count if episodes is None else min(count, episodes), seed)
-        ask_room(env, self.options.steps, expanded(self.options.out))
+        if self.options.steps is not None:
+            steps, width = self.options.steps, env.env.obs_dim + env.action_dim + 1
+            ask_room(4 * steps * width, f"{steps} steps", expanded(self.options.out))
         try:
             amount = {"steps": steps, "episodes": episodes}
             return collect(env, act, **amount, seed=seed, halt=self.stop.why, begun=self.begun)
@@ -113,20 +110,7 @@ class Maker:
 
     def of_run(self, name: str, count: int, generator: torch.Generator) -> tuple[ChunkEnv, Act]:
         """A run folder's deployed policy, in its own environment unless another is named."""
-        existing(name)
-        run = Run.open(name, self.flagged)
-        prepare(run.config)
-        algo, sizes = revived(run)
-        node = dict(run.config["env"] or {})
-        if self.words:
-            node = elsewhere(node, self.words, self.flagged)
-        if node.get("id") is None:
-            raise RheoError(f"{run.path} was trained without an environment; give env=NAME")
-        if frozen(run.config):
-            raise RheoError(
-                f"{run.path} acts on features of images (eye.frozen=true), which are not recorded; "
-                f"name a run that sees images itself, such as {run.config['init']}"
-            )
+        run, algo, sizes, node = acting(name, self.words, self.flagged)
         env = self.make(node, count)
         refuse_other_world(env, sizes, run)
         env = algo.wrap(env, self.options.seed)
@@ -212,23 +196,6 @@ class Maker:
         )
 
 
-def ask_room(env: ChunkEnv, steps: int | None, out: Path) -> None:
-    """Asks for room before anything is collected, where it is known how much.
-
-    A warning where only compression can make it fit. Raises RheoError where that cannot either.
-    """
-    free = None if steps is None else room(next(p for p in out.absolute().parents if p.exists()))
-    if steps is None or free is None:
-        return
-    size = 4 * steps * (env.env.obs_dim + env.action_dim + 1)
-    text = f"out={out}: {steps} steps take {size_text(size)} before they are compressed, and "
-    text += f"{size_text(free)} are free there"
-    if size > COMPRESSED * free:
-        raise RheoError(f"{text}; make room, or name another place", MACHINE)
-    if size > free:
-        log.warning("%s", text)
-
-
 def uniform(env: ChunkEnv, rows: int, generator: torch.Generator) -> Tensor:
     """Uniform actions in the box, [N, 1, Da]."""
     return 2 * torch.rand((rows, 1, env.action_dim), generator=generator) - 1
@@ -261,9 +228,11 @@ def of_actor(path: Path, env: ChunkEnv, sample: bool, generator: torch.Generator
 # ---- the verb ------------------------------------------------------------------------------------
 
 
-def main(asked: Collecting) -> int:
+def main(asked: Collecting | Branching) -> int:
     """Collects and writes a data set with its card; a signal to stop keeps what there is."""
     with stop_signals() as stop:
+        if isinstance(asked, Branching):
+            return branches.main(asked, stop)
         return scripted.main(asked, stop) if asked.set == SCRIPTED else recorded(asked, stop)
 
 

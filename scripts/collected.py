@@ -1,8 +1,7 @@
 """What was collected, and how it is written: a data set with a card that says what is in it."""
 
 import json
-import os
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,9 +12,10 @@ from rheo.envs.data.writing import write
 from rheo.envs.paths import expanded
 from rheo.envs.scores import normalized_score
 from rheo.errors import RheoError
-from rheo.files import FULL, Unwritten, put_text, sha256
+from rheo.files import put_text, sha256
 
 from .config.verbs import Collecting
+from .rescue import kept
 from .store.provenance import versions
 
 if TYPE_CHECKING:
@@ -80,11 +80,7 @@ def finish(
 ) -> None:
     """Writes the file and its card, and says so."""
     recording = recording._replace(about={**recording.about, **maker.told()})
-    refused = None
-    try:
-        write(recording, out, layout=asked.layout)
-    except Unwritten as error:
-        refused, out = error, rescued(recording, out, asked.layout, error)
+    out, refused = kept(partial(write, recording, layout=asked.layout), out)
     card = {
         "file": out.name,
         "sha256": sha256(out),
@@ -100,24 +96,7 @@ def finish(
     put_text(out.with_name(f"{out.name}.card.json"), json.dumps(card, indent=1) + "\n")
     print(f"{out}: {maker.env_id}, {describe(card)}; card {out.name}.card.json")
     if refused is not None:
-        raise RheoError(f"{refused}. What was collected is in {out}", refused.code)
-
-
-def rescued(recording: Recording, out: Path, layout: str | None, refused: Unwritten) -> Path:
-    """Writes what `out` has no room for to a new folder of the system's: it took long to collect.
-
-    Raises the refusal where that is the same disk, or has no room either.
-    """
-    spare = Path(tempfile.gettempdir())
-    if refused.errno not in FULL or os.stat(spare).st_dev == os.stat(out.parent).st_dev:
         raise refused
-    folder = Path(tempfile.mkdtemp(prefix="rheo-", dir=spare))
-    try:
-        write(recording, folder / out.name, layout=layout)
-    except Unwritten:
-        folder.rmdir()
-        raise refused from None
-    return folder / out.name
 
 
 def about(source: Source) -> dict[str, Any]:

@@ -51,7 +51,8 @@ KEYS = {  # verb -> its own keys
     "export": ("out", "units"),
     "serve": ("port", "host", "token", "seed", "hold", "clients", "rows", "frame", "delay", "check")
     + ("hz",),
-    "collect": ("out", "env", "steps", "episodes", "noise", "set", "layout", "seed", "actors"),
+    "collect": ("out", "env", "steps", "episodes", "noise", "set", "layout", "seed", "actors")
+    + ("states", "width", "act"),
     "compare": ("metric", "out", "curves", "columns", "group", "minutes", "reach", "with"),
     "replay": ("device", "threads"),
     "report": ("out", "metric", "with", "summaries"),
@@ -65,12 +66,12 @@ VALUES = {
     **{"window": ("true", "false"), "dry": ("true",), "restart": ("true",)},
     "without_damaged": ("true",),
     "units": ("environment", "unit"),
-    **{"hold": ("last", "neutral"), "check": ("true",)},
+    **{"hold": ("last", "neutral"), "check": ("true",), "act": ("deployed", "explored")},
     "set": ("random", "medium", "medium_replay", "medium_expert", "expert", "scripted"),
 }
 VERBS_OF_RUNS = ("train", "sweep", "suite", "demo")
 FIRST = {
-    **{"zoo": ("build",), "checkpoint": ("verify",)},
+    **{"zoo": ("build",), "checkpoint": ("verify",), "collect": ("branches",)},
     "data": ("info", "check", "convert", "filter", "fetch"),
     "completion": ("bash", "zsh"),
 }

@@ -19,10 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rheo.envs import families
-from rheo.envs.guard import close
 from rheo.envs.paths import expanded
-from rheo.envs.views import step_seconds
+from rheo.envs.views import seconds_of
 from rheo.errors import RheoError
 from rheo.files import atomically, put_bytes, put_text, sha256
 from rheo.policies.normalize import affine
@@ -33,7 +31,7 @@ from .policy import Policy
 from .program import KINDS, Given, Program
 from .store.provenance import versions
 from .store.run import Run
-from .store.where import MANIFEST, found, step_of
+from .store.where import digest
 
 log = logging.getLogger("rheo")
 VERSION = 1  # of the contract
@@ -223,7 +221,7 @@ def described(program: Program, policy: Policy, out: Path, units: str) -> dict[s
         "step": run.step,
         "algorithm": type(program.algo).__name__,
         "environment": env.get("id"),
-        "checkpoint_sha256": checkpoint_digest(run),
+        "checkpoint_sha256": digest(run.path, run.step),
         "versions": versions(),
     }
 
@@ -233,14 +231,5 @@ def rate(run: Run) -> float | None:
     told = run.meaning().get("dt")
     env = run.config["env"] or {}
     if not told and env.get("id"):
-        families.register(env["id"])
-        made = families.make(env["id"], dict(env.get("options") or {}))
-        told = step_seconds(made)
-        close(made, env["id"])
+        told = seconds_of(env["id"], dict(env.get("options") or {}))
     return None if not told else round(1 / float(told), 6)
-
-
-def checkpoint_digest(run: Run) -> str:
-    """Of the manifest of the checkpoint that was loaded, which holds those of all its files."""
-    folder = next(path for path in found(run.path / "ckpt") if step_of(path) == run.step)
-    return sha256(folder / MANIFEST)

@@ -7,6 +7,7 @@ in Python.
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -333,3 +334,21 @@ class NativeVector(VectorEnv):
         self._warnings[...] = 0
         for rng, saved in zip(self._rng, state["rng"], strict=True):
             rng.bit_generator.state = saved
+
+    def _live(self) -> dict[str, NDArray]:
+        """What the next steps depend on but the resets' generators, by name, live [N, ...]."""
+        own = {"physics": self._physics.state, "position": self._position, "obs": self._obs}
+        return {**own, "elapsed": self._elapsed, **self._task.memory()}
+
+    def unbranched(self) -> None:
+        """None: every task here can be branched."""
+
+    def take(self, row: int) -> dict[str, Any]:
+        return {name: value[row].copy() for name, value in self._live().items()}
+
+    def branch(self, states: Sequence[dict[str, Any]]) -> Tensor:
+        for name, value in self._live().items():
+            value[...] = np.stack([state[name] for state in states])
+        self._warnings[...] = 0
+        self._started = True
+        return self._tensor(self._obs)

@@ -44,13 +44,22 @@ def simulator(env: gymnasium.Env) -> Any | None:
     return data if isinstance(data, mujoco.MjData) else None
 
 
-def whole(env: gymnasium.Env) -> bool:
-    """Whether `take` and `generators` hold everything the next steps depend on."""
+def lacking(env: gymnasium.Env) -> str | None:
+    """What `take` and `generators` may not hold of what the next steps depend on; None: nothing."""
     while env is not env.unwrapped:
         if type(env).__name__ not in PLAIN_WRAPPERS:
-            return False
+            return f"its wrapper {type(env).__name__} may keep a state of its own"
         env = env.env  # type: ignore[attr-defined]
-    return simulator(env) is not None and type(env).__module__.startswith(tuple(TASKS))
+    if simulator(env) is None:
+        return "it has no MuJoCo simulator of its own"
+    if not type(env).__module__.startswith(tuple(TASKS)):
+        return f"what its class {type(env).__name__} keeps beside the simulator is not known"
+    return None
+
+
+def whole(env: gymnasium.Env) -> bool:
+    """Whether `take` and `generators` hold everything the next steps depend on."""
+    return lacking(env) is None
 
 
 def generators(env: gymnasium.Env) -> list[Any]:

@@ -99,6 +99,7 @@ AT_WILL = (
     *("policy.steps", "policy.grid", "policy.sampler", "policy.eta", "policy.clip_x"),
     *("policy.clip_a", "policy.deploy_scale"),
 )
+FREE = (*AT_WILL, "env.execute")  # values of a run that an evaluation may change
 # groups whose keys may change between two starts of a run
 AT_ANY_START = ("limits", "signal", "tracker")
 # settings of an environment for the machine that steps it: no number depends on them
@@ -113,6 +114,16 @@ ON_RESUME = (  # what may change between two starts of a run; all else is in its
     *("tracker", "data", *PLACES),  # where things are; what they hold is compared
 )
 EVAL_SEED = 100_000  # environment i of an evaluation starts from seed EVAL_SEED + i
+
+
+def changes(key: str) -> bool:
+    """Whether a key is of what another evaluation of a run may change: how it acts, and where."""
+    return key in (*PLACES, *FREE) or key.startswith("algo.deploy_")
+
+
+def elsewhere(key: str) -> bool:
+    """Whether a key names another environment than a run's, or an option of it."""
+    return key in ("env", "env.id", "env.backend") or key.startswith(("env.options", "env.cost"))
 
 
 def inside(tree: Mapping[str, Any], place: str) -> Any:

@@ -10,7 +10,19 @@ from rheo.envs.paths import LAYOUTS, expanded, layout_of
 from rheo.errors import RheoError, nearest
 
 from ..store.where import existing
-from .top import AT_ANY_START, AT_WILL, EVAL_SEED, ON_RESUME, OPTIONS, PLACES, files_of, suite_of
+from . import branching
+from .top import (
+    AT_ANY_START,
+    EVAL_SEED,
+    FREE,
+    ON_RESUME,
+    OPTIONS,
+    PLACES,
+    changes,
+    elsewhere,
+    files_of,
+    suite_of,
+)
 from .words import (
     Option,
     Words,
@@ -59,7 +71,9 @@ usage: rheo collect RUN|ACTOR.npz|random out=FILE [env=NAME] [steps=N | episodes
                     [episodes=100] [noise=0] [keep=success|all] [past=N] [seed=0]
 options: layout=npz|d4rl|robomimic   how the file is written: npz, or .hdf5 in a layout
          past=N   steps that a demonstration goes on after its task is solved; 5, and where
-                  success ends no episode (Fetch) until its time is up""",
+                  success ends no episode (Fetch) until its time is up
+"""
+    + branching.USAGE,
     "checkpoint": """\
 usage: rheo checkpoint verify RUN    a line a file: whether checkpoints, configuration, log,
                                      evaluations and programs are as they were written; else 3""",
@@ -68,7 +82,6 @@ usage: rheo checkpoint verify RUN    a line a file: whether checkpoints, configu
 # ------------------------------------------------------------------ runs
 
 SUCCESS = ("success_once", "success_at_end")
-FREE = (*AT_WILL, "env.execute")  # values of a run that an evaluation may change
 
 
 class References(NamedTuple):
@@ -114,9 +127,9 @@ def evaluate(argv: Sequence[str]) -> Evaluation:
     steer, changed, world, rest = flags_of(words.options), [], [], []
     for word in words.options:
         key = word.partition("=")[0]
-        if key in (*PLACES, *FREE) or key.startswith("algo.deploy_"):
+        if changes(key):
             changed.append(word)
-        elif key in ("env", "env.id", "env.backend") or key.startswith(("env.options", "env.cost")):
+        elif elsewhere(key):
             world.append(word)
         elif key in EVALUATION:
             rest.append(word)
@@ -268,8 +281,10 @@ COLLECTING = {
 NOT_SCRIPTED, OF_SCRIPTED = ("actors", "steps", "sample", "num_envs"), ("keep", "past")
 
 
-def collect(argv: Sequence[str]) -> Collecting:
+def collect(argv: Sequence[str]) -> "Collecting | branching.Branching":
     """`rheo collect`: behaviour, environment and amount. Raises RheoError naming the bad word."""
+    if list(argv[:1]) == [branching.WORD]:
+        return branching.branches(argv[1:])
     usage, words = USAGE["collect"], divide(argv, COLLECTING)
     inner = [word for word in words.options if word.startswith("env.")]
     own = [word for word in words.options if word not in inner]

@@ -162,7 +162,8 @@ def switch(text: str) -> bool:
 def count(text: str, least: int = 1) -> int:
     """Reads a whole number."""
     if not text.isdecimal() or int(text) < least:
-        kind = "positive whole number" if least else "whole number that is not negative"
+        kinds = ("whole number that is not negative", "positive whole number")
+        kind = kinds[least] if least < len(kinds) else f"whole number from {least} on"
         raise ValueError(f"a {kind} is needed")
     return int(text)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rheo.envs.paths import expanded
 from rheo.errors import RheoError, nearest
+from rheo.files import sha256
 
 from ..config.words import stem_of
 from ..config.yamls import read
@@ -101,6 +102,12 @@ def found(folder: Path) -> list[Path]:
 def step_of(path: Path) -> int:
     """The step that a checkpoint folder is named after."""
     return int(path.name[:12])
+
+
+def digest(run: Path, step: int) -> str:
+    """Of the manifest of a run's checkpoint at a step, which holds those of all its files."""
+    folder = next(path for path in found(run / "ckpt") if step_of(path) == step)
+    return sha256(folder / MANIFEST)
 
 
 def reached(run: Path) -> int | None:

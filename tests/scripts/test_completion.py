@@ -11,6 +11,7 @@ from rheo.scripts import completion
 from rheo.scripts.bench import asked as bench_asked
 from rheo.scripts.cli import ASKED, VERBS, main
 from rheo.scripts.config import playing, verbs
+from rheo.scripts.config.branching import BRANCHING
 from rheo.scripts.config.exporting import EXPORTING
 from rheo.scripts.config.serving import SERVING
 
@@ -33,6 +34,9 @@ def offered(capsys: pytest.CaptureFixture[str], line: str) -> list[str]:
         ("rheo train dry=", ["true"]),
         ("rheo info algo=awm_q", ["awm_q", "awm_q_tune"]),
         ("rheo data ch", ["check"]),
+        ("rheo collect br", ["branches"]),
+        ("rheo collect branches fi", ["first"]),
+        ("rheo collect branches first act=e", ["explored"]),
         ("rheo eval first ep", ["episodes="]),
         ("rheo eval fi", ["first"]),
         ("rheo train init=s", ["second"]),
@@ -56,7 +60,8 @@ def test_every_verb_and_every_key_of_a_verb_is_known(capsys) -> None:
     assert set(completion.KEYS["export"]) == set(EXPORTING)
     assert set(completion.KEYS["serve"]) == set(SERVING)
     assert set(completion.KEYS["compare"]) == set(verbs.COMPARISON)
-    assert set(completion.KEYS["collect"]) <= set(verbs.COLLECTING)
+    assert set(completion.KEYS["collect"]) <= {*verbs.COLLECTING, *BRANCHING}
+    assert {"states", "width", "act"} <= {*completion.KEYS["collect"]}
     assert set(verbs.EVALUATION) <= set(completion.KEYS["eval"])
     assert set(completion.TAKING_RUNS) <= set(VERBS) and bench_asked and ASKED["completion"]
 
