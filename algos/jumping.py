@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..policies.density import pushed
 from ..policies.field import chunk_mean
 from ..ranges import NonNegative, Positive, Rate
 from .losses import row_times
@@ -119,8 +119,7 @@ def derivative(policy: Any, x: Tensor, v: Tensor, t: Tensor, s: Tensor, feat: Te
     def average(x: Tensor, t: Tensor) -> Tensor:
         return policy.average_velocity(x, t, s, feat)
 
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
-        slope = torch.func.jvp(average, (x, t), (v, torch.ones_like(t)))[1]
+    _, slope = pushed(average, (x, t), (v, torch.ones_like(t)))
     return v + (s - t)[:, None, None] * slope
 
 

@@ -37,6 +37,18 @@ class Measured(NamedTuple):
     spread: Tensor  # [D] the policy's standard deviation per dimension, from two samples a state
 
 
+class Aim(NamedTuple):
+    """Points of R rows and what a policy's velocity is regressed on there."""
+
+    x: Tensor  # [R, Tp, Da]
+    feat: Tensor  # [R, W] with the policy's gradient
+    velocity: Tensor  # [R, Tp, Da] of the policy, with its gradient
+    target: Tensor  # [R, Tp, Da] the estimated one
+    weight: Tensor  # [R] of the squared error
+    metrics: dict[str, Tensor]
+    measured: Measured
+
+
 def deviation(one: Tensor, other: Tensor) -> Tensor:
     """Standard deviation [Tp, Da] within states, from two samples [S, Tp, Da] of each of S."""
     return (0.5 * (one - other).square()).mean(0).sqrt()
@@ -182,9 +194,29 @@ class Reverse(Estimation):
     ) -> tuple[Tensor, dict[str, Tensor], Measured]:
         """Regression onto the estimated velocity, weighted over time, []; metrics; measurements.
 
+        Arguments as in `aim`; the error counts the executed steps alone.
+        """
+        aim = self.aim(policy, critic, obs, action, draws, temperature, spread, executed)
+        error = (aim.velocity - aim.target)[:, :executed].square()
+        loss = (aim.weight * error.mean((-2, -1))).mean()
+        return loss, aim.metrics | {"policy/loss": loss.detach()}, aim.measured
+
+    def aim(
+        self,
+        policy: Any,
+        critic: Any,
+        obs: Tensor,
+        action: Tensor,
+        draws: Draws,
+        temperature: Tensor,
+        spread: Tensor,
+        executed: int | None = None,
+    ) -> Aim:
+        """Where the policy's velocity is regressed, and on what.
+
         obs [R, O]; action [R, Tp, Da] given actions; spread [D] the policy's width so far.
-        executed: how many of the Tp steps, from the first, error and metric of the width count; the
-        metric is of actions, which saturate where the flow's own units go on.
+        executed: how many of the Tp steps, from the first, the metric of the width counts; it is of
+        actions, which saturate where the flow's own units go on.
         """
         t, feat = draws.t, policy.features(obs)
         with torch.no_grad():
@@ -205,11 +237,9 @@ class Reverse(Estimation):
         target, metrics, q_std = self.target(
             policy, critic, obs, x, t, velocity.detach(), draws.uniform, temperature, spread
         )
+        metrics |= {"policy/spread": acted[:executed].mean()}
         weight = self.time_weight(policy.path, t)
-        error = (velocity - target)[:, :executed].square()
-        loss = (weight * error.mean((-2, -1))).mean()
-        metrics |= {"policy/loss": loss.detach(), "policy/spread": acted[:executed].mean()}
-        return loss, metrics, Measured(q_std, width)
+        return Aim(x, feat, velocity, target, weight, metrics, Measured(q_std, width))
 
     @staticmethod
     def samples(policy: Any, feat: Tensor, start: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

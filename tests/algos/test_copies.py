@@ -59,7 +59,7 @@ BACKS_UP: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("crd", "dpo", "d3po"), ("average", "min")),
     "fql": ("head", "mean"),
     "qam": ("policy", "lcb"),
-    "rfm": ("policy", "min"),
+    **dict.fromkeys(("rfm", "flame"), ("policy", "min")),
     "awm_q": ("average", "min"),
     "expo": ("average", "min"),
     "dsrl_na": ("actor", "min"),

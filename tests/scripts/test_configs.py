@@ -26,7 +26,7 @@ SMALL_NET = {
 }
 # whose replays are warmed up by uniform actions
 WARMED = (
-    *("awm_q", "awm_q_tune", "dpmd", "fpmd", "qsm", "qvpo", "rfm", "rfm_box", "rfm_paper"),
+    *("awm_q", "awm_q_tune", "dpmd", "flame", "fpmd", "qsm", "qvpo", "rfm", "rfm_box", "rfm_paper"),
     *("sac", "sdac", "td3", "crd", "dpo", "d3po"),
 )
 CHUNKS = ["horizon=4", "env.execute=2", "env.obs_steps=2"]

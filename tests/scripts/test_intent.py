@@ -17,7 +17,7 @@ TUNING = (
     "resip",
 )
 FREE = (
-    *("awm_q", "dpmd", "fpmd", "fpo", "ppo", "qsm", "qvpo", "rfm", "rfm_box", "rfm_paper"),
+    *("awm_q", "dpmd", "flame", "fpmd", "fpo", "ppo", "qsm", "qvpo", "rfm", "rfm_box", "rfm_paper"),
     *("sac", "sdac", "td3"),
 )
 ALGOS = {file.stem for file in (HOME / "algo").glob("*.yaml")}
