@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     @property
     def columns(self) -> tuple[Tensor, ...]:
         """What every source gives: all but the memo, and costs where there are any."""
-        return self[:5] if self.cost is None else self[:6]
+        return self[:5] if self.cost is None else (*self[:5], self.cost)
 
     def take(self, rows: Tensor) -> "Batch":
         """The rows of an index [M], the memo's too."""

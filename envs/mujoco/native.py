@@ -162,7 +162,7 @@ class NativeVector(VectorEnv):
         self._left = np.zeros(num_envs)  # positions before the latest step
         self._all = np.ones(num_envs, bool)
         self.costs, self._speed_limit = speed_limit is not None, speed_limit
-        self._place: NDArray | None = self._task.place() if self.costs else None
+        self._spot: NDArray | None = self._task.spot() if self.costs else None
         self._obs = np.zeros((num_envs, obs_dim))
         self._last = np.zeros((num_envs, obs_dim))
         self._seed(seed)
@@ -196,8 +196,8 @@ class NativeVector(VectorEnv):
         position = task.position()
         if position is not None:
             self._position[ids] = position[ids]
-        if self._place is not None and (place := task.place()) is not None:
-            self._place[ids] = place[ids]
+        if self._spot is not None and (spot := task.spot()) is not None:
+            self._spot[ids] = spot[ids]
 
     def step(self, action: Tensor, active: Tensor | None = None) -> Step:
         rows = None if active is None else np.flatnonzero(active.numpy()).astype(np.int32)
@@ -219,7 +219,7 @@ class NativeVector(VectorEnv):
         final = self._tensor(obs)
         # before a reset moves what it looks at; a row that was cut or not stepped solves nothing
         solved = torch.from_numpy(self._task.success() & valid) if self._task.reports else None
-        cost = None if self._place is None else self._charge(self._place, valid, rows)
+        cost = None if self._spot is None else self._charge(self._spot, valid, rows)
         ended = terminated | truncated
         following = final
         if np.count_nonzero(ended):
@@ -264,7 +264,7 @@ class NativeVector(VectorEnv):
 
     def _charge(self, before: NDArray, valid: NDArray, rows: NDArray | None) -> Tensor:
         """1 [N] for every row that went faster than allowed; rows: those that were stepped."""
-        now = self._task.place()
+        now = self._task.spot()
         assert now is not None
         velocity = (now - before) / self._task.dt
         one = velocity.shape[1] == 1
@@ -316,7 +316,7 @@ class NativeVector(VectorEnv):
             **self._common_state(),
             "physics": self._physics.state.copy(),
             "position": self._position.copy(),
-            **({} if self._place is None else {"place": self._place.copy()}),
+            **({} if self._spot is None else {"place": self._spot.copy()}),
             "obs": self._obs.copy(),
             "memory": {name: value.copy() for name, value in self._task.memory().items()},
             "rng": [rng.bit_generator.state for rng in self._rng],
@@ -326,8 +326,8 @@ class NativeVector(VectorEnv):
         self._load_common(state)
         self._physics.state[...] = state["physics"]
         self._position[:] = state["position"]
-        if self._place is not None:
-            self._place[:] = state["place"]
+        if self._spot is not None:
+            self._spot[:] = state["place"]
         self._obs[:] = state["obs"]
         for name, value in self._task.memory().items():
             value[...] = state["memory"][name]

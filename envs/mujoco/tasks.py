@@ -132,7 +132,7 @@ class Task:
         """What progress is measured on, [N], copied; None when the reward does not need it."""
         return None
 
-    def place(self) -> Array | None:
+    def spot(self) -> Array | None:
         """Where a robot is whose speed may cost, copied; None for what does not go anywhere.
 
         [N, 1] of what goes forward and backward, whose speed is that forward, [N, 2] in the plane.

@@ -18,7 +18,7 @@ class Crawler(Task):
     def position(self) -> Array:
         return copied(self.qpos[:, 0])
 
-    def place(self) -> Array:
+    def spot(self) -> Array:
         return copied(self.qpos[:, :1])
 
     def observe(self, out: Array) -> None:
@@ -102,7 +102,7 @@ class Ant(Task):
     def position(self) -> Array:
         return copied(self.views["xpos"][:, self.body, 0])
 
-    def place(self) -> Array:
+    def spot(self) -> Array:
         return copied(self.views["xpos"][:, self.body, :2])
 
     def contacts(self) -> Array:
@@ -183,7 +183,7 @@ class Humanoid(Task):
         # only x: gymnasium's mass_center is the mass-weighted mean of xipos
         return self.views["xipos"][:, :, 0] @ self.share
 
-    def place(self) -> Array | None:
+    def spot(self) -> Array | None:
         return (self.views["xipos"][:, :, :2] * self.share[:, None]).sum(1)
 
     def observe(self, out: Array) -> None:
@@ -218,7 +218,7 @@ class Standup(Humanoid):
     def position(self) -> None:
         return None
 
-    def place(self) -> None:
+    def spot(self) -> None:
         return None
 
     def score(self, action: Array, speed: Array, obs: Array) -> Score:

@@ -150,7 +150,7 @@ def refuse_odd_steps(optimizer: torch.optim.Optimizer) -> None:
     """
     for group in optimizer.param_groups:
         for key, usual in optimizer.defaults.items():
-            value = group.get(key)
+            value: Any = group.get(key)
             fits = like(value, usual)
             if fits and key == "lr":
                 fits = 0 <= float(value) <= float(usual) * (1 + ROUNDED)

@@ -1,5 +1,7 @@
 """Behaviour cloning recovers the demonstrations' distribution."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -75,13 +77,15 @@ def test_several_draws_of_a_row_are_a_batch_in_which_it_stands_as_often(
     """The same loss and gradient, with every observation encoded once."""
     algo = BC(flow(2, 1, 4), generator, 10, **settings("bc", draws=3, learn_padding=learn))
     seen = []
-    algo.policy.net.register_forward_pre_hook(lambda net, args: seen.append(args[2].shape))
+    net: Any = algo.policy.net
+    net.register_forward_pre_hook(lambda net, args: seen.append(args[2].shape))
     inside = torch.arange(4) < torch.tensor([1, 2, 3, 4, 4, 1, 2, 3])[:, None]
     batch = Windows(torch.randn(8, 2), torch.rand(8, 4, 1), inside)
     noise, t = algo.draw(batch, generator)
     assert noise.shape == (8, 3, 4, 1) and t.shape == (8, 3)
     assert torch.equal((t * 24).floor().flatten().sort().values, torch.arange(24.0))  # one in each
     gradients = []
+    rows: Any
     for rows, drawn in (
         (algo.example(batch), (noise, t)),
         ([None if x is None else x.repeat_interleave(3, 0) for x in algo.example(batch)],

@@ -65,6 +65,7 @@ def test_preferences_are_least_at_the_tilt_where_labels_are_drawn_and_beyond_it_
         logits = TILT.log().clone().requires_grad_()
         ratio = (logits.log_softmax(0) - REFERENCE.log()).expand(20_000, 7)
         bradley_terry(ratio, sign, BETA).backward()
+        assert logits.grad is not None
         means[labels] = logits.grad.norm().item()
     assert means["drawn"] < 0.003 and means["hard"] > 20 * means["drawn"]
 

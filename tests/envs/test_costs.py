@@ -104,7 +104,8 @@ def pushes(count, chunk, decisions, seed=0):
 def test_a_chunk_costs_its_worst_step_and_an_episode_the_sum():
     single, chunked = cheetahs(), cheetahs(execute=4)
     actions = pushes(3, 4, 8)
-    single.reset(0), chunked.reset(0)
+    single.reset(0)
+    chunked.reset(0)
     total = torch.zeros(3)
     for action in actions:
         steps = torch.stack([single.step(action[:, k : k + 1]).cost for k in range(4)])
@@ -116,7 +117,8 @@ def test_a_chunk_costs_its_worst_step_and_an_episode_the_sum():
 
 def test_rows_that_stand_still_cost_nothing_and_go_on_from_where_they_stood():
     alone, paused = cheetahs(1), cheetahs(2)
-    alone.reset(0), paused.reset(0)
+    alone.reset(0)
+    paused.reset(0)
     first, none = torch.tensor([True, False]), torch.tensor([False, True])
     for action in pushes(2, 1, 20):
         one = alone.step(action[:1])
@@ -128,7 +130,8 @@ def test_rows_that_stand_still_cost_nothing_and_go_on_from_where_they_stood():
 @pytest.mark.parametrize("execute", [1, 3])
 def test_costs_go_on_where_they_were_saved(execute):
     env, other = cheetahs(execute=execute), cheetahs(execute=execute)
-    env.reset(0), other.reset(7)
+    env.reset(0)
+    other.reset(7)
     actions = pushes(3, execute, 20)
     for action in actions[:10]:
         env.step(action)

@@ -205,6 +205,7 @@ def test_transitions_equal_loops_over_episodes(write, known, horizon, execute, o
             total = sum(0.9**k * reward[start + i + k] for k in range(n))
             assert batch.obs[0, ::2].tolist() == history
             assert batch.reward.item() == pytest.approx(total, abs=1e-6)
+            assert batch.cost is not None
             assert batch.cost.item() == cost[start + i : start + i + n].max()
             bootstrap = 0.0 if ends_here and terminated else 0.9**n
             assert batch.discount.item() == pytest.approx(bootstrap)
