@@ -9,7 +9,7 @@ import pytest
 from rheo.scripts.cli import main
 from rheo.scripts.config.compose import load
 from rheo.scripts.config.schema import from_source
-from rheo.scripts.store.versions import MOVED, complete
+from rheo.scripts.store.versions import ADDED, MOVED, complete
 from rheo.scripts.store.where import stored
 
 EARLIER = Path(__file__).parent / "earlier"
@@ -58,3 +58,10 @@ def test_a_class_that_moved_is_found_by_its_old_name(before):
     complete(node)
     target = node["algo"]["policy"]["_target_"]
     assert target.split(".")[-1] == before.split(".")[-1] and from_source(target).keys
+
+
+@pytest.mark.parametrize("target", ADDED)
+def test_keys_that_older_runs_lack_are_keys_of_today(target):
+    node = {"_target_": target}
+    complete(node)
+    assert node.keys() - {"_target_"} == ADDED[target].keys() <= set(from_source(target).keys)
