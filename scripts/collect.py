@@ -59,9 +59,10 @@ class Maker:
         episodes = self.options.episodes
         count = min(self.options.num_envs, steps or self.options.num_envs)
         env, act = self.stage(source, count if episodes is None else min(count, episodes), seed)
-        if self.options.steps is not None:
-            steps, width = self.options.steps, env.env.obs_dim + env.action_dim + 1
-            ask_room(4 * steps * width, f"{steps} steps", expanded(self.options.out))
+        whole = self.options.steps  # of all parts
+        if whole is not None:
+            size = 4 * whole * (env.env.obs_dim + env.action_dim + 1)
+            ask_room(size, f"{whole} steps", expanded(self.options.out))
         try:
             amount = {"steps": steps, "episodes": episodes}
             return collect(env, act, **amount, seed=seed, halt=self.stop.why, begun=self.begun)

@@ -58,8 +58,9 @@ def d4rl(tmp_path, monkeypatch):
 
 def words(algo: str) -> list[str]:
     text = (HOME / "algo" / f"{algo}.yaml").read_text()
-    flow = "/policy: flow" in text or "/policy/net:" in text  # or of a file it is built on
+    flow = any(word in text for word in ("/policy: flow", "/policy: fewstep", "/policy/net:"))
     net = SMALL["flow"] if flow else SMALL["gaussian"]
+    net = [word.replace("steps=2", "steps=1") for word in net] if "fewstep" in text else net
     value = ["algo.value.width=16"] if "value:" in text else []
     critic = ["critic.width=16", "critic.depth=1"] if "/critic: none" not in text else []
     return [f"algo={algo}", *net, *value, *critic, *PERIODS, "source.batch_size=16"]

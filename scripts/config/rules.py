@@ -112,7 +112,7 @@ def levels(tree: dict[str, Any]) -> list[str]:
             f"policy.betas={kind}: policy.path={policy['path']} has no table of noise levels; set "
             "policy.path=betas and policy.levels, or policy.betas=cosine"
         ]
-    if table is not None and steps > table:
+    if table is not None and 1 <= table < steps:  # a table of no levels is refused as such
         return [f"policy.steps={steps}: more than the {table} noise levels (policy.levels)"]
     if table is not None and policy.get("grid") == "late" and steps**2 > table:
         return [
