@@ -31,7 +31,7 @@ class BC(Cloning):
 
     policy: FlowPolicy
     _: KW_ONLY
-    draws: Count = 1  # of an algorithm's file of somebody's own, which may not have the key
+    draws: Count
 
     def __post_init__(self) -> None:
         refuse_jumps(self.policy)

@@ -26,6 +26,8 @@ LONGEST = (  # files of tests, by the processor's seconds with no kernel compile
     *("tests/envs/mujoco/test_warp.py", "tests/test_resume.py", "tests/faults/test_faults.py"),
     *("tests/scripts/test_ranks.py", "tests/scripts/test_configs.py"),
     *("tests/scripts/test_config.py", "tests/scripts/test_bench_gpu.py"),
+    *("tests/envs/mujoco/test_warp_physics.py", "tests/algos/test_rfm.py", "tests/test_docs.py"),
+    *("tests/scripts/test_serve.py", "tests/algos/test_awm_q.py", "tests/scripts/test_sweep.py"),
 )
 FEW = 4  # workers; with more the longest file alone would take longer than all the others
 

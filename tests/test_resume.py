@@ -451,7 +451,7 @@ class Mine(BC):
         super().__init__(
             policy, generator, run_updates,
             lr=lr, weight_decay=0.0, lr_warmup=0.0, lr_floor=1.0, ema_rate=1.0,
-            learn_padding=True, max_norm=1.0,
+            learn_padding=True, max_norm=1.0, draws=1,
         )
 """
 LAB_FILE = """# @package _global_
