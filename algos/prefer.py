@@ -24,7 +24,7 @@ STD_FLOOR = 0.05  # of a chain's transitions, in normalised action units
 
 
 class Group(NamedTuple):
-    """K actions of every state, and what a policy step holds fixed; C of them have a chain."""
+    """K actions of every state, and what a policy step holds fixed."""
 
     action: Tensor  # [R, K, T, Da]
     score: Tensor  # [R, K] in deviations, of mean 0
