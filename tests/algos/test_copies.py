@@ -5,11 +5,12 @@ copies that the method names, which are set apart by hand so that no other copy 
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from shipped import ALGOS, config
+from shipped import ALGOS, config, text
 from torch import Tensor, nn
 
 from rheo.envs.batch import Batch
@@ -36,8 +37,7 @@ def follows(name: str) -> dict[str, tuple[str, str]]:
     return {k: pair for k, pair in (copies | BESIDE.get(name, {})).items() if pair is not None}
 
 
-OFF_POLICY = [name for name in ALGOS if "learn" not in config(name)["algo"]]
-FOLLOWS = {name: follows(name) for name in OFF_POLICY}
+OFF_POLICY = [name for name in ALGOS if "\n  learn:" not in text(name)]
 # what turns optional copies on
 OPTIONS: dict[str, dict[str, Any]] = {
     "awm": {"signed_coef": 0.5, "bc_coef": 1.0},
@@ -126,16 +126,19 @@ def scatter(algo: Any) -> None:
     g = torch.Generator().manual_seed(5)
     for name, module in networks(algo).items():
         for p in module.parameters():
-            if name in FOLLOWS_ANY or id(p) in optimised(algo):
+            if name in slow_copies() or id(p) in optimised(algo):
                 p.data += 0.05 * torch.randn(p.shape, generator=g)
 
 
-FOLLOWS_ANY = {copy for copies in FOLLOWS.values() for copy in copies}
+@cache
+def slow_copies() -> set[str]:
+    """The names that slow copies have in any algorithm."""
+    return {copy for name in OFF_POLICY for copy in follows(name)}
 
 
-@pytest.mark.parametrize("name", FOLLOWS)
+@pytest.mark.parametrize("name", OFF_POLICY)
 def test_every_slow_copy_follows_its_network_by_its_rate_and_all_else_rests(made, name):
-    algo, copies = made(name), FOLLOWS[name]
+    algo, copies = made(name), follows(name)
     scatter(algo)
     every = getattr(algo, "policy_every", 1)
     for k in range(every - 1):  # the policy's turn is the one that is looked at

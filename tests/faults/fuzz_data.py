@@ -441,14 +441,21 @@ def untyped(refused: Refused) -> str:
     return f"{type(cause).__name__} at {place}: {cause}"[:150] if ours else ""
 
 
-def memory(forget: bool = False) -> int:
-    """Most bytes of memory that this process had, since that was forgotten; 0: not known."""
-    with suppress(OSError, StopIteration):
+def memory(forget: bool = False) -> tuple[int, int]:
+    """Bytes of memory that this process has, and the most it had since that was forgotten.
+
+    Zeros: not known. Not every system can forget the most.
+    """
+    with suppress(OSError):
         if forget:
             Path("/proc/self/clear_refs").write_text("5")
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    return 0
+    told = {"VmRSS": 0, "VmHWM": 0}
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name in told:
+                told[name] = 1024 * int(value.split()[0])
+    return told["VmRSS"], told["VmHWM"]
 
 
 def tried(path: str, draw: random.Random, strict: bool) -> str:
@@ -473,7 +480,7 @@ def tried(path: str, draw: random.Random, strict: bool) -> str:
         where = "" if frame is None else f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}"
         failed = f"{type(error).__name__} at {where}: {error}"[:250]
     spent = time.process_time() - began
-    grown = memory() - before
+    grown = max(now - then for now, then in zip(memory(), before, strict=True))
     if not failed and spent > SECONDS:
         failed = f"took {spent:.1f} s of CPU"
     return failed or (f"memory grew by {grown >> 20} MiB" if grown > SWOLLEN else "")
