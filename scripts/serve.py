@@ -125,12 +125,14 @@ def bound(asked: Serving) -> socket.socket:
     """The socket, before anything slow is done. Raises RheoError."""
     family = socket.AF_INET6 if ":" in asked.host else socket.AF_INET
     try:
-        return socket.create_server((asked.host, asked.port), family=family)
+        made = socket.create_server((asked.host, asked.port), family=family)
     except OSError as error:
         place = f"host={asked.host} port={asked.port}"
         remedy = "; choose another port=, or port=0 for a free one"
         text = os.strerror(error.errno) if error.errno and error.errno > 0 else error
         raise RheoError(f"{place}: {text}{remedy}", MACHINE) from error
+    # asyncio sends at once (TCP_NODELAY) where a socket names its protocol, which this one does not
+    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, made.detach())
 
 
 def made(asked: Serving, pool: ThreadPoolExecutor) -> Server:

@@ -15,6 +15,7 @@ from shipped import needs, reads, small
 from torch import nn
 
 from rheo.envs import cameras
+from rheo.envs.mujoco import starts
 from rheo.errors import EnvError
 from rheo.policies.fewstep import FewStepPolicy
 from rheo.policies.normalize import Normalizer
@@ -187,6 +188,12 @@ def quick_kernels() -> None:
     warp: Any = sys.modules.get("warp")
     if warp is not None:
         warp.config.optimization_level = 0
+
+
+@pytest.fixture(autouse=True)
+def few_beginnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bank of beginnings for worlds on a device that is drawn in no time."""
+    monkeypatch.setattr(starts, "BANK", 64)
 
 
 @pytest.fixture

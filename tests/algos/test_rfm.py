@@ -26,7 +26,7 @@ def test_all_four_modes_of_a_box_bandit_are_found_from_a_cold_start(
 ):
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
-    policy = flow(1, 2, width=128, depth=3, steps=10)
+    policy = flow(1, 2, width=64, depth=2, steps=10)
     values = settings(
         "rfm_box",
         estimator=estimator,
@@ -35,21 +35,21 @@ def test_all_four_modes_of_a_box_bandit_are_found_from_a_cold_start(
         walls=1.0,
         temperature=1.0,
         temperature_rule="fixed",
-        policy_batch=256,
+        policy_batch=128,
         scale_rate=0.0,
         policy_lr=1e-3,
         replay_share=0.0,
     )
     algo = RFM(policy, judge(Bandit()), generator, **values)
-    steps = 1500
+    steps = 700
     for k in range(steps):
         for group in algo.policy_opt.param_groups:
             group["lr"] = 1e-3 if k < 0.6 * steps else 2e-4
         algo.updates = 0  # T stays 1: the first-step scale estimate never applies
         algo.q_scale.fill_(1.0)
-        algo.update_policy(batch_of(256, 1, 2, generator))
+        algo.update_policy(batch_of(128, 1, 2, generator))
     with torch.no_grad():
-        samples = policy.act(torch.zeros(40_000, 1), policy.noise(40_000, generator), steps=50)[
+        samples = policy.act(torch.zeros(20_000, 1), policy.noise(20_000, generator), steps=50)[
             :, 0
         ]
     distance = 0.5 * (histogram(samples) - target_histogram()).abs().sum()

@@ -22,7 +22,10 @@ from typing import Any
 EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate")
 HEAVY = (
     *("rheo.scripts.train", "rheo.scripts.collect", "rheo.scripts.evaluate", "rheo.scripts.data"),
-    *("rheo.envs.mujoco.native", "rheo.scripts.config.compose", "h5py", "tensorboard", "rich.live"),
+    *("rheo.envs.mujoco.native", "rheo.scripts.config.compose", "h5py", "rich.live"),
+    # what a run asks for late: torch with its first optimiser, its curve and its events at the end
+    *("torch._dynamo", "torch.utils.tensorboard", "matplotlib.backends.backend_agg"),
+    *("matplotlib.pyplot", "rheo.policies.heads", "rheo.algos.losses", "rheo.algos.offpolicy"),
 )
 
 

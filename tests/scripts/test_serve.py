@@ -1,5 +1,6 @@
 """`rheo serve`: the same actions as in this process, whatever strangers send."""
 
+import gc
 import json
 import shutil
 import signal
@@ -358,6 +359,15 @@ def test_a_thousand_strange_frames_change_nothing_for_others(url: str, caplog: A
     assert "was not answered" not in caplog.text
     with Client(url, row=9) as again:
         assert np.array_equal(again.act(obs), first)
+
+
+def test_an_answer_does_not_wait_until_the_last_one_was_acknowledged(url: str) -> None:
+    """Which takes 40 ms where a client asks twice before it listens."""
+    server = pytest.importorskip("websockets.asyncio.server")
+    with Client(url):
+        ends = [each for each in gc.get_objects() if isinstance(each, server.ServerConnection)]
+        live = [end.transport.get_extra_info("socket") for end in ends if end.state.name == "OPEN"]
+        assert live and all(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for s in live)
 
 
 def test_a_message_that_is_too_large_ends_its_connection_alone(url: str) -> None:

@@ -25,6 +25,11 @@ def maker(env_id: str) -> Maker:
     return Maker(one.kind, one.template, one.settings, one.obs_dim)
 
 
+@pytest.fixture(autouse=True)
+def few_beginnings() -> None:
+    """As many as there are outside tests."""
+
+
 @pytest.mark.skipif(not physics.available(), reason="mujoco.batch came with 3.17")
 @pytest.mark.parametrize("env_id", [*TASKS, *HANDS, *ARM])
 def test_row_i_is_what_environment_i_of_the_other_backends_begins_with(env_id: str) -> None:

@@ -11,7 +11,7 @@ pytest.importorskip("mujoco_warp", reason="needs pip install 'rheo-rl[warp]' (Py
 
 from beside import NEEDS_BATCH, actions, follow, made, trio, two_episodes
 
-from rheo.envs.mujoco import native, physics, starts, worlds
+from rheo.envs.mujoco import native, physics, worlds
 from rheo.envs.suites import make
 
 RESTING = torch.tensor([True, False, True, True])
@@ -93,10 +93,9 @@ def test_an_arm_is_native_s_as_long_as_it_touches_nothing(kind: str) -> None:
 
 @NEEDS_BATCH
 @pytest.mark.parametrize("name", ["cheetah-run", "walker-walk", "hopper-hop", "cartpole-swingup"])
-def test_deepmind_control_is_native_s(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepmind_control_is_native_s(name: str) -> None:
     """What is derived is of the state after the step, there too."""
     pytest.importorskip("dm_control", reason="needs pip install 'rheo-rl[dmc]'")
-    monkeypatch.setattr(starts, "BANK", 16)  # cheetahs come to rest in 200 steps each
     ours, other, theirs = trio(f"dm_control/{name}-v0")
     begin = partial(follow, ours, theirs)
     for k, one, two in two_episodes((ours, other, theirs), actions(ours, 12), begin, RESTING):
