@@ -1,6 +1,9 @@
 """What ships, found in its files, and the words that make it small enough for a test."""
 
+import hashlib
 import importlib.util
+import json
+import os
 import tempfile
 from copy import deepcopy
 from functools import lru_cache
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 
 from rheo.envs.packages import home
+from rheo.files import put_text
 from rheo.scripts.config.compose import HOME, compose
 
 ENVS = sorted(file.stem for file in (HOME / "env").glob("*.yaml"))
@@ -68,11 +72,27 @@ def config(algo: str) -> dict[str, Any]:
 
 @lru_cache
 def composed(algo: str) -> dict[str, Any]:
-    """As `config`, which gives every test its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "data.npz")
-        np.savez(file, observations=np.zeros((4, 3)), actions=np.zeros((4, 2)), episode_ends=[4])
-        return compose(needs(algo, file))
+    """As `config`, which gives every test its own; composed once for all processes of the tests."""
+    kept = shelf() / f"{algo}.json"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "data.npz")
+            rows = {"observations": np.zeros((4, 3)), "actions": np.zeros((4, 2))}
+            np.savez(file, **rows, episode_ends=[4])
+            tree = compose(needs(algo, file))
+        put_text(kept, json.dumps(tree))
+    return json.loads(kept.read_text())
+
+
+@lru_cache
+def shelf() -> Path:
+    """Where composed configurations of these very sources lie."""
+    rooms = (HOME.parent / room for room in ("policies", "algos", "envs", "scripts"))
+    sources = sorted([*HOME.rglob("*.yaml"), *(f for room in rooms for f in room.rglob("*.py"))])
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()
+    place = Path(tempfile.gettempdir(), f"rheo-tests-{os.getuid()}-{digest[:16]}")
+    place.mkdir(mode=0o700, exist_ok=True)
+    return place
 
 
 @lru_cache

@@ -77,12 +77,12 @@ def test_any_gymnasium_task_is_named_by_its_id():
 
 @pytest.mark.parametrize("algo", ALGOS)
 def test_an_algorithm_learns_with_its_own_defaults(tiny, algo):
-    """Shipped widths and counts; only the task and the warm-up are small."""
+    """Shipped widths and counts; only the task, the warm-up and the epochs of a rollout are few."""
     data = [word for word in tiny(algo, "r") if word.startswith("data=")]
     task = [] if data else ["env=inverted_pendulum"]
     task += ["source.warmup=10"] if algo in WARMED else []
-    base = [word for word in tiny(algo, "r") if word.startswith("init=")]
-    learn([f"algo={algo}", *data, *base, *task], updates=1 if task and len(task) == 1 else 2)
+    task += [word for word in tiny(algo, "r") if word.startswith(("init=", "algo.learn.epochs="))]
+    learn([f"algo={algo}", *data, *task], updates=2 if data or algo in WARMED else 1)
 
 
 @pytest.mark.parametrize("net", NETS)
