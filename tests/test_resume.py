@@ -350,6 +350,9 @@ def test_a_run_without_a_checkpoint_starts_over_only_from_its_start(tiny, capsys
 def test_resuming_a_finished_run_changes_nothing(tiny):
     assert main(["train", *tiny("bc", "r")]) == 0
     before = rows("r"), sorted(p.name for p in Path("runs/r/ckpt").iterdir())
+    half = Path("runs/r/ckpt/.staging-000000000060")  # killed while it removed an old checkpoint
+    half.mkdir()
+    (half / "algo.safetensors").touch()
     assert main(["resume", "r"]) == 0
     assert (rows("r"), sorted(p.name for p in Path("runs/r/ckpt").iterdir())) == before
 

@@ -152,8 +152,17 @@ class Run:
                 self.starts = now
 
     def tidy(self) -> None:
-        """Leaves as many checkpoints as are kept."""
-        checkpoint.prune(self.path / "ckpt", KEEP)
+        """`clear`, and leaves as many checkpoints as are kept. Raises RheoError."""
+        try:
+            self.clear()
+            checkpoint.prune(self.path / "ckpt", KEEP)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
+    def clear(self) -> None:
+        """Removes what a killed process left half-written. Only with the lock. Raises OSError."""
+        sweep(self.path, self.path / "eval")
+        checkpoint.clean(self.path / "ckpt")
 
     def hold(self) -> None:
         """Raises RheoError (code 3) once the lock is lost; asked before anything is written."""
@@ -324,8 +333,7 @@ class Run:
         if saved and self.loaded is not None:
             told = vouch.told(self.loaded, MANIFEST)
         try:
-            sweep(self.path, self.path / "eval")
-            checkpoint.clean(self.path / "ckpt")
+            self.clear()
             self.journal.rewind(step, told and told["rows"])
             for sink in self.sinks:
                 if sink is not self.journal:

@@ -26,6 +26,7 @@ HEAVY = (
     # what a run asks for late: torch with its first optimiser, its curve and its events at the end
     *("torch._dynamo", "torch.utils.tensorboard", "matplotlib.backends.backend_agg"),
     *("matplotlib.pyplot", "rheo.policies.heads", "rheo.algos.losses", "rheo.algos.offpolicy"),
+    "gymnasium.envs.mujoco.mujoco_rendering",  # of its import, a process that looks for a library
 )
 
 
