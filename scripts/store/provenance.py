@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,9 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
         return []
 
 
+@cache
 def versions() -> dict[str, str | None]:
-    """Installed versions; None for what is missing."""
+    """Installed versions; None for what is missing. Once in a process, which has them loaded."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
@@ -96,8 +98,12 @@ def version(package: str) -> str | None:
         return None
 
 
+@cache
 def commit() -> str | None:
-    """The commit of the source tree, with `+changes` when files differ; None outside a clone."""
+    """The commit of the source tree, with `+changes` when files differ; None outside a clone.
+
+    As it is when a process first asks: what is committed later it does not run.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
