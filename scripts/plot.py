@@ -31,7 +31,12 @@ def plot(folder: Path, rows: list[dict[str, Any]]) -> Path | None:
     if not returns and not losses:
         return None
     plt = pyplot()
-    margins = {"left": 0.14, "right": 0.97, "bottom": 0.13, "top": 0.92}  # found anew: twice as slow
+    margins = {
+        "left": 0.14,
+        "right": 0.97,
+        "bottom": 0.13,
+        "top": 0.92,
+    }  # finding them takes longer
     figure, axes = plt.subplots(figsize=(6, 4), gridspec_kw=margins)
     if returns:
         sides = (column(returns, f"eval/return_{side}") for side in ("low", "high"))
