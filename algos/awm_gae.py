@@ -12,6 +12,7 @@ from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from ..ranges import Count, NonNegative, Positive, Share
 from . import losses
+from .anchors import Pull, held
 from .losses import Reduction, Surrogate, TimeWeight
 from .onpolicy import OnPolicy, Rows, ratio_metrics
 
@@ -166,10 +167,10 @@ class AWMGAE(OnPolicy):
         else:
             loss, metrics = self.weighted(gap, advantage[:, None])
         pulls = [
-            losses.Pull("trust", self.trust_coef, self.fast),
-            losses.Pull("drift", self.anchor_coef, self.base),
+            Pull("trust", self.trust_coef, self.fast),
+            Pull("drift", self.anchor_coef, self.base),
         ]
-        pull, distances = losses.held(met, rows.obs, t, pulls)
+        pull, distances = held(met, rows.obs, t, pulls)
         return loss + pull, metrics | distances
 
     def weighted(self, gap: Tensor, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

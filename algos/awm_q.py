@@ -13,6 +13,7 @@ from ..policies.nets import clone, lerp_
 from ..policies.steer import Chain, Settings
 from ..ranges import Count, NonNegative, Positive, Share
 from . import losses
+from .anchors import Pull, held
 from .losses import Deviation, Surrogate, TimeWeight
 from .matching import Averaged
 from .optim import step
@@ -231,8 +232,8 @@ class AWMQ(Averaged):
         metrics = {"policy/surrogate": loss.detach()}
         weight = losses.time_weight(met.t, self.weighting)
         pulls = [
-            losses.Pull("trust", self.trust_coef, self.fast),
-            losses.Pull("drift", self.anchor_coef, self.base),
+            Pull("trust", self.trust_coef, self.fast),
+            Pull("drift", self.anchor_coef, self.base),
         ]
-        pull, distances = losses.held(points, obs, met.t, pulls, weight)
+        pull, distances = held(points, obs, met.t, pulls, weight)
         return loss + pull, metrics | distances

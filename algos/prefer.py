@@ -13,6 +13,7 @@ from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from ..ranges import Count, NonNegative, Positive
 from . import losses, preferences
+from .anchors import Pull, held, scaled
 from .losses import TimeWeight
 from .matching import Averaged, BestOf
 from .preferences import Labels
@@ -247,9 +248,9 @@ class Prefer(BestOf, Averaged):
             agree = (whole.detach() * group.score).mean()
             metrics = {"policy/log_ratio": whole.detach().abs().mean(), "policy/agreement": agree}
         if self.anchor_scaled:
-            weight = weight * ((1 + group.score / self.score_clip) / 2)[..., None]
-        pulls = [losses.Pull("drift", self.anchor_coef, self.base if self.anchor_coef else None)]
-        pull, distances = losses.held(points, obs, group.t, pulls, weight)
+            weight = weight * scaled(group.score, self.score_clip)[..., None]
+        pulls = [Pull("drift", self.anchor_coef, self.base if self.anchor_coef else None)]
+        pull, distances = held(points, obs, group.t, pulls, weight)
         return loss + pull, metrics | distances
 
     def capped(self, error: Tensor, score: Tensor) -> Tensor:

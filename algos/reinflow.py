@@ -11,6 +11,7 @@ from ..policies.flow import FlowPolicy
 from ..policies.nets import clone
 from ..policies.noise import NoiseNet
 from ..ranges import NonNegative
+from .anchors import strayed
 from .onpolicy import OnPolicy, Rows
 
 log = logging.getLogger("rheo")
@@ -101,10 +102,7 @@ class ReinFlow(OnPolicy):
         metrics["policy/entropy"] = entropy.detach()
         loss = loss - self.entropy_coef * entropy
         if self.base is not None:
-            own = self.policy.act(rows.obs, draws[0], clip=False)
-            with torch.no_grad():
-                theirs = self.base.act(rows.obs, draws[0], clip=False)
-            drift = (own - theirs)[:, : self.executed].square().mean()
+            drift = strayed(self.policy, self.base, rows.obs, draws[0], self.executed)
             metrics["policy/drift"] = drift.detach()
             loss = loss + self.anchor_coef * drift
         return loss, metrics
