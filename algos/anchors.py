@@ -71,6 +71,21 @@ def apart(points: Pairs, obs: Tensor, t: Tensor, policy: Any) -> Tensor:
     return (points.velocity - there).square().mean((-1, -2))
 
 
+def unlike(policy: Any, base: Any, obs: Tensor, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """Squared distance [..., T, Da] of two policies' predictions at x = A a + B noise.
+
+    In the form that the first predicts, whose errors are even over times: a velocity made of a
+    noise is divided by the little of the action that x holds at early ones. obs [B, O], action and
+    noise [B, ..., T, Da], t [B, ...].
+    """
+    a, c = policy.to_latent(action), policy.path.coefficients(t).over_chunk()
+    x, form = c.a * a + c.b * noise, policy.prediction
+    own = getattr(policy.pred(x, t, policy.features(obs)), form)
+    with torch.no_grad():
+        theirs = getattr(base.pred(x, t, base.features(obs)), form)
+    return (own - theirs).square()
+
+
 def strayed(policy: Any, base: Any, obs: Tensor, noise: Tensor, executed: int | None) -> Tensor:
     """Mean squared distance [] of two policies' actions from the same noise [B, T, Da].
 

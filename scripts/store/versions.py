@@ -21,7 +21,7 @@ ADDED = {
         **{"distill_noises": 1, "base_cache": 0, "relative": False, "ema_rate": 1.0},
     },
     "rheo.algos.expo.EXPO": {"base_cache": 0, "relative": False},
-    "rheo.algos.mirror.Mirror": {"target_ess": None},
+    "rheo.algos.mirror.Mirror": {"target_ess": None, "pulls": []},
     "rheo.algos.prefer.Prefer": {"pulls": []},
     "rheo.algos.reinflow.ReinFlow": {"pulls": []},
     "rheo.algos.rfm.RFM": {

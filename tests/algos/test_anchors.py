@@ -394,3 +394,59 @@ def test_what_coefficients_have_come_to_is_saved_and_carried():
     gated.carry(one.state_dict())
     assert gated.parts["velocity"].state["share"].item() == pytest.approx(0.15)
     assert gated.parts["velocity"].coef == 1
+
+
+# ---- mirror descent ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["v", "eps", "a"])
+def test_predictions_are_compared_in_the_form_that_is_learned(flow, form):
+    """For a form p: (p - p') = (match error's root) differences at the very same points."""
+    torch.manual_seed(0)
+    policy, base = (flow(2, 3, 2, path="cosine", prediction=form) for _ in range(2))
+    moved(policy, 0.1, 1)
+    moved(base, 0.1, 2)
+    obs, action, noise = torch.randn(5, 2), torch.rand(5, 4, 2, 3), torch.randn(5, 4, 2, 3)
+    t = 0.1 + 0.8 * torch.rand(5, 4)
+    found = anchors.unlike(policy, base, obs, action, noise, t)
+    c = policy.path.coefficients(t).over_chunk()
+    target = {"v": c.da * action + c.db * noise, "eps": noise, "a": action}[form]
+    x = c.a * action + c.b * noise
+    own, theirs = (
+        each.net(x, each._embed(t), each.features(obs[:, None]).expand(5, 4, -1))
+        for each in (policy, base)
+    )
+    torch.testing.assert_close(found, (own - theirs).square(), atol=1e-5, rtol=1e-4)
+    given = obs[:, None], action, noise, t
+    error = policy.match_errors(*given, space=form)
+    torch.testing.assert_close((own - target).square(), error, atol=1e-5, rtol=1e-4)
+    assert found.min() >= 0 and found.mean() > 1e-3
+
+
+def mirror(flow, learner, pulls):
+    torch.manual_seed(0)
+    policy = flow(2, 1, steps=3)
+    algo = learner("qvpo", 2, 1, policy=policy, critic=None, particles=8, kept=4, pulls=pulls)
+    algo.critic.forward = Slope().forward  # the best action is the edge of the box
+    return algo
+
+
+def test_mirror_descent_is_held_to_its_start_and_to_data(flow, learner):
+    """Runs uphill: a dual pull stays at its threshold, a stronger one below, data's at the data."""
+    dual = {"kind": "velocity", "rule": "dual", "coef": 1.0, "threshold": 0.02, "rate": 2.0}
+    cases = (dual, {"kind": "velocity", "coef": 3.0}, {"kind": "data", "coef": 3.0})
+    means, drifts = [], []
+    for pulls in cases:
+        algo = mirror(flow, learner, [pulls])
+        algo.policy_opt.param_groups[0]["lr"] = 1e-3
+        rows, seen = torch.zeros(64), []
+        for _ in range(200):
+            obs = torch.randn((64, 2), generator=algo.generator)
+            batch = Batch(obs, torch.zeros(64, 1, 1), rows, rows, obs)
+            metrics = algo.update_policy(obs, algo.shown(algo.policy, batch, 64, algo.generator))
+            seen.append(float(metrics.get("policy/drift", torch.zeros(()))))
+        noise = algo.policy.noise(500, algo.generator)
+        means.append(algo.policy.act(torch.zeros(500, 2), noise).mean().item())
+        drifts.append(sum(seen[-50:]) / 50)
+    assert drifts[0] == pytest.approx(0.02, rel=0.1) and 0 < drifts[1] < 0.015
+    assert means[0] > means[1] > 0.03 and abs(means[2]) < 0.05
