@@ -10,7 +10,7 @@ from ..envs.batch import Batch
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone
 from ..ranges import Count, NonNegative, Positive
-from . import losses
+from . import anchors, losses
 from .expectile import Implicit
 from .losses import Surrogate, TimeWeight
 from .matching import Matching
@@ -163,6 +163,6 @@ class AWM(Implicit, Matching):
         weight = losses.time_weight(t, self.weighting)
         error = losses.psi(met.error(), self.psi)
         signed = (advantage[..., None] * error * weight).mean()
-        pull = losses.Pull("drift", self.anchor_coef, anchor)
-        drift, distance = losses.held(met, obs, t, [pull], weight)
+        pull = anchors.Pull("drift", self.anchor_coef, anchor)
+        drift, distance = anchors.held(met, obs, t, [pull], weight)
         return self.signed_coef * signed + drift, {"policy/signed": signed.detach()} | distance

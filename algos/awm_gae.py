@@ -12,8 +12,10 @@ from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from ..ranges import Count, NonNegative, Positive, Share
 from . import losses
+from .anchors import Pull, held
 from .losses import Reduction, Surrogate, TimeWeight
-from .onpolicy import OnPolicy, Rows, ratio_metrics
+from .onpolicy import Rows, ratio_metrics
+from .tuning import PulledOnPolicy
 
 log = logging.getLogger("rheo")
 T_MIN, T_MAX = 0.02, 0.98
@@ -25,7 +27,7 @@ NOISY = (
 
 
 @dataclass(eq=False)
-class AWMGAE(OnPolicy):
+class AWMGAE(PulledOnPolicy):
     """Weighted matching of own actions with generalised advantages (arXiv:2509.25050).
 
     For every action J pairs (t, noise) are drawn when it is taken, and its surrogate L = -psi(|v -
@@ -80,6 +82,7 @@ class AWMGAE(OnPolicy):
     """
 
     anchors = ("base",)
+    holds = {"velocity": ("const", "scaled", "dual"), "data": ("const", "dual")}
     policy: FlowPolicy
     executed: int | None = None
     _: KW_ONLY
@@ -100,18 +103,19 @@ class AWMGAE(OnPolicy):
 
     def __post_init__(self) -> None:
         losses.refuse_jumps(self.policy)
+        held = self.anchor_coef > 0 or self.to_start
+        self.fast = clone(self.policy) if self.trust_coef > 0 else None
+        self.base = clone(self.policy) if held else None
+        super().__post_init__()
         if self.ratio == "none" and self.penalty != "nft":
             losses.refuse_unbounded(
                 self.advantage_max,
-                self.trust_coef + self.anchor_coef,
+                self.trust_coef + self.anchor_coef + self.firm,
                 f"algo.trust_coef={self.trust_coef} + algo.anchor_coef={self.anchor_coef} below "
                 "algo.advantage_max with algo.ratio=none",
             )
         if self.policy.prediction == "eps" and self.weighting != "data2":
             log.warning(NOISY, self.weighting)
-        self.fast = clone(self.policy) if self.trust_coef > 0 else None
-        self.base = clone(self.policy) if self.anchor_coef > 0 else None
-        super().__post_init__()
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Choice:
@@ -165,12 +169,15 @@ class AWMGAE(OnPolicy):
             metrics = ratio_metrics(gap.detach(), self.learn.clip)
         else:
             loss, metrics = self.weighted(gap, advantage[:, None])
+        part = self.anchor("velocity")
+        among = None if part is None else part.rows(advantage / self.advantage_max, None)
         pulls = [
-            losses.Pull("trust", self.trust_coef, self.fast),
-            losses.Pull("drift", self.anchor_coef, self.base),
+            Pull("trust", self.trust_coef, self.fast),
+            self.drift(self.anchor_coef, self.base, among),
         ]
-        pull, distances = losses.held(met, rows.obs, t, pulls)
-        return loss + pull, metrics | distances
+        pull, distances = held(met, rows.obs, t, pulls)
+        cloning, more = self.beside(rows, draws)
+        return loss + pull + cloning, metrics | distances | more
 
     def weighted(self, gap: Tensor, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective of log ratios [B, J or 1] and advantages [B, 1], []."""

@@ -13,9 +13,11 @@ from ..policies.nets import clone, lerp_
 from ..policies.steer import Chain, Settings
 from ..ranges import Count, NonNegative, Positive, Share
 from . import losses
+from .anchors import Pull, Shown, held, varied
 from .losses import Deviation, Surrogate, TimeWeight
 from .matching import Averaged
 from .optim import step
+from .pulled import Pulled
 from .recall import looking_from, told
 
 T_MIN, T_MAX = 0.02, 0.98
@@ -30,10 +32,12 @@ class Met(NamedTuple):
     noise: Tensor  # [R, 1, J, T, Da] shared by the K actions of a state
     t: Tensor  # [R, 1, J]
     old: Tensor  # [R, K, J] surrogate of the policy that acted
+    among: Tensor | None  # [R, K] how strongly each action is held; None: alike
+    shown: Shown | None  # recorded actions that hold the policy too
 
 
 @dataclass(eq=False)
-class AWMQ(Averaged):
+class AWMQ(Pulled, Averaged):
     """Signed weighted matching of own samples, judged by an ensemble (arXiv:2509.25050).
 
     At states of the replay the policy draws K actions; their advantages among themselves
@@ -69,6 +73,8 @@ class AWMQ(Averaged):
             at most trust_coef + anchor_coef.
         deviation: What advantages are divided by: the standard deviation over the whole batch, or
             over each state alone, which makes all states count alike.
+        diversity: Whether positive advantages are multiplied by how far the action lies from the
+            nearest other one of its state, over the mean of these distances (arXiv:2512.24138).
         psi: Surrogate of the matching error: square takes it as it is, huber its root, ghuber four
             times its fourth root; these push far actions less.
         weighting: Weight of velocity errors over time t (1 is data): uniform 1, noise 1 - t, noise2
@@ -88,6 +94,7 @@ class AWMQ(Averaged):
 
     pure = ("backup", "policy_loss")
     anchors = ("base",)
+    holds = {"velocity": ("const", "scaled", "dual", "gated"), "data": ("const", "dual")}
 
     steer: Settings
     executed: int | None = None
@@ -101,6 +108,7 @@ class AWMQ(Averaged):
     advantage_clip: Positive
     advantage_max: Positive
     deviation: Deviation
+    diversity: bool
     psi: Surrogate
     weighting: TimeWeight
     trust_coef: NonNegative
@@ -111,9 +119,10 @@ class AWMQ(Averaged):
     policy_every: Count
 
     def __post_init__(self) -> None:
-        self.refuse()
         policy = self.policy
-        self.base = clone(policy) if self.anchor_coef > 0 else None
+        self.hold(self.generator.device)
+        self.refuse()
+        self.base = clone(policy) if self.anchor_coef > 0 or self.to_start else None
         self.fast = clone(policy) if self.trust_coef > 0 else None
         # apart from the anchor, which moves on where a run goes on from another: the critic was
         # learned from here
@@ -136,15 +145,21 @@ class AWMQ(Averaged):
         if self.ratio == "none":
             losses.refuse_unbounded(
                 self.advantage_max,
-                self.trust_coef + self.anchor_coef,
+                self.trust_coef + self.anchor_coef + self.firm,
                 f"algo.trust_coef={self.trust_coef} + algo.anchor_coef={self.anchor_coef} below "
                 "algo.advantage_max with algo.ratio=none",
             )
-        if self.relative and self.anchor_coef == 0:
+        if self.relative and self.anchor_coef == 0 and self.anchor("velocity") is None:
             raise ValueError(
                 "algo.relative=true: the critic looks from where the policy of the run's start "
                 "stood, near which an anchor has to keep it; set algo.anchor_coef above 0, 1 "
                 "for example, or leave it false"
+            )
+        if self.relative and self.renewing:
+            raise ValueError(
+                "algo.relative=true with an entry of algo.pulls that renews the start: the critic "
+                "goes on looking from where the run began; leave out limit and every, or set "
+                "algo.relative=false"
             )
 
     @staticmethod
@@ -174,7 +189,8 @@ class AWMQ(Averaged):
         loss, metrics = self.backup(batch, next_action, *told)
         self.learn_critic(loss)
         if self.updates % self.policy_every == 0:
-            metrics |= self.update_policy(batch.obs[: self.policy_batch])
+            shown = self.shown(self.policy, batch, self.policy_batch, self.generator)
+            metrics |= self.update_policy(batch.obs[: self.policy_batch], shown)
         return metrics
 
     @torch.no_grad()
@@ -188,33 +204,41 @@ class AWMQ(Averaged):
 
         return told(self.critic, self.target, batch, 0, own)
 
-    def update_policy(self, obs: Tensor) -> dict[str, Tensor]:
-        """Inner steps on one set of own samples at states [R, O]."""
-        met, metrics = self.meet(obs)
+    def update_policy(self, obs: Tensor, shown: Shown | None = None) -> dict[str, Tensor]:
+        """Inner steps on one set of own samples at states [R, O], and of recorded actions."""
+        met, metrics = self.meet(obs, shown)
         for _ in range(self.inner_steps):
             loss, more = self.policy_loss(obs, met)
             norm = step(self.policy_opt, loss, self.max_norm)
             metrics |= more | {"policy/loss": loss.detach(), "policy/gradient_norm": norm}
+            if self.anchoring is not None:
+                metrics |= self.anchoring.learn(more)
+        if self.anchoring is not None:
+            metrics |= self.anchoring.renew(metrics, self.base, self.policy)
         lerp_(self.average, self.policy, self.ema_rate)
         if self.fast is not None:
             lerp_(self.fast, self.policy, self.trust_rate)
         return metrics
 
     @torch.no_grad()
-    def meet(self, obs: Tensor) -> tuple[Met, dict[str, Tensor]]:
+    def meet(self, obs: Tensor, shown: Shown | None = None) -> tuple[Met, dict[str, Tensor]]:
         """Own actions, their advantages, pairs and surrogates; and metrics."""
         policy, generator, rows = self.policy, self.generator, len(obs)
         action = policy.act(obs, policy.noise((rows, self.particles), generator))
-        q = self.target(obs[:, None], action).amin(0)
+        members = self.target(obs[:, None], action)
+        q = members.amin(0)
         advantage = losses.group_advantage(
             q, self.advantage_clip, self.advantage_max, self.deviation
         )
+        among = self.among(members, advantage / self.advantage_max)
+        if self.diversity:
+            advantage = varied(advantage, action[..., : self.executed, :])
         noise = policy.noise((rows, 1, self.pairs), generator)
         t = losses.stratified((rows, 1, self.pairs), generator, T_MIN, T_MAX)
         old = self.surrogate(losses.pairs(policy, obs, action, noise, t, self.executed), t)
         spread = action.std(1, correction=0).mean()
         metrics = {"policy/spread": spread, "critic/q_std": q.std(1, correction=0).mean()}
-        return Met(action, advantage[..., None], noise, t, old), metrics
+        return Met(action, advantage[..., None], noise, t, old, among, shown), metrics
 
     def surrogate(self, met: losses.Pairs, t: Tensor) -> Tensor:
         """L = -psi(mean squared error) w(t), [R, K, J]."""
@@ -231,8 +255,9 @@ class AWMQ(Averaged):
         metrics = {"policy/surrogate": loss.detach()}
         weight = losses.time_weight(met.t, self.weighting)
         pulls = [
-            losses.Pull("trust", self.trust_coef, self.fast),
-            losses.Pull("drift", self.anchor_coef, self.base),
+            Pull("trust", self.trust_coef, self.fast),
+            self.drift(self.anchor_coef, self.base, met.among),
         ]
-        pull, distances = losses.held(points, obs, met.t, pulls, weight)
-        return loss + pull, metrics | distances
+        pull, distances = held(points, obs, met.t, pulls, weight)
+        cloning, more = self.to_data(met.shown, self.policy)
+        return loss + pull + cloning, metrics | distances | more

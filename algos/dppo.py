@@ -10,11 +10,13 @@ from ..envs.batch import Choice
 from ..policies.flow import Chain, FlowPolicy, log_normal
 from ..policies.nets import clone
 from ..ranges import Count, NonNegative, Positive, Share
-from .onpolicy import OnPolicy, Rows
+from .anchors import path_kl
+from .onpolicy import Rows
+from .tuning import PulledOnPolicy
 
 
 @dataclass(eq=False)
-class DPPO(OnPolicy):
+class DPPO(PulledOnPolicy):
     """Diffusion policy policy optimisation (arXiv:2409.00588).
 
     The first K - tuned_steps denoising steps are the frozen base's, the last ones learn. Each is a
@@ -43,6 +45,8 @@ class DPPO(OnPolicy):
             in normalised action units; the last step has no noise.
     """
 
+    anchors = ("origin",)
+    holds = {"path": ("const", "dual"), "data": ("const", "dual")}
     policy: FlowPolicy
     executed: int | None = None
     _: KW_ONLY
@@ -59,7 +63,8 @@ class DPPO(OnPolicy):
                 f"algo.tuned_steps={self.tuned_steps}: the policy has policy.steps="
                 f"{self.policy.steps} denoising steps; choose 1 to {self.policy.steps}"
             )
-        self.base = clone(self.policy)
+        self.base = clone(self.policy)  # begins every chain
+        self.origin = clone(self.policy) if self.to_start else None  # what `pulls` hold to
         self.samples = self.tuned_steps
         super().__post_init__()
 
@@ -87,13 +92,31 @@ class DPPO(OnPolicy):
         policy, last = self.policy, torch.full((len(obs),), self.tuned_steps - 1)
         return policy.to_action(self.mean(x, obs, last.to(x.device))[0])
 
-    def mean(self, x: Tensor, obs: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def reference(self) -> FlowPolicy | None:
+        """The policy that is held to."""
+        return self.origin
+
+    def mean(
+        self, x: Tensor, obs: Tensor, which: Tensor, policy: FlowPolicy | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean [B, T, Da] and std of the tuned transitions `which` [B] of chains."""
-        policy = self.policy
+        policy = self.policy if policy is None else policy
         times = policy.times()[policy.steps - self.tuned_steps :]
         now = x[torch.arange(len(x), device=x.device), which]
         feat = policy.features(obs)
         return policy.step(now, times[which], times[which + 1], feat, eta=policy.eta)
+
+    def path(self, x: Tensor, obs: Tensor, which: Tensor) -> Tensor:
+        """Divergence [] of the tuned part of chains from that of the start, in nats.
+
+        Summed over its transitions and the executed steps' elements, of which every sample is one.
+        """
+        mean, std = self.mean(x, obs, which)
+        with torch.no_grad():
+            there, _ = self.mean(x, obs, which, self.origin)
+        gap = path_kl(mean, there, std.clamp(min=self.std_floor))[:, : self.executed]
+        return self.tuned_steps * gap.sum((-1, -2)).mean()
 
     def log_prob(self, x: Tensor, obs: Tensor, which: Tensor) -> Tensor:
         """Mean log density per element [B] of the tuned transitions `which` of chains."""
@@ -117,4 +140,11 @@ class DPPO(OnPolicy):
         log_ratio = self.log_prob(rows.kept["x"], rows.obs, which) - rows.kept["logp"][chosen]
         ahead = self.tuned_steps - 1 - which
         advantage = rows.advantage * self.denoising_discount**ahead
-        return self.surrogate(log_ratio, advantage, self.clip(which))
+        loss, metrics = self.surrogate(log_ratio, advantage, self.clip(which))
+        part = self.anchor("path")
+        if part is not None:
+            along = self.path(rows.kept["x"], rows.obs, which)
+            metrics["policy/path_kl"] = along.detach()
+            loss = loss + part.coef * along
+        cloning, more = self.beside(rows, draws)
+        return loss + cloning, metrics | more

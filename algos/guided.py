@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .. import ranks
 from ..envs.batch import Batch
 from ..policies import draw
 from ..policies.candidates import candidate_noise
@@ -16,9 +15,8 @@ from ..ranges import Count, NonNegative, Positive
 from .losses import Draws, matching_times
 from .matching import Matching
 from .optim import anneal, step
-from .returns import Join, pessimistic
+from .returns import Join, constrain, pessimistic
 
-ETA_MIN, ETA_MAX = 1e-3, 100.0  # what the weight of cloning is kept between
 TINY = 1e-6
 
 
@@ -136,9 +134,7 @@ class Guided(Matching):
         loss, metrics = self.policy_loss(obs, action, draws, pull, self.weight)
         self.learn_policy(loss)
         if self.threshold is not None:
-            error = ranks.mean(metrics["policy/bc"])[0]
-            excess = (error - self.threshold).clamp(-1.0, 1.0)
-            self.weight.add_(self.eta_rate * excess).clamp_(ETA_MIN, ETA_MAX)
+            constrain(self.weight, metrics["policy/bc"], self.threshold, self.eta_rate)
         return metrics
 
     def draw(self, rows: int, generator: torch.Generator | None = None) -> Draws:

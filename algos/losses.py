@@ -5,7 +5,6 @@ noise. B batch, K actions per state, J (time, noise) pairs.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -111,34 +110,6 @@ def pairs(
     x, goal = c.a * a + c.b * noise, c.da * a + c.db * noise
     velocity = policy.velocity(x, t, policy.features(obs))
     return Pairs(velocity[..., :executed, :], goal[..., :executed, :], x)
-
-
-class Pull(NamedTuple):
-    """A policy that another is held to: coef times the squared distance of their velocities."""
-
-    name: str
-    coef: float
-    policy: Any  # None: no such pull
-
-
-def held(
-    points: Pairs, obs: Tensor, t: Tensor, pulls: Sequence[Pull], weight: Tensor | float = 1.0
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum of the pulls at the points, [], and each distance by name ("policy/NAME").
-
-    Distances are of the steps that the points compare: where errors push, pulls hold. t [..., J] as
-    in `pairs`; weight broadcasts over [..., J].
-    """
-    total, metrics = points.velocity.new_zeros(()), {}
-    for name, coef, policy in pulls:
-        if policy is not None:
-            with torch.no_grad():
-                there = policy.velocity(points.x, t, policy.features(obs))
-                there = there[..., : points.velocity.shape[-2], :]
-            distance = ((points.velocity - there).square().mean((-1, -2)) * weight).mean()
-            total = total + coef * distance
-            metrics[f"policy/{name}"] = distance.detach()
-    return total, metrics
 
 
 def clipped(log_ratio: Tensor, advantage: Tensor, clip: Tensor | float, limit: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from ..policies.candidates import candidate_noise, choose
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from ..ranges import Count, Natural, NonNegative, Positive, Share
+from .anchors import Shown, unlike
 from .losses import matching_times
 from .matching import Averaged, BestOf
+from .pulled import Pulled
 from .returns import dual_step, pessimistic
 
 Weights = Literal["softmax", "linear", "square", "positive"]
@@ -32,7 +34,7 @@ class Met(NamedTuple):
 
 
 @dataclass(eq=False)
-class Mirror(BestOf, Averaged):
+class Mirror(Pulled, BestOf, Averaged):
     """Policy mirror descent with weighted matching of own samples.
 
     At states of the replay K actions of the old policy, with noise and inside the box, are weighed
@@ -90,7 +92,9 @@ class Mirror(BestOf, Averaged):
             action units (the box is -1 to 1).
     """
 
-    pure = ("backup", "policy_loss")
+    pure = ("backup", "policy_loss", "pulls_loss")
+    anchors = ("base",)
+    holds = {"velocity": ("const", "dual"), "data": ("const", "dual")}
     noisy_steps = True  # what is deployed has noise in its transitions, where policy.eta > 0
 
     executed: int | None = None
@@ -120,15 +124,17 @@ class Mirror(BestOf, Averaged):
         targets = {"target_kl": self.target_kl, "target_ess": self.target_ess}
         targets = {key: value for key, value in targets.items() if value is not None}
         _refuse(self.particles, self.weights, self.temperature, targets, self.join, self.kept)
+        self.hold(self.generator.device)
+        self.base = clone(self.policy) if self.to_start else None
         self.old = clone(self.policy) if self.old_every > 1 else None
         first = 1.0 if self.temperature is None else self.temperature
         self.log_inverse = -torch.tensor(first, device=self.generator.device).log()  # of T
 
     @property
-    def learned(self) -> dict[str, str]:
-        """What belongs to the networks: the temperature, where it follows a target."""
+    def learned(self) -> dict[str, Any]:
+        """What belongs to the networks: the temperature, where it follows a target, and pulls."""
         follows = self.target_kl is not None or self.target_ess is not None
-        return {"log_inverse": "temperature"} if follows else {}
+        return super().learned | ({"log_inverse": "temperature"} if follows else {})
 
     # ------------------------------------------------------------------ acting
     @torch.no_grad()
@@ -151,16 +157,24 @@ class Mirror(BestOf, Averaged):
         loss, metrics = self.backup(batch, next_action)
         self.learn_critic(loss)
         if self.updates % self.policy_every == 0:
-            metrics |= self.update_policy(batch.obs[: self.policy_batch])
+            shown = self.shown(self.policy, batch, self.policy_batch, self.generator)
+            metrics |= self.update_policy(batch.obs[: self.policy_batch], shown)
         if self.old is not None and self.updates % self.old_every == 0:
             lerp_(self.old, self.policy, 1.0)
         return metrics
 
-    def update_policy(self, obs: Tensor) -> dict[str, Tensor]:
-        """One step of the policy at states [R, O], and one of the temperature."""
+    def update_policy(self, obs: Tensor, shown: Shown | None = None) -> dict[str, Tensor]:
+        """One step of the policy at states [R, O], and one of the temperature and of pulls."""
         met, metrics = self.meet(obs)
         loss = self.policy_loss(obs, met)
+        if self.anchoring is not None:
+            pull, more = self.pulls_loss(obs, met, shown)
+            loss = loss + pull
+            metrics |= more
         self.learn_policy(loss)
+        if self.anchoring is not None:
+            metrics |= self.anchoring.learn(metrics)
+            metrics |= self.anchoring.renew(metrics, self.base, self.policy)
         if self.target_kl is not None:
             dual_step(self.log_inverse, metrics["policy/kl"], self.target_kl, self.dual_rate)
         if self.target_ess is not None:  # its inverse grows with 1 / T, as the divergence does
@@ -216,6 +230,18 @@ class Mirror(BestOf, Averaged):
         )[..., : self.executed, :]
         error = error if self.cap is None else error.clamp(max=self.cap)
         return (met.weight * error.mean((-1, -2))).mean()
+
+    def pulls_loss(
+        self, obs: Tensor, met: Met, shown: Shown | None
+    ) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """The pulls where the policy is matched, [], in its own form, and of recorded actions."""
+        loss, metrics = self.to_data(shown, self.policy)
+        part = self.anchor("velocity")
+        if part is None:
+            return loss, metrics
+        gap = unlike(self.policy, self.base, obs, met.action, met.noise, met.t)
+        drift = gap[..., : self.executed, :].mean()
+        return loss + part.coef * drift, {**metrics, "policy/drift": drift.detach()}
 
 
 def weigh(q: Tensor, T: Tensor, kind: Weights) -> Tensor:

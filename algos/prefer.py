@@ -13,9 +13,11 @@ from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from ..ranges import Count, NonNegative, Positive
 from . import losses, preferences
+from .anchors import Shown, held, scaled
 from .losses import TimeWeight
 from .matching import Averaged, BestOf
 from .preferences import Labels
+from .pulled import Pulled
 from .returns import pessimistic
 
 Loss = Literal["centred", "listwise", "pairs", "kto", "mapo"]
@@ -32,10 +34,12 @@ class Group(NamedTuple):
     noise: Tensor  # [R, 1, J, T, Da] shared by the actions of a state
     t: Tensor  # [R, 1, J]
     chain: Tensor | None  # [R, K, S + 1, T, Da] of actions that were drawn with noise
+    among: Tensor | None = None  # [R, K] how strongly each action is held; None: alike
+    shown: Shown | None = None  # recorded actions that hold the policy too
 
 
 @dataclass(eq=False)
-class Prefer(BestOf, Averaged):
+class Prefer(Pulled, BestOf, Averaged):
     """Losses over groups of K actions at the same state, scored by the critics.
 
     At states of the replay `particles` actions of an old copy of the policy, and the replayed one
@@ -95,6 +99,7 @@ class Prefer(BestOf, Averaged):
 
     pure = ("backup", "policy_loss")
     anchors = ("base",)
+    holds = {"velocity": ("const", "scaled", "dual", "gated"), "data": ("const", "dual")}
     noisy_steps = True  # what is deployed has noise in its transitions, where policy.eta > 0
 
     executed: int | None = None
@@ -122,6 +127,7 @@ class Prefer(BestOf, Averaged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.hold(self.generator.device)
         self.refuse()
         self.base = clone(self.policy)
         self.old = clone(self.policy)
@@ -141,10 +147,16 @@ class Prefer(BestOf, Averaged):
             raise ValueError(
                 "algo.particles=1 with algo.recorded=false: a group has at least 2 actions"
             )
-        if self.loss == "kto" and self.anchor_coef == 0:
+        if self.loss == "kto" and self.anchor_coef == 0 and self.firm == 0:
             raise ValueError(
                 "algo.anchor_coef=0 with algo.loss=kto: it saturates, so that an anchor has to "
                 "keep the policy; set algo.anchor_coef above 0, 1 for example"
+            )
+        if self.reference == "base" and self.renewing:
+            raise ValueError(
+                "algo.reference=base with an entry of algo.pulls that renews the start: log ratios "
+                "would refer to another policy from then on; leave out limit and every, or set "
+                "algo.reference=old"
             )
         if self.anchor_scaled and self.anchor_coef == 0:
             raise ValueError(
@@ -200,16 +212,22 @@ class Prefer(BestOf, Averaged):
         self.learn_critic(loss)
         if self.updates % self.policy_every == 0:
             rows = slice(self.policy_batch)
-            metrics |= self.update_policy(batch.obs[rows], batch.action[rows])
+            shown = self.shown(self.policy, batch, self.policy_batch, self.generator)
+            metrics |= self.update_policy(batch.obs[rows], batch.action[rows], shown)
         if self.updates % self.old_every == 0:
             lerp_(self.old, self.policy, 1.0)
         return metrics
 
-    def update_policy(self, obs: Tensor, replayed: Tensor) -> dict[str, Tensor]:
+    def update_policy(
+        self, obs: Tensor, replayed: Tensor, shown: Shown | None = None
+    ) -> dict[str, Tensor]:
         """One step of the policy at states [R, O] with their replayed actions [R, T, Da]."""
         group, metrics = self.meet(obs, replayed)
-        loss, more = self.policy_loss(obs, group)
+        loss, more = self.policy_loss(obs, group._replace(shown=shown))
         self.learn_policy(loss)
+        if self.anchoring is not None:
+            more |= self.anchoring.learn(more)
+            more |= self.anchoring.renew(more, self.base, self.policy)
         return metrics | more | {"policy/loss": loss.detach()}
 
     @torch.no_grad()
@@ -224,14 +242,16 @@ class Prefer(BestOf, Averaged):
             action = self.sampled(self.old, obs, self.particles)
         if self.recorded:
             action = torch.cat([action, replayed[:, None]], 1)
-        q = pessimistic(self.target(obs[:, None], action), "min")
+        members = self.target(obs[:, None], action)
+        q = pessimistic(members, "min")
         score = losses.group_advantage(q, self.score_clip, self.score_clip)
         sign = preferences.preferred(score, self.labels, self.generator)
         noise = self.policy.noise((rows, 1, self.pairs), self.generator)
         t = losses.stratified((rows, 1, self.pairs), self.generator, T_MIN, T_MAX)
         spread = action[..., : self.executed, :].std(1, correction=0).mean()
         metrics = {"policy/spread": spread, "critic/q_std": q.std(1, correction=0).mean()}
-        return Group(action, score, sign, noise, t, chain), metrics
+        among = self.among(members, score / self.score_clip)
+        return Group(action, score, sign, noise, t, chain, among), metrics
 
     def policy_loss(self, obs: Tensor, group: Group) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the groups with its anchor, []; and metrics."""
@@ -247,10 +267,11 @@ class Prefer(BestOf, Averaged):
             agree = (whole.detach() * group.score).mean()
             metrics = {"policy/log_ratio": whole.detach().abs().mean(), "policy/agreement": agree}
         if self.anchor_scaled:
-            weight = weight * ((1 + group.score / self.score_clip) / 2)[..., None]
-        pulls = [losses.Pull("drift", self.anchor_coef, self.base if self.anchor_coef else None)]
-        pull, distances = losses.held(points, obs, group.t, pulls, weight)
-        return loss + pull, metrics | distances
+            weight = weight * scaled(group.score, self.score_clip)[..., None]
+        pulls = [self.drift(self.anchor_coef, self.base, group.among)]
+        pull, distances = held(points, obs, group.t, pulls, weight)
+        cloning, more = self.to_data(group.shown, self.policy)
+        return loss + pull + cloning, metrics | distances | more
 
     def capped(self, error: Tensor, score: Tensor) -> Tensor:
         """Errors [R, K], those of actions below their group's mean at most loser_limit."""

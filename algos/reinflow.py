@@ -11,13 +11,15 @@ from ..policies.flow import FlowPolicy
 from ..policies.nets import clone
 from ..policies.noise import NoiseNet
 from ..ranges import NonNegative
-from .onpolicy import OnPolicy, Rows
+from .anchors import path_kl, strayed
+from .onpolicy import Rows
+from .tuning import PulledOnPolicy
 
 log = logging.getLogger("rheo")
 
 
 @dataclass(eq=False)
-class ReinFlow(OnPolicy):
+class ReinFlow(PulledOnPolicy):
     """PPO on the chain x_{k+1} ~ N(x_k + v dt, std(obs, t_k)^2) (arXiv:2505.22094).
 
     One grid gives the times of sampling and of the likelihood (`FlowPolicy.times`). The log ratio
@@ -38,6 +40,7 @@ class ReinFlow(OnPolicy):
     """
 
     anchors = ("base",)
+    holds = {"path": ("const", "dual"), "data": ("const", "dual")}
     policy: FlowPolicy
     noise: NoiseNet
     executed: int | None = None
@@ -61,7 +64,7 @@ class ReinFlow(OnPolicy):
                 policy.prediction,
             )
         self.noise.to(self.generator.device)
-        self.base = clone(policy) if self.anchor_coef > 0 else None
+        self.base = clone(policy) if self.anchor_coef > 0 or self.to_start else None
         super().__post_init__()
 
     def tuned(self) -> list[nn.Parameter]:
@@ -83,8 +86,9 @@ class ReinFlow(OnPolicy):
         return self.policy.act(obs, self.policy.start(len(obs), generator))
 
     def draw(self, rows: Rows) -> tuple[Tensor, ...]:
-        """Noise of the anchor."""
-        return () if self.base is None else (self.policy.noise(len(rows.obs), self.generator),)
+        """Noise of the anchor of actions, and what `PulledOnPolicy` draws."""
+        noise = self.policy.noise(len(rows.obs), self.generator) if self.anchor_coef > 0 else None
+        return (*(() if noise is None else (noise,)), *super().draw(rows))
 
     def policy_loss(
         self, rows: Rows, which: Tensor, *draws: Tensor
@@ -100,11 +104,26 @@ class ReinFlow(OnPolicy):
         entropy = entropy.sum(-1).mean() / elements
         metrics["policy/entropy"] = entropy.detach()
         loss = loss - self.entropy_coef * entropy
-        if self.base is not None:
-            own = self.policy.act(rows.obs, draws[0], clip=False)
-            with torch.no_grad():
-                theirs = self.base.act(rows.obs, draws[0], clip=False)
-            drift = (own - theirs)[:, : self.executed].square().mean()
+        if self.base is not None and self.anchor_coef > 0:
+            noise, draws = draws[0], draws[1:]
+            drift = strayed(self.policy, self.base, rows.obs, noise, self.executed)
             metrics["policy/drift"] = drift.detach()
             loss = loss + self.anchor_coef * drift
-        return loss, metrics
+        part = self.anchor("path")
+        if part is not None:
+            along = self.path(x, rows.obs)
+            metrics["policy/path_kl"] = along.detach()
+            loss = loss + part.coef * along
+        cloning, more = self.beside(rows, draws)
+        return loss + cloning, metrics | more
+
+    def path(self, x: Tensor, obs: Tensor) -> Tensor:
+        """Divergence [] of chains x [B, K + 1, T, Da] from the base's with the same noise, in nats.
+
+        Summed over transitions and the executed steps' elements.
+        """
+        assert self.base is not None
+        mean, std = self.policy.transitions(x, obs, self.noise)
+        with torch.no_grad():
+            base, _ = self.base.transitions(x, obs, self.noise)
+        return path_kl(mean, base, std)[..., : self.executed, :].sum((-1, -2, -3)).mean()

@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import ranks
 
 BOUND = 4 * math.log(10)
+COEF_MIN, COEF_MAX = 1e-3, 100.0  # of what holds a distance below its threshold
 Join = Literal["min", "mean", "lcb"]
 
 
@@ -55,6 +56,17 @@ def dual_step(log_coef: Tensor, measured: Tensor, target: float, rate: float) ->
     measured = ranks.mean(measured)[0]
     gap = (target / measured.clamp_min(1e-8)).log().clamp(-1.0, 1.0)
     log_coef.add_(rate * gap).clamp_(-BOUND, BOUND)
+
+
+def constrain(coef: Tensor, measured: Tensor, threshold: float, rate: float) -> None:
+    """Moves the coefficient [] of a constrained distance, in place: up while it is too far.
+
+    c <- c + rate (measured - threshold), the excess at most one unit in either direction, inside
+    [COEF_MIN, COEF_MAX] (arXiv:2405.20555, whose public code has these bounds). It rests where
+    `measured` meets the threshold. Of several ranks the mean of their measurements counts.
+    """
+    excess = (ranks.mean(measured)[0] - threshold).clamp(-1.0, 1.0)
+    coef.add_(rate * excess).clamp_(COEF_MIN, COEF_MAX)
 
 
 def follow(scale: Tensor, measured: Tensor, rate: float) -> None:

@@ -24,10 +24,11 @@ class Batch(NamedTuple):
     next_obs: Tensor  # [B, O]
     cost: Tensor | None = None  # [B]
     memo: Tensor | None = None  # [B, M, Da] what an algorithm had a replay keep beside it
+    recorded: Tensor | None = None  # [B] bool, where a batch holds recorded rows and others
 
     @property
     def columns(self) -> tuple[Tensor, ...]:
-        """What every source gives: all but the memo, and costs where there are any."""
+        """What every source gives: costs where there are any, and neither memo nor origin."""
         return self[:5] if self.cost is None else (*self[:5], self.cost)
 
     def take(self, rows: Tensor) -> "Batch":

@@ -319,7 +319,8 @@ class Mixed:
     """Batches of which a share comes from recorded data and the rest from a running replay.
 
     replay, dataset: the two sources; their batch sizes are set here. The replay's rewards get the
-    data's factor, costs are those of both or none. The order of a batch's rows is random.
+    data's factor, costs are those of both or none. The order of a batch's rows is random; which of
+    them are recorded is told.
 
     Args:
         batch_size: Rows per update, recorded and replayed ones together.
@@ -373,6 +374,8 @@ class Mixed:
         pairs = zip(online.columns, offline.columns, strict=True)
         batch, generator = Batch(*(torch.cat(pair) for pair in pairs)), self.dataset.generator
         rows = torch.randperm(len(batch.obs), generator=generator, device=generator.device)
+        first = torch.arange(len(rows), device=rows.device)
+        batch = batch._replace(recorded=first >= len(online.obs))
         return batch.take(rows)
 
     def state_dict(self) -> dict[str, Any]:

@@ -202,6 +202,11 @@ class Replay(Acting):
         return begun
 
 
+def columns(recorded: Any) -> dict[str, Tensor]:
+    """What is kept of recorded steps."""
+    return {"data_obs": recorded.obs, "data_action": recorded.action}
+
+
 def refuse_large(env: ChunkEnv, capacity: int) -> None:
     """Says what a replay of images takes. Raises EnvError where that is more than there is.
 
@@ -226,13 +231,22 @@ class Rollouts(Acting):
     they are executed, not where they are kept. Images are shifted before they are acted on and kept
     so: the policy that learns from a decision sees what the one that took it saw.
 
+    dataset: recorded data, of which a step (observation and plan) is drawn beside every decision,
+    `data_obs` and `data_action` of what is kept; its batch size is set here.
+
     Args:
         decisions: Decisions in every environment per rollout; a decision executes one chunk of
             env.execute actions.
     """
 
     def __init__(
-        self, env: ChunkEnv, generator: torch.Generator, horizon: int, *, decisions: Count
+        self,
+        env: ChunkEnv,
+        generator: torch.Generator,
+        horizon: int,
+        dataset: Any = None,
+        *,
+        decisions: Count,
     ) -> None:
         if decisions < 1:
             raise ValueError(f"source.decisions={decisions} must be at least 1")
@@ -240,6 +254,27 @@ class Rollouts(Acting):
         self.decisions = decisions
         self.store: Rollout | None = None
         self.made = 0  # decisions of the running rollout
+        if dataset is not None:
+            self.read(dataset)
+
+    def read(self, dataset: Any) -> None:
+        """From now on recorded steps come beside decisions."""
+        self.dataset, dataset.batch_size = dataset, self.env.num_envs
+        self.obs_size, self.action_dim = dataset.obs_size, dataset.action_dim
+        self.obs_images, self.obs_steps = dataset.obs_images, dataset.obs_steps
+        self.statistics, self.encode = dataset.statistics, dataset.encode
+
+    def beside(self, choice: Choice) -> Choice:
+        """A choice with recorded steps beside it, where there are data."""
+        if not hasattr(self, "dataset"):
+            return choice
+        return Choice(choice.action, {**choice.kept, **columns(self.dataset.next(None))})
+
+    def example(self) -> dict[str, Tensor]:
+        """A row of what comes beside a choice."""
+        if not hasattr(self, "dataset"):
+            return {}
+        return columns(self.dataset.rows(self.dataset.train_steps[:1]))
 
     def next(self, act: Choose) -> Rollout:
         """The next rollout, [S, N, ...]."""
@@ -250,7 +285,7 @@ class Rollouts(Acting):
                 raise Halted
             obs = self.seen()
             obs = obs if shift is None else shift(obs, self.generator)
-            choice = act(obs)
+            choice = self.beside(act(obs))
             if self.store is None:
                 self.store = self.reserve(choice)
             step = self.step(choice.action.clamp(-1, 1))
@@ -286,11 +321,14 @@ class Rollouts(Acting):
             columns = self.store._asdict()
             begun = {**columns.pop("kept"), **{f"rollout.{k}": v for k, v in columns.items()}}
             begun = {name: value[: self.made].clone() for name, value in begun.items()}
-        return super().state_dict() | {"begun": begun}
+        data = {"dataset": self.dataset.state_dict()} if hasattr(self, "dataset") else {}
+        return super().state_dict() | {"begun": begun} | data
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
         """Restores what `state_dict` returned."""
         begun = super().load_state_dict(state)
+        if hasattr(self, "dataset"):
+            self.dataset.load_state_dict(state["dataset"])
         rows = dict(state.get("begun") or {})
         if not rows:
             return begun
@@ -317,7 +355,8 @@ class Rollouts(Acting):
             (obs, real), (choice.action.shape[1:], real), ((), real), ((), real), (obs, real),
             ((), bools), ((), bools), ((), torch.int64),
         ]  # fmt: skip
-        shapes += [(value.shape[1:], value.dtype) for value in choice.kept.values()]
+        kept = {**choice.kept, **self.example()}
+        shapes += [(value.shape[1:], value.dtype) for value in kept.values()]
         rows = math.prod(lead)
         needed = sum(rows * math.prod(shape) * kind.itemsize for shape, kind in shapes)
         text = f"rollout: {lead[0]} decisions of {lead[1]} environments take {size_text(needed)}"
@@ -331,4 +370,4 @@ class Rollouts(Acting):
         columns: Any = [
             torch.zeros((*lead, *shape), dtype=kind, device=device) for shape, kind in shapes
         ]
-        return Rollout._make([*columns[:8], dict(zip(choice.kept, columns[8:], strict=True))])
+        return Rollout._make([*columns[:8], dict(zip(kept, columns[8:], strict=True))])

@@ -174,14 +174,8 @@ class FlowPolicy(Field):
         `_density`. executed: only so many of the T steps are returned and summed; None: all.
         """
         self._check_chain(std_fn, censored)
-        lead, steps = x.ndim - 3, x.shape[-3] - 1
-        times = self.times(steps)
-        obs = expand_lead(obs, lead, 1)
-        place, feat = self._place(times[:-1], times[1:]), self.features(obs).unsqueeze(-2)
-        after = self.path.coefficients(times[1:]).over_chunk()
-        start, end = x[..., :-1, :, :], x[..., 1:, :, :]
-        given = self._given_std(std_fn, obs, times, x[..., 0, :, :])
-        mean, std = self._noisy(start, place, after, feat, given, std_fn)
+        steps, end = x.shape[-3] - 1, x[..., 1:, :, :]
+        mean, std = self.transitions(x, obs, std_fn)
         entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).expand(mean.shape)
         entropy = entropy[..., :executed, :].sum((-1, -2))
         mean, std = mean.expand(end.shape), std.expand(end.shape)
@@ -190,6 +184,18 @@ class FlowPolicy(Field):
         split = [value.tensor_split((steps - 1,), -3) for value in (end, mean, std)]
         logp = [self._density(split[0][k], split[1][k], split[2][k], k == 1) for k in range(2)]
         return torch.cat(logp, -3)[..., :executed, :], entropy
+
+    def transitions(self, x: Tensor, obs: Tensor, std_fn: StdFn | float) -> tuple[Tensor, Tensor]:
+        """Mean [..., K, T, Da] and std of the transitions from the points of a chain.
+
+        x [..., K + 1, T, Da] as in `chain_logp`; std broadcasts to the mean.
+        """
+        times = self.times(x.shape[-3] - 1)
+        obs = expand_lead(obs, x.ndim - 3, 1)
+        place, feat = self._place(times[:-1], times[1:]), self.features(obs).unsqueeze(-2)
+        after = self.path.coefficients(times[1:]).over_chunk()
+        given = self._given_std(std_fn, obs, times, x[..., 0, :, :])
+        return self._noisy(x[..., :-1, :, :], place, after, feat, given, std_fn)
 
     def _density(self, x: Tensor, mean: Tensor, std: Tensor, censored: bool) -> Tensor:
         """log N(x; mean, std^2) per element; of a censored end, the mass where it was clipped.

@@ -87,6 +87,8 @@ def test_a_run_stopped_by_signals_twice_equals_the_straight_one(tiny, algo, monk
     """At steps that are no multiples of any period; the replay's ring has wrapped by the second."""
     more = ["steps=330"] if algo in ("rfm", "sac") else []
     more = ["algo.anchor_coef=0.5"] if algo in ("reinflow", "awm_gae") else more
+    dual = "{kind: path, rule: dual, coef: 1, threshold: 0.1, rate: 0.1, every: 2}"
+    more = [f"algo.pulls=[{dual}]"] if algo == "dppo" else more
     assert main(["train", *tiny(algo, "straight", *more)]) == 0
     with monkeypatch.context() as patch:
         stop_at(patch, 73)

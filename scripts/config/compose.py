@@ -120,7 +120,8 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     inherit(base, overrides, roots)
     kept_of_base(base, told, values)
     unread = partial(intent.unread, algo=typed.algo)
-    inputs = (rules.data, rules.base, rules.trackers, sizes.crowded, unread, intent.unfitted)
+    known = (rules.data, rules.base, rules.trackers, sizes.crowded)
+    inputs = (*known, unread, intent.unfitted, intent.pulled)
     tree = finish(base, values, roots, errors, inputs, typed)
     programs.settle(tree, given=not tree["init"] or "policy.path" in typed.given)
     return tree

@@ -60,6 +60,8 @@ def unread(tree: dict[str, Any], algo: str) -> list[str]:
     clone = f"`rheo train algo=bc data={file} name=base`"
     if tree.get("init") not in (None, "???"):
         remedy = "leave data= out"
+        if "pulls" in (tree.get("algo") or {}) and kind == "Rollouts":
+            remedy += ", or set source=rollouts_data algo.pulls=[{kind: data, coef: 0.5}]"
     elif kind == "Rollouts":
         remedy = f"clone them first by {clone}, then `rheo train {algo} init=base env=NAME`"
     else:
@@ -70,6 +72,24 @@ def unread(tree: dict[str, Any], algo: str) -> list[str]:
     if codes:
         remedy += "; dsrl_na takes source=mixed"
     return [f"data={file}: {algo} does not read recorded data (its source is {kind}); {remedy}"]
+
+
+def pulled(tree: dict[str, Any]) -> list[str]:
+    """Entries that hold a policy to recorded actions where none are read, and the other way."""
+    pulls, source = inside(tree, "algo.pulls") or [], tree.get("source")
+    kinds = [entry.get("kind") for entry in pulls if isinstance(entry, dict)]
+    reads = reader(source, tree.get("data")) is not None
+    rollouts = str(inside(tree, "source._target_")).endswith(".Rollouts")
+    if "data" in kinds and not reads:
+        name = "rollouts_data" if rollouts else "mixed"
+        return [f"algo.pulls: kind data needs recorded actions; set data=FILE source={name}"]
+    if rollouts and reads and "data" not in kinds:
+        return [
+            "source=rollouts_data: nothing learns from the recorded actions; set "
+            "algo.pulls=[{kind: data, coef: 0.5}] where the algorithm has this key, or leave "
+            "source= and data= out"
+        ]
+    return []
 
 
 def codes_are_kept(tree: dict[str, Any]) -> bool:

@@ -11,14 +11,19 @@ MOVED = {
 }
 # keys without which older runs were made, with the values that do what those runs did
 ADDED = {
-    "rheo.algos.awm_gae.AWMGAE": {"reduction": "mean", "error_max": None},
-    "rheo.algos.awm_q.AWMQ": {"deviation": "batch", "relative": False},
+    "rheo.algos.awm_gae.AWMGAE": {"reduction": "mean", "error_max": None, "pulls": []},
+    "rheo.algos.awm_q.AWMQ": {
+        **{"deviation": "batch", "relative": False, "diversity": False, "pulls": []},
+    },
     "rheo.algos.bc.BC": {"draws": 1},
+    "rheo.algos.dppo.DPPO": {"pulls": []},
     "rheo.algos.dsrl.DSRL": {
         **{"distill_noises": 1, "base_cache": 0, "relative": False, "ema_rate": 1.0},
     },
     "rheo.algos.expo.EXPO": {"base_cache": 0, "relative": False},
-    "rheo.algos.mirror.Mirror": {"target_ess": None},
+    "rheo.algos.mirror.Mirror": {"target_ess": None, "pulls": []},
+    "rheo.algos.prefer.Prefer": {"pulls": []},
+    "rheo.algos.reinflow.ReinFlow": {"pulls": []},
     "rheo.algos.rfm.RFM": {
         **{"control": "ridge", "walls": 1.0, "start_candidates": 1, "choice_temperature": 0.0},
         **{"deploy_temperature": 0.0, "target_noise": 1.0},

@@ -318,6 +318,10 @@ def test_the_anchor_holds_good_actions_more(learner):
         ("crd", {}, {"particles": 1}, "algo.particles=1 with algo.recorded=false"),
         ("dpo", {}, {"loss": "kto"}, "algo.anchor_coef=0 with algo.loss=kto"),
         ("dpo", {}, {"anchor_scaled": True}, "algo.anchor_scaled=true with algo.anchor_coef=0"),
+        (
+            *("dpo", {}, {"pulls": [{"kind": "velocity", "coef": 1.0, "every": 5}]}),
+            "algo.reference=base with an entry of algo.pulls",
+        ),
         ("dpo", {}, {"loss": "mapo", "ratio_limit": 1.0}, "algo.loss=mapo has no log ratio"),
         ("crd", {}, {"loser_limit": 1.0}, "algo.loser_limit=1: of matching errors"),
         ("d3po", {"eta": 0.0}, {}, "policy.eta=0 with algo.ratio=chain"),

@@ -12,6 +12,7 @@ from rheo.envs import sources
 from rheo.envs.batch import Batch, Choice, Coded
 from rheo.envs.buffer import Buffer
 from rheo.envs.chunk import ChunkEnv
+from rheo.envs.datasets import Dataset
 from rheo.envs.mujoco import physics
 from rheo.envs.nstep import Decision, join
 from rheo.envs.rollout import evaluate
@@ -348,11 +349,43 @@ def test_what_is_remembered_of_a_transition_stays_beside_it(n_step):
         source.memorise(1, lambda batch: batch.obs[:, :1, None])
 
 
+def recorded(path, generator, obs_steps=2, horizon=2):
+    """Data of Hopper's sizes, every number of an action its row's."""
+    if not path.exists():
+        obs = np.random.default_rng(0).normal(size=(40, 11)).astype(np.float32)
+        action = np.repeat(np.arange(40)[:, None] / 40, 3, 1).astype(np.float32)
+        np.savez(path, observations=obs, actions=action, episode_ends=[15, 40])
+    return Dataset(
+        generator, horizon, path=str(path), batch_size=256, holdout=0.0, obs_steps=obs_steps,
+        on_bad="refuse", action_scale="auto", storage="ram", obs_keys=None, filter=None,
+        time_limit=None, big=False,
+    )  # fmt: skip
+
+
+def test_recorded_steps_come_beside_the_decisions_of_a_rollout(tmp_path):
+    """Whole rows of the data, drawn anew for each, in memory that was reserved for them."""
+    env = chunk_env("Hopper-v5", num_envs=3, execute=2, obs_steps=2)
+    env.reset(3)
+    data = recorded(tmp_path / "a.npz", torch.Generator().manual_seed(3))
+    source = Rollouts(env, torch.Generator().manual_seed(3), 2, data, decisions=5)
+    assert (source.obs_size, source.action_dim) == (22, 3)
+    choice = Choice(torch.zeros(3, 2, 3), {"one": torch.ones(3)})
+    source.store = source.reserve(choice)
+    kept = source.next(lambda obs: choice).kept
+    assert list(kept) == ["one", "data_obs", "data_action"]
+    assert kept["data_obs"].shape == (5, 3, 22) and kept["data_action"].shape == (5, 3, 2, 3)
+    rows = (kept["data_action"][..., 0, 0] * 40).round().long().flatten()
+    expected = data.rows(rows)
+    assert torch.equal(kept["data_obs"].flatten(0, 1), expected.obs)
+    assert torch.equal(kept["data_action"].flatten(0, 1), expected.action)
+    assert rows.unique().numel() > 8
+
+
 @pytest.mark.parametrize(
     ("kind", "n_step", "memo"),
-    [(Replay, 1, 0), (Replay, 3, 0), (Replay, 3, 2), (Rollouts, 1, 0)],
+    [(Replay, 1, 0), (Replay, 3, 0), (Replay, 3, 2), (Rollouts, 1, 0), (Rollouts, 1, "data")],
 )
-def test_a_restored_source_goes_on_bit_for_bit(kind, n_step, memo):
+def test_a_restored_source_goes_on_bit_for_bit(kind, n_step, memo, tmp_path):
     def fresh():
         env = chunk_env("Hopper-v5", num_envs=3, execute=2, obs_steps=2)
         env.reset(3)
@@ -360,8 +393,11 @@ def test_a_restored_source_goes_on_bit_for_bit(kind, n_step, memo):
         if kind is Replay:
             settings = {"capacity": 50, "batch_size": 4, "warmup": 30, "update_ratio": 0.5}
             settings["n_step"] = n_step
-        made = kind(env, torch.Generator().manual_seed(3), 2, **settings)
-        if memo:
+        generator = torch.Generator().manual_seed(3)
+        if memo == "data":
+            settings["dataset"] = recorded(tmp_path / "a.npz", generator)
+        made = kind(env, generator, 2, **settings)
+        if isinstance(memo, int) and memo:
             made.memorise(memo, lambda batch: batch.next_obs[:, :6].unflatten(1, (2, 3)))
         return made
 

@@ -361,7 +361,8 @@ def test_every_shipped_network_composes(net: str) -> None:
 @pytest.mark.parametrize("recipe", sorted(f.stem for f in (HOME / "recipe").glob("*.yaml")))
 def test_every_shipped_recipe_composes(recipe: str, data: Path) -> None:
     kind = recipe.rpartition("_")[2]
-    more = {"demo": [], "clone": [f"data={data}"]}.get(kind, ["init=scratch"])
+    named = {"demo": [], "clone": [f"data={data}"], "ddrl": ["init=scratch", f"data={data}"]}
+    more = named.get(kind, ["init=scratch"])
     assert compose([f"recipe={recipe}", *more])["algo"]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from conftest import write_episodes
 from shipped import ALGOS
 
 from rheo.scripts.assemble import assemble
@@ -42,6 +43,9 @@ def test_what_trains_learns_a_few_updates(tiny: Any, words: list[str]) -> None:
     for name in ("data", "init"):  # a base or a recording is named where one is needed
         assert any(key(w) == name for w in words) or not any(key(w) == name for w in small)
     own = [word for word in words if key(word) not in GIVEN]
+    if "data=FILE" in words and not any(key(word) == "data" for word in small):
+        write_episodes(Path("data.npz"), [9, 30, 25, 40], obs_dim=4, action_dim=1)
+        own.append("data=data.npz")
     made, source, _, _ = assemble(compose([*small, *own]))
     for _ in range(2):
         metrics = made.update(source.next(made.act))

@@ -80,6 +80,32 @@ def test_data_that_nothing_reads_are_refused(words: list[str], remedy: str) -> N
     assert f"{words[0]} does not read recorded data" in found[0]
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["algo=awm_gae", "algo.pulls=[{kind: data, coef: 1}]"],
+            "set data=FILE source=rollouts_data",
+        ),
+        (["algo=awm_q", "algo.pulls=[{kind: data, coef: 1}]"], "set data=FILE source=mixed"),
+        (
+            ["algo=awm_gae", "source=rollouts_data", DATA],
+            "nothing learns from the recorded actions",
+        ),
+        (["algo=ppo", "source=rollouts_data", DATA], "where the algorithm has this key"),
+    ],
+)
+def test_a_pull_of_data_and_the_data_come_together(words: list[str], told: str) -> None:
+    (found,) = errors(*words, "env=hopper")
+    assert told in found
+
+
+@pytest.mark.parametrize("words", [["recipe=ddrl", "init=scratch"], ["algo=awm_q", "source=mixed"]])
+def test_recorded_actions_that_hold_a_policy_are_read(words: list[str]) -> None:
+    pulls = [] if "recipe=ddrl" in words else ["algo.pulls=[{kind: data, coef: 1}]"]
+    assert compose([*words, *pulls, "env=hopper", DATA])["data"]
+
+
 @pytest.mark.parametrize("words", [["algo=bc"], ["algo=iql"], ["algo=rfm", "source=mixed"]])
 def test_data_that_are_read_are_taken(words: list[str]) -> None:
     assert compose([*words, "env=hopper", DATA])["data"] == str(Path("d.npz").absolute())

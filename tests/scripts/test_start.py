@@ -24,6 +24,7 @@ from rheo.scripts.store.state import capture, restore
 
 ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))
 SIZES = Sizes(3, 2)
+VELOCITY = {"kind": "velocity", "coef": 1.0}
 OPTIONAL: dict[str, list[dict[str, Any]]] = {  # settings of `algo` that decide which copies exist
     "awm": [{}, {"signed_coef": 0.5, "bc_coef": 1.0}],
     "awm_q": [
@@ -33,7 +34,8 @@ OPTIONAL: dict[str, list[dict[str, Any]]] = {  # settings of `algo` that decide 
         {"anchor_coef": 1.0, "ema_rate": 0.1},
     ],
     "awm_q_tune": [{}, {"trust_coef": 0.0, "anchor_coef": 1.0}],
-    "awm_gae": [{}, {"trust_coef": 1.0}, {"anchor_coef": 1.0}],
+    "awm_gae": [{}, {"trust_coef": 1.0}, {"anchor_coef": 1.0}, {"pulls": [VELOCITY]}],
+    "dppo": [{}, {"pulls": [{"kind": "path", "coef": 1.0}]}],
     "fpo": [{}, {"trust_coef": 1.0, "anchor_coef": 1.0}],
     "fpo_pp": [{}, {"trust_coef": 1.0, "anchor_coef": 1.0}],
     "reinflow": [{}, {"anchor_coef": 0.1}],
@@ -129,12 +131,24 @@ def test_the_anchor_of_a_run_without_one_is_the_policy_of_the_start(tiny):
     assert float(before["base"]["net.outlet.weight"].abs().max()) == 0
 
 
-@pytest.mark.parametrize("name", ["awm_q", "reinflow"])
+@pytest.mark.parametrize("name", ["awm_q", "reinflow", "dppo"])
 def test_the_anchor_is_not_the_one_of_the_run_before(tiny, name):
-    config = compose(tiny(name, "b"))
-    donor = learned(config, "a", anchor_coef=1.0)
-    algo, _ = started(config, anchor_coef=1.0)
-    assert same_weights(algo.base, donor.policy) and not same_weights(algo.base, donor.base)
+    config, part = compose(tiny(name, "b")), "origin" if name == "dppo" else "base"
+    held = {"pulls": [{"kind": "path", "coef": 1.0}]} if name == "dppo" else {"anchor_coef": 1.0}
+    donor = learned(config, "a", **held)
+    algo, _ = started(config, **held)
+    base, before = vars(algo)[part], vars(donor)[part]
+    assert same_weights(base, donor.policy) and not same_weights(base, before)
+
+
+def test_the_coefficient_of_a_pull_goes_on_with_the_networks(tiny):
+    config = compose(tiny("awm_q", "b"))
+    pulls = [{"kind": "velocity", "rule": "dual", "coef": 1.0, "threshold": 0.1, "rate": 0.5}]
+    donor, saved = made(config, pulls=pulls)
+    donor.anchoring.parts["velocity"].learn(torch.tensor(9.0))
+    save(donor, saved, "a")
+    algo, _ = started(config, pulls=pulls)
+    assert algo.anchoring.parts["velocity"].coef.item() == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize("name", ["dsrl_na", "dsrl_sac"])
