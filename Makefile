@@ -15,7 +15,8 @@ test: $(STAMP)
 # What learns, with another rounding of the same numbers: `default` or `avx2`.
 CAPABILITY ?= default
 test-rounding: $(STAMP)
-	ATEN_CPU_CAPABILITY=$(CAPABILITY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests/algos
+	ATEN_CPU_CAPABILITY=$(CAPABILITY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto \
+		-m learns tests/algos
 
 # robosuite, Meta-World, Fetch and Kitchen: a virtual environment of their own, with another MuJoCo.
 MANIPULATION := .venv-manipulation

@@ -1,5 +1,6 @@
 """Small real objects shared by the algorithm tests."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -178,20 +179,26 @@ def learner():
     return make_learner
 
 
+@cache
+def normal_weights(std):
+    """Weights of a flow of 2 observations, 1 action that is matched to N(0, std^2)."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        policy = make_flow(2, 1)
+    optimizer = torch.optim.Adam(policy.parameters(), 3e-3)
+    for _ in range(300):
+        action = std * torch.randn((256, 1, 1), generator=generator)
+        obs = torch.randn((256, 2), generator=generator)
+        t = torch.rand(256, generator=generator)
+        loss = policy.match(obs, action, policy.noise(256, generator), t).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return policy.state_dict()
+
+
 @pytest.fixture
 def clone_normal():
-    """Matches a policy of 2 observations, 1 action to N(0, std^2): `clone_normal(policy, std)`."""
-
-    def match(policy, std):
-        generator = torch.Generator().manual_seed(1)
-        optimizer = torch.optim.Adam(policy.parameters(), 3e-3)
-        for _ in range(300):
-            action = std * torch.randn((256, 1, 1), generator=generator)
-            obs = torch.randn((256, 2), generator=generator)
-            t = torch.rand(256, generator=generator)
-            loss = policy.match(obs, action, policy.noise(256, generator), t).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-    return match
+    """Makes a flow of 2 observations, 1 action one to N(0, std^2): `clone_normal(policy, std)`."""
+    return lambda policy, std: policy.load_state_dict(normal_weights(std))

@@ -65,6 +65,7 @@ class Slope(nn.Module):
         return torch.stack([value, value])
 
 
+@pytest.mark.learns
 def test_signed_weights_move_the_policy_uphill_and_the_anchor_holds_it(learner):
     """From a behaviour of N(0, 1), signed and anchored alone: up, by less with a stronger one."""
     means = []

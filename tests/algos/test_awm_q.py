@@ -13,6 +13,8 @@ from rheo.envs.batch import Batch
 from rheo.policies.critics import QEnsemble
 from rheo.policies.steer import Settings
 
+FEW = {"particles": 8, "pairs": 2}  # of what an update costs, where it learns
+
 
 class Known(nn.Module):
     """Q(s, a) = -(a - best)^2, two members of which the second is worth `less`."""
@@ -77,34 +79,39 @@ def test_advantages_are_of_the_smallest_member_among_a_states_actions(
     assert metrics["critic/q_std"].item() == pytest.approx(q.std(1, correction=0).mean().item())
 
 
+@pytest.mark.learns
 @pytest.mark.parametrize(
     "changes", [{}, {"ratio": "pair", "trust_coef": 0.0, "inner_steps": 2, "clip": 0.1}]
 )
 def test_a_bandit_with_a_known_critic_is_learned(flow, critic, settings, clone_normal, changes):
     """1.T8: the mean of a flow N(0, 0.3^2) passes 0.55 on its way to 0.7, losses finite."""
-    algo = make(flow, critic, settings, policy_lr=1e-3, **changes)
+    algo = make(flow, critic, settings, policy_lr=2e-3, **FEW, **changes)
     clone_normal(algo.policy, 0.3)
     for copy in (algo.average, algo.fast):
         if copy is not None:
             copy.load_state_dict(algo.policy.state_dict())
     algo.target = Known()
-    for _ in range(200):
-        obs = torch.randn((64, 2), generator=algo.generator)
+    for _ in range(100):
+        obs = torch.randn((32, 2), generator=algo.generator)
         metrics = algo.update_policy(obs)
         assert all(bool(value.isfinite()) for value in metrics.values())
     mean = algo.deploy(torch.zeros(2000, 2), algo.generator).mean().item()
     assert 0.55 < mean < 0.85
 
 
-def test_without_guards_the_policy_diverges(flow, critic, settings, clone_normal):
-    """1.T8, the other half: no trust term, a large rate."""
-    algo = make(flow, critic, settings, psi="square", policy_lr=3e-3)
-    clone_normal(algo.policy, 0.3)
-    algo.target, algo.trust_coef = Known(), 0.0
-    for _ in range(500):
-        algo.update_policy(torch.randn((64, 2), generator=algo.generator))
-    raw = algo.policy.act(torch.zeros(2000, 2), algo.policy.noise(2000, None), clip=False)
-    assert not abs(raw.mean().item()) < 10
+@pytest.mark.learns
+def test_without_guards_the_policy_diverges(flow, critic, settings):
+    """1.T8, the other half: a rate so large that only the trust term holds the policy."""
+    found = {}
+    for trust in (1.0, 0.0):
+        algo = make(flow, critic, settings, action_dim=3, psi="square", policy_lr=1e-2, **FEW)
+        algo.target, algo.trust_coef = Known(), trust
+        for _ in range(60):
+            algo.update_policy(torch.randn((32, 2), generator=algo.generator))
+        noise = algo.policy.noise(2000, algo.generator)
+        raw = algo.policy.act(torch.zeros(2000, 2), noise, clip=False)
+        found[trust] = abs(raw.mean().item())
+    assert found[1.0] < 2 and not found[0.0] < 10, found
 
 
 class Slope(nn.Module):
@@ -114,15 +121,17 @@ class Slope(nn.Module):
         return action.sum((-1, -2))[None].repeat(2, *[1] * (action.ndim - 2))
 
 
+@pytest.mark.learns
 @pytest.mark.parametrize(("psi", "bounded"), [("ghuber", True), ("square", False)])
 def test_repulsion_at_the_edge_of_the_box(flow, critic, settings, psi, bounded):
     """A squared error pushes the harder the farther: past the edge the trust term loses."""
-    algo = make(flow, critic, settings, action_dim=6, psi=psi, policy_lr=1e-3)
+    algo = make(flow, critic, settings, action_dim=6, psi=psi, policy_lr=3e-3, **FEW)
     algo.target = Slope()
-    for _ in range(500):
-        algo.update_policy(torch.randn((64, 2), generator=algo.generator))
+    for _ in range(200):
+        algo.update_policy(torch.randn((32, 2), generator=algo.generator))
     raw = algo.policy.act(torch.zeros(200, 2), algo.policy.noise(200, algo.generator), clip=False)
-    assert (raw.abs().max().item() < 3) is bounded
+    far = raw.abs().max().item()
+    assert far < 3 if bounded else not far < 5  # noise alone goes to 3.2
     if bounded:
         assert raw.clamp(-1, 1).mean() > 0.9
 

@@ -16,18 +16,19 @@ def windows(obs, action):
     return Windows(obs, action, torch.ones(action.shape[:2], dtype=torch.bool))
 
 
+@pytest.mark.learns
 @pytest.mark.parametrize("path", ["linear", "cosine"])
 def test_two_modes_are_cloned_with_their_shares(flow, settings, path):
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     policy = flow(1, 1, path=path, steps=20)
-    updates = 1200
-    algo = BC(policy, generator, updates, **settings("bc", lr=3e-3, ema_rate=0.01))
+    updates = 400
+    algo = BC(policy, generator, updates, **settings("bc", lr=5e-3, ema_rate=0.02))
     for _ in range(updates):
-        side = (torch.rand((512, 1, 1), generator=generator) < 0.25).float()
-        action = 0.6 - 1.2 * side + 0.05 * torch.randn((512, 1, 1), generator=generator)
-        algo.update(windows(torch.zeros(512, 1), action))
-    sample = algo.deploy(torch.zeros(20_000, 1), generator).flatten()
+        side = (torch.rand((256, 1, 1), generator=generator) < 0.25).float()
+        action = 0.6 - 1.2 * side + 0.05 * torch.randn((256, 1, 1), generator=generator)
+        algo.update(windows(torch.zeros(256, 1), action))
+    sample = algo.deploy(torch.zeros(5000, 1), generator).flatten()
     assert (sample < 0).float().mean().item() == pytest.approx(0.25, abs=0.04)
     assert sample[sample > 0].mean().item() == pytest.approx(0.6, abs=0.03)
     assert sample[sample > 0.3].std().item() < 0.12
@@ -98,6 +99,7 @@ def test_several_draws_of_a_row_are_a_batch_in_which_it_stands_as_often(
     assert seen == [(8, 1, seen[0][-1]), (24, seen[0][-1])]  # features of 8 rows, then of 24
 
 
+@pytest.mark.learns
 def test_a_gaussian_clones_the_least_squares_line_and_its_spread(settings):
     """Maximum likelihood in closed form: the regression line and the residuals' deviation."""
     torch.manual_seed(0)
@@ -107,8 +109,8 @@ def test_a_gaussian_clones_the_least_squares_line_and_its_spread(settings):
     spread = torch.tensor([0.05, 0.2])
     noise = spread * torch.randn((400, 1, 2), generator=generator)
     action = 0.3 * obs[:, None] * torch.tensor([1.0, -0.5]) + 0.1 + noise
-    algo = BCGaussian(policy, generator, 1500, **settings("bc_gaussian", lr=1e-2))
-    for _ in range(1500):
+    algo = BCGaussian(policy, generator, 500, **settings("bc_gaussian", lr=3e-2))
+    for _ in range(500):
         algo.update(windows(obs, action))
     design = torch.cat([obs, torch.ones_like(obs)], 1)
     line = torch.linalg.lstsq(design, action[:, 0]).solution

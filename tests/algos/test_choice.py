@@ -209,6 +209,7 @@ def test_the_width_that_the_temperature_follows_is_that_of_actions(
     assert action.std() < 0.9 * own.std()
 
 
+@pytest.mark.learns
 def test_an_untrained_critic_does_not_narrow_the_shipped_policy(flow, critic, settings, generator):
     """T begins hot: in proportion to what an untrained Q deviates, the policy would follow it."""
 

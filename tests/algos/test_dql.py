@@ -97,6 +97,7 @@ def test_scaling_rewards_by_ten_leaves_the_actors_gradient_unchanged(flow, learn
             assert torch.allclose(first, second, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.learns
 def test_a_larger_eta_moves_the_policy_further_uphill(flow, learner):
     means = []
     for eta in (0.0, 0.3, 3.0):

@@ -50,22 +50,22 @@ class Shift(nn.Module):
 def sac(settings, horizon, executed):
     """How the actor explores after it and its temperature have settled."""
     policy = TanhGaussian(1, 1, horizon, **SMALL)
-    values = settings("sac", entropy_per_dim=-1.0, policy_lr=3e-3, alpha_lr=1e-2)
+    values = settings("sac", entropy_per_dim=-1.0, policy_lr=1e-2, alpha_lr=3e-2)
     algo = SAC(policy, Hill(executed), seeded(), executed, **values)
     obs = torch.zeros(128, 1)
-    for _ in range(500):
+    for _ in range(200):
         algo.update_policy(obs)
     return algo.act(torch.zeros(4000, 1))
 
 
 def expo(settings, horizon, executed, flow):
     """How the editor moves a base at rest."""
-    values = settings("expo", base_lr=0.0, policy_lr=3e-3, alpha_lr=1e-2)
+    values = settings("expo", base_lr=0.0, policy_lr=1e-2, alpha_lr=3e-2)
     del values["editor"]
     editor = Editor(1, 1, horizon, scale=0.2, **SMALL)
     algo = EXPO(flow(1, 1, horizon), Hill(executed, 40.0), seeded(), editor, executed, **values)
     obs, base = torch.zeros(128, 1), torch.full((128, horizon, 1), 0.1)
-    for _ in range(500):
+    for _ in range(200):
         noise = editor.noise(128, algo.generator)
         loss, entropy, _ = algo.edit_loss(obs, base, noise, algo.temperature.value)
         algo.policy_opt.zero_grad()
@@ -78,14 +78,14 @@ def expo(settings, horizon, executed, flow):
 
 def dsrl(settings, horizon, executed):
     """The noise that a base is given, in the form without a noise critic."""
-    values = settings("dsrl_sac", policy_lr=3e-3, alpha_lr=1e-2, ema_rate=1.0)
+    values = settings("dsrl_sac", policy_lr=1e-2, alpha_lr=3e-2, ema_rate=1.0)
     for key in ("actor", "noise_map"):
         del values[key]
     codes = NoiseMap(horizon, kind="interpolated", rows=horizon, bound=1.5)
     actor = coded_gaussian(1, 1, rows=horizon, **SMALL)
     algo = DSRL(Shift(), Hill(executed), seeded(), actor, codes, None, executed, **values)
     obs = torch.zeros(128, 1)
-    for _ in range(500):
+    for _ in range(200):
         noise = actor.noise(128, algo.generator)
         loss, spread, _ = algo.policy_loss(obs, noise, algo.temperature.value)
         algo.policy_opt.zero_grad()
@@ -95,13 +95,15 @@ def dsrl(settings, horizon, executed):
     return codes(algo.sampled(torch.zeros(4000, 1), algo.generator)[0])
 
 
-@pytest.mark.parametrize("learn", [sac, expo, dsrl])
+@pytest.mark.learns
+@pytest.mark.parametrize(("learn", "known"), [(sac, 0.089), (expo, 0.031), (dsrl, 0.41)])
 def test_steps_that_are_not_executed_take_nothing_from_the_exploration_of_those_that_are(
-    learn, settings, flow
+    learn, known, settings, flow
 ):
     """Over all steps alike sd fell from .089 to .030 (SAC), .031 to .005, and .41 to .14 (DSRL)."""
     more = (flow,) if learn is expo else ()
     alone = spread(learn(settings, 1, 1, *more), 1)
+    assert alone == pytest.approx(known, rel=0.25)  # what is learned: it begins far wider
     for horizon, executed in ((4, 1), (6, 2)):
         found = spread(learn(settings, horizon, executed, *more), executed)
         assert found == pytest.approx(alone, rel=0.2), (horizon, executed)

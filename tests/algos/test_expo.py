@@ -67,15 +67,16 @@ def test_the_union_is_worth_at_least_its_parts(flow, critic, settings):
         assert (value >= best - 1e-6).all()
 
 
+@pytest.mark.learns
 def test_the_editor_goes_to_the_corner_that_q_points_to(flow, critic, settings):
     """Linear Q: delta = sign(g), and the gain is scale * |g|_1."""
-    algo = make(flow, critic, settings, policy_lr=3e-3)
+    algo = make(flow, critic, settings, policy_lr=1e-2)
     with torch.no_grad():  # inside the box, where no edit is clipped
         for parameter in algo.average.net.outlet.parameters():
             parameter.zero_()
     algo.critic = Plane([2.0, -1.0])
     gain = torch.zeros(())
-    for _ in range(400):
+    for _ in range(150):
         obs = torch.randn((128, 2), generator=algo.generator)
         base = 0.5 * torch.rand((128, 1, 2), generator=algo.generator) - 0.25
         noise = algo.editor.noise(128, algo.generator)
@@ -97,11 +98,12 @@ def test_the_base_sees_no_gradient_of_q(flow, critic, settings):
     assert not all(map(torch.equal, editors, algo.editor.parameters()))
 
 
+@pytest.mark.learns
 def test_the_base_clones_the_batch(flow, critic, settings):
-    algo = make(flow, critic, settings, base_lr=3e-3, ema_rate=1.0)
+    algo = make(flow, critic, settings, base_lr=1e-2, ema_rate=1.0)
     losses = []
-    for _ in range(300):
-        batch = batch_of(256)
+    for _ in range(60):
+        batch = batch_of(128)
         batch = batch._replace(action=torch.full_like(batch.action, 0.3))
         losses.append(algo.update(batch)["policy/base_loss"])
     assert losses[-1] < 0.2 * losses[0]

@@ -107,6 +107,7 @@ def test_where_nothing_costs_it_clones_as_implicit_q_learning_does_bit_for_bit(l
     assert told["critic/infeasible"] == 0 and told["policy/matched"] == 1
 
 
+@pytest.mark.learns
 def test_unsafe_actions_are_not_cloned_and_danger_is_left_by_the_least_bad(learner, generator):
     """One step: at 0 the action 1 pays and costs, -1 does neither; at 1 all costs, 1 less often."""
     torch.manual_seed(0)

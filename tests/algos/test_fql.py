@@ -24,6 +24,7 @@ class Level(nn.Module):
         return self.level.view(shape) * (1 + self.slope * total)
 
 
+@pytest.mark.learns
 def test_the_head_becomes_the_flows_map_of_the_same_noise(learner):
     """With a critic without slope; data of two modes, so the map is far from linear."""
     torch.manual_seed(0)

@@ -224,6 +224,7 @@ def test_eta_grows_while_cloning_is_worse_than_the_threshold(learner, threshold,
     assert algo.weight.item() == pytest.approx(end)
 
 
+@pytest.mark.learns
 def test_etas_fixed_point_is_where_cloning_meets_the_threshold(learner):
     """e = theta_2 alone, so |e - eps|^2 is 1 + theta_2^2 and theta_2 = -mean B g / (2 eta).
 
@@ -232,13 +233,13 @@ def test_etas_fixed_point_is_where_cloning_meets_the_threshold(learner):
     policy = policy_of(lambda x, c: 0.0 * x)
     policy.net.theta.register_hook(lambda g: g * torch.tensor([0.0, 1.0], dtype=F64))
     algo = learner("dac", 1, 1, policy=policy, critic=judge(Slope(2.0, 5.0)), eta=1.0,
-                   threshold=1.09, eta_rate=0.1, policy_lr=3e-3, max_norm=100.0)  # fmt: skip
+                   threshold=1.09, eta_rate=0.2, policy_lr=6e-3, max_norm=100.0)  # fmt: skip
     tail = []
-    obs, action, _ = rows_of(policy, 512)
-    for _ in range(1200):
+    obs, action, _ = rows_of(policy, 256)
+    for _ in range(600):
         algo.update_policy(obs, action)
         tail.append((policy.net.theta[1].item(), algo.weight.item()))
-    theta, eta = (sum(values) / 600 for values in zip(*tail[-600:], strict=True))
+    theta, eta = (sum(values) / 300 for values in zip(*tail[-300:], strict=True))
     B = policy.path.coefficients(torch.arange(5) / 5).b.mean().item()
     assert theta == pytest.approx(-0.3, abs=0.03)
     assert eta == pytest.approx(B * 2.0 / 5.0 / 0.6, rel=0.15)
@@ -320,13 +321,13 @@ def test_actions_are_drawn_by_the_noisy_chain(learner, generator):
     assert torch.equal(first, second) and first.shape == (64, 1, 1)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_the_score_of_a_quadratic_leads_to_its_top(learner, diffusion, seed):
+@pytest.mark.learns
+def test_the_score_of_a_quadratic_leads_to_its_top(learner, diffusion):
     """Actions are drawn around .3, whatever the replay holds; in the 20 levels that ship.
 
     In 5 the steps overshoot a score as steep as this one, and actions end on both walls.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     policy = diffusion(1, 1, levels=20, steps=20)
     changes = {"policy_lr": 3e-3, "temperature": 0.1, "explore_noise": 0.0}
     algo = learner("qsm", 1, 1, policy=policy, critic=judge(Bowl()), **changes)

@@ -24,6 +24,7 @@ def expectile_of(share, tau):
     return tau * share / (tau * share + (1 - tau) * (1 - share))
 
 
+@pytest.mark.learns
 @pytest.mark.parametrize("tau", [0.5, 0.9])
 def test_values_are_expectiles_of_the_actions_of_the_data_and_means_at_one_half(
     learner, generator, tau
@@ -42,6 +43,7 @@ def test_values_are_expectiles_of_the_actions_of_the_data_and_means_at_one_half(
     assert q.mean(0).tolist() == pytest.approx([0.0, 1.0], abs=0.03)
 
 
+@pytest.mark.learns
 def test_weighted_matching_learns_the_tilted_density(flow, learner):
     """N(0, 1) data with weights exp(a / 2): the flow of N(1/2, 1)."""
     torch.manual_seed(0)
@@ -49,20 +51,19 @@ def test_weighted_matching_learns_the_tilted_density(flow, learner):
     policy = flow(1, 1, width=48, steps=20)
     algo = learner("iql", 1, 1, policy=policy)
     assert isinstance(algo, IQL)
-    opt = adam(policy.parameters(), 4e-3)
-    updates = 500
+    opt = adam(policy.parameters(), 6e-3)
+    updates = 300
     for k in range(updates):
         for group in opt.param_groups:
-            group["lr"] = 4e-3 * 0.5 * (1 + math.cos(math.pi * k / updates))
-        action = torch.randn((512, 1, 1), generator=generator)
-        draws = algo.draw(512, generator)
+            group["lr"] = 6e-3 * 0.5 * (1 + math.cos(math.pi * k / updates))
+        action = torch.randn((384, 1, 1), generator=generator)
+        draws = algo.draw(384, generator)
         weight = (action.flatten() / 2).exp()
-        loss = algo.policy_loss(torch.zeros(512, 1), action, weight, draws)
+        loss = algo.policy_loss(torch.zeros(384, 1), action, weight, draws)
         step(opt, loss)
     noise = policy.noise(20_000, generator)
     with torch.no_grad():
         sample = policy.act(torch.zeros(20_000, 1), noise, steps=25, clip=False).flatten()
-    # 500 updates of 512 weighted rows leave the mean within 0.03 and the variance 0.05 to 0.12 low
     assert sample.mean().item() == pytest.approx(0.5, abs=0.1)
     assert sample.var().item() == pytest.approx(1.0, abs=0.25)
 
@@ -75,6 +76,7 @@ def test_the_policys_rate_falls_to_its_floor_and_the_critics_stays(learner, gene
     assert algo.critic_opt.param_groups[0]["lr"] == pytest.approx(3e-4)
 
 
+@pytest.mark.learns
 def test_the_gaussian_climbs_the_weighted_density_of_its_data(learner, generator):
     """Actions 0.5 and -0.5 with weights 3 : 1: the Gaussian has their moments."""
     torch.manual_seed(0)

@@ -103,14 +103,15 @@ def test_the_target_has_no_gradient_and_the_weight_neither(few_step, meanflow):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.learns
 def test_one_step_clones_a_gaussian_and_the_flows_own_single_step_does_not(few_step, meanflow):
     torch.manual_seed(0)
-    generator, updates = torch.Generator().manual_seed(0), 400
-    algo = meanflow(few_step(1, 1, width=32), updates, lr=5e-3, ema_rate=0.02)
-    obs, inside = torch.zeros(256, 1), torch.ones((256, 1), dtype=torch.bool)
+    generator, updates = torch.Generator().manual_seed(0), 200
+    algo = meanflow(few_step(1, 1, width=32), updates, lr=1e-2, ema_rate=0.04)
+    obs, inside = torch.zeros(128, 1), torch.ones((128, 1), dtype=torch.bool)
     metrics = {}
     for _ in range(updates):
-        action = 0.3 + 0.5 * torch.randn((256, 1, 1), generator=generator)
+        action = 0.3 + 0.5 * torch.randn((128, 1, 1), generator=generator)
         metrics = algo.update(Windows(obs, action, inside))
     assert set(metrics) == {"policy/loss", "policy/flow_loss", "policy/jump_loss"}
     policy, obs = algo.average, torch.zeros(4000, 1)
@@ -119,7 +120,7 @@ def test_one_step_clones_a_gaussian_and_the_flows_own_single_step_does_not(few_s
         one, many = (policy.act(obs, noise, steps, clip=False).flatten() for steps in (1, 50))
         flat = torch.zeros(4000)
         single = (noise + policy.velocity(noise, flat, policy.features(obs))).flatten()
-    # of five seeds the worst: means 0.02 apart, 0.18 too narrow, 0.135 against 0.32
+    # of three seeds the worst: means 0.03 apart, 0.18 too narrow, 0.112 against 0.247
     assert one.mean().item() == pytest.approx(0.3, abs=0.08)
     assert one.std().item() == pytest.approx(many.std().item(), abs=0.28)
     assert transport(one, many) < 0.65 * transport(single, many)

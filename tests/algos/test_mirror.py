@@ -305,30 +305,31 @@ def test_a_flow_of_one_step_is_off_its_law_by_the_laws_variance(flow):
     assert distance.item() == pytest.approx(0.04, rel=0.03)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_a_matched_flow_of_one_step_acts_by_the_mean_of_its_tilted_law(learner, flow, seed):
+@pytest.mark.learns
+def test_a_matched_flow_of_one_step_acts_by_the_mean_of_its_tilted_law(learner, flow):
     """N(.1, .2^2) by exp(.5 a / .2): N(.2, .2^2), of which it acts .2 whatever the noise."""
-    torch.manual_seed(seed)
-    changes = {"temperature": 0.2, "target_kl": None, "sample_noise": 0.0, "policy_lr": 3e-3}
-    changes |= {"particles": 16, "ema_rate": 0.01}
+    torch.manual_seed(0)
+    changes = {"temperature": 0.2, "target_kl": None, "sample_noise": 0.0, "policy_lr": 6e-3}
+    changes |= {"particles": 16, "ema_rate": 0.02}
     algo = learner("fpmd", 1, 1, policy=flow(1, 1, steps=1), critic=judge(Slope(0.5)), **changes)
     algo.old = Law()
-    for _ in range(400):
+    for _ in range(250):
         algo.update_policy(torch.zeros(32, 1))
     action = algo.deploy(torch.zeros(2000, 1), torch.Generator().manual_seed(0))
-    assert action.std() < 0.1  # five seeds: .043 to .053, where the law has .2
-    assert action.mean().item() == pytest.approx(0.2, abs=0.05)  # .202 to .218
+    assert action.std() < 0.1  # up to .058 over seeds, where the law has .2
+    assert action.mean().item() == pytest.approx(0.2, abs=0.05)  # .202 to .224
 
 
+@pytest.mark.learns
 @pytest.mark.parametrize("name", ["dpmd", "fpmd", "qvpo"])
 def test_the_best_action_of_a_bandit_is_found(learner, name):
     """Q = -(a - .5)^2."""
     torch.manual_seed(0)
-    changes: dict[str, Any] = {"policy_lr": 3e-3, "ema_rate": 0.1, "particles": 16}
+    changes: dict[str, Any] = {"policy_lr": 6e-3, "ema_rate": 0.1, "particles": 16}
     changes["deploy_candidates"] = 1
     changes |= {} if name == "qvpo" else {"old_every": 25, "dual_rate": 0.1}
     algo = learner(name, 1, 1, critic=judge(Bowl()), **changes)
-    for _ in range(250):
+    for _ in range(125):
         algo.update_policy(torch.zeros(32, 1))
         algo.updates += 1
         if algo.old is not None and algo.updates % algo.old_every == 0:

@@ -50,7 +50,7 @@ def two_halves(rows, generator):
 
 # Sharp weights and a fast target: a few hundred updates have to do, and where Q is climbed it has
 # to outweigh the cloning of the frequent action.
-USUAL = {"beta": 10.0, "ema_rate": 0.05, "policy_lr": 3e-3, "critic_lr": 3e-3, "target_rate": 0.1}
+USUAL = {"beta": 10.0, "ema_rate": 0.05, "policy_lr": 5e-3, "critic_lr": 5e-3, "target_rate": 0.15}
 BOLD: dict[str, dict[str, Any]] = {
     "signed": {"beta": 20.0, "ema_rate": 0.05, "anchor_coef": 0.5, **SIGNED},
     "dql": {"eta": 3.0, "ema_rate": 0.05},
@@ -69,6 +69,7 @@ def forwards(act):
     return (act(obs).flatten() > 0.3).float().view(2, -1).mean(1)
 
 
+@pytest.mark.learns
 @pytest.mark.parametrize("name", [*ALGOS, "signed"])
 def test_the_rare_better_action_and_the_way_through_both_halves_are_found(learner, name):
     torch.manual_seed(0)
@@ -76,12 +77,13 @@ def test_the_rare_better_action_and_the_way_through_both_halves_are_found(learne
     kind = "awm" if name == "signed" else name
     usual = {key: value for key, value in USUAL.items() if key in shipped.config(kind)["algo"]}
     algo = learner(kind, 1, 1, **(usual | BOLD.get(name, {})))
-    for _ in range(300):
-        algo.update(two_halves(96, generator))
+    for _ in range(180):
+        algo.update(two_halves(64, generator))
     share = forwards(lambda obs: algo.deploy(obs, generator))
-    assert share.min() > 0.75, share
+    assert share.min() > 0.65, share  # cloned: .3; the least of three seeds: .86
 
 
+@pytest.mark.learns
 def test_cloning_takes_the_frequent_action_instead(learner):
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)

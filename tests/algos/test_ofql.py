@@ -77,6 +77,7 @@ def test_a_bootstrapped_jump_is_two_half_jumps_of_the_averaged_policy(few_step, 
     assert shortcut.levels == FINEST == jumping.levels(16)
 
 
+@pytest.mark.learns
 @pytest.mark.parametrize("jump", ["derivative", "bootstrap"])
 def test_one_step_clones_two_modes_and_the_flows_own_single_step_does_not(few_step, learner, jump):
     torch.manual_seed(0)

@@ -81,6 +81,7 @@ def test_advantages_are_of_scaled_rewards(flow, learner, name):
     assert second["rollout/reward_scale"] / first["rollout/reward_scale"] > 900
 
 
+@pytest.mark.learns
 @pytest.mark.parametrize("name", NAMES)
 def test_a_contextual_bandit_is_learned(flow, learner, name):
     """From noise to within reach of the optimum, by the reward of the deployed action.
@@ -100,12 +101,13 @@ def test_a_contextual_bandit_is_learned(flow, learner, name):
         return aim(obs, algo.deploy(obs, torch.Generator().manual_seed(1))).mean().item()
 
     before = worth()
-    for _ in range(15):
+    for _ in range(12):
         algo.update(bandit(algo, 256, aim))
     after = worth()
     assert after > 0.4 * before, (before, after)
 
 
+@pytest.mark.learns
 @pytest.mark.parametrize(
     "changes",
     [
@@ -125,8 +127,8 @@ def test_every_surrogate_of_weighted_matching_improves(flow, learner, changes):
         return aim(obs, algo.deploy(obs, torch.Generator().manual_seed(1))).mean().item()
 
     before = worth()
-    for _ in range(12):
-        algo.update(bandit(algo, 512, aim))
+    for _ in range(10):
+        algo.update(bandit(algo, 256, aim))
     assert worth() > 0.9 * before
 
 
@@ -410,6 +412,7 @@ def test_signed_weights_without_a_guard_are_refused(flow, learner):
         make("awm_gae", flow, learner, ratio="none", trust_coef=0.2, advantage_max=1.0)
 
 
+@pytest.mark.learns
 def test_signed_weights_learn_with_a_trust_term_and_diverge_without(flow, learner, clone_normal):
     """1.T8: the mean of a flow N(0, 0.3^2) goes to the reward's 0.7; unguarded it explodes."""
 
@@ -419,20 +422,20 @@ def test_signed_weights_learn_with_a_trust_term_and_diverge_without(flow, learne
     def learnt(trust, lr):
         algo = make(
             "awm_gae", flow, learner, action_dim=1, horizon=1, ratio="none", action_noise=0.05,
-            advantage_max=1.0, trust_coef=1.0, weighting="uniform",
-            learn={"epochs": 1, "minibatch": 256, "policy_lr": lr},
+            pairs=4, advantage_max=1.0, trust_coef=1.0, weighting="uniform",
+            learn={"epochs": 1, "minibatch": 128, "policy_lr": lr},
         )  # fmt: skip
         clone_normal(algo.policy, 0.3)
         algo.fast.load_state_dict(algo.policy.state_dict())
         algo.trust_coef = trust
-        losses = [algo.update(bandit(algo, 256, towards))["policy/loss"] for _ in range(150)]
+        losses = [algo.update(bandit(algo, 128, towards))["policy/loss"] for _ in range(80)]
         noise = algo.policy.noise(2000, algo.generator)
         raw = algo.policy.act(torch.zeros(2000, 2), noise, clip=False)
         return raw.mean().item(), torch.stack(losses)
 
-    mean, losses = learnt(trust=1.0, lr=1e-3)
+    mean, losses = learnt(trust=1.0, lr=2e-3)
     assert 0.55 < mean < 0.85 and losses.isfinite().all()
-    mean, _ = learnt(trust=0.0, lr=3e-3)
+    mean, _ = learnt(trust=0.0, lr=2e-2)
     assert not abs(mean) < 100, mean
 
 

@@ -206,6 +206,7 @@ WAYS = {
 }
 
 
+@pytest.mark.learns
 @pytest.mark.parametrize("way", WAYS)
 def test_every_loss_moves_the_policy_to_what_the_critic_prefers(learner, way):
     name, changes, policy = WAYS[way]

@@ -244,6 +244,7 @@ def test_the_tuned_loss_moves_the_policy_alone(learner, kernel):
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in algo.policy.parameters())
 
 
+@pytest.mark.learns
 @pytest.mark.parametrize("kernel", adjoint.KERNELS)
 def test_a_cloned_gaussian_is_tilted_by_what_kappa_says(learner, flow, clone_normal, kernel):
     """exp(kappa g a) moves N(0, .4^2) by kappa g .16 = .24; few steps narrow what is drawn."""
@@ -328,6 +329,7 @@ def test_steps_that_are_not_executed_have_no_gradient_of_their_own(learner, flow
     assert (whole[:, 2:] != 0).all()
 
 
+@pytest.mark.learns
 def test_kappa_is_per_deviation_of_the_values_of_the_clones_actions(learner):
     """Q = 3 a: a deviation of 3 sd; ten times the values leave the tilt, in units of Q they do not.
 

@@ -47,6 +47,7 @@ def test_the_head_starts_as_no_correction_and_the_base_never_moves(flow, learner
     assert (algo.deploy(seen, algo.generator) != 0).any()
 
 
+@pytest.mark.learns
 def test_a_constant_error_of_the_base_is_corrected(flow, learner):
     """The optimum is delta = -wrong / scale."""
     algo = make(flow, learner)

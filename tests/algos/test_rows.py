@@ -171,15 +171,15 @@ def test_a_memo_goes_where_its_row_goes():
     assert batch_of(4).take(order).memo is None
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.learns
 @pytest.mark.parametrize("shuffled", [True, False], ids=["mixed", "in order"])
-def test_a_clone_of_two_sources_holds_both(learner, tmp_path, shuffled, seed):
+def test_a_clone_of_two_sources_holds_both(learner, tmp_path, shuffled):
     """Half the rows at -0.5 and half at 0.5, whether they come shuffled or one after the other.
 
     With the replay's rows matched at early times only, all of the flow's mass went to 0.5: a
     share of 0.000 and a deviation of 0.02. Five seeds reach 0.49 to 0.52, and 0.36 to 0.43.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     source = two_sources(tmp_path / "data.npz", batch_size=256)
     algo = learner("bc", 3, 1, lr=3e-3, ema_rate=0.05, run_updates=300)
     for _ in range(300):

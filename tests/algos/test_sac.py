@@ -70,6 +70,7 @@ class Hill(nn.Module):
         return torch.stack([value, value])
 
 
+@pytest.mark.learns
 def test_the_actor_reaches_the_soft_optimum_and_alpha_the_entropy_target(settings, generator):
     torch.manual_seed(0)
     target = -0.5  # nats for one dimension

@@ -85,10 +85,10 @@ def test_its_temperature_is_in_units_of_q(agent):
     assert algo.T().item() == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_its_policy_is_drawn_to_the_best_action(agent, seed):
+@pytest.mark.learns
+def test_its_policy_is_drawn_to_the_best_action(agent):
     """Q = -(a - .3)^2 and T = .05: N(.3, .16^2)."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     algo = agent(policy_lr=3e-3, policy_every=1)
     for _ in range(200):
         action = 2 * torch.rand(128, 1, 1) - 1

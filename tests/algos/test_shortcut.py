@@ -108,6 +108,7 @@ def test_the_loss_is_the_mean_of_both_kinds_of_rows_and_its_target_has_no_gradie
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.learns
 def test_one_step_clones_two_modes_and_the_flows_own_single_step_does_not(few_step, shortcut):
     torch.manual_seed(0)
     generator, updates = torch.Generator().manual_seed(0), 400

@@ -114,6 +114,7 @@ def test_a_value_that_has_seen_falls_knows_survival_but_not_failure(flow, learne
     assert (algo.update(walk(algo, level(level_)))["policy/kl"] > 0) == taught
 
 
+@pytest.mark.learns
 def test_the_value_of_a_sparse_task_goes_to_zero_before_its_first_reward(flow, learner):
     algo = make("ppo", flow, learner, epochs=10, value_lr=3e-3)
     obs = torch.randn(200, 2)

@@ -105,6 +105,7 @@ def test_it_explores_around_the_action_that_it_deploys(learner, generator):
     assert algo.act(obs).max() == 1.0  # inside the box
 
 
+@pytest.mark.learns
 def test_the_actor_finds_the_best_action_of_every_state(learner):
     algo = learner("td3", 1, 1, critic=Hill(), policy_lr=3e-3, critic_lr=1e-9)
     for _ in range(400):

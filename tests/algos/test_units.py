@@ -87,6 +87,7 @@ def test_the_velocity_is_that_of_the_whole_box_in_any_units(flow, kind, estimato
             assert velocity[row, 0, dim].item() == pytest.approx(right, abs=0.05 * scale)
 
 
+@pytest.mark.learns
 @pytest.mark.parametrize("kind", ["none", "minmax", "gaussian"])
 def test_the_best_action_is_found_outside_the_datas_spread(flow, settings, kind):
     """Actions of 0.1 +- 0.25 were recorded and 0.9 is the best: it was sought in +- one deviation.
