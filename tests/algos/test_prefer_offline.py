@@ -71,7 +71,7 @@ def test_the_loss_of_pairs_is_that_of_diffusion_dpo(learner, labels):
 
 def test_the_loss_of_chains_is_d3pos_of_their_transitions(learner):
     """The mean over steps of -log sigmoid of the gap of log ratios, arXiv:2311.13231, eq. 9."""
-    algo, batch = moved(learner("d3po", {"eta": 1.0, "steps": 3})), pairs(labels=True)
+    algo, batch = moved(learner("d3po", {"eta": 1.0, "steps": 3}, beta=0.1)), pairs(labels=True)
     group = algo.meet(batch, algo.generator)
     chain, times, terms = group.chain, algo.policy.times(), []
     assert chain is not None and chain.shape == (32, 2, 4, 1, 1)
@@ -147,10 +147,10 @@ def test_a_one_step_gaussian_moves_by_slope_times_variance_over_beta(learner):
 WAYS = {
     "crd": ("crd", {"beta": 1.0}),
     "gdro": ("crd", {"beta": 1.0, "loss": "listwise"}),
-    "dpo": ("dpo", {}),
-    "kto": ("dpo", {"loss": "kto", "anchor_coef": 0.1}),
+    "dpo": ("dpo", {"beta": 1.0}),
+    "kto": ("dpo", {"beta": 1.0, "loss": "kto", "anchor_coef": 0.1}),
     "mapo": ("dpo", {"loss": "mapo", "labels": "hard"}),
-    "d3po": ("d3po", {}),
+    "d3po": ("d3po", {"beta": 0.1}),
 }
 
 
@@ -169,7 +169,7 @@ def test_every_loss_moves_the_policy_to_the_winners(learner, way, labels):
 
 
 def test_more_than_two_chunks_are_compared_in_all_their_pairs(learner):
-    algo, batch = moved(learner("dpo", labels="hard")), pairs(16, count=4)
+    algo, batch = moved(learner("dpo", labels="hard", beta=1.0)), pairs(16, count=4)
     group = algo.meet(batch, algo.generator)
     mine, theirs = errors(algo, batch, group)
     ratio, terms = theirs - mine, []
