@@ -49,6 +49,19 @@ class Windows(NamedTuple):
         return Windows(*(column.index_select(0, rows) for column in self))
 
 
+class Compared(NamedTuple):
+    """Chunks that were tried at one observation each, and what each of them came to."""
+
+    obs: Tensor  # [B, O]
+    action: Tensor  # [B, K, T, Da] in [-1, 1]
+    score: Tensor | None  # [B, K]; None: all that is known is that the first beats the second
+
+    def take(self, rows: Tensor) -> "Compared":
+        """The rows of an index [M]."""
+        picked = (None if column is None else column.index_select(0, rows) for column in self)
+        return Compared(*picked)  # type: ignore[arg-type]
+
+
 class Choice(NamedTuple):
     """What a behaviour chose for N observations, and what its later update needs of the choice."""
 

@@ -7,7 +7,6 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import EnvError
 from ..ranges import Count, Rate, Share
 from .batch import Batch, Windows
 from .chunk import ChunkEnv
@@ -15,7 +14,16 @@ from .data.read import read
 from .data.recording import Reading, Recording
 from .encoded import See
 from .pixels import Images
-from .recorded import discounted, fingerprint, held_out_episodes, largest, scale_of, stage_of
+from .recorded import (
+    Sampler,
+    discounted,
+    fingerprint,
+    held_out_episodes,
+    largest,
+    refuse_share,
+    scale_of,
+    stage_of,
+)
 from .shift import Shift, shifted
 
 HELD_WINDOWS = 8192  # at most so many validation windows: a validation is one batch
@@ -25,7 +33,7 @@ AnyBatch = TypeVar("AnyBatch", Batch, Windows)
 
 
 @dataclass(eq=False)
-class Dataset:
+class Dataset(Sampler):
     """Chunk windows of recorded episodes: one for every step, none lost at an episode's end.
 
     S steps, F known successors, To history, Tp chunk. Histories before an episode's start repeat
@@ -74,8 +82,8 @@ class Dataset:
 
     def __post_init__(self, env: ChunkEnv | None) -> None:
         named = isinstance(self.holdout, str)
-        if not named and not 0.0 <= float(self.holdout) < 1.0:
-            raise ValueError(f"data.holdout={self.holdout} must lie in [0, 1)")
+        if not named:
+            refuse_share(float(self.holdout))
         self.updates, device = 0, self.generator.device
         self.shift: Shift | None = None  # of images, before they are learned from
         how = {name: getattr(self, name) for name in Reading._fields if hasattr(self, name)}
@@ -132,11 +140,6 @@ class Dataset:
         """Action dimensions."""
         return self.action.shape[1]
 
-    @property
-    def progress(self) -> int:
-        """Batches so far."""
-        return self.updates
-
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Training observations [S, To*Do] and actions [S, Da], for fitting normalisers.
 
@@ -188,28 +191,6 @@ class Dataset:
             return self.obs[row]
         back = torch.arange(1 - self.obs_steps, 1, device=row.device, dtype=row.dtype)
         return self.obs[torch.maximum(row[:, None] + back, first[:, None])].flatten(1)
-
-    def metrics(self) -> dict[str, float]:
-        """Nothing to report between batches."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Position of the sampler."""
-        return {
-            "generator": self.generator.get_state(),
-            "updates": self.updates,
-            "digest": self.digest,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned. Raises EnvError when the data are others now."""
-        if state["digest"] != self.digest:
-            raise EnvError(
-                "data: the file's content changed since the run was saved, or it is read otherwise "
-                "by now; put the old file back, or start a new run with init=RUN"
-            )
-        self.generator.set_state(state["generator"])
-        self.updates = state["updates"]
 
 
 @dataclass(eq=False)

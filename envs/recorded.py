@@ -1,11 +1,14 @@
 """What is settled once about a recording: what it is, who validates, where it is acted in."""
 
 import hashlib
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import EnvError
 from .chunk import ChunkEnv
 from .data.recording import Recording, Stage
 
@@ -13,8 +16,43 @@ RETURN_RANGE = 1000.0  # what reward_norm=return_range scales the spread of retu
 SPARSE = 0.05  # rewards are sparse when fewer steps than this share have an unusual one
 
 
-def fingerprint(recording: Recording) -> str:
-    """SHA-256 of everything that is learned from."""
+class Sampler:
+    """What draws batches of a file: how many it gave, and what its noise and the file are."""
+
+    generator: torch.Generator
+    updates: int
+    digest: str
+
+    @property
+    def progress(self) -> int:
+        """Batches so far."""
+        return self.updates
+
+    def metrics(self) -> dict[str, float]:
+        """Nothing to report between batches."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position of the sampler."""
+        return {
+            "generator": self.generator.get_state(),
+            "updates": self.updates,
+            "digest": self.digest,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned. Raises EnvError when the data are others now."""
+        if state["digest"] != self.digest:
+            raise EnvError(
+                "data: the file's content changed since the run was saved, or it is read otherwise "
+                "by now; put the old file back, or start a new run with init=RUN"
+            )
+        self.generator.set_state(state["generator"])
+        self.updates = state["updates"]
+
+
+def fingerprint(recording: Iterable[Any]) -> str:
+    """SHA-256 of everything that is learned from: all arrays of a record."""
     digest = hashlib.sha256()
     for array in recording:
         if isinstance(array, np.ndarray):
@@ -29,21 +67,36 @@ def held_out_episodes(recording: Recording, share: float | str) -> Tensor:
     Raises ValueError when none can be spared.
     """
     count = len(recording.ends)
-    held = torch.zeros(count, dtype=torch.bool)
     if isinstance(share, str):
+        held = torch.zeros(count, dtype=torch.bool)
         names = set(recording.about["filters"][share])
         held[:] = torch.tensor([demo in names for demo in recording.about["demos"]])
         if not held.any():
             raise ValueError(f"data.holdout={share}: no demonstration of it is left to validate")
         return held
+    return held_out(count, share, "episodes")
+
+
+def held_out(count: int, share: float, what: str) -> Tensor:
+    """Which of so many validate, [count] bool: a share, at least one, whatever the run's seed.
+
+    what: they are called. Raises ValueError where none can be spared.
+    """
+    held = torch.zeros(count, dtype=torch.bool)
     if share == 0.0:
         return held
     if count < 2:
-        raise ValueError(f"data.holdout={share} needs two episodes and there is one; set it to 0")
+        raise ValueError(f"data.holdout={share} needs two {what} and there is one; set it to 0")
     spared = min(max(round(share * count), 1), count - 1)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     held[order[count - spared :]] = True
     return held
+
+
+def refuse_share(share: float) -> None:
+    """Raises ValueError for a share to validate on that leaves nothing to learn from."""
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"data.holdout={share} must lie in [0, 1)")
 
 
 def discounted(reward: Tensor, frames: Tensor, gamma: float) -> Tensor:

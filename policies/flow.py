@@ -158,6 +158,26 @@ class FlowPolicy(Field):
         clipped = raw.abs() > 1
         return Chain(raw.clamp(-1, 1), torch.stack(points, -3), torch.stack(logps, -1), clipped)
 
+    def noised(self, action: Tensor, noise: Tensor) -> Tensor:
+        """A chain that ends in an action [..., T, Da], made backwards, [..., K + 1, T, Da].
+
+        x_t given x_s, t < s, is N(A_t / A_s x_s, B_t^2 - (A_t B_s / A_s)^2), as in DDPM
+        (arXiv:2006.11239, eq. 2): every point has the law of the path, and the transitions, given
+        the action, are those of `step` with eta = 1. In Diffusion-DPO (arXiv:2311.12908) it stands
+        for the chain that drew an action, where none is known. noise: standard normal, of every
+        step, to [..., K, T, Da].
+        """
+        steps = noise.shape[-3]
+        c = self.path.coefficients(self.times(steps))
+        x = self.to_latent(action)
+        points = [x]
+        for k in reversed(range(steps)):
+            ratio = c.a[k] / c.a[k + 1]
+            std = (c.b[k].square() - (ratio * c.b[k + 1]).square()).clamp(min=0).sqrt()
+            x = ratio * x + std * noise.select(-3, k)
+            points.append(x)
+        return torch.stack(points[::-1], -3)
+
     def chain_logp(
         self,
         x: Tensor,

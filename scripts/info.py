@@ -65,6 +65,7 @@ FORMATS = {
     "minari:ID": "a Minari set (pip install 'rheo-rl[minari]')",
     "FOLDER": "a LeRobot set, a zarr replay buffer (PushT, UMI), or episodes one by one",
     "[a.npz,b.npz]": "several, end to end",
+    "PAIRS.npz": "observations, chosen, rejected [, chunks, returns], of algo=crd, dpo and d3po",
 }
 
 

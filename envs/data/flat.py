@@ -20,7 +20,7 @@ ROWS = (*NAMED, *PER_STEP)  # one a step
 PARTS = ("obs_keys", "obs_widths", "obs_images")
 SHORT = 10_000  # entries that are read in any case, so that a message can say what is wrong
 ENDS = ("episode_ends", "episode_lengths", "episode_starts")
-PREFERRED = ("chosen", "rejected")  # what `pairs` reads
+PREFERRED = (("chosen", "rejected"), ("chunks", "returns"))  # what `pairs` reads
 HELD = ("format", "version", "env_id", "action_low", "action_high")  # attributes read by name
 
 
@@ -61,8 +61,10 @@ class Flat:
             elif key != "next_observations":
                 there = some(sorted([*self.names.values(), *self.unread])) or "nothing"
                 text = f"no key {key!r}; it holds {there}; store it under that name"
-                if {*PREFERRED} <= {*self.unread}:
-                    text = f"{' and '.join(PREFERRED)} chunks, which are no episodes of steps"
+                compared = next((two for two in PREFERRED if {*two} <= {*self.unread}), None)
+                if compared is not None:
+                    text = f"{' and '.join(compared)}, which are no episodes of steps; of such "
+                    text += "pairs learn algo=crd, algo=dpo and algo=d3po, without another source="
                 raise refuse(path, text, key)
         obs, after = self.columns["observations"], self.columns.get("next_observations")
         self.steps, self.action_dim = self.columns["actions"].shape

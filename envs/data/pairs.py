@@ -4,9 +4,10 @@ An npz file holds `observations` [S, Do], `chosen` and `rejected` [S, T, Da]; of
 `chunks` [S, K, T, Da] that were tried and their `returns` [S, K].
 """
 
+import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from .bulk import on_disk, refuse_bomb
 from .columns import held
 from .containers import kind_of, npz, scalar
 from .faults import TOLERANCE
-from .recording import Column, fill, refuse
+from .recording import Column, Refused, fill, refuse
 from .told import COUNT, KNOWN, TABLE, TEXTS, Kind, as_number, decoded, some, typed
 from .writing import write_npz
 
@@ -98,17 +99,44 @@ def write_pairs(pairs: Pairs, path: str | os.PathLike, **more: NDArray) -> None:
 # ---- reading -------------------------------------------------------------------------------------
 
 
+def is_pairs(path: str | os.PathLike) -> bool:
+    """Whether a file holds pairs, as far as the names of its arrays tell."""
+    try:
+        if kind_of(expanded(path)) != "npz":
+            return False
+        with npz(expanded(path)) as (columns, _):
+            told = {*LABELS[1:]} <= {*columns} or {*BRANCHES} <= {*columns}
+            return told and "actions" not in columns
+    except Refused:
+        return False
+
+
+def refuse_other(path: str | os.PathLike) -> None:
+    """Raises Refused for a file whose headers say that it holds no pairs."""
+    with opened(path) as (columns, _):
+        arrays = {key: columns[key] for key in AXES if key in columns}
+        refuse_lacking(str(path), arrays, [*columns])
+        refuse_shapes(str(path), arrays)
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike) -> Iterator[tuple[dict[str, Column], dict[str, Any]]]:
+    """Columns and attributes of a file. Raises Refused for what is no npz."""
+    kind = kind_of(expanded(path))
+    if kind != "npz":
+        raise refuse(str(path), f"is {kind}; pairs are read from a .npz with {', '.join(LABELS)}")
+    with npz(expanded(path)) as found:
+        yield found
+
+
 def read_pairs(path: str | os.PathLike, *, big: bool = False) -> Pairs:
     """The pairs of a file. Raises Refused that names file, key, row and value.
 
     Where a file has chunks and returns alone, the pairs are the best and the worst (`pairs_of`).
     big: whether the file may become far more in memory than it is on disk (`bulk`).
     """
-    name, file = str(path), expanded(path)
-    kind = kind_of(file)
-    if kind != "npz":
-        raise refuse(name, f"is {kind}; pairs are read from a .npz with {', '.join(LABELS)}")
-    with npz(file) as (columns, attributes):
+    name = str(path)
+    with opened(path) as (columns, attributes):
         plain = {key: column for key, column in columns.items() if not column.shape}
         said = {key: decoded(scalar(name, plain[key], key)) for key in plain if key in TOLD}
         about = {"path": name, **tell(name, said | attributes)}
@@ -119,7 +147,7 @@ def read_pairs(path: str | os.PathLike, *, big: bool = False) -> Pairs:
         refuse_lacking(name, arrays, [*columns])
         refuse_shapes(name, arrays)
         needed = sum(4 * int(np.prod(column.shape)) for column in arrays.values())
-        refuse_bomb(name, needed, on_disk(file), big)
+        refuse_bomb(name, needed, on_disk(expanded(path)), big)
         read = {key: loaded(column) for key, column in arrays.items()}
     for key, array in read.items():
         refuse_numbers(name, key, array)
@@ -129,6 +157,10 @@ def read_pairs(path: str | os.PathLike, *, big: bool = False) -> Pairs:
         pairs = pairs_of(read["observations"], read["chunks"], read["returns"], about)
         if not len(pairs.obs):
             raise refuse(name, "the chunks of every row have one return: none is better", "returns")
+        every, lost = len(read["observations"]), len(read["observations"]) - len(pairs.obs)
+        if lost:
+            text = "data=%s: %d of %d observations have chunks of one return: they are left out"
+            log.warning(text, name, lost, every)
         return pairs
     labels, tried = [read[key] for key in LABELS], [read.get(key) for key in BRANCHES]
     pairs = Pairs(labels[0], labels[1], labels[2], tried[0], tried[1], about)

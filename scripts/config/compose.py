@@ -30,7 +30,7 @@ from .intent import Typed
 from .links import Links
 from .mixing import keep_own
 from .overrides import SCRATCH, choice, is_group, parse, put
-from .recorded import kept_of_base, made_as_recorded, played, recorded_in
+from .recorded import compared, kept_of_base, made_as_recorded, played, recorded_in
 from .top import HOME, TOP, inside, walk
 from .wording import covered, report, worded
 from .words import flags
@@ -101,6 +101,7 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     empty = [one for one in groups if one.value() is None and not one.is_delete()]
     chosen = [word for one in groups for word in choice(one, roots, errors)]
     chosen += [f"{one.key_or_group}=none" for one in empty if has_none(one.key_or_group)]
+    algo, chosen = named_algo(chosen), compared(chosen, overrides, errors)
     told = played(overrides)
     if not any(one.key_or_group == "env" for one in groups):
         chosen += recorded_in(told) or tuned_in(overrides)
@@ -113,7 +114,7 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
         errors += keep_own(base["source"], own, word)
     values = [one for one in overrides if one not in groups]
     values += [one for one in empty if one.key_or_group in base and not has_none(one.key_or_group)]
-    typed = Typed({one.key_or_group: str(one.input_line) for one in groups}, {}, named_algo(chosen))
+    typed = Typed({one.key_or_group: str(one.input_line) for one in groups}, {}, algo)
     values = settings_of_data(base, values, typed, errors)
     typed = typed._replace(given=frozenset(one.key_or_group for one in values))
     demand_base(base, values)

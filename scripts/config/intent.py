@@ -12,7 +12,7 @@ from rheo.errors import RheoError
 
 from .inherit import base_of, replays
 from .overrides import SCRATCH
-from .recorded import recorded_there
+from .recorded import is_pairs, recorded_there
 from .rules import reader
 from .top import STEPPING, inside, walk
 from .words import is_there
@@ -51,9 +51,9 @@ def refuse_bare(words: Sequence[str]) -> None:
 
 
 def unread(tree: dict[str, Any], algo: str) -> list[str]:
-    """Data that no part of the run reads."""
+    """Data that no part of the run reads; of pairs `rules.data` says what does."""
     data = tree.get("data")
-    if data is None or reader(tree.get("source"), data) is not None:
+    if data is None or reader(tree.get("source"), data) is not None or is_pairs(data):
         return []
     kind = str(inside(tree, "source._target_")).rpartition(".")[2]
     file = data if isinstance(data, str) else f"[{','.join(data)}]"

@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import Override
 
 from . import rules
 from .inherit import environment_of
-from .top import files_of, inside, suite_of
+from .top import HOME, files_of, inside, suite_of
 
 log = logging.getLogger("rheo")
 
@@ -30,6 +30,36 @@ def told_by(data: Any, keys: list[str] | None) -> Any:
         return played_in(data, keys)
     except ValueError:  # the checks say what is wrong with the file
         return None
+
+
+def compared(chosen: list[str], overrides: list[Override], errors: list[str]) -> list[str]:
+    """The choices, with what the algorithm is where data are pairs (`configs/algo/pairs`).
+
+    That is where data= is a file of them and no source= is named, or source=pairs is. Adds an error
+    for an algorithm that is nothing there.
+    """
+    named = {word.partition("=")[0]: word.partition("=")[2] for word in chosen}
+    algo, source = named.get("algo"), named.get("source")
+    data = next((o.value() for o in reversed(overrides) if o.key_or_group == "data"), None)
+    known = sorted(file.stem for file in (HOME / "algo" / "pairs").glob("*.yaml"))
+    if source not in (None, "pairs") or source is None and algo not in known:
+        return chosen
+    if algo not in known:
+        which = f"algo={algo} does" if algo else "this algorithm does"
+        errors.append(f"source=pairs: algo={', '.join(known)} learn from pairs, {which} not")
+        return chosen
+    if source is None and not is_pairs(data):
+        return chosen
+    return [*(word for word in chosen if word != f"algo={algo}"), f"algo=pairs/{algo}"]
+
+
+def is_pairs(data: Any) -> bool:
+    """Whether data are a file of pairs."""
+    if not isinstance(data, str):
+        return False
+    from rheo.envs.data import pairs  # h5py takes 0.1 s; not torch
+
+    return pairs.is_pairs(data)
 
 
 def recorded_there(tree: Mapping[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from ..store.where import existing, shown
 from . import programs, schema, sizes
 from .top import files_of, inside
 
+PAIRS = "rheo.envs.compared.Comparisons"  # the source that reads pairs of chunks
 Check = Callable[[dict[str, Any]], list[str]]
 
 
@@ -258,11 +259,15 @@ def lacking(name: str, how: dict[str, Any], run: str | None) -> list[str]:
     """What is wrong with a data set before it is read."""
     from rheo.envs.data.catalogue import file_remedy  # h5py takes 0.1 s; not torch
     from rheo.envs.data.formats import opened
+    from rheo.envs.data.pairs import refuse_other
     from rheo.envs.data.read import is_there, where
     from rheo.envs.data.recording import Reading, Refused
 
     try:
         file = str(where(name))
+        if is_there(file) and how.get("_target_") == PAIRS:
+            refuse_other(file)
+            return []
         if is_there(file):
             with opened(file, Reading(**{k: how[k] for k in Reading._fields if k in how})):
                 return []

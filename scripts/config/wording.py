@@ -3,9 +3,13 @@
 import re
 from typing import Any
 
+from . import schema
 from .intent import Typed, normalizers
 from .top import inside
 
+ELSEWHERE = {  # of an algorithm that learns from pairs: what it is where it acts
+    "rheo.algos.prefer_offline.PreferOffline": "rheo.algos.prefer.Prefer"
+}
 TOLD = 100  # errors of a configuration that are told
 
 
@@ -24,6 +28,9 @@ def worded(
     """An error of the schema, led by what the user typed or has to type."""
     origin, group = followed.get(place), place.partition(".")[0]
     unknown = "unknown key" in error
+    other = ELSEWHERE.get(str(inside(tree, "algo._target_")))
+    if unknown and group == "algo" and other and place[5:] in schema.from_source(other).keys:
+        return f"{place}: not used where data are pairs, whose chunks are recorded; leave it out"
     if unknown and group in typed.groups and place not in typed.given:
         return foreign(place, typed)
     if place in typed.keys:

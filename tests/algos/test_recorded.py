@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from shipped import ALGOS
@@ -54,12 +55,29 @@ def test_updates_that_are_replayed_are_those_that_are_run(
 ) -> None:
     """To the last bit: in every number that is told and in all that is learned."""
     algo, more = CASES[case]
-    words, recorder = tiny(algo, "r", *more.split()), TapeRecorder()
+    assert_replayed(tiny(algo, "r", *more.split()), 4 if algo in ON_POLICY else MOST)
+
+
+@pytest.mark.parametrize("algo", ["crd", "dpo", "d3po"])
+@pytest.mark.parametrize("labels", [False, True])
+def test_updates_on_pairs_are_replayed_too(tmp_path: Path, algo: str, labels: bool) -> None:
+    draws, file = np.random.default_rng(0), tmp_path / "pairs.npz"
+    obs, chunks = draws.normal(size=(30, 4)), draws.uniform(-1, 1, (30, 3, 1, 1))
+    judged: dict[str, Any] = {"chosen": chunks[:, 0], "rejected": chunks[:, 1]}
+    tried: dict[str, Any] = {"chunks": chunks, "returns": draws.normal(size=(30, 3))}
+    np.savez(file, observations=obs, **(judged if labels else tried))
+    small = ["policy.net.width=16", "policy.net.depth=1", "policy.steps=2"]
+    assert_replayed([f"algo={algo}", f"data={file}", "init=scratch", *small], MOST)
+
+
+def assert_replayed(words: list[str], updates: int) -> None:
+    """So many updates of a command, recorded and replayed, are those that are run."""
+    recorder = TapeRecorder()
     run, replayed = made(words), made(words)
     for _, optimizer in optimizers(run.algo):
         recordable(optimizer)
     replayed.algo.learn_from = Recorded(replayed.algo, recorder)
-    for count in range(4 if algo in ON_POLICY else MOST):
+    for count in range(updates):
         told = [side.algo.update(laid_alike(side)) for side in (run, replayed)]
         assert told[0].keys() == told[1].keys(), count
         assert all(torch.equal(told[0][name], told[1][name]) for name in told[0]), count

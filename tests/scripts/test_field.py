@@ -46,6 +46,13 @@ def test_what_trains_learns_a_few_updates(tiny: Any, words: list[str]) -> None:
     if "data=FILE" in words and not any(key(word) == "data" for word in small):
         write_episodes(Path("data.npz"), [9, 30, 25, 40], obs_dim=4, action_dim=1)
         own.append("data=data.npz")
+    if "data=PAIRS.npz" in words:  # of the pendulum that `tiny` tunes in
+        draws = np.random.default_rng(0)
+        obs, (better, worse) = draws.normal(size=(20, 4)), draws.uniform(-1, 1, (2, 20, 1, 1))
+        np.savez("pairs.npz", observations=obs, chosen=better, rejected=worse)
+        acted = ("critic.", "source.", "algo.")  # keys of what learns from its own actions
+        small = [word for word in small if not word.startswith(acted)]
+        own.append("data=pairs.npz")
     made, source, _, _ = assemble(compose([*small, *own]))
     for _ in range(2):
         metrics = made.update(source.next(made.act))

@@ -125,7 +125,7 @@ def test_other_files_and_episodes_are_told_apart(tmp_path: Path):
     with pytest.raises(EnvError, match="no such file"):
         read_pairs(tmp_path / "nowhere.npz")
     np.savez(tmp_path / "labels.npz", **labels())
-    with pytest.raises(EnvError, match="chosen and rejected chunks, which are no episodes"):
+    with pytest.raises(EnvError, match="chosen and rejected, which are no episodes"):
         read(str(tmp_path / "labels.npz"))
 
 
