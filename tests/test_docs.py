@@ -232,7 +232,7 @@ def test_a_worked_example_trains_and_evaluates(tmp_path, monkeypatch, capsys, wh
     assert command
     long = ("steps=", "source.warmup=", "name=")
     words = [word for word in command[1].split() if not word.startswith(long)]
-    less = ["steps=240", "source.warmup=120", "episodes=2", "log_every=80", "eval_every=120"]
+    less = ["steps=160", "source.warmup=80", "episodes=2", "log_every=40", "eval_every=80"]
     assert main([*words, *less, "name=example"]) == 0
     assert main(["eval", "example", "--config-dir", "mine", "episodes=3"]) == 0
     assert "3 episodes" in capsys.readouterr().out

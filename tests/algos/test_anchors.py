@@ -313,14 +313,17 @@ class Slope(nn.Module):
         return action.sum((-1, -2))[None].repeat(2, *[1] * (action.ndim - 2))
 
 
+@pytest.mark.learns
 def test_recorded_actions_keep_a_policy_from_the_edge(flow, critic, settings):
     """The best action is 1, the recorded ones are 0: with a pull the policy stays between."""
     means = []
     for pulls in ([], [{"kind": "data", "coef": 2.0}]):
-        algo = awm_q(flow, critic, settings, policy_lr=1e-3, pulls=pulls)
+        algo = awm_q(
+            flow, critic, settings, policy_lr=2e-3, particles=8, pairs=2, pulls=pulls
+        )
         algo.target = Slope()
         rows = torch.zeros(64)
-        for _ in range(150):
+        for _ in range(90):
             obs = torch.randn((64, 2), generator=algo.generator)
             batch = Batch(obs, torch.zeros(64, 1, 1), rows, rows, obs)
             algo.update_policy(obs, algo.shown(algo.policy, batch, 64, algo.generator))
@@ -431,6 +434,7 @@ def mirror(flow, learner, pulls):
     return algo
 
 
+@pytest.mark.learns
 def test_mirror_descent_is_held_to_its_start_and_to_data(flow, learner):
     """Runs uphill: a dual pull stays at its threshold, a stronger one below, data's at the data."""
     dual = {"kind": "velocity", "rule": "dual", "coef": 1.0, "threshold": 0.02, "rate": 2.0}

@@ -79,7 +79,7 @@ def test_a_resumed_run_finds_its_pairs_where_they_are_now(base: Any, capsys: Any
 
 
 def test_branches_of_a_run_tune_it(tiny: Any) -> None:
-    words = tiny("rfm", "acting", "steps=60", "env=halfcheetah", "env.num_envs=2")
+    words = tiny("rfm", "acting", "steps=60", "env=hopper", "env.num_envs=2")
     assert main(["train", *words]) == 0
     asked = ["states=12", "width=3", "steps=5", "num_envs=2", "policy.deploy_scale=1"]
     assert main(["collect", "branches", "acting", *asked, "out=tried.npz"]) == 0

@@ -365,7 +365,7 @@ def test_an_answer_does_not_wait_until_the_last_one_was_acknowledged(url: str) -
     """Which takes 40 ms where a client asks twice before it listens."""
     server = pytest.importorskip("websockets.asyncio.server")
     with Client(url):
-        ends = [each for each in gc.get_objects() if isinstance(each, server.ServerConnection)]
+        ends = [each for each in gc.get_objects() if type(each) is server.ServerConnection]
         live = [end.transport.get_extra_info("socket") for end in ends if end.state.name == "OPEN"]
         assert live and all(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for s in live)
 

@@ -199,9 +199,9 @@ def linked(draw: random.Random, depth: int = 0, escapes: bool = False):
 
 
 def test_links_mean_what_they_mean_to_omegaconf():
-    """Of two thousand trees those that it resolves; where it does not, one link leads nowhere."""
+    """Of eight hundred trees those that it resolves; where it does not, one link leads nowhere."""
     draw, same = random.Random(3), 0
-    for _ in range(2000):
+    for _ in range(800):
         tree = {key: linked(draw) for key in "abc"} | {"d": "end", "e": linked(draw, escapes=True)}
         links, theirs = Links(tree), None
         try:
@@ -217,7 +217,7 @@ def test_links_mean_what_they_mean_to_omegaconf():
             same += any("${" in str(value) for value in tree.values())
         else:
             assert mine is None or links.lost, tree
-    assert same > 300
+    assert same > 120
 
 
 def test_a_link_to_itself_is_named():

@@ -102,7 +102,7 @@ def test_a_changed_recipe_is_another_policy_and_so_is_one_that_goes_on_from_it(s
 def test_one_that_is_half_built_is_refused_and_gone_on_with(small, capsys) -> None:
     assert main(["eval", "zoo/expert"]) == 2
     assert "zoo/expert is not built yet: rheo zoo build expert" in capsys.readouterr().err
-    small(RECIPES.replace("steps=60", "steps=4000"))
+    small(RECIPES.replace("steps=60", "steps=1000"))
     one = zoo.recipe("expert")
     cut = threading.Thread(target=stop_when_saved, args=(one.folder / "policy" / "ckpt",))
     cut.start()
