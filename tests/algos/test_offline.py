@@ -72,11 +72,12 @@ def forwards(act):
 @pytest.mark.learns
 @pytest.mark.parametrize("name", [*ALGOS, "signed"])
 def test_the_rare_better_action_and_the_way_through_both_halves_are_found(learner, name):
-    torch.manual_seed(0)
+    torch.manual_seed(2)  # an untrained critic chooses backward actions
     generator = torch.Generator().manual_seed(1)
     kind = "awm" if name == "signed" else name
     usual = {key: value for key, value in USUAL.items() if key in shipped.config(kind)["algo"]}
     algo = learner(kind, 1, 1, **(usual | BOLD.get(name, {})))
+    assert forwards(lambda obs: algo.deploy(obs, generator)).min() < 0.5
     for _ in range(180):
         algo.update(two_halves(64, generator))
     share = forwards(lambda obs: algo.deploy(obs, generator))
