@@ -13,7 +13,7 @@ from rheo.envs.batch import Batch
 from rheo.policies.critics import QEnsemble
 from rheo.policies.steer import Settings
 
-FEW = {"particles": 8, "pairs": 2}  # of what an update costs, where it learns
+FEW: dict[str, Any] = {"particles": 8, "pairs": 2}  # of what an update costs, where it learns
 
 
 class Known(nn.Module):

@@ -285,6 +285,7 @@ def test_a_mixed_batch_holds_the_asked_shares_with_one_scale_of_rewards(pendulum
     act = lambda obs: torch.zeros(len(obs), 1, 1)  # noqa: E731
     batch = source.next(act)
     recorded = batch.obs[:, 0] == batch.obs[:, 1]  # pendulum's are cosine and sine
+    assert batch.recorded is not None
     assert recorded.sum() == 4 and torch.equal(batch.recorded, recorded)
     assert source.progress == source.replay.frames > 0
     buffer = source.replay.buffer
