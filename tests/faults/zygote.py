@@ -32,6 +32,8 @@ HEAVY = (
 
 def main() -> int:
     """Forks until stdin ends; a child returns from here with what it has to do."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal: nohup, and a shell that puts
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it in the background, ignore them
     for name in HEAVY:
         importlib.import_module(name)
     print("ready", flush=True)
