@@ -137,6 +137,16 @@ def test_fewer_steps_go_straight_over_what_is_left_of_their_grid(affine):
     assert two == pytest.approx([over, line(-0.2, 2, 0.5), line(0.1, 3, 0.25), 0.4])
 
 
+def test_a_chain_that_is_not_on_yet_waits_as_it_is(flow):
+    """Also where steps are clipped to the box and noise has led out of it."""
+    policy, x = flow(1, 1, steps=4, clip_x=True), torch.full((2, 1, 1, 1), 1.5)
+    since, feat = torch.tensor([1.0, 0.75]), policy.features(torch.zeros(2, 1))
+    last, _ = policy.step(x[1:], since[1:], torch.ones(1), feat[1:])
+    end = branching.completed(policy, feat, x, since)
+    assert end[0].item() == 1.5
+    torch.testing.assert_close(end[1:], last)
+
+
 def test_advantages_add_up_over_completions(learner, affine):
     algo = learner("g2rpo", affine(), completions=[1, 2], deviation="state")
     first, second, third = torch.randn(3, 5, 8).unbind()
