@@ -23,6 +23,7 @@ from .offpolicy import Scheduled
 from .onpolicy import ratio_metrics
 from .optim import adam, step
 from .pulled import Pulled
+from .recall import Looking
 from .returns import pessimistic
 
 LOG_RATIO_MAX = 10.0
@@ -43,7 +44,7 @@ class Met(NamedTuple):
 
 
 @dataclass(eq=False)
-class Branch(Pulled, Scheduled, BestOf, Averaged):
+class Branch(Pulled, Scheduled, BestOf, Averaged, Looking):
     """Policy gradients of single denoising steps, by branches that part there.
 
     At states of the replay a deterministic chain goes to a step k, which alone has noise:
@@ -81,6 +82,8 @@ class Branch(Pulled, Scheduled, BestOf, Averaged):
         clip: Limit of the ratio of a noisy step's densities, to 1 - clip and 1 + clip; it holds
             from the second of inner_steps on.
         inner_steps: Gradient steps on each set of branches.
+        relative: Whether the critic sees actions as offsets from what the policy at the start of
+            the run would do; needs an entry of kind path in pulls.
         policy_batch: States of a batch that a policy update uses, at most.
         policy_every: Critic updates per policy update.
         target_candidates: Samples of the averaged policy in the TD target, of which the one with
@@ -109,6 +112,7 @@ class Branch(Pulled, Scheduled, BestOf, Averaged):
     advantage_clip: Positive
     clip: Positive
     inner_steps: Count
+    relative: bool
     policy_batch: Count
     policy_every: Count
     target_candidates: Count
@@ -119,6 +123,7 @@ class Branch(Pulled, Scheduled, BestOf, Averaged):
         self.hold(self.generator.device)
         self.refuse()
         self.base = clone(self.policy) if self.to_start else None
+        self.look()
         device = self.generator.device
         self.window = torch.ones((), device=device)  # the last steps that kicked=window draws from
         self.tally = torch.zeros((2, self.policy.steps), device=device)  # of `branching.active`
@@ -155,6 +160,12 @@ class Branch(Pulled, Scheduled, BestOf, Averaged):
                 f"algo.completions={self.completions} with algo.value: it is the value of what the "
                 "policy's own steps lead to; set algo.completions=[]"
             )
+        if self.relative and (self.anchor("path") is None or self.renewing):
+            raise ValueError(
+                "algo.relative=true: the critic looks from where the policy of the run's start "
+                "stood, near which algo.pulls has to keep it by an entry of kind path without "
+                "limit and every; or leave it false"
+            )
         self.refuse_counts()
 
     def refuse_counts(self) -> None:
@@ -189,7 +200,8 @@ class Branch(Pulled, Scheduled, BestOf, Averaged):
     # ---------------------------------------------------------------- learning
     def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One critic step and, every `policy_every`, one policy step; metrics are 0-d."""
-        loss, metrics = self.backup(batch, self.next_action(batch.next_obs))
+        told = self.told(batch)
+        loss, metrics = self.backup(batch, self.next_action(batch.next_obs), *told)
         self.learn_critic(loss)
         if self.updates % self.policy_every == 0:
             shown = self.shown(self.policy, batch, self.policy_batch, self.generator)

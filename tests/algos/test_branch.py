@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rheo.algos import branching
 from rheo.algos.branch import Branch
 from rheo.algos.optim import step
+from rheo.envs.batch import Batch
 from rheo.policies.critics import StepValue
 from rheo.policies.normalize import Normalizer
 
@@ -435,6 +436,25 @@ def test_paths_are_held_to_the_start_by_the_divergence_of_the_noisy_step(learner
     assert (loss - free).item() == pytest.approx(0.7 * known, rel=1e-3)
 
 
+def test_a_relative_critic_looks_from_the_start_of_the_run(learner, flow, critic):
+    algo = learner("branch", critic=critic(1, 1), relative=True)
+    nn.init.normal_(algo.origin.net.outlet.weight, std=0.3)  # where the critic began
+    moved(algo.policy, 0.2)  # and what has become of the policy
+    obs = torch.randn(64, 1)
+    batch = Batch(obs, torch.rand(64, 1, 1), torch.zeros(64), torch.zeros(64), -obs)
+    (here,), (ahead,) = algo.told(batch)
+    for centre, seen in ((here, obs), (ahead, -obs)):
+        torch.testing.assert_close(centre, algo.origin.act(seen, torch.zeros(64, 1, 1)))
+    assert algo.critic.measured and algo.target.measured
+    met, _ = algo.meet(obs)
+    end = branching.completed(algo.policy, algo.policy.features(obs), met.after,
+                              algo.policy.times()[met.which + 1])  # fmt: skip
+    action = (algo.policy.to_action(end) - here[:, None]) / algo.target.spread
+    q = algo.target.critic(obs[:, None], action).amin(0)
+    torch.testing.assert_close(met.advantage, algo.compared([q]), rtol=1e-3, atol=1e-3)
+    algo.update(batch)
+
+
 @pytest.mark.parametrize(
     ("policy", "changes", "told"),
     [
@@ -456,6 +476,12 @@ def test_paths_are_held_to_the_start_by_the_divergence_of_the_noisy_step(learner
                 "completions": [1],
             },
             r"algo.completions=\[1\] with algo.value",
+        ),
+        ({}, {"relative": True, "pulls": []}, "algo.relative=true: .* entry of kind path"),
+        (
+            {},
+            {"relative": True, "pulls": [{"kind": "path", "coef": 1, "every": 9}]},
+            "relative=true",
         ),
         ({}, {"pulls": [{"kind": "velocity", "coef": 1}]}, "this algorithm has path, data"),
     ],

@@ -32,7 +32,7 @@ MORE = {  # parts that are off in what ships
     "dppo, path": ("dppo", "algo.pulls=[{kind:path,coef:1,limit:1e-9}]"),
     "awm_gae, scaled": ("awm_gae", "algo.pulls=[{kind:velocity,rule:scaled,coef:1}]"),
     "awm_q, gated": ("awm_q", GATED),
-    "branch, path": ("branch", f"algo.antithetic=true {PATH}"),
+    "branch, path": ("branch", f"algo.antithetic=true algo.relative=true {PATH}"),
     "crd, gated": ("crd", f"algo.anchor_coef=0 algo.anchor_scaled=false {GATED}"),
 }
 CASES = {**{algo: (algo, "") for algo in ALGOS}, **MORE}
