@@ -18,7 +18,7 @@ from .losses import Deviation, Surrogate, TimeWeight
 from .matching import Averaged
 from .optim import step
 from .pulled import Pulled
-from .recall import looking_from, told
+from .recall import Looking
 
 T_MIN, T_MAX = 0.02, 0.98
 LOG_RATIO_MAX = 10.0
@@ -37,7 +37,7 @@ class Met(NamedTuple):
 
 
 @dataclass(eq=False)
-class AWMQ(Pulled, Averaged):
+class AWMQ(Pulled, Averaged, Looking):
     """Signed weighted matching of own samples, judged by an ensemble (arXiv:2509.25050).
 
     At states of the replay the policy draws K actions; their advantages among themselves
@@ -124,11 +124,7 @@ class AWMQ(Pulled, Averaged):
         self.refuse()
         self.base = clone(policy) if self.anchor_coef > 0 or self.to_start else None
         self.fast = clone(policy) if self.trust_coef > 0 else None
-        # apart from the anchor, which moves on where a run goes on from another: the critic was
-        # learned from here
-        self.origin = clone(policy) if self.relative else None
-        if self.origin is not None:
-            self.critic = looking_from(self.origin, self.critic, policy.horizon, policy.action_dim)
+        self.look()
         super().__post_init__()
         self.chain(self.critic)  # raises for words that do not go together
 
@@ -192,17 +188,6 @@ class AWMQ(Pulled, Averaged):
             shown = self.shown(self.policy, batch, self.policy_batch, self.generator)
             metrics |= self.update_policy(batch.obs[: self.policy_batch], shown)
         return metrics
-
-    @torch.no_grad()
-    def told(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-        """What the critic is told beside obs and beside next_obs (`recall.told`)."""
-
-        def own() -> Tensor:
-            assert self.origin is not None
-            noise = self.origin.noise((len(batch.obs), 1), self.generator)
-            return self.origin.act(batch.next_obs, noise)
-
-        return told(self.critic, self.target, batch, 0, own)
 
     def update_policy(self, obs: Tensor, shown: Shown | None = None) -> dict[str, Tensor]:
         """Inner steps on one set of own samples at states [R, O], and of recorded actions."""

@@ -27,15 +27,21 @@ def exp_weight(advantage: Tensor, beta: float, limit: float) -> Tensor:
     return (beta * advantage).clamp(max=math.log(limit)).exp()
 
 
-def group_advantage(q: Tensor, clip: float, limit: float, deviation: Deviation = "batch") -> Tensor:
+def group_advantage(
+    q: Tensor,
+    clip: float,
+    limit: float,
+    deviation: Deviation = "batch",
+    baseline: Tensor | None = None,
+) -> Tensor:
     """Signed advantage of K actions of a state among themselves, q [B, K] -> [B, K].
 
     A = (q - mean_K q) / (std + 1e-4), the deviation of the centred values over the whole batch
     (arXiv:2509.25050), or over each state alone, which then weigh alike however much their actions
     differ; clipped to +-clip and scaled to +-limit. A state whose actions are all worth the same
-    has no signal but rounding: its advantages are 0.
+    has no signal but rounding: its advantages are 0. baseline [B]: what stands for mean_K q.
     """
-    centred = q - q.mean(1, keepdim=True)
+    centred = q - (q.mean(1, keepdim=True) if baseline is None else baseline[:, None])
     own = centred.std(1, correction=0, keepdim=True)
     scaled = centred / ((centred.std(correction=0) if deviation == "batch" else own) + 1e-4)
     flat = own < FLAT_GROUP

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..envs.batch import Batch
+from ..policies.nets import clone
 from ..policies.relative import Relative
 
 
@@ -52,6 +53,38 @@ def told(
         for each in (critic, target):
             each.measure(distance)
     return [here], [ahead]
+
+
+class Looking:
+    """An algorithm with a key `relative`: whether its critic looks from where its run began."""
+
+    policy: Any
+    critic: Any
+    target: Any
+    generator: torch.Generator
+    relative: bool
+
+    def look(self) -> None:
+        """Lets the critic see actions from where the policy of now would put them, if asked to.
+
+        `origin` is apart from what the policy is held to, which moves on where a run goes on from
+        another: the critic was learned from here.
+        """
+        policy = self.policy
+        self.origin = clone(policy) if self.relative else None
+        if self.origin is not None:
+            self.critic = looking_from(self.origin, self.critic, policy.horizon, policy.action_dim)
+
+    @torch.no_grad()
+    def told(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """What the critic is told beside obs and beside next_obs (`told`)."""
+
+        def own() -> Tensor:
+            assert self.origin is not None
+            noise = self.origin.noise((len(batch.obs), 1), self.generator)
+            return self.origin.act(batch.next_obs, noise)
+
+        return told(self.critic, self.target, batch, 0, own)
 
 
 def pick(kept: Tensor, count: int, generator: torch.Generator) -> Tensor:

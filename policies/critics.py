@@ -1,6 +1,7 @@
-"""Critics: an ensemble of action values as one module, and a state value."""
+"""Critics: an ensemble of action values as one module, values of states and inside chains."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +132,34 @@ class Value(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.net(self.obs_norm(obs)).squeeze(-1)
+
+
+class StepValue(nn.Module):
+    """Value of a point inside a denoising chain, x [..., T, Da] at the time t [...]: [...].
+
+    forward(obs [..., O], x, t): one network, to which the time is one more row of the chunk.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        horizon: int,
+        obs_norm: Normalizer | None = None,
+        *,
+        width: Count,
+        depth: Count,
+        layer_norm: bool,
+        activation: str,
+    ):
+        super().__init__()
+        words: dict[str, Any] = {"layer_norm": layer_norm, "activation": activation}
+        size = {"members": 1, "width": width, "depth": depth}
+        self.net = QEnsemble(obs_dim, action_dim, horizon + 1, obs_norm, **size, **words)
+
+    def forward(self, obs: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        when = t[..., None, None].expand(*x.shape[:-2], 1, x.shape[-1])
+        return self.net(obs, torch.cat([x, when], -2))[0]
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:

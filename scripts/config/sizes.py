@@ -131,7 +131,7 @@ def batch(tree: Mapping[str, Any], place: str, rows: int, row: int) -> Iterator[
     yield Share("a batch", (f"{place}.batch_size", "horizon"), rows * (row + NUMBER * width))
     algo = tree.get("algo") or {}
     for key, value in algo.items():
-        if key.endswith(("particles", "candidates")) and isinstance(value, int):
+        if key.endswith(("particles", "candidates", "branches", "pool")) and isinstance(value, int):
             states = 1 if key.startswith(("deploy", "act")) else algo.get("policy_batch") or rows
             keys = (f"algo.{key}", f"{place}.batch_size")
             yield Share(f"algo.{key}", keys, NUMBER * width * value * min(states, rows))

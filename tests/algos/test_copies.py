@@ -56,7 +56,7 @@ BACKS_UP: dict[str, tuple[str, str]] = {
     "dpmd": ("average", "min"),
     "fpmd": ("average", "min"),
     "qvpo": ("average", "min"),
-    **dict.fromkeys(("crd", "dpo", "d3po"), ("average", "min")),
+    **dict.fromkeys(("crd", "dpo", "d3po", "branch"), ("average", "min")),
     "fql": ("head", "mean"),
     "qam": ("policy", "lcb"),
     **dict.fromkeys(("rfm", "flame"), ("policy", "min")),

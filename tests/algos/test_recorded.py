@@ -21,19 +21,18 @@ from rheo.scripts.store.state import capture, optimizers, tensors
 
 MOST = 14  # updates, of which some parts come in every second
 ON_POLICY = ("awm_gae", "dppo", "fpo", "fpo_pp", "ppo", "reinflow", "resip")
+PATH = "algo.pulls=[{kind:path,rule:dual,coef:1,threshold:0.1,rate:0.1}]"
 GATED = "algo.pulls=[{kind:velocity,rule:gated,coef:1,share:0.1,every:3}]"
 MORE = {  # parts that are off in what ships
     "rfm, ridge": ("rfm", "algo.estimator=combined"),
     "rfm, candidates": ("rfm", "algo.act_candidates=2 algo.choice_temperature=0.5"),
     "sac, rarely": ("sac", "algo.policy_every=3"),
     "reinflow, anchored": ("reinflow", "algo.anchor_coef=0.1"),
-    "reinflow, path": (
-        "reinflow",
-        "algo.pulls=[{kind:path,rule:dual,coef:1,threshold:0.1,rate:0.1}]",
-    ),
+    "reinflow, path": ("reinflow", PATH),
     "dppo, path": ("dppo", "algo.pulls=[{kind:path,coef:1,limit:1e-9}]"),
     "awm_gae, scaled": ("awm_gae", "algo.pulls=[{kind:velocity,rule:scaled,coef:1}]"),
     "awm_q, gated": ("awm_q", GATED),
+    "branch, path": ("branch", f"algo.antithetic=true algo.relative=true {PATH}"),
     "crd, gated": ("crd", f"algo.anchor_coef=0 algo.anchor_scaled=false {GATED}"),
 }
 CASES = {**{algo: (algo, "") for algo in ALGOS}, **MORE}

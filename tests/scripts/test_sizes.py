@@ -20,6 +20,7 @@ from rheo.scripts.store.where import found
 
 SAC = ["algo=sac", "env=inverted_pendulum", "steps=60", "source.warmup=10"]
 PPO = ["algo=ppo", "env=inverted_pendulum", "steps=60"]
+BRANCH = ["algo=branch", "init=scratch", "env=inverted_pendulum"]
 RFM = ["algo=rfm", "env=inverted_pendulum", "steps=60"]
 LONG = "a" * 100_000
 ABSURD = {  # what is refused, and what is said
@@ -74,6 +75,8 @@ def test_an_absurd_value_is_answered_in_one_line(word: str, capsys: Any) -> None
     ("words", "said"),
     [
         ([*RFM, "algo.particles=1000000000"], "lower algo.particles"),
+        ([*BRANCH, "algo.branches=1000000000"], "lower algo.branches"),
+        ([*BRANCH, "algo.pool=1000000000"], "lower algo.pool"),
         ([*RFM, "policy.net.width=1000000000"], "lower policy.net.width"),
         ([*RFM, "policy.steps=100000000"], "at most 100000"),
         ([*PPO, "source.decisions=1000000000000"], "lower source.decisions"),
