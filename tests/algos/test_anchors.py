@@ -318,9 +318,7 @@ def test_recorded_actions_keep_a_policy_from_the_edge(flow, critic, settings):
     """The best action is 1, the recorded ones are 0: with a pull the policy stays between."""
     means = []
     for pulls in ([], [{"kind": "data", "coef": 2.0}]):
-        algo = awm_q(
-            flow, critic, settings, policy_lr=2e-3, particles=8, pairs=2, pulls=pulls
-        )
+        algo = awm_q(flow, critic, settings, policy_lr=2e-3, particles=8, pairs=2, pulls=pulls)
         algo.target = Slope()
         rows = torch.zeros(64)
         for _ in range(90):
