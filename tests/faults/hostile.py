@@ -25,15 +25,20 @@ from rheo.scripts.store.run import Run
 SECRET, PRECIOUS = "SECRET-7f3a", "precious"
 SECONDS = 60.0  # in which an answer has to come, on a machine with other work
 MIB = 1500  # of memory that a command may take
+RESTORED = "the configuration of the last checkpoint is taken"
 Make = Callable[[Path], list[str]]  # makes the file in a folder; the command that reads it
 
 
 class Hostile(NamedTuple):
-    """A file of somebody else's. refused: it must be; else it may be read, without harm."""
+    """A file of somebody else's. refused: it must be; else it may be read, without harm.
+
+    says: what is told then.
+    """
 
     name: str
     make: Make
     refused: bool = True
+    says: str = ""
 
 
 # ---- recorded data -------------------------------------------------------------------------------
@@ -272,8 +277,8 @@ FILES = (
         Hostile(f"class {x}", target(x))
         for x in ("os.system", "rheo.scripts.cli.main", "rheo.files.put_text")
     ),
-    Hostile("YAML that grows", laughs),
-    Hostile("YAML that is deep", deep),
+    Hostile("YAML that grows", laughs, refused=False, says=RESTORED),
+    Hostile("YAML that is deep", deep, refused=False, says=RESTORED),
     Hostile("a policy of a billion inputs", sizes),
     Hostile("a manifest that names files elsewhere", outside, refused=False),  # falls back
 )
@@ -299,7 +304,7 @@ def trial(one: Hostile) -> Trial:
             return "it read what is elsewhere"
         if "\x1b" in end.text or "\x07" in end.text:
             return "it reached the terminal"
-        wrong = one.refused and end.code not in (2, 3)
+        wrong = one.refused and end.code not in (2, 3) or one.says not in end.text
         return f"accepted, with {end.code}: {end.text[-200:]}" if wrong else ""
 
     return Trial(one.name, one.make, harm, judge)
