@@ -4,6 +4,7 @@
 changed, half well-formed files with odd content, and returns what went wrong; nothing should.
 """
 
+import ctypes
 import importlib.util
 import io
 import json
@@ -441,21 +442,38 @@ def untyped(refused: Refused) -> str:
     return f"{type(cause).__name__} at {place}: {cause}"[:150] if ours else ""
 
 
-def memory(forget: bool = False) -> tuple[int, int]:
-    """Bytes of memory that this process has, and the most it had since that was forgotten.
+class Allocated(ctypes.Structure):
+    """What glibc's `mallinfo2` tells of the allocator."""
 
-    Zeros: not known. Not every system can forget the most.
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")
+        + ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    ]
+
+
+def memory(forget: bool = False) -> dict[str, int]:
+    """Bytes of memory that this process has, by every count that this system has.
+
+    VmHWM: the most it had since that was forgotten, which sees what was given back too. VmRSS, and
+    what the allocator gave out: what is held. Not every kernel forgets the first, tells it or
+    counts pages at all; the last asks no kernel.
     """
     with suppress(OSError):
         if forget:
             Path("/proc/self/clear_refs").write_text("5")
-    told = {"VmRSS": 0, "VmHWM": 0}
+    told = {"VmRSS": 0, "VmHWM": 0, "allocated": 0}
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             name, _, value = line.partition(":")
             if name in told:
                 told[name] = 1024 * int(value.split()[0])
-    return told["VmRSS"], told["VmHWM"]
+    with suppress(AttributeError):  # another C library
+        ask = ctypes.CDLL(None).mallinfo2
+        ask.restype = Allocated
+        heap = ask()
+        told["allocated"] = heap.hblkhd + heap.uordblks
+    return told
 
 
 def tried(path: str, draw: random.Random, strict: bool) -> str:
@@ -480,7 +498,7 @@ def tried(path: str, draw: random.Random, strict: bool) -> str:
         where = "" if frame is None else f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}"
         failed = f"{type(error).__name__} at {where}: {error}"[:250]
     spent = time.process_time() - began
-    grown = max(now - then for now, then in zip(memory(), before, strict=True))
+    grown = max(now - before[count] for count, now in memory().items())
     if not failed and spent > SECONDS:
         failed = f"took {spent:.1f} s of CPU"
     return failed or (f"memory grew by {grown >> 20} MiB" if grown > SWOLLEN else "")

@@ -35,13 +35,18 @@ def test_what_a_reader_raises_is_found(fuzzer: ModuleType, monkeypatch: pytest.M
     assert found == fuzzer.fuzz(4, SEED)  # the same inputs of the same seed
 
 
-def test_what_swells_or_takes_long_is_found(
-    fuzzer: ModuleType, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("counts", [["VmRSS", "VmHWM", "allocated"], ["allocated"]])
+def test_what_swells_is_found(
+    fuzzer: ModuleType, monkeypatch: pytest.MonkeyPatch, counts: list[str]
 ) -> None:
-    held = []
+    held, memory = [], fuzzer.memory
+    monkeypatch.setattr(fuzzer, "memory", lambda *_, **a: {x: memory(**a)[x] for x in counts})
     monkeypatch.setattr(fuzzer, "SWOLLEN", 1 << 24)
     monkeypatch.setattr(fuzzer, "asked", lambda *_: held.append(b"x" * (1 << 29)))
     assert "memory grew by" in fuzzer.fuzz(1, SEED)[0]
+
+
+def test_what_takes_long_is_found(fuzzer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzzer, "HANGING", 0.1)
     monkeypatch.setattr(fuzzer, "asked", lambda *_: [None for _ in iter(int, 1)])
     assert fuzzer.fuzz(1, SEED)[0].endswith("computes for more than 0.1 s")
