@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import re
+import select
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -149,3 +150,16 @@ def lives(pid: int) -> bool:
     except (PermissionError, OverflowError):  # somebody else's; no number of a process
         return True
     return True
+
+
+def line_of(pipe: int, seconds: float) -> bytes | None:
+    """A line from a pipe, b"" where its writer ended, None where nothing came for so long."""
+    held = b""
+    while not held.endswith(b"\n"):
+        if not select.select([pipe], [], [], seconds)[0]:
+            return None
+        came = os.read(pipe, 1 << 16)
+        if not came:
+            return b""
+        held += came
+    return held

@@ -1,16 +1,20 @@
 """The first call of a program, in a process of its own: one that hangs, dies or writes is answered.
 
-    python -c "from rheo.policies.rehearsal import main; main()"
-
-A line of JSON ({"ending", "sizes", "seconds"}) and the file's content go in; a line comes out,
-{"wide": bool} or {"error": text}. The process has seconds of computing (so a busy machine changes
-nothing), memory by the file's size, and may write no file.
+A process of no program's (`python -c COMMAND`) is started once, and makes a child for each: a line
+of JSON ({"ending", "sizes", "seconds", "folder", "bytes"}) and so many bytes of the file's content
+go in; a line comes out, {"wide": bool}, {"error": text} or {"ended": exit status}. A child has
+seconds of computing (so a busy machine changes nothing), memory by the file's size, and may write
+no file.
 """
 
+import atexit
+import contextlib
 import hashlib
+import importlib
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -21,10 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files import line_of
 from .programs import first_line, opened
 
 SECONDS, PACE = 20, 20 << 20  # of computing, and bytes of the file that give one more
 PATIENCE = 20  # times as long on the clock, for a process that waits instead
+IDLE = 20.0  # seconds without a program after which the process ends
 MEMORY = 8 << 30  # bytes above what the process has, or as many times the file
 TIMES = 8
 ROWS = (2, 3)  # of the calls that are tried
@@ -32,8 +38,67 @@ COMMAND = (
     "import sys; sys.path[:] = filter(None, sys.path); "  # not what lies in the working folder
     "import rheo.policies.rehearsal as it; it.main()"
 )
+SLOW = {  # what is imported to read a file takes ten times as long as to call it
+    ".pt2": ("torch._export.serde.serialize", "torch._functorch.aot_autograd", "networkx")
+}
 known: dict[tuple[str, str, tuple[int, int, int]], bool] = {}  # what this process has rehearsed
 Sizes = tuple[int, int, int]  # obs_dim, action_dim, horizon
+
+
+class Stage:
+    """The process whose children make first calls, started when it is needed; idle, it ends."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.owner = os.getpid()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """The process; a new one where there is none, or where it is another process's."""
+        if self.owner != os.getpid():
+            self.process, self.owner = None, os.getpid()
+        if self.process is None or self.process.poll() is not None:
+            root = str(Path(__file__).resolve().parents[2])
+            paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", COMMAND],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([*paths, root])},
+                start_new_session=True,  # Ctrl-C is the run's
+            )
+        return self.process
+
+    def ask(self, order: dict[str, Any], data: bytes) -> dict[str, Any]:
+        """The answer; {"gone": exit status} of a dead process, {"ended": None} of a still one."""
+        process = self.start()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(order).encode() + b"\n" + data)
+            process.stdin.flush()
+            said = line_of(process.stdout.fileno(), PATIENCE * order["seconds"])
+        except BrokenPipeError:
+            said = b""
+        if said is None:
+            self.end()
+            return {"ended": None}
+        return json.loads(said) if said else {"gone": process.wait()}
+
+    def end(self) -> None:
+        """Ends the process and what it started, whatever they do."""
+        if self.process is None or self.owner != os.getpid():
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for pipe in filter(None, (self.process.stdin, self.process.stdout)):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        self.process = None
+
+
+stage = Stage()
+atexit.register(stage.end)
 
 
 def rehearse(data: bytes, ending: str, sizes: Sizes) -> bool:
@@ -45,7 +110,7 @@ def rehearse(data: bytes, ending: str, sizes: Sizes) -> bool:
     key = hashlib.sha256(data).hexdigest(), ending, sizes
     if key not in known:
         order = {"ending": ending, "sizes": sizes, "seconds": SECONDS + len(data) // PACE}
-        answer = asked(data, order)
+        answer = asked(data, order | {"bytes": len(data), "folder": os.getcwd()})
         if "error" in answer:
             raise ValueError(answer["error"])
         known[key] = answer["wide"]
@@ -54,46 +119,64 @@ def rehearse(data: bytes, ending: str, sizes: Sizes) -> bool:
 
 def asked(data: bytes, order: dict[str, Any]) -> dict[str, Any]:
     """The answer of the process. Raises ValueError where there is none."""
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", COMMAND],
-            input=json.dumps(order).encode() + b"\n" + data,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=PATIENCE * order["seconds"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([*paths, root])},
-            start_new_session=True,  # Ctrl-C is the run's
-        )
-    except subprocess.TimeoutExpired:
-        done = None
-    if done is None or -done.returncode in (signal.SIGXCPU, signal.SIGKILL):
+    answer = stage.ask(order, data)
+    if answer.get("gone") == 0:  # it was idle, and ended just when it was asked
+        answer = stage.ask(order, data)
+    ended = answer.get("ended", answer.get("gone", 0))
+    if ended is None or -ended in (signal.SIGXCPU, signal.SIGKILL):
         raise ValueError(
             f"its first call has not ended within {order['seconds']} s of computing; a program has "
             "to answer any observation, 0 too"
         )
-    if not done.stdout:
-        ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit {done.returncode}"
-        raise ValueError(f"its first call ended the process ({ended})")
-    return json.loads(done.stdout)
+    if "ended" in answer or "gone" in answer:
+        how = f"signal {-ended}" if ended < 0 else f"exit {ended}"
+        raise ValueError(f"its first call ended the process ({how})")
+    return answer
 
 
 def main() -> None:
-    """Reads the order and the program, and answers."""
-    orders, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w")
+    """Answers until nobody asks."""
+    orders, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a program that prints answers nothing
-    order, data = json.loads(orders.readline()), orders.read()
     torch.set_num_threads(1)
     tempfile.gettempdir()  # which torch asks for, and which is found by writing there
+    while select.select([orders], [], [], IDLE)[0] and (line := orders.readline()):
+        order = json.loads(line)
+        data = orders.read(order["bytes"])
+        for name in SLOW.get(order["ending"], ()):
+            with contextlib.suppress(ImportError):  # another release of torch
+                importlib.import_module(name)
+        os.write(answers, played(order, data) + b"\n")
+
+
+def played(order: dict[str, Any], data: bytes) -> bytes:
+    """The answer of a child of this process that reads and calls a program."""
+    ours, its = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            with os.fdopen(its, "wb") as answer:
+                answer.write(json.dumps(play(order, data)).encode())
+            os._exit(0)
+        finally:  # whatever the program raises, it is not this process's loop that goes on
+            os._exit(1)
+    os.close(its)
+    with os.fdopen(ours, "rb") as pipe:
+        said = pipe.read()
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return said or json.dumps({"ended": ended}).encode()
+
+
+def play(order: dict[str, Any], data: bytes) -> dict[str, Any]:
+    """Reads and calls a program, within its limits."""
+    os.chdir(order["folder"])
     limit(order["seconds"], len(data))
     try:
-        answer = {"wide": tried(opened(data, order["ending"]), *order["sizes"])}
+        return {"wide": tried(opened(data, order["ending"]), *order["sizes"])}
     except ValueError as error:
-        answer = {"error": str(error)}
+        return {"error": str(error)}
     except MemoryError:
-        answer = {"error": "its first call takes more memory than a program of its size may"}
-    print(json.dumps(answer), file=answers, flush=True)
+        return {"error": "its first call takes more memory than a program of its size may"}
 
 
 def limit(seconds: int, size: int) -> None:

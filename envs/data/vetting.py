@@ -8,13 +8,13 @@ import atexit
 import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from ...files import line_of
 from .recording import Refused, refuse
 
 WALKER = Path(__file__).with_name("walker.py")
@@ -57,7 +57,7 @@ class Guard:
         try:
             process.stdin.write(line)
             process.stdin.flush()
-            answer = answered(process.stdout.fileno(), PATIENCE + SLOWLY * seconds)
+            answer = line_of(process.stdout.fileno(), PATIENCE + SLOWLY * seconds)
         except BrokenPipeError:
             answer = b""
         if answer is None:
@@ -74,19 +74,6 @@ class Guard:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
         self.process = None
-
-
-def answered(pipe: int, seconds: float) -> bytes | None:
-    """A line from a pipe, b"" where its writer ended, None where nothing came for so long."""
-    held = b""
-    while not held.endswith(b"\n"):
-        if not select.select([pipe], [], [], seconds)[0]:
-            return None
-        came = os.read(pipe, 1 << 16)
-        if not came:
-            return b""
-        held += came
-    return held
 
 
 guard = Guard()

@@ -260,6 +260,24 @@ def test_a_program_that_never_answers_is_told_within_its_limit(tmp_path, monkeyp
         Exported(4, 1, 2, path=str(tmp_path / "endless.pt"))
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+def test_one_process_makes_the_first_calls_of_all_and_is_made_anew_where_it_is_gone(monkeypatch):
+    monkeypatch.setattr(rehearsal, "known", {})
+    data, sizes = scripted(Hand()), (4, 1, 2)
+    assert rehearsal.rehearse(data, ".pt", sizes) is False
+    first = rehearsal.stage.process
+    with pytest.raises(ValueError, match=r"does not take obs \[2, 5\]"):
+        rehearsal.rehearse(data, ".pt", (5, 1, 2))
+    assert rehearsal.stage.process is first and first is not None and first.poll() is None
+    first.kill()
+    first.wait()
+    monkeypatch.setattr(rehearsal, "known", {})
+    assert rehearsal.rehearse(data, ".pt", sizes) is False
+    assert rehearsal.stage.process is not first
+    rehearsal.stage.end()
+    assert rehearsal.stage.process is None
+
+
 # ---- files -----------------------------------------------------------------------------------
 
 
