@@ -1,7 +1,7 @@
 """What one of two ranks does in the tests of `test_ranks.py`; torchrun starts it.
 
 `rank_worker.py FOLDER SCENE ...`: scenes in turn, in one pair of processes; rank r leaves what they
-returned in FOLDER/r.json. FOLDER holds data.npz.
+returned in FOLDER/r.json. FOLDER holds data.npz and states.json.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from shipped import ALGOS, needs, small
+from shipped import needs, small
 
 from rheo import ranks
 from rheo.algos.gae import tells
@@ -33,6 +33,7 @@ from rheo.scripts.together import digests, joined
 
 PERIODS = ["steps=240", "log_every=20", "eval_every=120", "save_every=60", "episodes=2"]
 DATA = "data.npz"
+STATES = "states.json"  # what `states` assembles: a configuration of every algorithm
 VALUES = (torch.tensor([1.0, 5.0, 2.0]), torch.tensor([4.0, -3.0, 8.0, 8.0, 0.5]))  # by rank
 LOOPS: list[Any] = []  # the one of this rank
 CHUNKS = ["env.execute=2", "horizon=2"]  # an episode that ends in one makes ranks differ in frames
@@ -151,8 +152,8 @@ def states() -> dict[str, Any]:
     found = {}
     ranks.take(ranks.asked())
     ranks.join(cuda=False)
-    for algo in ALGOS:
-        experiment = assemble(compose([w for w in words(algo, "x")[1:] if w != "name=x"]))
+    for algo, tree in json.loads(Path(STATES).read_text()).items():
+        experiment = assemble(tree)
         for _ in range(3 if isinstance(experiment.algo, OnPolicy) else 6):
             experiment.algo.update(experiment.source.next(experiment.algo.act))
         common, own = divided(experiment.algo, capture(experiment.algo))

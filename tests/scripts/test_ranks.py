@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_episodes
-from rank_worker import VALUES
+from rank_worker import STATES, VALUES, words
 from shipped import ALGOS, small
 from test_resume import assert_equal_runs, differences, rows
 
@@ -20,6 +20,7 @@ from rheo import ranks
 from rheo.envs.memory import cores
 from rheo.errors import RheoError
 from rheo.scripts.cli import main
+from rheo.scripts.config.compose import compose
 from rheo.scripts.store.run import Run
 from rheo.scripts.together import on_host
 from rheo.shared import lacking
@@ -45,6 +46,10 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
     """The folder of all scenes, played once by one pair of ranks, and what each rank returned."""
     folder = tmp_path_factory.mktemp("ranks")
     write_episodes(folder / "data.npz", [9, 30, 25, 40])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        trees = {algo: compose(words(algo, "x")[1:-1]) for algo in ALGOS}
+    (folder / STATES).write_text(json.dumps(trees))
     ranks_ = start(folder, str(WORKER), str(folder), *SCENES)
     said, _ = ranks_.communicate(timeout=900)
     assert ranks_.returncode == 0, said[-3000:]
