@@ -66,7 +66,7 @@ BACKS_UP: dict[str, tuple[str, str]] = {
     "dsrl_sac": ("actor", "min"),
     "sac": ("policy", "min"),
 }
-EXPECTILE = ("iql", "iql_gaussian", "fisor", "awm", "rfm_offline")
+EXPECTILE = ("iql", "iql_gaussian", "fisor", "awm", "rfm_offline", "cfgrl")
 
 
 def nodes(tree: Any) -> Iterator[dict[str, Any]]:

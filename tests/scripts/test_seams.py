@@ -143,6 +143,12 @@ def test_a_policy_without_jumps_is_refused_where_they_are_trained(data, algo):
         assemble(compose([f"algo={algo}", "policy=flow", data, *NET]))
 
 
+@pytest.mark.parametrize("policy", ["flow", "fewstep"])
+def test_a_policy_without_flags_is_refused_where_these_are_trained(data, policy):
+    with pytest.raises(RheoError, match="needs a GuidedPolicy and this is a F"):
+        assemble(compose(["algo=cfgrl", f"policy={policy}", data, *NET]))
+
+
 def test_all_that_average_velocities_need_is_said_at_once(data):
     with pytest.raises(RheoError, match="policy.eta=1.0.*clip_a=true: .* policy.eta=0.0 .*=false"):
         assemble(few_step("dppo", data))
