@@ -124,6 +124,7 @@ class FlowPolicy(Field):
         span: tuple[int, int] | None = None,
         censored: bool = False,
         executed: int | None = None,
+        kicks: Tensor | None = None,
     ) -> Chain:
         """Sample a Gaussian chain from `noise` and return it with its log densities.
 
@@ -136,7 +137,8 @@ class FlowPolicy(Field):
         the last DDIM transition has no noise of its own and so no density. Raises ValueError for
         that, and for the Heun sampler, whose mean is not the transition's. censored: see
         `_density`. executed: how many of the T steps, from the first, the densities count; None:
-        all.
+        all. kicks [..., K, T, Da]: standard normal noise of the transitions, instead of the
+        generator's. Differentiable in the network and in std_fn, along the chain.
         """
         self._check_chain(std_fn, censored)
         times = self._span(steps, span)
@@ -148,7 +150,10 @@ class FlowPolicy(Field):
         for k, place in enumerate(places):
             given = None if stds is None else stds.select(-3, k)
             mean, std = self._noisy(x, place, after[k], feat, given, std_fn)
-            kick = draw.normal(x.shape, generator, device=x.device, dtype=x.dtype)
+            if kicks is None:
+                kick = draw.normal(x.shape, generator, device=x.device, dtype=x.dtype)
+            else:
+                kick = kicks.select(-3, k)
             x = mean + std * kick
             points.append(x)
             last = censored and k + 1 == len(places)

@@ -112,7 +112,7 @@ def test_what_the_deployed_policy_refuses_is_one_too(data, tmp_path, monkeypatch
 MATCHING = ["awm", "awm_gae", "awm_q", "awm_q_tune", "bc", "branch", "crd", "d3po", "dac",
             "dpmd", "dpo", "dql", "expo", "fisor", "fpmd", "fpo", "fpo_pp", "fql", "iql", "parl",
             "qam", "qsm", "qvpo", "rfm", "rfm_offline", "sdac"]  # fmt: skip
-FREE = ["dsrl_na", "expo", "flame", "meanflow", "ofql", "reinflow", "resip", "rfs",
+FREE = ["dsrl_na", "expo", "flame", "meanflow", "ofql", "reinflow", "resip", "rfs", "sac_flow",
         "shortcut"]  # fmt: skip
 TABLES = ["d3po", "dac", "dpmd", "fisor", "qsm", "qvpo", "sdac"]  # whose files ask for noise
 PLAIN = ["policy.path=linear", "policy.levels=null", "policy.betas=cosine", "policy.prediction=v",
