@@ -42,6 +42,9 @@ class Steered(OffPolicy):
     base's own noise and the others under the actor's. Without a noise_critic (DSRL-SAC) the replay
     keeps codes, `critic` is Q(s, u) and no update calls the base.
 
+    Beside a replay of codes recorded actions (source=mixed) become codes too: the base, a flow, is
+    run backwards from them in every batch (`Frozen.recoded`).
+
     The actor starts with zero mean and log std 0: with bound 1.5 its noise deviates by 0.94, about
     the base's own 1. Until the first update the base acts from its own noise. Target and values
     count the rows that make noise of executed steps: the others are worth the same whatever they
@@ -200,6 +203,7 @@ class Steered(OffPolicy):
 
     def learn_from(self, batch: Batch) -> dict[str, Tensor]:
         """One step of the critic, of the noise critic when it is due, of actor and temperature."""
+        batch, recoded = self.base.recoded(batch) if self.noise_critic is None else (batch, {})
         noise = self.actor.noise(len(batch.obs), self.generator)
         code, bonus, base = self.next_step(batch.next_obs, noise, self.temperature.value)
         action, more = self.executes(batch.next_obs, base)
@@ -214,7 +218,7 @@ class Steered(OffPolicy):
             loss, told = self.distill_loss(batch.next_obs, codes, actions, ahead)
             step(self.distill_opt, loss)
             metrics |= told
-        metrics |= self.update_actor(batch.obs, here)
+        metrics |= recoded | self.update_actor(batch.obs, here)
         return metrics | self.update_beside(batch.next_obs, base, ahead)
 
     def executes(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor | None]:
