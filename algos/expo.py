@@ -14,6 +14,7 @@ from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from ..policies.relative import Relative
 from ..ranges import Count, Natural, NonNegative, Positive, Rate
+from .editing import edit_loss
 from .losses import matching_draws, refuse_jumps
 from .offpolicy import OffPolicy
 from .optim import adam, frozen, step
@@ -223,11 +224,8 @@ class EXPO(OffPolicy):
         here: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss [], and without gradient the entropy [] and what edits gain in Q []."""
-        action, logp = self.editor.edit(obs, base, noise, self.executed)
-        q = self.critic(obs, action, *here).amin(0)
-        with torch.no_grad():
-            gain = (q - self.critic(obs, base, *here).amin(0)).mean()
-        return (alpha * logp - q).mean(), -logp.detach().mean(), gain
+        given = obs, base, noise, alpha, here
+        return edit_loss(self.critic, self.editor, *given, executed=self.executed)
 
     def base_loss(self, obs: Tensor, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Matching of the batch's actions, []."""

@@ -6,12 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..envs.batch import Batch
 from ..policies import draw
 from ..policies.coded import NoiseMap
 from .contract import World
 
 log = logging.getLogger("rheo")
 EDGE = 1e-4  # of an action beyond its box that is rounding
+ROUNDS = 8  # of a secant iteration per step, by which a base is run backwards
 TRIES = 4  # per initial state: what the best of so many noises reaches
 
 
@@ -55,6 +57,23 @@ class Frozen:
         code = self.prior(len(obs) * count, generator)
         action = self.act(obs.repeat_interleave(count, 0), code)
         return torch.cat([code, action], 1).unflatten(0, (len(obs), count))
+
+    @torch.no_grad()
+    def recoded(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
+        """A batch with codes [B, R, Da] for the recorded ones among its actions, and metrics.
+
+        The base is run backwards from them (`FlowPolicy.invert`, arXiv:2606.13675); what its
+        answers to these codes miss the actions by is told, the mean over elements in action units.
+        Other rows hold codes, which stay.
+        """
+        if batch.recorded is None:
+            return batch, {}
+        action, recorded = batch.action, batch.recorded[:, None, None]
+        code = self.noise_map.code(self.policy.invert(batch.obs, action, ROUNDS))
+        gap = (self.act(batch.obs, code) - action).abs() * recorded
+        share = recorded.expand_as(gap).float().mean().clamp_min(1e-6)
+        told = {"base/recorded_gap": gap.mean() / share}
+        return batch._replace(action=torch.where(recorded, code, action)), told
 
     @torch.no_grad()
     def probe(self, obs: Tensor) -> None:

@@ -51,12 +51,8 @@ class ReinFlow(PulledOnPolicy):
     censored: bool
 
     def __post_init__(self) -> None:
-        policy, tuned = self.policy, self.noise.tuned_steps
-        if tuned is not None and not 1 <= tuned <= policy.steps:
-            raise ValueError(
-                f"algo.noise.tuned_steps={tuned}: the policy has policy.steps={policy.steps} "
-                f"transitions; choose 1 to {policy.steps}"
-            )
+        policy = self.policy
+        self.noise.refuse(policy.steps)
         if not policy.is_flow:
             log.info(
                 "a diffusion policy (it predicts %s) is driven as a flow: every step goes to "

@@ -5,59 +5,23 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from ..envs.batch import Batch
 from ..policies.heads import TanhGaussian
-from ..ranges import Count, Positive
-from .offpolicy import OffPolicy
-from .optim import frozen, step
-from .temperature import Temperature
+from .soft import Soft
 
 
 @dataclass(eq=False)
-class SAC(OffPolicy):
+class SAC(Soft):
     """Soft actor-critic with a learned temperature (arXiv:1812.05905).
 
-    Critic target y = r + discount (min Q'(s', a') - alpha log pi(a'|s')); the actor minimises alpha
-    log pi(a|s) - min Q(s, a). Densities and entropy are of the executed steps of T alone: a step of
-    the plan that is never executed has no reward to weigh against its entropy, and would use up the
-    target for all.
-
-    Over several decisions (`source.n_step`) the target counts one entropy bonus, that of the state
-    it bootstraps from; those of the decisions in between are left out, which off-policy data do not
-    tell, so alpha weighs about n times less in the values than in the actor.
+    Of a Gaussian behind a tanh, as `Soft` has it.
 
     Args:
-        alpha_lr: Adam learning rate of the temperature.
-        alpha: First value of the temperature, which weighs the entropy of actions against Q.
-        entropy_per_dim: Entropy that the temperature holds, in nats per executed action element:
-            higher explores more.
-        policy_every: Critic updates between two rounds of as many policy updates: larger delays the
-            policy without fewer updates.
         deploy_mean: Whether the mode (tanh of the mean) is deployed instead of a sample.
     """
 
-    pure = ("critic_loss", "policy_loss")
-    learned = {"temperature": "alpha"}
-
     policy: TanhGaussian
-    executed: int | None = None
     _: KW_ONLY
-    alpha_lr: Positive
-    alpha: Positive
-    entropy_per_dim: float
-    policy_every: Count
     deploy_mean: bool
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        size = (self.executed or self.policy.horizon) * self.policy.action_dim
-        parts = self.alpha, self.entropy_per_dim * size, self.alpha_lr
-        self.temperature = Temperature(*parts, self.generator.device)
-
-    @torch.no_grad()
-    def act(self, obs: Tensor) -> Tensor:
-        """A sample of the policy, [N, T, Da]."""
-        return self.policy.sample(obs, self.policy.noise(len(obs), self.generator))[0]
 
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
@@ -65,41 +29,3 @@ class SAC(OffPolicy):
         if self.deploy_mean:
             return self.policy.mean(obs)
         return self.policy.sample(obs, self.policy.noise(len(obs), generator))[0]
-
-    def learn_from(self, batch: Batch) -> dict[str, Tensor]:
-        """One critic step and, every `policy_every`, as many actor and temperature steps."""
-        noise = self.policy.noise(len(batch.obs), self.generator)
-        loss, metrics = self.critic_loss(batch, noise, self.temperature.value)
-        self.learn_critic(loss)
-        if self.updates % self.policy_every == 0:
-            for _ in range(self.policy_every):
-                metrics |= self.update_policy(batch.obs)
-        return metrics
-
-    def update_policy(self, obs: Tensor) -> dict[str, Tensor]:
-        """One actor step and one temperature step."""
-        noise = self.policy.noise(len(obs), self.generator)
-        with frozen(self.critic):
-            loss, entropy = self.policy_loss(obs, noise, self.temperature.value)
-            step(self.policy_opt, loss)
-        self.temperature.update(entropy)
-        return {
-            "policy/loss": loss.detach(),
-            "policy/entropy": entropy,
-            "policy/temperature": self.temperature.value,
-        }
-
-    def critic_loss(
-        self, batch: Batch, noise: Tensor, alpha: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Soft TD loss of the ensemble."""
-        with torch.no_grad():
-            action, logp = self.policy.sample(batch.next_obs, noise, self.executed)
-            value = self.target(batch.next_obs, action).amin(0) - alpha * logp
-        return self.td(batch, value)
-
-    def policy_loss(self, obs: Tensor, noise: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        """Actor loss [] and the policy's entropy estimate [] without gradient."""
-        action, logp = self.policy.sample(obs, noise, self.executed)
-        q = self.critic(obs, action).amin(0)
-        return (alpha * logp - q).mean(), -logp.detach().mean()

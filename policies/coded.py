@@ -59,6 +59,11 @@ class NoiseMap(nn.Module):
     def forward(self, code: Tensor) -> Tensor:
         return self.bound * torch.einsum("tr,...rd->...td", self.matrix, code)
 
+    def code(self, noise: Tensor) -> Tensor:
+        """The codes [..., R, Da] of noises [..., T, Da]: the nearest, held to the bound."""
+        inverse = torch.linalg.pinv(self.matrix)
+        return (torch.einsum("rt,...td->...rd", inverse, noise) / self.bound).clamp(-1, 1)
+
     def reach(self, executed: int | None) -> int:
         """How many rows of a code, from the first, make the noise of the first `executed` steps."""
         last = (self.horizon if executed is None else executed) - 1

@@ -49,8 +49,16 @@ class Editor(OnePass):
         self, obs: Tensor, action: Tensor, noise: Tensor, executed: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Edited actions and the log density of their deltas; differentiable in the network."""
+        delta, logp = self.delta.sample(self.seen(obs, action), noise, executed)
+        return (action + self.scale * delta).clamp(-1, 1), logp
+
+    def mean(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Actions with the mode of their deltas, [..., T, Da]."""
+        delta = self.delta.mean(self.seen(obs, action))
+        return (action + self.scale * delta).clamp(-1, 1)
+
+    def seen(self, obs: Tensor, action: Tensor) -> Tensor:
+        """What the network sees, [..., O + T * Da]."""
         lead = action.ndim - 2
         seen = self.obs_norm(expand_lead(obs, lead, 1)).expand(*action.shape[:lead], -1)
-        both = torch.cat([seen, action.flatten(-2)], -1)
-        delta, logp = self.delta.sample(both, noise, executed)
-        return (action + self.scale * delta).clamp(-1, 1), logp
+        return torch.cat([seen, action.flatten(-2)], -1)

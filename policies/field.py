@@ -295,12 +295,18 @@ class Field(nn.Module):
         In the form that `space` names (flow matching arXiv:2210.02747 for v). action [..., T, Da]
         in environment units, noise of the same or more leading dimensions, t [...].
         """
+        feat = self.features(expand_lead(obs, noise.ndim - 2, 1))
+        return self.errors(feat, action, noise, t, space)
+
+    def errors(
+        self, feat: Tensor, action: Tensor, noise: Tensor, t: Tensor, space: paths.Prediction
+    ) -> Tensor:
+        """`match_errors` of encoded observations, feat [..., W]."""
         lead = noise.ndim - 2
         t = expand_lead(t, lead, 0)
         a = self.to_latent(expand_lead(action, lead, 2))
         c = self.path.coefficients(t).over_chunk()
         x = c.a * a + c.b * noise
-        feat = self.features(expand_lead(obs, lead, 1))
         if space not in ("v", "eps", "a"):
             raise ValueError(f"space={space!r}: choose v, eps or a")
         if space == self.prediction:

@@ -88,6 +88,47 @@ class FlowPolicy(Field):
                 x = self._step(x, place, after[k], feat, None, 0.0)[0]
         return x
 
+    @torch.no_grad()
+    def invert(self, obs: Tensor, action: Tensor, rounds: int) -> Tensor:
+        """Noise [..., T, Da] from which `act` comes back to an action [..., T, Da].
+
+        Every transition x' = F(x) is undone from the last one on, by the iteration
+        x <- x + c (x' - F(x)) from x', `rounds` network calls each, with c by the last two points
+        (the secant of a scalar F'; arXiv:2606.13675 inverts a flow for steering). The closest x
+        stays. Where a network folds its points or contracts them to rounding there is no exact
+        noise: `act` of the answer tells. Raises ValueError for the Heun sampler.
+        """
+        self._check_euler()
+        places, after = self._grid(self.times())
+        feat = self.features(expand_lead(obs, action.ndim - 2, 1))
+        x = self.to_latent(action)
+        for k in reversed(range(len(places))):
+            x = self._undone(x, places[k], after[k], feat, rounds)
+        return x
+
+    def _undone(
+        self, end: Tensor, place: Place, c_next: Coefficients, feat: Tensor, rounds: int
+    ) -> Tensor:
+        """The point that a deterministic transition leads to `end`, of its shape."""
+
+        def inner(a: Tensor, b: Tensor) -> Tensor:
+            return (a * b).sum((-1, -2), keepdim=True)
+
+        x = best = end
+        gap = least = last = last_x = torch.full_like(end, torch.inf)
+        for n in range(rounds):
+            gap = end - self._step(x, place, c_next, feat, None, 0.0)[0]
+            closer = inner(gap, gap) < inner(least, least)
+            best, least = torch.where(closer, x, best), torch.where(closer, gap, least)
+            rate = torch.ones_like(gap[..., :1, :1])
+            if n > 0:
+                moved, turned = x - last_x, last - gap
+                rate = inner(moved, turned) / inner(turned, turned).clamp_min(1e-30)
+                rate = torch.where(rate > 0, rate.clamp(0.1, 30.0), 1.0)
+            last, last_x = gap, x
+            x = x + rate * gap
+        return best
+
     @property
     def plain(self) -> bool:
         """Whether a step of `act` is x + span v and nothing else."""
@@ -124,6 +165,7 @@ class FlowPolicy(Field):
         span: tuple[int, int] | None = None,
         censored: bool = False,
         executed: int | None = None,
+        kicks: Tensor | None = None,
     ) -> Chain:
         """Sample a Gaussian chain from `noise` and return it with its log densities.
 
@@ -136,7 +178,8 @@ class FlowPolicy(Field):
         the last DDIM transition has no noise of its own and so no density. Raises ValueError for
         that, and for the Heun sampler, whose mean is not the transition's. censored: see
         `_density`. executed: how many of the T steps, from the first, the densities count; None:
-        all.
+        all. kicks [..., K, T, Da]: standard normal noise of the transitions, instead of the
+        generator's. Differentiable in the network and in std_fn, along the chain.
         """
         self._check_chain(std_fn, censored)
         times = self._span(steps, span)
@@ -148,7 +191,10 @@ class FlowPolicy(Field):
         for k, place in enumerate(places):
             given = None if stds is None else stds.select(-3, k)
             mean, std = self._noisy(x, place, after[k], feat, given, std_fn)
-            kick = draw.normal(x.shape, generator, device=x.device, dtype=x.dtype)
+            if kicks is None:
+                kick = draw.normal(x.shape, generator, device=x.device, dtype=x.dtype)
+            else:
+                kick = kicks.select(-3, k)
             x = mean + std * kick
             points.append(x)
             last = censored and k + 1 == len(places)

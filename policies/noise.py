@@ -62,6 +62,15 @@ class NoiseNet(OnePass):
     top: Tensor
     settings = ("top",)  # of the buffers: what the configuration says, not what was learned
 
+    def refuse(self, steps: int) -> None:
+        """Raises ValueError for more transitions with learned noise than a policy has."""
+        tuned = self.tuned_steps
+        if tuned is not None and not 1 <= tuned <= steps:
+            raise ValueError(
+                f"algo.noise.tuned_steps={tuned}: the policy has policy.steps={steps} transitions; "
+                f"choose 1 to {steps}"
+            )
+
     @torch.no_grad()
     def settle(self, share: float) -> None:
         """Sets the upper bound for a share of the run in [0, 1]."""

@@ -315,4 +315,4 @@ LACKING = {
 
 def stochastic(policy: Any) -> bool:
     """Whether a policy has DDPM transitions: not those that jump over their path."""
-    return type(policy) is FlowPolicy and policy.sampler == "euler"
+    return isinstance(policy, FlowPolicy) and not policy.jumps and policy.sampler == "euler"

@@ -122,7 +122,7 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     kept_of_base(base, told, values)
     unread = partial(intent.unread, algo=typed.algo)
     known = (rules.data, rules.base, rules.trackers, sizes.crowded)
-    inputs = (*known, unread, intent.unfitted, intent.pulled)
+    inputs = (*known, unread, intent.unfitted, intent.pulled, intent.uncoded)
     tree = finish(base, values, roots, errors, inputs, typed)
     programs.settle(tree, given=not tree["init"] or "policy.path" in typed.given)
     return tree

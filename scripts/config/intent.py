@@ -66,11 +66,8 @@ def unread(tree: dict[str, Any], algo: str) -> list[str]:
         remedy = f"clone them first by {clone}, then `rheo train {algo} init=base env=NAME`"
     else:
         remedy = f"clone them by {clone}, or learn from their rewards by algo=iql"
-    codes = codes_are_kept(tree)
-    if kind != "Rollouts" and not codes:
+    if kind != "Rollouts":
         remedy += "; source=mixed puts recorded rows into every batch"
-    if codes:
-        remedy += "; dsrl_na takes source=mixed"
     return [f"data={file}: {algo} does not read recorded data (its source is {kind}); {remedy}"]
 
 
@@ -88,6 +85,24 @@ def pulled(tree: dict[str, Any]) -> list[str]:
             "source=rollouts_data: nothing learns from the recorded actions; set "
             "algo.pulls=[{kind: data, coef: 0.5}] where the algorithm has this key, or leave "
             "source= and data= out"
+        ]
+    return []
+
+
+def uncoded(tree: dict[str, Any]) -> list[str]:
+    """Recorded actions that no code can be found for: the base is run backwards from them."""
+    if not codes_are_kept(tree) or not str(inside(tree, "source._target_")).endswith(".Mixed"):
+        return []
+    rows, horizon = inside(tree, "algo.noise_map.rows"), tree.get("horizon")
+    remedy = "or take algo=dsrl_na, which learns of actions"
+    if str(inside(tree, "policy._target_")).endswith(".Exported"):
+        return [f"source=mixed: a program cannot be run backwards; start from a run, {remedy}"]
+    if inside(tree, "policy.sampler") == "heun":
+        return [f"policy.sampler=heun: only Euler's steps are run backwards; set euler, {remedy}"]
+    if rows != horizon:
+        return [
+            f"algo.noise_map.rows={rows}: recorded plans of horizon={horizon} become codes of as "
+            f"many rows; set algo.noise_map.rows={horizon}, {remedy}"
         ]
     return []
 

@@ -23,11 +23,11 @@ def keep_own(chosen: dict[str, Any], own: dict[str, Any], word: str) -> list[str
     for key in strays:  # of the algorithm's file, meant for its own source
         del chosen[key]
     parts = {key: node for key, node in chosen.items() if isinstance(node, dict)}
-    reads = any("path" in node for node in (chosen, *parts.values()))
-    if reads and own.get("kept_rows") is not None:
+    if "path" in chosen and own.get("kept_rows") is not None:
         return [
             f"{word}: this algorithm's replay keeps codes in place of actions, and recorded data "
-            "hold actions, of which algo=dsrl_na learns; leave source= out, or take that one"
+            "hold actions, of which algo=dsrl_na learns; take that one, or source=mixed, where a "
+            "base that is a flow is run backwards from them"
         ]
     part = next((key for key in parts if parts[key].get("_target_") == own["_target_"]), None)
     if part is None:

@@ -138,18 +138,34 @@ def parse(file: Path) -> ast.Module:
 def read_class(schema: Schema, node: ast.ClassDef, file: Path) -> None:
     """Adds the parameters of a class's constructor: its own, or its bases' and its fields.
 
-    Bases may be imported from other files.
+    Bases may be imported from other files. A constructor with **kwargs passes them to its bases.
     """
     init = next((n for n in node.body if named(n, "__init__")), None)
-    if isinstance(init, ast.FunctionDef):
+    if isinstance(init, ast.FunctionDef) and (init.args.kwarg is None or not node.bases):
         return read_function(schema, init.args, file, skip=1)
     made = [text for text in map(ast.unparse, node.decorator_list) if "dataclass" in text]
     bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
     for base, home in filter(None, (definition(name, file) for name in reversed(bases))):
         if isinstance(base, ast.ClassDef):
             read_class(schema, base, home)
-    if made:
+    if isinstance(init, ast.FunctionDef):
+        read_passing(schema, init, file)
+    elif made:
         read_fields(schema, node, file, keyword="kw_only=True" in made[0])
+
+
+def read_passing(schema: Schema, init: ast.FunctionDef, file: Path) -> None:
+    """Adds the parameters of a constructor with **kwargs to those of its bases.
+
+    What it gives them by name cannot be set. Where none of the bases' source is here any key is.
+    """
+    unknown = schema.open or not (schema.keys or schema.slots)
+    for call in (each for each in ast.walk(init) if isinstance(each, ast.Call)):
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "__init__":
+            for given in call.keywords:
+                schema.drop(given.arg or "")
+    read_function(schema, init.args, file, skip=1)
+    schema.open = unknown
 
 
 def read_fields(schema: Schema, node: ast.ClassDef, file: Path, keyword: bool) -> None:

@@ -10,6 +10,7 @@ from shipped import config
 from rheo.policies.critics import QEnsemble
 from rheo.policies.fewstep import FewStepPolicy
 from rheo.policies.flow import FlowPolicy
+from rheo.policies.guidance import GuidedPolicy
 from rheo.policies.heads import Deterministic, Gaussian
 from rheo.policies.nets import MLP
 from rheo.policies.normalize import Normalizer
@@ -47,6 +48,8 @@ def make_flow(
         "obs_norm": Normalizer(obs_dim, kind="none"),
         "action_norm": Normalizer(action_dim, kind="none"),
     }
+    if "guidance" in changes:
+        return GuidedPolicy(net, **(settings | changes))
     return FlowPolicy(net, **(settings | changes))
 
 
@@ -138,7 +141,8 @@ def small_policy(node, obs_dim, action_dim):
         return Gaussian(obs_dim, action_dim, 1, std=0.6, **size)
     if kind == "FewStepPolicy":
         return make_few_step(obs_dim, action_dim)
-    return make_flow(obs_dim, action_dim, **(DIFFUSION if node["eta"] else {}))
+    guided = {"guidance": node["guidance"]} if kind == "GuidedPolicy" else {}
+    return make_flow(obs_dim, action_dim, **(DIFFUSION if node["eta"] else {}), **guided)
 
 
 def make_learner(

@@ -26,6 +26,11 @@ BESIDE: dict[str, dict[str, tuple[str, str] | None]] = {
     "qam": {"slow": ("behaviour", "behaviour_rate")},
     "fisor": {"cost_target": ("cost_critic", "target_rate")},
     **dict.fromkeys(("dsrl_na", "dsrl_sac"), {"slow": ("actor", "ema_rate"), "average": None}),
+    "rfs": {
+        "slow": ("actor", "ema_rate"),
+        "slow_editor": ("editor", "ema_rate"),
+        "average": None,
+    },
 }
 
 
@@ -64,9 +69,10 @@ BACKS_UP: dict[str, tuple[str, str]] = {
     "expo": ("average", "min"),
     "dsrl_na": ("actor", "min"),
     "dsrl_sac": ("actor", "min"),
-    "sac": ("policy", "min"),
+    "rfs": ("actor", "min"),
+    **dict.fromkeys(("sac", "sac_flow"), ("policy", "min")),
 }
-EXPECTILE = ("iql", "iql_gaussian", "fisor", "awm", "rfm_offline")
+EXPECTILE = ("iql", "iql_gaussian", "fisor", "awm", "rfm_offline", "cfgrl")
 
 
 def nodes(tree: Any) -> Iterator[dict[str, Any]]:
@@ -173,7 +179,8 @@ def saturate(policy: Any, sign: float) -> None:
 @pytest.mark.parametrize("name", BACKS_UP)
 def test_a_td_target_asks_the_copies_that_the_method_names(made, name):
     """Every policy that could be asked answers +1, the right one -1; critic and target differ."""
-    algo = made(name, target_noise=0.0, target_candidates=1, alpha=1e-30, relative=False, rho=1.0)
+    off: dict[str, Any] = {"target_noise": 0.0, "target_candidates": 1, "relative": False}
+    algo = made(name, alpha=1e-30, edit_alpha=1e-30, rho=1.0, **off)
     scatter(algo)
     who, join = BACKS_UP[name]
     acting = type(getattr(algo, who))
@@ -181,7 +188,7 @@ def test_a_td_target_asks_the_copies_that_the_method_names(made, name):
         if type(part) is acting:
             saturate(part, 1.0)
     saturate(getattr(algo, who), -1.0)
-    if name == "expo":
+    if hasattr(algo, "editor"):
         algo.editor.scale = 0.0
     batch = batch_of(0)
     with torch.no_grad():

@@ -66,6 +66,58 @@ def bandit(algo, rows=256):
     return Batch(obs, choice.kept, reward, torch.zeros(rows), obs)
 
 
+class Backwards(Base):
+    """a = mean + spread w, which is undone by hand."""
+
+    def invert(self, obs, action, rounds):
+        return (action - self.mean) / self.spread
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows"), [("interpolated", 4), ("interpolated", 2), ("lowrank", 3)]
+)
+def test_codes_are_found_back_from_the_noise_that_they_make(kind, rows):
+    noise_map = NoiseMap(4, kind=kind, rows=rows, bound=1.5)
+    code = 2 * torch.rand((6, rows, 2)) - 1
+    torch.testing.assert_close(noise_map.code(noise_map(code)), code, rtol=1e-4, atol=1e-4)
+    assert torch.equal(noise_map.code(9 * noise_map(code.sign())), code.sign())  # held to the bound
+
+
+def test_recorded_actions_become_the_codes_that_the_base_answers_with_them():
+    """As far as the bound lets it, and only those that are recorded: the others are codes."""
+    algo = make(Backwards(), coded=True, horizon=4)
+    code, recorded = 0.8 * torch.rand((6, 4, 1)) - 0.4, torch.arange(6) < 4
+    action = algo.base.act(torch.zeros(6, 2), code)
+    kept, zeros = torch.where(recorded[:, None, None], action, 0.25), torch.zeros(6)
+    batch = Batch(torch.zeros(6, 2), kept, zeros, zeros, torch.zeros(6, 2), recorded=recorded)
+    seen, told = algo.base.recoded(batch)
+    torch.testing.assert_close(seen.action[:4], code[:4])
+    assert torch.equal(seen.action[4:], kept[4:])
+    assert told["base/recorded_gap"] < 1e-6
+    far = batch._replace(action=torch.ones(6, 4, 1), recorded=torch.ones(6, dtype=torch.bool))
+    seen, told = algo.base.recoded(far)  # 0.4 + 0.5 * 1.5 = 1.15 reaches 1
+    torch.testing.assert_close(seen.action, torch.full((6, 4, 1), 0.6 / 0.75))
+    near = far._replace(action=torch.full((6, 4, 1), -0.5))  # 0.4 - 0.75 does not
+    seen, told = algo.base.recoded(near)
+    assert torch.equal(seen.action, -torch.ones(6, 4, 1))
+    assert told["base/recorded_gap"].item() == pytest.approx(0.15, abs=1e-5)
+
+
+def test_an_update_from_recorded_actions_is_that_from_their_codes():
+    """The same rows, once as recorded actions and once as the codes that the replay would keep."""
+    ways = []
+    for recorded in (True, False):
+        algo = make(Backwards(), coded=True)
+        generator = torch.Generator().manual_seed(2)
+        obs, ahead = torch.randn((2, 32, 2), generator=generator)
+        code = 1.6 * torch.rand((32, 1, 1), generator=generator) - 0.8
+        action = algo.base.policy.act(obs, 1.5 * code) if recorded else code
+        reward, known = torch.ones(32), torch.full((32,), recorded)
+        batch = Batch(obs, action, reward, 0.9 * reward, ahead, recorded=known)
+        ways.append(algo.update(batch)["critic/loss"])
+    torch.testing.assert_close(*ways)
+
+
 def digest(module):
     state = b"".join(value.numpy().tobytes() for value in module.state_dict().values())
     return hashlib.sha256(state).hexdigest()

@@ -266,7 +266,20 @@ def test_the_gradient_is_steadier_without_what_is_not_executed(flow, learner, na
 
 
 @pytest.mark.parametrize(
-    "name", ["sac", "expo", "dsrl_na", "dsrl_sac", "rfm", "awm_q", "ppo", "reinflow", "dppo", "fpo"]
+    "name",
+    [
+        "sac",
+        "sac_flow",
+        "expo",
+        "dsrl_na",
+        "dsrl_sac",
+        "rfm",
+        "awm_q",
+        "ppo",
+        "reinflow",
+        "dppo",
+        "fpo",
+    ],
 )
 def test_a_run_tells_how_many_steps_are_executed(name):
     words = [f"algo={name}", "env=inverted_pendulum", "horizon=4", "env.execute=3", "init=scratch"]

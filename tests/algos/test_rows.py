@@ -14,7 +14,7 @@ from rheo.envs.sources import Replay
 from rheo.envs.suites import make
 
 MATCHING = ["bc", "iql", "awm", "dql", "dac", "fisor", "fql", "rfm_offline", "expo", "rfm_box",
-            "qsm", "qam", "parl"]  # fmt: skip
+            "qsm", "qam", "parl", "cfgrl"]  # fmt: skip
 CLONES = {"qam": "behaviour"}  # which clone by a part of their own, whose average is "slow"
 ONLINE = ("expo", "rfm_box", "qsm")  # which have no validation
 ROWS = 256
@@ -43,7 +43,7 @@ class Watch:
 
     def __init__(self, policy, rows=ROWS):
         self.seen, self.rows = [], rows
-        policy.net.time.register_forward_pre_hook(self)
+        getattr(policy.net, "net", policy.net).time.register_forward_pre_hook(self)
 
     def __call__(self, module, given):
         (t,) = given

@@ -516,3 +516,38 @@ def test_impossible_settings_say_what_to_change(policy_of, gaussian_policy):
         gaussian_policy().rollout(obs, noise, 0.0, None)
     with pytest.raises(ValueError, match="choose v, eps or a"):
         gaussian_policy().match(obs, noise, noise, torch.zeros(1, dtype=F64), "score")
+
+
+# ---- backwards --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("path", "prediction"), FORMS)
+def test_backwards_an_affine_flow_finds_the_noise_of_every_action(
+    gaussian_policy, path, prediction
+):
+    """Every step of a normal's flow is affine, so its inverse is one division, here by secant."""
+    policy = gaussian_policy(path, prediction, mu=0.1, spread=0.15, steps=6)
+    obs, noise = torch.zeros(20, 1, dtype=F64), torch.randn(20, 1, 1, generator=seeded()).double()
+    action = policy.act(obs, noise, clip=False)
+    scale = policy.act(obs[:1], one(1.0), clip=False) - policy.act(obs[:1], one(0.0), clip=False)
+    known = (action - policy.act(obs[:1], one(0.0), clip=False)) / scale
+    found = policy.invert(obs, action, rounds=6)
+    torch.testing.assert_close(known, noise, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, noise, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("squash", ["clip", "tanh"])
+def test_backwards_a_network_finds_noise_that_leads_to_the_action(policy_of, squash):
+    policy = policy_of(random_mlp(), steps=5, squash=squash)
+    obs, noise = torch.randn(50, 5, generator=seeded(1)), torch.randn(50, 3, 2, generator=seeded(2))
+    action = policy.act(obs, noise, clip=False).clamp(-0.95, 0.95)
+    found = policy.invert(obs, action, rounds=12)
+    torch.testing.assert_close(policy.act(obs, found), action, rtol=1e-3, atol=1e-3)
+    coarse = policy.act(obs, policy.invert(obs, action, rounds=1))
+    assert (coarse - action).abs().max() > 1e-2  # the start alone is not the answer
+
+
+def test_backwards_needs_steps_that_can_be_undone(gaussian_policy):
+    policy = gaussian_policy(sampler="heun")
+    with pytest.raises(ValueError, match="Euler transitions"):
+        policy.invert(torch.zeros(1, 1, dtype=F64), one(0.1), 3)

@@ -33,6 +33,12 @@ class Heir(Whole):
     pass
 
 
+class Passing(Whole):
+    def __init__(self, part: Part, generator, *, depth: int, **kept):
+        super().__init__(part, generator, clip=None, **kept)
+        self.depth = depth
+
+
 @dataclass(kw_only=True)
 class Record:
     size: int
@@ -117,6 +123,19 @@ def test_every_wrong_key_is_named_in_full_at_once(lab: str) -> None:
     assert "algo.klip: unknown key; did you mean 'clip'?" in text
     assert "algo.kind: must be" in text and "algo.sizes: missing" in text
     assert caught.value.code == 2
+
+
+def test_a_constructor_that_passes_keys_on_has_those_of_its_base_but_what_it_gives(
+    lab: str,
+) -> None:
+    node = {**whole(lab, depth=2), "_target_": f"{lab}.Passing"}
+    del node["clip"]
+    made = build(node, key="algo", obs_dim=5, generator="g")
+    assert (made.depth, made.lr, made.clip, made.part.width) == (2, 1.0, None, 4)
+    with pytest.raises(RheoError) as caught:
+        build({**node, "clip": 0.1, "lr": "x"}, key="algo", obs_dim=5, generator="g")
+    assert "algo.clip: unknown key" in str(caught.value)
+    assert "algo.lr: must be float" in str(caught.value)
 
 
 def test_a_nested_node_is_checked_under_its_own_key(lab: str) -> None:

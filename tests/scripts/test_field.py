@@ -1,5 +1,6 @@
 """The table of the field: every command in it runs, every test that it names is there."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def test_what_trains_learns_a_few_updates(tiny: Any, words: list[str]) -> None:
     if "data=FILE" in words and not any(key(word) == "data" for word in small):
         write_episodes(Path("data.npz"), [9, 30, 25, 40], obs_dim=4, action_dim=1)
         own.append("data=data.npz")
+    if "source=mixed" in words:  # the replay is a part of it
+        small = [re.sub(r"^source\.(?!batch_size)", "source.replay.", word) for word in small]
     if "data=PAIRS.npz" in words:  # of the pendulum that `tiny` tunes in
         draws = np.random.default_rng(0)
         obs, (better, worse) = draws.normal(size=(20, 4)), draws.uniform(-1, 1, (2, 20, 1, 1))

@@ -14,11 +14,11 @@ from rheo.scripts.config.intent import remarks
 DATA = "data=d.npz"
 TUNING = (
     *("awm_q_tune", "crd", "d3po", "dpo", "dppo", "dsrl_na", "dsrl_sac", "expo", "reinflow"),
-    *("resip", "branch", "b2", "g2rpo", "solrl", "talk2move", "tracerl"),
+    *("resip", "rfs", "branch", "b2", "g2rpo", "solrl", "talk2move", "tracerl"),
 )
 FREE = (
     *("awm_q", "dpmd", "flame", "fpmd", "fpo", "ppo", "qsm", "qvpo", "rfm", "rfm_box", "rfm_paper"),
-    *("sac", "sdac", "td3"),
+    *("sac", "sac_flow", "sdac", "td3"),
 )
 ALGOS = {file.stem for file in (HOME / "algo").glob("*.yaml")}
 
@@ -167,8 +167,27 @@ def test_a_remark_reaches_the_user_of_a_run(tiny, caplog) -> None:
             "source=mixed: this algorithm learns from a source of",
         ),
         (
-            ["algo=dsrl_sac", "init=scratch", "source=mixed", DATA],
-            "source=mixed: this algorithm's replay keeps codes",
+            [
+                "algo=dsrl_sac",
+                "init=scratch",
+                "env=hopper",
+                "source=mixed",
+                DATA,
+                "horizon=4",
+                "algo.noise_map.rows=2",
+            ],
+            "recorded plans of horizon=4 become codes of as many rows; set algo.noise_map.rows=4",
+        ),
+        (
+            [
+                "algo=dsrl_sac",
+                "init=scratch",
+                "env=hopper",
+                "source=mixed",
+                DATA,
+                "policy.sampler=heun",
+            ],
+            "policy.sampler=heun: only Euler's steps are run backwards",
         ),
         (["algo=dsrl_sac", "init=scratch", "source=transitions", DATA], "of which algo=dsrl_na"),
         (["algo=bc", "critic.width=8", DATA], "critic.width=8: algo=bc has no critic here"),

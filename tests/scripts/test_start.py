@@ -41,6 +41,7 @@ OPTIONAL: dict[str, list[dict[str, Any]]] = {  # settings of `algo` that decide 
     "reinflow": [{}, {"anchor_coef": 0.1}],
     "dsrl_na": [{}, {"ema_rate": 1.0}],
     "dsrl_sac": [{}, {"ema_rate": 1.0}],
+    "rfs": [{}, {"ema_rate": 1.0}],
 }
 
 
@@ -353,6 +354,7 @@ def test_codes_and_actions_are_not_taken_for_each_other(tiny):
 
 
 BEYOND = {"expo": "edits of its base's", "dsrl_na": "its actor", "resip": "its head"}
+BEYOND |= {"rfs": "its editor"}
 
 
 @pytest.mark.parametrize("name", BEYOND)
