@@ -354,6 +354,9 @@ def steered(algo: Algorithm, words: Mapping[str, str], execute: int) -> Any:
         chain = Chain(policy, critic, other, numbers, execute)
     except ValueError as error:
         raise RheoError(str(error)) from error
+    if algo.beyond:
+        text = "steer=%s: what the run deploys is %s; this is its base alone, from its own noise"
+        log.warning(text, words["steer"], algo.beyond)
     own = {"svdd", "doob"} & set(chain.words)  # whose steps have noise of their own
     if algo.noisy_steps and policy.eta > 0 and not own:
         text = "steer=%s: the run's own actions have the noise of its steps (policy.eta=%g), which "

@@ -1,4 +1,4 @@
-"""Policies that act by a noisy chain: what becomes of its noise is said wherever it is left out."""
+"""What a steered chain leaves out of what a run deploys is said."""
 
 import logging
 
@@ -38,3 +38,11 @@ def test_what_has_no_such_noise_or_keeps_it_says_nothing(caplog, algo, steer):
     with caplog.at_level(logging.WARNING, "rheo"):
         steered(agent, {"steer": steer}, 1)
     assert "noise of its steps" not in caplog.text
+
+
+@pytest.mark.parametrize("algo", ["dsrl_na", "expo", "rfs"])
+def test_a_steered_chain_says_that_it_is_of_the_base_alone(caplog, algo):
+    agent = made(f"algo={algo}", "init=scratch")
+    with caplog.at_level(logging.WARNING, "rheo"):
+        steered(agent, {"steer": "best"}, 1)
+    assert f"what the run deploys is {agent.beyond}; this is its base alone" in caplog.text
