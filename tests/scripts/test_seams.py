@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shipped import reads
+from shipped import reads, tunes
 
 from rheo.errors import RheoError
 from rheo.scripts.assemble import assemble
@@ -111,8 +111,8 @@ def test_what_the_deployed_policy_refuses_is_one_too(data, tmp_path, monkeypatch
 
 MATCHING = ["awm", "awm_gae", "awm_q", "awm_q_tune", "bc", "branch", "crd", "d3po", "dac",
             "dpmd", "dpo", "dql", "expo", "fisor", "fpmd", "fpo", "fpo_pp", "fql", "iql", "parl",
-            "qam", "qsm", "qvpo", "rfm", "rfm_offline", "sdac"]  # fmt: skip
-FREE = ["dsrl_na", "expo", "flame", "meanflow", "ofql", "reinflow", "resip", "shortcut"]
+            "qam", "qsm", "qvpo", "rfm", "rfm_offline", "rl100", "sdac"]  # fmt: skip
+FREE = ["dsrl_na", "expo", "flame", "fqe", "meanflow", "ofql", "reinflow", "resip", "shortcut"]
 TABLES = ["d3po", "dac", "dpmd", "fisor", "qsm", "qvpo", "sdac"]  # whose files ask for noise
 PLAIN = ["policy.path=linear", "policy.levels=null", "policy.betas=cosine", "policy.prediction=v",
          "policy.eta=0", "policy.clip_a=false"]  # fmt: skip
@@ -120,7 +120,7 @@ PLAIN = ["policy.path=linear", "policy.levels=null", "policy.betas=cosine", "pol
 
 def few_step(algo, data, *more):
     """The configuration of an algorithm on a few-step policy."""
-    places = [data] if reads(algo) else ONLINE
+    places = [data, *["init=scratch"] * tunes(algo)] if reads(algo) else ONLINE
     places = [*places, *PLAIN] if algo in TABLES else places
     return compose([f"algo={algo}", "policy=fewstep", *places, *NET, *more])
 
