@@ -21,7 +21,7 @@ from rheo.scripts.store.state import capture, optimizers, tensors
 
 MOST = 14  # updates, of which some parts come in every second
 TURNS = {"rl100": 30}  # of which parts come in turns: more
-ON_POLICY = ("awm_gae", "dppo", "fpo", "fpo_pp", "ppo", "reinflow", "resip")
+ON_POLICY = ("awm_gae", "dppo", "fpo", "fpo_pp", "ppo", "reinflow", "resip", "rlcm")
 PATH = "algo.pulls=[{kind:path,rule:dual,coef:1,threshold:0.1,rate:0.1}]"
 GATED = "algo.pulls=[{kind:velocity,rule:gated,coef:1,share:0.1,every:3}]"
 MORE = {  # parts that are off in what ships

@@ -112,7 +112,8 @@ def test_what_the_deployed_policy_refuses_is_one_too(data, tmp_path, monkeypatch
 MATCHING = ["awm", "awm_gae", "awm_q", "awm_q_tune", "bc", "branch", "crd", "d3po", "dac",
             "dpmd", "dpo", "dql", "expo", "fisor", "fpmd", "fpo", "fpo_pp", "fql", "iql", "parl",
             "qam", "qsm", "qvpo", "rfm", "rfm_offline", "rl100", "sdac"]  # fmt: skip
-FREE = ["dsrl_na", "expo", "flame", "fqe", "meanflow", "ofql", "reinflow", "resip", "shortcut"]
+FREE = ["dsrl_na", "expo", "flame", "fqe", "meanflow", "ofql", "reinflow", "resip",
+        "rlcm", "shortcut"]  # fmt: skip
 TABLES = ["d3po", "dac", "dpmd", "fisor", "qsm", "qvpo", "sdac"]  # whose files ask for noise
 PLAIN = ["policy.path=linear", "policy.levels=null", "policy.betas=cosine", "policy.prediction=v",
          "policy.eta=0", "policy.clip_a=false"]  # fmt: skip
@@ -144,8 +145,8 @@ def test_a_policy_without_jumps_is_refused_where_they_are_trained(data, algo):
 
 
 def test_all_that_average_velocities_need_is_said_at_once(data):
-    with pytest.raises(RheoError, match="policy.eta=1.0.*clip_a=true: .* policy.eta=0.0 .*=false"):
-        assemble(few_step("dppo", data))
+    with pytest.raises(RheoError, match="policy.eta=0.5.*clip_a=true: .* policy.eta=0.0 .*=false"):
+        assemble(few_step("dppo", data, "policy.eta=0.5"))
 
 
 # ---- units of actions ---------------------------------------------------------------------------
