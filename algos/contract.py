@@ -52,6 +52,10 @@ class Algorithm(Protocol):
     beyond: str | None = None  # what is deployed, where that is more than a policy
     noisy_steps: bool = False  # whether deployed transitions have the noise of `policy.eta`
     needs_costs: bool = False  # whether batches have to tell what steps cost
+    # whether policies are judged where recorded episodes begin
+    needs_starts: bool = False
+    # these observations [N, O]; None: nobody has said
+    starts: Callable[[], Tensor] | None = None
 
     def act(self, obs: Tensor, /) -> Any:
         """Exploring actions [N, T, Da] for obs [N, O]; a `Choice` on policy, or `Coded`."""
@@ -130,6 +134,26 @@ def refuse_costless(algo: Algorithm, source: Any) -> None:
         f"env.cost: nothing costs in the environment, and {name} learns from costs; set "
         "env.cost={kind: speed} (walking robots), or source=transitions with data=FILE alone"
     )
+
+
+def give_starts(algo: Algorithm, source: Any) -> None:
+    """Tells an algorithm where held-out episodes begin, if it judges policies there.
+
+    Raises RheoError where no recording is read, or none of its episodes is held out.
+    """
+    if not algo.needs_starts:
+        return
+    recorded = getattr(source, "dataset", source)
+    if not hasattr(recorded, "starts"):
+        raise RheoError(
+            f"source: {type(algo).__name__} judges policies where recorded episodes begin; set "
+            "source=transitions (or mixed) with data=FILE"
+        )
+    try:
+        recorded.starts()
+    except ValueError as error:
+        raise RheoError(str(error)) from error
+    algo.starts = recorded.starts
 
 
 def completed(kind: Any) -> Any:

@@ -62,6 +62,14 @@ def step(
     return norm
 
 
+def restart(optimizer: torch.optim.Optimizer) -> None:
+    """Forgets all that steps have left, in place: the next one is as the first."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                value.zero_()
+
+
 def anneal(optimizer: torch.optim.Optimizer, lr: float, share: float, floor: float) -> None:
     """Sets the learning rate of a point of the run: a cosine from `lr` to `lr * floor`."""
     set_rate(optimizer, lr * cosine(share, 0.0, floor))

@@ -28,6 +28,7 @@ from .shift import Shift, shifted
 
 HELD_WINDOWS = 8192  # at most so many validation windows: a validation is one batch
 HELD_BYTES = 1 << 28  # and no more memory than this for their observations
+STARTS = 1024  # first steps of episodes that a policy is judged at, at most
 PIECE = 256  # observations that are encoded at a time
 AnyBatch = TypeVar("AnyBatch", Batch, Windows)
 
@@ -171,6 +172,20 @@ class Dataset(Sampler):
         most = min(HELD_WINDOWS, max(HELD_BYTES // (self.obs.element_size() * self.obs_size), 1))
         stride = -(-count // most)
         return self.rows(self.held_steps[::stride])
+
+    def starts(self) -> Tensor:
+        """Observation histories where episodes begin that validate, [N, To*Do].
+
+        Evenly spaced ones of more than STARTS. Raises ValueError without any.
+        """
+        held = self.held_steps
+        begin = held[self.first[held.long()] == held]
+        if not len(begin):
+            raise ValueError(
+                f"data={self.path}: no episode is held out whose beginning a policy could be "
+                f"judged at; set source.holdout=0.1 (it is {self.holdout})"
+            )
+        return self.rows(begin[:: -(-len(begin) // STARTS)]).obs
 
     def rows(self, step: Tensor) -> Any:
         """The batch of the steps [B]."""

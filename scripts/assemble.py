@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rheo import ranks
-from rheo.algos.contract import Algorithm, completed, refuse_costless
+from rheo.algos.contract import Algorithm, completed, give_starts, refuse_costless
 from rheo.envs.chunk import ChunkEnv
 from rheo.envs.encoded import Encoded
 from rheo.envs.parts import displaced, listed_parts, names, read_parts
@@ -327,6 +327,7 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
     sizes = agree(cfg, env, source)
     algo = make_algo(cfg, sizes, run_updates(source, cfg["steps"]))
     refuse_costless(algo, source)
+    give_starts(algo, source)
     acted = None if env is None else entered(algo, env, episodes)
     if env is not None:
         env.reset(episodes)

@@ -165,7 +165,8 @@ class Display:
                 parts.append(f"{label}return {self.metrics[f'{kind}/return']:.4g}")
             if f"{kind}/{success}" in self.metrics:
                 parts[-1] += f" success {self.metrics[f'{kind}/{success}']:.0%}"
-        loss = next((m for m in ("val/loss", "policy/loss") if m in self.metrics), None)
+        shown = ("val/value", "val/loss", "policy/loss")
+        loss = next((name for name in shown if name in self.metrics), None)
         if loss and "env/return" not in self.metrics:
             parts.append(f"{loss} {self.metrics[loss]:.4g}")
         parts.append(f"{self.rate:,.0f} steps/s" if self.rate >= 10 else f"{self.rate:.2g} steps/s")

@@ -63,7 +63,8 @@ def words(algo: str) -> list[str]:
     net = [word.replace("steps=2", "steps=1") for word in net] if "fewstep" in text else net
     value = ["algo.value.width=16"] if "value:" in text else []
     critic = ["critic.width=16", "critic.depth=1"] if "/critic: none" not in text else []
-    return [f"algo={algo}", *net, *value, *critic, *PERIODS, "source.batch_size=16"]
+    base = ["init=scratch"] if "\ninit:" in text else []
+    return [f"algo={algo}", *base, *net, *value, *critic, *PERIODS, "source.batch_size=16"]
 
 
 @pytest.mark.parametrize("algo", ["bc", *OFFLINE])

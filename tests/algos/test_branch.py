@@ -67,7 +67,8 @@ def learner(flow: Any, settings: Any, generator: Any) -> Callable[..., Any]:
             size = {key: node[key] for key in ("layer_norm", "activation")}
             size |= {"width": 32, "depth": 2, "obs_norm": Normalizer(1, kind="none")}
             node = StepValue(1, 1, made.horizon, **size)
-        return Branch(made, judge, generator, run_updates, node, executed, **values)
+        given = {"value": node, "executed": executed}
+        return Branch(made, judge, generator, run_updates, **given, **values)
 
     return make
 

@@ -29,7 +29,7 @@ from rheo.scripts.graph import Recorded
 from rheo.scripts.store.state import capture, optimizers, tensors
 
 CPU = torch.device("cpu")
-RATIOS = ("dppo", "fpo", "fpo_pp", "ppo", "reinflow", "resip")
+RATIOS = ("dppo", "fpo", "fpo_pp", "ppo", "reinflow", "resip", "rlcm")
 COMMON: Any = {"encoder_depth": 2, "activation": "silu"}
 UNET: Any = {"widths": [16, 32], "kernel": 3, "groups": 4}
 CHUNK = (torch.randn(5, 8, 2), torch.rand(5))

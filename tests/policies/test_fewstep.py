@@ -1,5 +1,6 @@
 """FewStepPolicy against the exact average velocity of Gaussian data and hand-written loops."""
 
+import math
 from typing import Any
 
 import pytest
@@ -180,7 +181,7 @@ def test_copies_hold_the_embedding_of_lengths_and_the_statistics():
 @pytest.mark.parametrize(
     "change",
     [{"path": "cosine"}, {"path": "betas"}, {"levels": 10}, {"prediction": "eps"}, {"betas": "vp"},
-     {"prediction": "a"}, {"sampler": "heun"}, {"eta": 1.0}, {"clip_a": True}],
+     {"prediction": "a"}, {"sampler": "heun"}, {"eta": 0.5}, {"clip_a": True}],
     ids=str,
 )  # fmt: skip
 def test_what_needs_the_velocity_along_a_step_is_refused_by_its_key(change):
@@ -190,19 +191,72 @@ def test_what_needs_the_velocity_along_a_step_is_refused_by_its_key(change):
 
 def test_all_that_it_needs_is_named_at_once_as_it_is_typed():
     with pytest.raises(ValueError) as refused:
-        random_policy(eta=1.0, clip_a=True, levels=10)
+        random_policy(eta=0.5, clip_a=True, levels=10)
     found, needed = str(refused.value).split(": average velocities need ")
-    assert found == "policy.levels=10 policy.eta=1.0 policy.clip_a=true"
+    assert found == "policy.levels=10 policy.eta=0.5 policy.clip_a=true"
     assert needed.startswith("policy.levels=null policy.eta=0.0 policy.clip_a=false; ")
 
 
-def test_noise_of_ddim_is_refused():
+def test_a_part_of_the_noise_of_ddim_is_refused():
     policy, zero = random_policy(), torch.zeros(1)
     with pytest.raises(ValueError, match="eta"):
-        policy.step(torch.zeros(1, 3, 2), zero, zero + 0.5, torch.zeros(1, 32), eta=1.0)
+        policy.step(torch.zeros(1, 3, 2), zero, zero + 0.5, torch.zeros(1, 32), eta=0.5)
     noise = torch.ones(1, 3, 2)
     with pytest.raises(ValueError, match="eta"):
-        policy.drawn(torch.zeros(1, 5), noise, None, 1.0)
+        policy.drawn(torch.zeros(1, 5), noise, None, 0.5)
     torch.testing.assert_close(
         policy.drawn(torch.zeros(1, 5), noise, None, 0.0), policy.act(torch.zeros(1, 5), noise)
     )
+
+
+# ---- jumps with fresh noise ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_jumps_with_fresh_noise_keep_the_law_of_an_exact_map_whatever_their_number(
+    exact_jumps, steps
+):
+    """N(.4, .1^2), of which a jump to s leaves s .1 over the deviation there of what was before."""
+    spread, rows = 0.1, 40_000
+    policy = exact_jumps(mu=0.4, spread=spread)
+    obs, noise = torch.zeros(rows, 1), policy.noise(rows, seeded())
+    action = policy.drawn(obs, noise, seeded(1), 1.0, steps=steps).flatten().double()
+    assert action.mean().item() == pytest.approx(0.4, abs=4 * spread / rows**0.5)
+    assert action.std().item() == pytest.approx(spread, abs=4 * spread / (2 * rows) ** 0.5)
+    along = torch.corrcoef(torch.stack([action, noise.flatten().double()]))[0, 1].item()
+    inner = [k / steps for k in range(1, steps)]
+    kept = math.prod(s * spread / math.hypot(s * spread, 1 - s) for s in inner)
+    assert along == pytest.approx(kept, abs=4 / rows**0.5)
+
+
+def test_a_jump_with_fresh_noise_is_the_end_scaled_and_what_is_left_of_the_noise():
+    """From any point, of rows at different times; at the end of the path it stays where it is."""
+    policy = random_policy()
+    x, obs = torch.randn(3, 3, 2, generator=seeded()), torch.randn(3, 5, generator=seeded(1))
+    t, s, feat = torch.tensor([0.0, 0.3, 0.9]), torch.tensor([0.5, 0.6, 1.0]), policy.features(obs)
+    mean, std = policy.step(x, t, s, feat, eta=1.0)
+    end = x + (1 - t)[:, None, None] * policy.average_velocity(x, t, torch.ones(3), feat)
+    torch.testing.assert_close(mean, s[:, None, None] * end)
+    torch.testing.assert_close(std.flatten(), 1 - s)
+    one = torch.ones(3)
+    assert torch.equal(policy.step(x, one, one, feat, eta=1.0)[0], x)
+    given, width = policy.step(x, t, s, feat, std=torch.full((3, 1, 1), 0.2), eta=1.0)
+    torch.testing.assert_close(given, policy.step(x, t, s, feat)[0])  # a learned noise is its own
+    assert width.unique().item() == pytest.approx(0.2)
+
+
+def test_the_density_of_a_chain_of_such_jumps_is_that_of_its_transitions():
+    policy, obs = random_policy(), torch.randn(6, 5, generator=seeded())
+    policy.eta = 1.0
+    chain = policy.rollout(obs, policy.noise(6, seeded(1)), 0.05, seeded(2), steps=3)
+    feat, times, logp = policy.features(obs), policy.times(3), []
+    for k, width in enumerate([2 / 3, 1 / 3, 0.05]):  # 1 - s, and the floor where nothing is left
+        mean, _ = policy.step(chain.x[:, k], times[k], times[k + 1], feat, eta=1.0)
+        law = torch.distributions.Normal(mean, width)
+        logp.append(law.log_prob(chain.x[:, k + 1]).sum((1, 2)))
+    torch.testing.assert_close(chain.logp, torch.stack(logp, 1), rtol=1e-4, atol=1e-3)
+    again, _ = policy.chain_logp(chain.x, obs, 0.05)
+    torch.testing.assert_close(again.sum((-1, -2)), chain.logp, rtol=1e-4, atol=1e-3)
+    policy.clip_x = True
+    mean, _ = policy.step(10 * chain.x[:, 0], times[0], times[1], feat, eta=1.0)
+    assert mean.abs().max().item() == pytest.approx(1 / 3)  # of an end that is on its bound

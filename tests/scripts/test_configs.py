@@ -43,6 +43,7 @@ def learn(words, updates=6):
     algo, source, sizes, _ = assemble(config)
     corrects = hasattr(algo, "residual_scale")  # one step at a time, seeing what is planned
     learner = algo.head if corrects else getattr(algo, "actor", algo.policy)  # others are frozen
+    learner = algo.critic if algo.needs_starts else learner  # which judges first, or only
     before = {k: v.clone() for k, v in learner.state_dict().items()}
     for _ in range(updates):
         metrics = algo.update(source.next(algo.act))

@@ -14,7 +14,7 @@ from rheo.scripts.config.intent import remarks
 DATA = "data=d.npz"
 TUNING = (
     *("awm_q_tune", "crd", "d3po", "dpo", "dppo", "dsrl_na", "dsrl_sac", "expo", "reinflow"),
-    *("resip", "rfs", "branch", "b2", "g2rpo", "solrl", "talk2move", "tracerl"),
+    *("resip", "rfs", "rlcm", "branch", "b2", "g2rpo", "solrl", "talk2move", "tracerl"),
 )
 FREE = (
     *("awm_q", "dpmd", "flame", "fpmd", "fpo", "ppo", "qsm", "qvpo", "rfm", "rfm_box", "rfm_paper"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shipped import reads
+from shipped import reads, tunes
 
 from rheo.errors import RheoError
 from rheo.scripts.assemble import assemble
@@ -111,9 +111,9 @@ def test_what_the_deployed_policy_refuses_is_one_too(data, tmp_path, monkeypatch
 
 MATCHING = ["awm", "awm_gae", "awm_q", "awm_q_tune", "bc", "branch", "crd", "d3po", "dac",
             "dpmd", "dpo", "dql", "expo", "fisor", "fpmd", "fpo", "fpo_pp", "fql", "iql", "parl",
-            "qam", "qsm", "qvpo", "rfm", "rfm_offline", "sdac"]  # fmt: skip
-FREE = ["dsrl_na", "expo", "flame", "meanflow", "ofql", "reinflow", "resip", "rfs", "sac_flow",
-        "shortcut"]  # fmt: skip
+            "qam", "qsm", "qvpo", "rfm", "rfm_offline", "rl100", "sdac"]  # fmt: skip
+FREE = ["dsrl_na", "expo", "flame", "fqe", "meanflow", "ofql", "reinflow", "resip", "rfs",
+        "rlcm", "sac_flow", "shortcut"]  # fmt: skip
 TABLES = ["d3po", "dac", "dpmd", "fisor", "qsm", "qvpo", "sdac"]  # whose files ask for noise
 PLAIN = ["policy.path=linear", "policy.levels=null", "policy.betas=cosine", "policy.prediction=v",
          "policy.eta=0", "policy.clip_a=false"]  # fmt: skip
@@ -121,7 +121,7 @@ PLAIN = ["policy.path=linear", "policy.levels=null", "policy.betas=cosine", "pol
 
 def few_step(algo, data, *more):
     """The configuration of an algorithm on a few-step policy."""
-    places = [data] if reads(algo) else ONLINE
+    places = [data, *["init=scratch"] * tunes(algo)] if reads(algo) else ONLINE
     places = [*places, *PLAIN] if algo in TABLES else places
     return compose([f"algo={algo}", "policy=fewstep", *places, *NET, *more])
 
@@ -151,8 +151,8 @@ def test_a_policy_without_flags_is_refused_where_these_are_trained(data, policy)
 
 
 def test_all_that_average_velocities_need_is_said_at_once(data):
-    with pytest.raises(RheoError, match="policy.eta=1.0.*clip_a=true: .* policy.eta=0.0 .*=false"):
-        assemble(few_step("dppo", data))
+    with pytest.raises(RheoError, match="policy.eta=0.5.*clip_a=true: .* policy.eta=0.0 .*=false"):
+        assemble(few_step("dppo", data, "policy.eta=0.5"))
 
 
 # ---- units of actions ---------------------------------------------------------------------------

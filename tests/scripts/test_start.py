@@ -655,11 +655,11 @@ def test_a_missing_program_and_the_keys_that_it_cannot_give_are_named_at_once(ti
 
 
 def test_what_average_velocities_need_is_named_at_once(tiny, capsys):
-    """dppo: "eta=1.0: average velocities need eta=0.0", and after it clip_a."""
+    """dppo: "eta=0.5: average velocities need eta=0.0", and after it clip_a."""
     learned(compose(tiny("meanflow", "a")), "a")
-    words = [*tiny("dppo", "b", "policy=fewstep", "init=a")]
+    words = [*tiny("dppo", "b", "policy=fewstep", "init=a", "policy.eta=0.5")]
     error = refusal(capsys, "train", *words)
-    assert "policy.eta=1.0 policy.clip_a=true: average velocities need" in error
+    assert "policy.eta=0.5 policy.clip_a=true: average velocities need" in error
     assert "need policy.eta=0.0 policy.clip_a=false" in error and "dppo" in error
     config = compose([*words, "policy.eta=0.0", "policy.clip_a=false"])
     algo, config = made(config)
