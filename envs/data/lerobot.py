@@ -18,6 +18,7 @@ from .bulk import on_disk, refuse_bomb
 from .columns import EndToEnd, beside, chosen, held, left_out, package
 from .recording import Column, Fault, Reading, Recording, Refused, Sizes, json_of, one_line, refuse
 from .told import COUNT, NUMBER, TABLE, TEXTS, within
+from .vetting import vet
 
 log = logging.getLogger("rheo")
 INFO = Path("meta", "info.json")
@@ -111,6 +112,7 @@ class Frames:
 
     def opened(self, file: Path) -> Any:
         """A parquet file. Raises Refused."""
+        vet(file, "Parquet")
         try:
             return self.parquet.ParquetFile(file)
         except self.errors as error:

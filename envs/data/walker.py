@@ -1,9 +1,10 @@
-"""Walks HDF5 files in a process of its own, which may hang or crash in its reader's place.
+"""Walks HDF5 and Parquet files in a process of its own, which may hang or crash for its reader.
 
-A program of `vetting`: it is started by its path, imports h5py alone and answers each line of JSON
-on its input, {path, look, seconds}, with one on its output: {what, key}, what a reader must not
-touch and where, {closed} where the library cannot open the file, which the reader's will say, else
-{bytes}, how much all arrays would be in memory.
+A program of `vetting`: it is started by its path, imports h5py alone (pyarrow where it is asked to)
+and answers each line of JSON on its input, {path, kind, look, seconds}, with one on its output:
+{what, key}, what a reader must not touch and where, {closed} where the library cannot open the
+file, which the reader's will say, else {bytes}, how much all arrays of an HDF5 file would be in
+memory.
 """
 
 import contextlib
@@ -236,8 +237,24 @@ def texts(data: h5py.Dataset, path: str) -> int:
     return total
 
 
+def described(path: str) -> dict[str, Any]:
+    """The answer for a Parquet file, whose description pyarrow reads unguarded: it may abort."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_metadata
+
+    try:
+        metadata = read_metadata(path)
+    except (ArrowException, OSError):
+        return {"closed": True}
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        step()
+        for part in map(group.column, range(group.num_columns)):
+            _ = part.path_in_schema, part.num_values
+    return {}
+
+
 def walked(path: str) -> dict[str, Any]:
-    """The answer for one file."""
+    """The answer for an HDF5 file."""
     try:
         file = h5py.File(path, "r", locking=False)
     except UNREADABLE:
@@ -250,6 +267,9 @@ def walked(path: str) -> dict[str, Any]:
         return {"what": unfit.what, "key": unfit.key}
     except (*UNREADABLE, MemoryError, RecursionError) as error:
         return {"what": f"cannot be looked at ({type(error).__name__}): damaged", "key": ""}
+
+
+KINDS = {"HDF5": walked, "Parquet": described}
 
 
 def questions() -> Iterator[dict[str, Any]]:
@@ -286,7 +306,7 @@ def main() -> None:
     for asked in questions():
         limit(asked["look"], asked["seconds"])
         try:
-            answer = walked(asked["path"])
+            answer = KINDS[asked["kind"]](asked["path"])
         except MemoryError:
             answer = {"what": f"takes more than {ROOM / 1e9:.3g} GB to be opened", "key": ""}
         limit(0, 0)

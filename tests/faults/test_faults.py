@@ -5,6 +5,7 @@ Children are forked from one process that has imported everything, so each takes
 
 import csv
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -278,6 +279,16 @@ def test_recorded_data_are_numbered_so_that_the_rest_of_them_can_be_tried_alone(
     assert len(set(more)) == 5 and more[:3] == some
 
 
+def test_an_input_that_ends_its_process_is_found_among_others() -> None:
+    def wrong(numbers: range) -> dict[int, str]:
+        if 5 in numbers:
+            os.abort()
+        return {7: "odd"} if 7 in numbers else {}
+
+    found = fuzz.surviving(wrong, range(2, 9))
+    assert found == {5: f"the process that reads it ended with {-signal.SIGABRT}", 7: "odd"}
+
+
 def test_the_page_shows_what_was_tried_and_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,13 +311,15 @@ def test_the_page_tells_of_promises_that_are_tried() -> None:
 
 def test_growth_over_a_long_run_is_seen() -> None:
     def looks(rss: Any, files: int = 9) -> list[soak.Look]:
-        return [soak.Look(i, rss(i), files + i // 15, 3, i * 100, 1) for i in range(20)]
+        return [soak.Look(i, rss(i), files + i // 12, 3, i * 100, 1) for i in range(20)]
 
     assert soak.unsteady([one._replace(files=9) for one in looks(lambda i: 300.0)]) == ""
     assert "memory grew" in soak.unsteady(
         [one._replace(files=9) for one in looks(lambda i: 300.0 + 5 * i)]
     )
     assert "files went from 9 to 10" in soak.unsteady(looks(lambda i: 300.0))
+    once = [one._replace(files=9 + (one.minutes == 15)) for one in looks(lambda i: 300.0)]
+    assert soak.unsteady(once) == ""  # a save was under way
     still = [one._replace(step=5, files=9) for one in looks(lambda i: 300.0)]
     assert "nothing was learnt" in soak.unsteady(still)
 

@@ -166,19 +166,19 @@ def test_what_kills_its_looker_is_named_and_an_idle_one_is_started_again(
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         steps(file)
     guard = vetting.Guard()
-    answer = guard.ask(str(tmp_path / "a.hdf5"), 1.0)
+    answer = guard.ask(str(tmp_path / "a.hdf5"), "HDF5", 1.0)
     assert isinstance(answer, dict) and answer["bytes"] == OBS.nbytes + ACTION.nbytes + STEPS
     process = guard.process
     assert process is not None and process.stdin is not None
     process.stdin.close()  # it ends by itself
     process.wait()
-    assert isinstance(guard.ask(str(tmp_path / "a.hdf5"), 1.0), dict)
+    assert isinstance(guard.ask(str(tmp_path / "a.hdf5"), "HDF5", 1.0), dict)
     guard.end()
 
     class Dying(vetting.Guard):
-        def ask(self, path: str, seconds: float) -> Any:
+        def ask(self, path: str, kind: vetting.Kind, seconds: float) -> Any:
             os.kill(self.start().pid, 11)
-            return super().ask(path, seconds)
+            return super().ask(path, kind, seconds)
 
     monkeypatch.setattr(vetting, "guard", Dying())
     monkeypatch.setattr(vetting, "vetted", {})

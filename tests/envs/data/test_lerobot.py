@@ -200,9 +200,18 @@ def other_columns(folder: Path) -> str:
     return "episode_000001.parquet: its columns differ from those of .*: observation.state"
 
 
+def aborting(folder: Path) -> str:
+    """A bit of a description, by which what it tells of a column's rows is one number too long."""
+    file = folder / "data" / "chunk-000" / "episode_000001.parquet"
+    optional, name = b"\x35\x02", b"\x18\x11observation.state"
+    assert file.read_bytes().count(optional + name) == 1
+    file.write_bytes(file.read_bytes().replace(optional + name, b"\x35\x00" + name))
+    return r"episode_000001.parquet: makes the Parquet library crash \(SIGABRT\): damaged"
+
+
 @pytest.mark.parametrize(
     "harm",
-    [lost, pointer, cut, no_files, bad_info, gap, empty_rows, ragged, other_columns],
+    [lost, pointer, cut, no_files, bad_info, gap, empty_rows, ragged, other_columns, aborting],
     ids=lambda harm: harm.__name__,
 )
 def test_what_is_wrong_with_a_folder_is_named(tmp_path: Path, foreign: Any, harm: Any) -> None:
