@@ -48,9 +48,18 @@ class Pair(NamedTuple):
 
 
 def say(
-    pairs: list[Pair], duals: list[str], config: Mapping[str, Any], donor: Donor, same: bool
+    pairs: list[Pair],
+    duals: list[str],
+    config: Mapping[str, Any],
+    donor: Donor,
+    same: bool,
+    noisy: bool,
 ) -> None:
-    """One line: what is taken, and which of the donor's settings are kept and which change."""
+    """One line: what is taken, and which of the donor's settings are kept and which change.
+
+    same: whether all networks are taken; noisy: whether what this run deploys has noise in its
+    steps where policy.eta says so.
+    """
     kept, changed = [], []
     theirs = {**donor.config, "policy": acting_policy(donor.config, config)}
     for key in (*POLICY_KEYS, *options(config, theirs), *(LEARNED_WITH if same else ())):
@@ -65,8 +74,14 @@ def say(
             )
             changed.append(f"{key} {brief(other)} -> {brief(mine)} ({keeps} it)")
     base = config.get("init_part") == "base"
-    lost = [] if same or base else loosely(donor)
+    alone = not same and not base  # a policy without the rest of its run
+    lost = loosely(donor) if alone else []
+    eta = inside(config, "policy.eta") or 0.0, inside(donor.config, "policy.eta") or 0.0
+    acts = noisy and eta[0] > 0, donor.kind.noisy_steps and eta[1] > 0
+    lost += [f"the noise of its steps (policy.eta={eta[1]:g})"] * (alone and acts == (False, True))
     parts = [taken(pairs, duals, same, base) + (f" without {' and '.join(lost)}" if lost else "")]
+    if alone and acts == (True, False) and eta[0] == eta[1]:  # set there for its training alone
+        changed.append(f"noise of its steps none -> policy.eta={eta[0]:g} (policy.eta=0 keeps it)")
     parts += ["changes " + ", ".join(changed)] if changed else []
     parts += ["keeps " + " ".join(kept)] if kept else []
     level = logging.WARNING if changed or lost else logging.INFO
@@ -103,9 +118,6 @@ def loosely(donor: Donor) -> list[str]:
         added.append(f"the best of {node['deploy_candidates']} samples by its critic")
     if steer.get("n", 1) > 1 or set(steer.get("words", ())) - {"best", "soft"}:
         added.append(f"its chain algo.steer={','.join(steer['words'])} (n={steer['n']})")
-    eta = donor.config["policy"].get("eta", 0.0)
-    if donor.kind.noisy_steps and eta > 0:
-        added.append(f"the noise of its steps (policy.eta={eta:g})")
     if "keep" in node:
         added.append(f"the best of {node['samples']} samples after {node['rounds']} steps up Q")
     first = donor.config["policy"].get("steps", 0) - node.get("tuned_steps", 0)

@@ -49,7 +49,7 @@ def start_from(algo: Algorithm, config: dict[str, Any]) -> Run:
             pair.part.load_state_dict(pair.state)
         duals = carried(algo, config, donor) if same else []
         share_statistics(algo)
-    say(pairs, duals, config, donor, same)
+    say(pairs, duals, config, donor, same, algo.noisy_steps)
     return donor.run
 
 

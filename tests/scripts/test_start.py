@@ -417,6 +417,25 @@ def test_what_deployment_adds_to_a_policy_is_told(tiny, caplog, name, words, tol
     assert told in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("dppo", "changes noise of its steps none -> policy.eta=1 (policy.eta=0 keeps it)"),
+        ("qsm", "without the best of 10 samples by its critic; keeps"),
+    ],
+)
+def test_noise_that_a_policy_is_judged_with_is_that_which_it_acts_with_or_told(
+    tiny, caplog, name, told
+):
+    config = compose(tiny(name, "a"))
+    learned(config, "a")
+    here = compose(tiny("fqe", "b", "init=a"))
+    assert here["policy"]["eta"] == 1
+    with caplog.at_level(logging.INFO, "rheo"):
+        started(here)
+    assert told in caplog.text
+
+
 def test_a_run_without_a_base_says_so(tiny):
     config = compose(tiny("bc", "a"))
     learned(config, "a")
