@@ -23,10 +23,11 @@ EVERY = 10.0  # seconds between two looks
 ENDLESS = 10**8  # steps
 KILLS = 20.0  # minutes between two kills
 GROWTH = 0.03  # share by which memory may grow after the first fifth
-# glibc keeps large blocks that a run gave back, and fills their pages, which nobody had touched,
-# with small ones later: growth that is none of the run's. So here it gives them back itself.
-GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 26)}
 SHARE = 0.02  # of a run's time that saves may take
+# MuJoCo takes large blocks that it hardly touches and gives some back before training; glibc fills
+# their pages with small ones sooner or later: one growth of all of them, and none of the run's. So
+# here it touches every block that it hands out.
+TOUCHED = {"MALLOC_PERTURB_": "165"}
 
 
 class Look(NamedTuple):
@@ -62,7 +63,7 @@ def command(folder: Path) -> list[str]:
 def soak(folder: Path, minutes: float, tell: Callable[[str], None]) -> list[Look]:
     """Trains for so long in all, earlier calls in the same folder included; all looks."""
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ |= GIVEN_BACK  # before there is a zygote, whose children have its allocator
+    os.environ |= TOUCHED  # before there is a zygote, whose children have its allocator
     file = folder / "soak.csv"
     known = looks(file)
     while (known[-1].minutes if known else 0.0) < minutes:
