@@ -12,7 +12,7 @@ from conftest import LONGEST
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("policies", "algos", "envs", "configs", "scripts")
 LIBRARY = {  # folder -> packages of others that it may import, and folders of ours
-    "policies": ({"torch", "numpy"}, {"policies", "errors", "ranges", "ranks"}),
+    "policies": ({"torch", "numpy"}, {"policies", "errors", "files", "ranges", "ranks"}),
     "algos": (
         {"torch", "numpy"},
         {"algos", "policies", "envs.batch", "envs.residual_env", "errors", "ranges", "ranks"},

@@ -58,7 +58,8 @@ def d4rl(tmp_path, monkeypatch):
 
 def words(algo: str) -> list[str]:
     text = (HOME / "algo" / f"{algo}.yaml").read_text()
-    flow = any(word in text for word in ("/policy: flow", "/policy: fewstep", "/policy/net:"))
+    kinds = ("/policy: flow", "/policy: fewstep", "/policy: guided", "/policy/net:")
+    flow = any(word in text for word in kinds)
     net = SMALL["flow"] if flow else SMALL["gaussian"]
     net = [word.replace("steps=2", "steps=1") for word in net] if "fewstep" in text else net
     value = ["algo.value.width=16"] if "value:" in text else []

@@ -8,6 +8,7 @@ memory.
 """
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -239,12 +240,10 @@ def texts(data: h5py.Dataset, path: str) -> int:
 
 def described(path: str) -> dict[str, Any]:
     """The answer for a Parquet file, whose description pyarrow reads unguarded: it may abort."""
-    from pyarrow import ArrowException
-    from pyarrow.parquet import read_metadata
-
+    arrow, parquet = map(importlib.import_module, ("pyarrow", "pyarrow.parquet"))
     try:
-        metadata = read_metadata(path)
-    except (ArrowException, OSError):
+        metadata = parquet.read_metadata(path)
+    except (arrow.ArrowException, OSError):
         return {"closed": True}
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         step()
