@@ -240,7 +240,7 @@ def texts(data: h5py.Dataset, path: str) -> int:
 
 def described(path: str) -> dict[str, Any]:
     """The answer for a Parquet file, whose description pyarrow reads unguarded: it may abort."""
-    arrow, parquet = map(importlib.import_module, ("pyarrow", "pyarrow.parquet"))
+    arrow, parquet = map(importlib.import_module, LIBRARY["Parquet"])
     try:
         metadata = parquet.read_metadata(path)
     except (arrow.ArrowException, OSError):
@@ -269,6 +269,7 @@ def walked(path: str) -> dict[str, Any]:
 
 
 KINDS = {"HDF5": walked, "Parquet": described}
+LIBRARY = {"Parquet": ("pyarrow", "pyarrow.parquet")}  # beside h5py
 
 
 def questions() -> Iterator[dict[str, Any]]:
@@ -303,6 +304,8 @@ def main() -> None:
         most = pages * resource.getpagesize() + ROOM
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     for asked in questions():
+        for name in LIBRARY.get(asked["kind"], ()):
+            importlib.import_module(name)  # it takes long, and is no look at a file
         limit(asked["look"], asked["seconds"])
         try:
             answer = KINDS[asked["kind"]](asked["path"])
