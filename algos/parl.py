@@ -10,7 +10,7 @@ from .. import ranks
 from ..envs.batch import Batch
 from ..policies.candidates import candidate_noise, choose, race
 from ..policies.flow import FlowPolicy
-from ..policies.steer import climbed, kept
+from ..policies.steer import climbed, kept, stochastic, value_guided
 from ..ranges import Count, Natural, NonNegative, Share
 from .losses import Draws, matching_draws
 from .matching import Averaged, held_out
@@ -40,13 +40,17 @@ class PARL(Averaged):
 
     A clone of its own actions alone follows Q wherever it is wrong, to the walls of the box at
     last: recorded actions, or bc_coef, hold it. Of a plan whose first steps are executed these
-    climb alone. B batch, N environments, M samples, T chunk, Da action dimension.
+    climb alone. With proposals=svdd, weight=gain and no rounds what a search gains over the policy
+    is the weight of what it found, as of MVC-ZigAL (2025), whose constraint is bc_coef here, a
+    constant. B batch, N environments, M samples, T chunk, Da action dimension.
 
     Raises ValueError for values that do not go together.
 
     Args:
         samples: Actions of the policy per state, of which the best are kept; published: 32.
         keep: Kept actions per state, which climb; published: 10.
+        proposals: Which actions are kept: best, those of the samples with the largest Q, or svdd,
+            sampled anew with `samples` points tried in every denoising step (arXiv:2408.08252).
         rounds: Gradient steps of kept actions on Q; 0: none.
         rate: Step size of climbing, in action units per unit of dQ/da.
         q_unit: Unit of Q in rate and choice_temperature: spread, its standard deviation among the
@@ -57,6 +61,8 @@ class PARL(Averaged):
             explore and to be cloned; 0 takes the best.
         consider_data: Whether the recorded action of a state takes the place of the worst kept one
             before they climb, in what the policy clones.
+        weight: What cloning an optimised action weighs: even 1, gain what it is worth above the
+            mean of the policy's own samples, in q_unit, and nothing where it is worth less.
         bc_coef: Weight of cloning the batch's own actions, beside 1 for the optimised ones.
         join: How the TD target joins the critics: subset, the smaller of two drawn anew; min, mean.
         policy_batch: States of a batch that a policy update uses, at most.
@@ -69,12 +75,14 @@ class PARL(Averaged):
     _: KW_ONLY
     samples: Count
     keep: Count
+    proposals: Literal["best", "svdd"]
     rounds: Natural
     rate: NonNegative
     q_unit: Literal["spread", "q"]
     scale_rate: Share
     choice_temperature: NonNegative
     consider_data: bool
+    weight: Literal["even", "gain"]
     bc_coef: NonNegative
     join: Literal["subset", "min", "mean"]
     policy_batch: Count
@@ -99,6 +107,12 @@ class PARL(Averaged):
                 f"algo.keep={self.keep} with algo.consider_data=true: the recorded action would "
                 "take the place of all others; set algo.keep to 2 or more, or "
                 "algo.consider_data=false"
+            )
+        if self.proposals == "svdd" and not stochastic(self.policy):
+            raise ValueError(
+                "algo.proposals=svdd with policy.sampler="
+                f"{self.policy.sampler}: its steps have no noise to choose among; set "
+                "policy.sampler=euler, or algo.proposals=best"
             )
         if self.join == "subset" and self.critic.members < CHOSEN:
             raise ValueError(
@@ -129,6 +143,7 @@ class PARL(Averaged):
     def deploy_one(self) -> int:
         """Deploys a sample of the averaged policy as it is from now on."""
         samples, self.samples, self.keep, self.rounds = self.samples, 1, 1, 0
+        self.proposals = "best"
         return samples
 
     def optimised(
@@ -146,10 +161,15 @@ class PARL(Averaged):
         """
         own = policy.act(obs, noise)
         value = self.judge(obs[:, None], own).amin(0)
-        action = kept(value, own, self.keep)
+        unit = self.unit()
+        if self.proposals == "svdd":
+            heat = float(temperature * unit)
+            begin = noise[:, : self.keep]
+            action = value_guided(policy, self.judge, obs, begin, generator, self.samples, heat)
+        else:
+            action = kept(value, own, self.keep)
         if recorded is not None:
             action = torch.cat([action[:, :-1], recorded[:, None]], 1)
-        unit = self.unit()
         if self.rounds > 0:
             action = climbed(self.judge, obs[:, None], action, self.rounds, self.rate / unit)
         waiting = race(action, temperature, generator)
@@ -210,18 +230,28 @@ class PARL(Averaged):
             heat = self.choice_temperature
             better = self.optimised(self.policy, obs, noise, self.generator, heat, recorded)
             spread = better.value.std(1, correction=0).mean()
-            gain = (self.judge(obs, better.action)[0] - better.value.mean(1)).mean()
+            gain = self.judge(obs, better.action)[0] - better.value.mean(1)
+            weight = (gain / self.unit()).clamp_min(0.0) if self.weight == "gain" else None
             follow(self.q_scale, ranks.mean(spread)[0], self.scale_rate)
         draws = matching_draws(self.policy, len(obs), self.generator)
-        loss = self.policy_loss(obs, better.action, action, draws)
+        loss = self.policy_loss(obs, better.action, action, draws, weight)
         self.learn_policy(loss)
-        told: dict[str, Any] = {"loss": loss.detach(), "gain": gain, "spread": better.spread}
+        told: dict[str, Any] = {"loss": loss.detach(), "gain": gain.mean()}
+        told["spread"] = better.spread
         return {f"policy/{name}": value for name, value in told.items()} | {"critic/q_std": spread}
 
-    def policy_loss(self, obs: Tensor, better: Tensor, action: Tensor, draws: Draws) -> Tensor:
-        """Matching of optimised actions and, with bc_coef, of the batch's, []."""
+    def policy_loss(
+        self,
+        obs: Tensor,
+        better: Tensor,
+        action: Tensor,
+        draws: Draws,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Matching of optimised actions, weighed by weight [R], and, with bc_coef, of the batch's."""
         policy = self.policy
-        loss = policy.match(obs, better, *draws, space=policy.prediction).mean()
+        error = policy.match(obs, better, *draws, space=policy.prediction)
+        loss = error.mean() if weight is None else (weight * error).mean()
         if self.bc_coef > 0:
             cloning = policy.match(obs, action, *draws, space=policy.prediction).mean()
             loss = loss + self.bc_coef * cloning

@@ -22,6 +22,7 @@ ADDED = {
     },
     "rheo.algos.expo.EXPO": {"base_cache": 0, "relative": False},
     "rheo.algos.mirror.Mirror": {"target_ess": None, "pulls": []},
+    "rheo.algos.parl.PARL": {"proposals": "best", "weight": "even"},
     "rheo.algos.prefer.Prefer": {"pulls": []},
     "rheo.algos.reinflow.ReinFlow": {"pulls": []},
     "rheo.algos.rfm.RFM": {

@@ -13,7 +13,7 @@ from rheo.algos.parl import PARL
 from rheo.envs.batch import Batch
 from rheo.policies.critics import QEnsemble
 from rheo.policies.nets import clone, lerp_
-from rheo.policies.steer import kept
+from rheo.policies.steer import kept, value_guided
 from rheo.scripts.config.compose import compose
 from rheo.scripts.config.intent import remarks
 
@@ -211,6 +211,46 @@ def test_of_a_plan_the_executed_steps_alone_climb(learner, flow):
     )
 
 
+def test_guided_proposals_are_those_of_the_guided_sampler(learner, flow):
+    """Bit for bit, and worth more than the best of as many samples."""
+    algo = small(learner, Known(sums), policy=flow(1, 2), dim=2, samples=8, keep=3, rounds=0)
+    obs, noise = torch.zeros(200, 1), torch.randn((200, 8, 1, 2), generator=seeded())
+    best = algo.optimised(algo.policy, obs, noise, seeded(1), 0.0).action
+    algo.proposals = "svdd"
+    found = algo.optimised(algo.policy, obs, noise, seeded(1), 0.0).action
+    by_hand = value_guided(algo.policy, algo.judge, obs, noise[:, :3], seeded(1), 8, 0.0)
+    assert torch.equal(found, kept(sums(by_hand), by_hand, 1)[:, 0])
+    assert sums(found).mean() > sums(best).mean()
+    assert algo.deploy_one() == 8 and abs(algo.deploy(obs, seeded(2)).mean()) < 0.2
+
+
+def test_a_gain_weighs_what_was_found_in_deviations(learner, flow):
+    """Matching weighed by max(Q - mean Q of the samples, 0) / deviation, by hand."""
+    hill = Known(lambda a: 5.0 * sums(a))
+    algo = small(learner, hill, policy=flow(1, 1), samples=6, keep=1, rounds=0, weight="gain",
+                 q_unit="spread", scale_rate=1.0)  # fmt: skip
+    obs, action = torch.zeros(64, 1), torch.zeros(64, 1, 1)
+    deviation = algo.update_policy(obs, action)["critic/q_std"]
+    state, before = algo.generator.get_state(), clone(algo.policy)
+    told = algo.update_policy(obs, action)
+    algo.generator.set_state(state)
+    own = before.act(obs, torch.randn((64, 6, 1, 1), generator=algo.generator))
+    found = own.amax(1)
+    draws = matching_draws(before, 64, algo.generator)
+    weight = (5.0 * (found - own.mean(1)) / deviation).flatten()
+    wanted = (weight * before.match(obs, found, *draws, space=before.prediction)).mean()
+    assert weight.min() > 0 and torch.allclose(told["policy/loss"], wanted, rtol=1e-4)
+
+
+def test_what_gains_nothing_teaches_nothing(learner, flow):
+    algo = small(learner, Known(lambda a: 0 * sums(a)), policy=flow(1, 1), samples=4, keep=1,
+                 weight="gain")  # fmt: skip
+    before = clone(algo.policy)
+    algo.update_policy(torch.zeros(8, 1), torch.ones(8, 1, 1))
+    for one, other in zip(before.parameters(), algo.policy.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.learns
 def test_the_policy_comes_to_where_q_is_highest_and_data_hold_it(learner, flow, clone_normal):
     """Q = a: alone it goes to the wall; cloning the data beside it stops on the way."""
@@ -259,12 +299,15 @@ def test_that_nothing_holds_it_without_recorded_actions_is_said(tmp_path, monkey
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"proposals": "svdd", "policy": "heun"}, "algo.proposals=svdd with policy.sampler=heun"),
         ({"keep": 9, "samples": 8}, "algo.keep=9: of algo.samples=8"),
         ({"samples": 1, "keep": 1, "consider_data": False}, "algo.samples=1 with algo.q_unit"),
         ({"keep": 1}, "algo.keep=1 with algo.consider_data=true"),
     ],
 )
-def test_values_that_do_not_go_together_are_refused(learner, changes, told):
+def test_values_that_do_not_go_together_are_refused(learner, flow, changes, told):
+    if changes.get("policy") == "heun":
+        changes = changes | {"policy": flow(1, 1, sampler="heun")}
     with pytest.raises(ValueError, match=told):
         learner("parl", 1, 1, **changes)
 
