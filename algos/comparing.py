@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..policies.candidates import candidate_noise
 from ..policies.flow import FlowPolicy
 from ..ranges import Count, NonNegative, Positive
 from . import losses, preferences
@@ -145,6 +146,18 @@ class Comparing(Algorithm):
     def reference_policy(self) -> FlowPolicy:
         """What log ratios refer to."""
         return self.base
+
+    @torch.no_grad()
+    def own(
+        self, policy: FlowPolicy, obs: Tensor, count: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """Actions [N, count, T, Da] of a policy's noisy chain; with ratio chain their chains."""
+        if self.ratio == "chain":
+            noise = policy.noise((len(obs), count), generator)
+            drawn = policy.rollout(obs, noise, STD_FLOOR, generator)
+            return drawn.action, drawn.x
+        noise = candidate_noise(policy, len(obs), count, generator)
+        return policy.drawn(obs, noise, generator, policy.eta), None
 
     def grouped(
         self, action: Tensor, score: Tensor, chain: Tensor | None, generator: torch.Generator

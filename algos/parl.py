@@ -248,7 +248,7 @@ class PARL(Averaged):
         draws: Draws,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """Matching of optimised actions, weighed by weight [R], and, with bc_coef, of the batch's."""
+        """Matching of optimised actions with weights [R] and, by bc_coef, of the batch's."""
         policy = self.policy
         error = policy.match(obs, better, *draws, space=policy.prediction)
         loss = error.mean() if weight is None else (weight * error).mean()

@@ -13,7 +13,7 @@ from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from ..ranges import Count, NonNegative
 from .anchors import Shown, held
-from .comparing import STD_FLOOR, Comparing, Group
+from .comparing import Comparing, Group
 from .losses import Pairs
 from .matching import Averaged, BestOf
 from .pulled import Pulled
@@ -134,13 +134,7 @@ class Prefer(Pulled, Comparing, BestOf, Averaged):
     @torch.no_grad()
     def meet(self, obs: Tensor, replayed: Tensor) -> tuple[Group, dict[str, Tensor]]:
         """The groups of states [R, O] with their scores, and metrics."""
-        chain = None
-        if self.ratio == "chain":
-            noise = self.old.noise((len(obs), self.particles), self.generator)
-            drawn = self.old.rollout(obs, noise, STD_FLOOR, self.generator)
-            action, chain = drawn.action, drawn.x
-        else:
-            action = self.sampled(self.old, obs, self.particles)
+        action, chain = self.own(self.old, obs, self.particles, self.generator)
         if self.recorded:
             action = torch.cat([action, replayed[:, None]], 1)
         members = self.target(obs[:, None], action)

@@ -12,7 +12,7 @@ from ..ranges import Positive, Rate
 from .comparing import Comparing, Group
 from .losses import refuse_jumps
 from .optim import adam, step
-from .preferences import preferred
+from .preferences import agreement, preferred
 
 
 @dataclass(eq=False)
@@ -65,8 +65,11 @@ class PreferOffline(Comparing):
 
     def learn_from(self, batch: Compared) -> dict[str, Tensor]:
         """The device's part: a step of the policy."""
-        group = self.meet(batch, self.generator)
-        loss, metrics = self.policy_loss(batch.obs, group)
+        return self.learn_policy(batch.obs, self.meet(batch, self.generator))
+
+    def learn_policy(self, obs: Tensor, group: Group) -> dict[str, Tensor]:
+        """A step on the loss of groups at states [B, O]; the average follows."""
+        loss, metrics = self.policy_loss(obs, group)
         norm = step(self.policy_opt, loss, self.max_norm)
         lerp_(self.average, self.policy, self.ema_rate)
         assert norm is not None
@@ -79,11 +82,11 @@ class PreferOffline(Comparing):
         if self.ratio == "chain":
             noise = self.policy.noise((len(batch.obs), 1, self.policy.steps), generator)
             chain = self.policy.noised(batch.action, noise)
-        known = batch.score is not None
-        score = batch.score if known else torch.ones_like(batch.action[:, :, 0, 0]).cumsum(1).neg()
-        assert score is not None
+        score = scores(batch)
         group = self.grouped(batch.action, score, chain, generator)
-        return group if known else group._replace(sign=preferred(score, "hard", generator))
+        if batch.score is not None:
+            return group
+        return group._replace(sign=preferred(score, "hard", generator))
 
     @torch.no_grad()
     def validate(self, batch: Compared, generator: torch.Generator) -> dict[str, Tensor]:
@@ -95,6 +98,11 @@ class PreferOffline(Comparing):
         group = self.meet(batch, generator)
         loss, ratio, _ = self.compare(self.average, batch.obs, group)
         better = preferred(group.score, "hard", generator)
-        right = (1 + better * (ratio[:, :, None] - ratio[:, None, :]).sign()) / 2
-        share = (right * better.abs()).sum() / better.abs().sum().clamp_min(1.0)
-        return {"val/loss": loss, "val/accuracy": share}
+        return {"val/loss": loss, "val/accuracy": agreement(ratio, better)}
+
+
+def scores(batch: Compared) -> Tensor:
+    """What chunks came to, [B, K]; where labels alone are known, falling numbers."""
+    if batch.score is not None:
+        return batch.score
+    return torch.ones_like(batch.action[:, :, 0, 0]).cumsum(1).neg()

@@ -47,6 +47,15 @@ def preferred(score: Tensor, labels: Labels, generator: torch.Generator) -> Tens
     return sign - sign.mT
 
 
+def agreement(value: Tensor, sign: Tensor) -> Tensor:
+    """The share of pairs with a better one in which that one's value [B, K] is the larger, [].
+
+    Equal values are half right; sign [B, K, K] of `preferred`.
+    """
+    right = (1 + sign * (value[:, :, None] - value[:, None, :]).sign()) / 2
+    return (right * sign.abs()).sum() / sign.abs().sum().clamp_min(1.0)
+
+
 def bradley_terry(log_ratio: Tensor, sign: Tensor, beta: float) -> Tensor:
     """-log sigmoid(beta (l_winner - l_loser)), mean over the pairs that have a winner, [].
 

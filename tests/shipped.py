@@ -21,13 +21,13 @@ ENVS = sorted(file.stem for file in (HOME / "env").glob("*.yaml"))
 BLANK = ("base", "gym", "metaworld", "none", "ogbench")  # files that name no task, or ask for one
 TASKS = [name for name in ENVS if name not in BLANK]
 ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))
-READING = ("dataset", "transitions")  # sources of recorded data
+READING = ("dataset", "transitions", "pairs")  # sources of recorded data
 # the largest value of a key anywhere in a small run's configuration
 SMALL = {
     "width": 16, "depth": 1, "encoder_depth": 1, "batch_size": 16, "policy_batch": 8,
     "particles": 16, "warmup": 40, "capacity": 250, "decisions": 16, "epochs": 2, "minibatch": 12,
     "tuned_steps": 1, "gate": 0, "branches": 4, "pool": 8, "first_updates": 2, "tune_updates": 2,
-    "judge_updates": 2,
+    "judge_updates": 2, "reward_updates": 10,
 }  # fmt: skip
 POLICY = {"steps": 2}  # where the key means something else beyond the policy
 PLACE = ["env=inverted_pendulum", "env.num_envs=2"]
@@ -43,6 +43,15 @@ def reads(algo: str) -> bool:
     return any(f"/source: {source}" in text(algo) for source in READING)
 
 
+def pairs_at(place: Path) -> Path:
+    """A file of random pairs at a place, of the sizes of the tests' recordings."""
+    if not place.exists():
+        draws = np.random.default_rng(0)
+        obs, (better, worse) = draws.normal(size=(20, 3)), draws.uniform(-1, 1, (2, 20, 1, 2))
+        np.savez(place, observations=obs, chosen=better, rejected=worse)
+    return place
+
+
 def env_id(env: str) -> str:
     """The id that an environment's file names."""
     return (HOME / "env" / f"{env}.yaml").read_text().partition("\nid: ")[2].split()[0]
@@ -55,13 +64,20 @@ def skip_where_it_cannot_run(env: str) -> None:
         pytest.skip(f"{home(named)[0]} is not installed")
 
 
+def compares(algo: str) -> bool:
+    """Whether it learns from pairs as it ships, whose chunks are as long as they were recorded."""
+    return "/source: pairs" in text(algo)
+
+
 def tunes(algo: str) -> bool:
     """Whether it asks for a base."""
     return "\ninit:" in text(algo)
 
 
 def needs(algo: str, data: Path | str) -> list[str]:
-    """The words that an algorithm cannot do without."""
+    """The words that an algorithm cannot do without; pairs are put beside the recording."""
+    if compares(algo):
+        data = pairs_at(Path(data).with_name("pairs.npz"))
     given = [f"data={data}"] * reads(algo) + ["init=scratch"] * tunes(algo)
     return [f"algo={algo}", *given]
 

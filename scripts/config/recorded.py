@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -42,15 +43,25 @@ def compared(chosen: list[str], overrides: list[Override], errors: list[str]) ->
     algo, source = named.get("algo"), named.get("source")
     data = next((o.value() for o in reversed(overrides) if o.key_or_group == "data"), None)
     known = sorted(file.stem for file in (HOME / "algo" / "pairs").glob("*.yaml"))
+    if algo in of_pairs():
+        return chosen
     if source not in (None, "pairs") or source is None and algo not in known:
         return chosen
     if algo not in known:
         which = f"algo={algo} does" if algo else "this algorithm does"
-        errors.append(f"source=pairs: algo={', '.join(known)} learn from pairs, {which} not")
+        names = ", ".join([*known, *of_pairs()])
+        errors.append(f"source=pairs: algo={names} learn from pairs, {which} not")
         return chosen
     if source is None and not is_pairs(data):
         return chosen
     return [*(word for word in chosen if word != f"algo={algo}"), f"algo=pairs/{algo}"]
+
+
+@lru_cache
+def of_pairs() -> list[str]:
+    """Algorithms that learn from nothing but pairs."""
+    files = sorted((HOME / "algo").glob("*.yaml"))
+    return [file.stem for file in files if "/source: pairs" in file.read_text()]
 
 
 def is_pairs(data: Any) -> bool:

@@ -66,13 +66,13 @@ def make_few_step(obs_dim, action_dim, horizon=1, *, width=64):
     )  # fmt: skip
 
 
-def make_critic(obs_dim, action_dim, horizon=1, *, width=32):
-    """A small twin critic."""
+def make_critic(obs_dim, action_dim, horizon=1, *, width=32, members=2):
+    """A small ensemble of critics, of two."""
     return QEnsemble(
         obs_dim,
         action_dim,
         horizon,
-        members=2,
+        members=members,
         width=width,
         depth=2,
         layer_norm=False,

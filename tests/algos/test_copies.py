@@ -42,7 +42,8 @@ def follows(name: str) -> dict[str, tuple[str, str]]:
     return {k: pair for k, pair in (copies | BESIDE.get(name, {})).items() if pair is not None}
 
 
-TURNS = ("rl100",)  # whose parts do not learn in one update: tests/algos/test_gate.py
+# whose parts do not learn in one update: tests/algos/test_gate.py, test_gendrive.py
+TURNS = ("rl100", "gendrive")
 OFF_POLICY = [name for name in ALGOS if "\n  learn:" not in text(name) and name not in TURNS]
 # what turns optional copies on
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shipped import reads, tunes
+from shipped import needs, reads, tunes
 
 from rheo.errors import RheoError
 from rheo.scripts.assemble import assemble
@@ -110,7 +110,7 @@ def test_what_the_deployed_policy_refuses_is_one_too(data, tmp_path, monkeypatch
 # ---- policies that act by jumps -----------------------------------------------------------------
 
 MATCHING = ["awm", "awm_gae", "awm_q", "awm_q_tune", "bc", "branch", "crd", "d3po", "dac",
-            "dpmd", "dpo", "dql", "expo", "fisor", "fpmd", "fpo", "fpo_pp", "fql", "iql", "parl",
+            "dpmd", "dpo", "dql", "expo", "fisor", "fpmd", "fpo", "fpo_pp", "fql", "gendrive", "iql", "parl",
             "qam", "qsm", "qvpo", "rfm", "rfm_offline", "rl100", "sdac"]  # fmt: skip
 FREE = ["dsrl_na", "expo", "flame", "fqe", "meanflow", "ofql", "reinflow", "resip", "rfs",
         "rlcm", "sac_flow", "shortcut"]  # fmt: skip
@@ -121,9 +121,10 @@ PLAIN = ["policy.path=linear", "policy.levels=null", "policy.betas=cosine", "pol
 
 def few_step(algo, data, *more):
     """The configuration of an algorithm on a few-step policy."""
-    places = [data, *["init=scratch"] * tunes(algo)] if reads(algo) else ONLINE
+    given = needs(algo, data.partition("=")[2])
+    places = given if reads(algo) else [f"algo={algo}", *ONLINE]
     places = [*places, *PLAIN] if algo in TABLES else places
-    return compose([f"algo={algo}", "policy=fewstep", *places, *NET, *more])
+    return compose([*places, "policy=fewstep", *places, *NET, *more])
 
 
 @pytest.mark.parametrize("algo", MATCHING)
