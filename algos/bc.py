@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from ..envs.batch import Batch, Windows
 from ..policies.field import chunk_mean
 from ..policies.flow import FlowPolicy
 from ..policies.heads import Gaussian, log_density
-from ..ranges import Count
+from ..ranges import Count, NonNegative, Positive
 from .cloning import Cloning
 from .losses import matching_draws, refuse_jumps, row_times
 
@@ -25,6 +26,12 @@ class BC(Cloning):
     Args:
         draws: Noises and times per row of a batch that an update matches; its observation is
             encoded once for all of them, which pays where that is dear (images; arXiv:2505.09430).
+        condition: Columns of the observation, as the policy sees it, that name what is asked for (a
+            goal, a task), for contrast_coef; empty: none.
+        contrast_coef: Weight of -log sigmoid(contrast_beta (e' - e)) beside cloning: the error e'
+            of an action under another row's condition should be above its own e, so that the
+            policy listens to the condition; 0: none.
+        contrast_beta: Weight of a difference of these errors; without effect with contrast_coef=0.
     """
 
     pure = ("loss",)
@@ -32,16 +39,66 @@ class BC(Cloning):
     policy: FlowPolicy
     _: KW_ONLY
     draws: Count
+    condition: list[int]
+    contrast_coef: NonNegative
+    contrast_beta: Positive
 
     def __post_init__(self) -> None:
         refuse_jumps(self.policy)
+        self.refuse()
         super().__post_init__()
+
+    def refuse(self) -> None:
+        """Raises ValueError for a contrast without a condition, one without use, and columns that
+        are not there.
+        """
+        if bool(self.condition) != (self.contrast_coef > 0):
+            raise ValueError(
+                f"algo.condition={self.condition} with algo.contrast_coef={self.contrast_coef:g}: "
+                "a contrast needs the columns of its condition, and these nothing else; set both "
+                "or none"
+            )
+        most = self.policy.obs_norm.dim
+        if any(not 0 <= column < most for column in self.condition):
+            raise ValueError(
+                f"algo.condition={self.condition}: an observation has columns 0 to {most - 1}"
+            )
 
     def learn_from(self, batch: Batch | Windows) -> dict[str, Tensor]:
         """One step of matching; metrics are 0-d tensors."""
-        loss = self.loss(self.policy, *self.example(batch), *self.draw(batch, self.generator))
+        obs, action, inside = self.example(batch)
+        draws = self.draw(batch, self.generator)
+        loss = self.loss(self.policy, obs, action, inside, *draws)
+        metrics = {"policy/loss": loss.detach()}
+        if self.contrast_coef > 0:
+            contrast, heard = self.contrast(obs, action, inside, *draws)
+            loss = loss + self.contrast_coef * contrast
+            metrics |= {"policy/contrast": contrast.detach(), "policy/heard": heard}
         self.descend(loss)
-        return {"policy/loss": loss.detach()}
+        return metrics
+
+    def contrast(
+        self, obs: Tensor, action: Tensor, inside: Tensor | None, noise: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """-log sigmoid(beta (e' - e)) of errors under another row's condition and their own, [].
+
+        The preference of TPO (2025), an action with what was asked for above the same action with
+        something else, of matching errors on the same noise and time, without a reference policy.
+        Rows whose neighbour has the same condition tell nothing. Also the share of rows in which
+        e' > e.
+        """
+        other = obs.clone()
+        other[:, self.condition] = obs[:, self.condition].roll(1, 0)
+        differs = (other != obs).any(-1).to(obs.dtype)
+        space = self.policy.prediction
+        own, theirs = (
+            self.policy.match(seen, action, noise, t, space=space, inside=inside)
+            for seen in (obs, other)
+        )
+        gap = (theirs - own).view(len(obs), -1).mean(1)
+        count = differs.sum().clamp_min(1.0)
+        loss = -(logsigmoid(self.contrast_beta * gap) * differs).sum() / count
+        return loss, ((gap > 0) * differs).sum() / count
 
     @torch.no_grad()
     def validate(self, batch: Batch | Windows, generator: torch.Generator) -> dict[str, Tensor]:
@@ -76,6 +133,9 @@ class BCGaussian(BC):
 
     policy: Gaussian  # type: ignore[assignment]  # where `BC` has a flow
     draws: int = field(default=1, init=False)  # a likelihood needs none
+    condition: list[int] = field(default_factory=list, init=False)
+    contrast_coef: float = field(default=0.0, init=False)
+    contrast_beta: float = field(default=1.0, init=False)
 
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:

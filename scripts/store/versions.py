@@ -15,7 +15,9 @@ ADDED = {
     "rheo.algos.awm_q.AWMQ": {
         **{"deviation": "batch", "relative": False, "diversity": False, "pulls": []},
     },
-    "rheo.algos.bc.BC": {"draws": 1},
+    "rheo.algos.bc.BC": {
+        **{"draws": 1, "condition": [], "contrast_coef": 0.0, "contrast_beta": 1.0},
+    },
     "rheo.algos.dppo.DPPO": {"pulls": []},
     "rheo.algos.dsrl.DSRL": {
         **{"distill_noises": 1, "base_cache": 0, "relative": False, "ema_rate": 1.0},

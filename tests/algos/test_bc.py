@@ -136,3 +136,62 @@ def test_the_gaussian_leaves_out_what_lies_past_an_episodes_end(settings, genera
         each = -normal.log_prob(action)[..., 0]
         rows = [each[i].mean() if learn else each[i][inside[i]].mean() for i in range(8)]
         assert losses[0].item() == pytest.approx(torch.stack(rows).mean().item(), rel=1e-5)
+
+
+# ---- a condition that has to be listened to ------------------------------------------------------
+
+ASKED = {"condition": [1], "contrast_coef": 0.5, "contrast_beta": 3.0}
+
+
+def test_a_contrast_is_of_errors_under_anothers_condition(flow, settings):
+    """-log sigmoid(beta (e' - e)) by hand; rows that are asked for the same do not count."""
+    policy = flow(2, 1)
+    with torch.no_grad():
+        policy.net.outlet.weight.normal_(std=0.2)
+    algo = BC(policy, torch.Generator().manual_seed(0), 10, **settings("bc", **ASKED))
+    obs = torch.tensor([[0.1, 1.0], [0.2, 1.0], [0.3, -1.0]])
+    action, noise, t = torch.rand(3, 1, 1), torch.randn(3, 1, 1), torch.rand(3)
+    other = torch.tensor([[0.1, -1.0], [0.2, 1.0], [0.3, 1.0]])  # each asked for what the last was
+    gap = policy.match(other, action, noise, t) - policy.match(obs, action, noise, t)
+    loss, heard = algo.contrast(obs, action, None, noise, t)
+    kept = gap[[0, 2]]
+    torch.testing.assert_close(loss, -torch.nn.functional.logsigmoid(3.0 * kept).mean())
+    assert heard == (kept > 0).float().mean()
+    many = noise[:, None].expand(3, 4, 1, 1)
+    again, _ = algo.contrast(obs, action, None, many, t[:, None].expand(3, 4))
+    torch.testing.assert_close(again, loss)
+
+
+@pytest.mark.learns
+def test_with_a_contrast_a_policy_listens_to_its_condition(flow, settings):
+    """Actions follow a goal a little; a condition that is preferred is followed further."""
+    apart = {}
+    for coef in (0.0, 4.0):
+        torch.manual_seed(0)
+        words = {**ASKED, "contrast_coef": coef, "contrast_beta": 0.5} if coef else {}
+        generator = torch.Generator().manual_seed(0)
+        algo = BC(flow(2, 1), generator, 150, **settings("bc", lr=5e-3, ema_rate=0.05, **words))
+        for _ in range(150):
+            goal = torch.randint(2, (128, 1), generator=generator) * 2.0 - 1.0
+            action = (0.1 * goal + 0.3 * torch.randn((128, 1), generator=generator))[:, None]
+            obs = torch.cat([torch.randn((128, 1), generator=generator), goal], 1)
+            told = algo.update(windows(obs, action))
+        assert ("policy/heard" in told) == bool(coef)
+        obs = torch.tensor([[0.0, -1.0], [0.0, 1.0]]).repeat_interleave(500, 0)
+        ends = algo.deploy(obs, generator).view(2, 500).mean(1)
+        apart[coef] = (ends[1] - ends[0]).item()
+    assert apart[0.0] == pytest.approx(0.2, abs=0.1)
+    assert apart[4.0] > apart[0.0] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"contrast_coef": 0.5}, "algo.condition=\\[\\] with algo.contrast_coef=0.5"),
+        ({"condition": [1]}, "with algo.contrast_coef=0"),
+        ({"condition": [2], "contrast_coef": 0.5}, "has columns 0 to 1"),
+    ],
+)
+def test_a_condition_that_is_not_there_or_not_used_is_refused(flow, settings, words, told):
+    with pytest.raises(ValueError, match=told):
+        BC(flow(2, 1), torch.Generator(), 10, **settings("bc", **words))
