@@ -174,6 +174,11 @@ class AWMQ(Pulled, Averaged, Looking):
         """The chain's choice among samples of the averaged policy, [N, T, Da]."""
         return self.chain(self.critic)(obs, generator)
 
+    @property
+    def climbs(self) -> bool:
+        """Whether its chain climbs Q."""
+        return "climb" in self.steer.words
+
     def chain(self, critic: nn.Module) -> Chain:
         """How the averaged policy is deployed when `critic` judges."""
         return Chain(self.average, critic, self.base, self.steer)

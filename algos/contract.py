@@ -91,6 +91,11 @@ class Algorithm(Protocol):
         """Deploys a single sample from now on; the best of how many it was so far."""
         return 1
 
+    @property
+    def climbs(self) -> bool:
+        """Whether what is deployed follows the gradient of its critic."""
+        return False
+
     def ended(self, rows: Tensor, /) -> None:
         """Told which episodes are over, rows [N], where a deployed policy remembers something."""
 

@@ -146,6 +146,11 @@ class PARL(Averaged):
         self.proposals = "best"
         return samples
 
+    @property
+    def climbs(self) -> bool:
+        """Whether deployed actions climb Q."""
+        return self.rounds > 0
+
     def optimised(
         self,
         policy: FlowPolicy,
@@ -163,7 +168,7 @@ class PARL(Averaged):
         value = self.judge(obs[:, None], own).amin(0)
         unit = self.unit()
         if self.proposals == "svdd":
-            heat = float(temperature * unit)
+            heat = float(temperature * unit) if temperature > 0 else 0.0
             begin = noise[:, : self.keep]
             action = value_guided(policy, self.judge, obs, begin, generator, self.samples, heat)
         else:

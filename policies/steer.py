@@ -102,7 +102,7 @@ def doob_guided(
 
 
 def walked(policy: FlowPolicy, critic: Any, obs: Tensor, noise: Tensor, move: Any) -> Tensor:
-    """A stochastic chain whose every step `move` takes; its last has no noise and is plain.
+    """A stochastic chain whose every step `move` takes but the last, which has no noise.
 
     move(mean, std, worth): worth gives values [..., P] of points [..., P, T, Da] after the step.
     """
@@ -110,17 +110,16 @@ def walked(policy: FlowPolicy, critic: Any, obs: Tensor, noise: Tensor, move: An
     seen = expand_lead(obs, noise.ndim - 2, 1)
     feat = policy.features(seen)
     many = expand_lead(seen, noise.ndim - 1, 1)
-    x = noise
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    x, *steps, last = noise, *zip(times[:-1], times[1:], strict=True)
+    for t, s in steps:
         mean, std = policy.step(x, t, s, feat, eta=1.0)
 
         def worth(points: Tensor, s: Tensor = s) -> Tensor:
             a = policy.pred(points, s, feat[..., None, :]).a
             return critic(many, policy.to_action(a)).amin(0)
 
-        std = std.expand_as(mean)
-        x = move(mean, std, worth) if bool((std > 0).any()) else mean
-    return policy.to_action(x)
+        x = move(mean, std.expand_as(mean), worth)
+    return policy.to_action(policy.step(x, *last, feat, eta=1.0)[0])
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ def main(asked: Exporting) -> int:
             f"{policy.run.path}: a {type(policy.algo).__name__} run is two programs, one of plans "
             "and one that corrects each of their actions; act with rheo.load in Python"
         )
-    if getattr(policy.algo, "rounds", 0) > 0:
+    if policy.algo.climbs:
         raise RheoError(
             f"{policy.run.path}: actions of a {type(policy.algo).__name__} run climb its critic, "
             "whose gradient a program cannot hold; act with rheo.load in Python"

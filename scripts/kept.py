@@ -119,7 +119,9 @@ def loosely(donor: Donor) -> list[str]:
     if steer.get("n", 1) > 1 or set(steer.get("words", ())) - {"best", "soft"}:
         added.append(f"its chain algo.steer={','.join(steer['words'])} (n={steer['n']})")
     if "keep" in node:
-        added.append(f"the best of {node['samples']} samples after {node['rounds']} steps up Q")
+        how = "guided by its critic" if node.get("proposals") == "svdd" else ""
+        text = f"the best of {node['samples']} samples after {node['rounds']} steps up Q"
+        added.append(f"{text}, {how}" if how else text)
     first = donor.config["policy"].get("steps", 0) - node.get("tuned_steps", 0)
     if "tuned_steps" in node and first > 0:
         added.append(f"its base, which took the first {first} of its denoising steps")

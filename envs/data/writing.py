@@ -5,7 +5,7 @@ robomimic's layout (`demos.py`).
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -107,14 +107,19 @@ def write_hdf5(path: Path, content: dict[str, Column], attributes: dict[str, Any
             chunk = (min(CHUNK, max(shape[0], 1)), *shape[1:])
             with written.piece() as file:
                 data = file.create_dataset(key, shape, dtype, chunks=chunk, **options)
-            row = 0
-            for block in blocks():
-                with written.piece():
-                    data[row : row + len(block)] = block
-                row += len(block)
+            fill(data, blocks(), written)
         with written.piece() as file:
             for key, value in attributes.items():
                 file.attrs[key] = json.dumps(value) if isinstance(value, dict | list) else value
+
+
+def fill(data: Any, blocks: Iterable[NDArray], written: Any) -> None:
+    """Blocks of rows one after the other, a piece each."""
+    row = 0
+    for block in blocks:
+        with written.piece():
+            data[row : row + len(block)] = block
+        row += len(block)
 
 
 def write_npz(path: Path, content: dict[str, Column], attributes: dict[str, Any]) -> None:

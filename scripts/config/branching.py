@@ -15,7 +15,7 @@ WORD = "branches"
 CREW = ("env.workers", "env.step_timeout", "env.restarts")  # of environments in processes
 DEPLOYED, EXPLORED = "deployed", "explored"
 USAGE = """\
-usage: rheo collect branches RUN out=PAIRS.npz [states=200] [width=4] [steps=50]
+usage: rheo collect branches RUN out=PAIRS.npz [states=200] [width=4] [steps=300]
                     [act=deployed|explored] [seed=0] [num_envs=20]
                     [env=NAME] [env.id=ID] [env.options.KEY=VALUE] [env.execute=N]
                     [policy.deploy_scale=1] [policy.eta=1] [algo.deploy_KEY=VALUE] [device=cpu]
@@ -43,7 +43,7 @@ class Branching(NamedTuple):
 
 
 BRANCHING = {
-    **{"out": Option(None), "states": Option(200, count), "steps": Option(50, natural)},
+    **{"out": Option(None), "states": Option(200, count), "steps": Option(300, natural)},
     "width": Option(4, partial(count, least=2)),
     "act": Option(DEPLOYED, one_of(DEPLOYED, EXPLORED)),
     **{"seed": Option(0, natural), "num_envs": Option(20, count)},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shipped import needs, reads, tunes
+from shipped import needs, reads
 
 from rheo.errors import RheoError
 from rheo.scripts.assemble import assemble
@@ -110,8 +110,8 @@ def test_what_the_deployed_policy_refuses_is_one_too(data, tmp_path, monkeypatch
 # ---- policies that act by jumps -----------------------------------------------------------------
 
 MATCHING = ["awm", "awm_gae", "awm_q", "awm_q_tune", "bc", "branch", "crd", "d3po", "dac",
-            "dpmd", "dpo", "dql", "expo", "fisor", "fpmd", "fpo", "fpo_pp", "fql", "gendrive", "iql", "parl",
-            "qam", "qsm", "qvpo", "rfm", "rfm_offline", "rl100", "sdac"]  # fmt: skip
+            "dpmd", "dpo", "dql", "expo", "fisor", "fpmd", "fpo", "fpo_pp", "fql", "gendrive",
+            "iql", "parl", "qam", "qsm", "qvpo", "rfm", "rfm_offline", "rl100", "sdac"]  # fmt: skip
 FREE = ["dsrl_na", "expo", "flame", "fqe", "meanflow", "ofql", "reinflow", "resip", "rfs",
         "rlcm", "sac_flow", "shortcut"]  # fmt: skip
 TABLES = ["d3po", "dac", "dpmd", "fisor", "qsm", "qvpo", "sdac"]  # whose files ask for noise
