@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from ..ranges import Count, Rate, Share
+from ..ranges import Count, Rate
 from .batch import Batch, Windows
 from .chunk import ChunkEnv
 from .data.read import read
@@ -309,76 +309,3 @@ class Transitions(Dataset):
         back = torch.arange(1 - self.obs_steps, 1, device=step.device, dtype=step.dtype)
         rows = torch.maximum(newest[:, None] + back, first[:, None])
         return self.obs[torch.where(rows > last[:, None], after[:, None], rows)].flatten(1)
-
-
-class Mixed:
-    """Batches of which a share comes from recorded data and the rest from a running replay.
-
-    replay, dataset: the two sources; their batch sizes are set here. The replay's rewards get the
-    data's factor, costs are those of both or none. The order of a batch's rows is random; which of
-    them are recorded is told.
-
-    Args:
-        batch_size: Rows per update, recorded and replayed ones together.
-        offline_share: Share of each batch that is recorded; the rest is the replay's.
-    """
-
-    def __init__(
-        self, replay: Any, dataset: Transitions, *, batch_size: Count, offline_share: Share
-    ) -> None:
-        offline = round(offline_share * batch_size)
-        if not 0 < offline < batch_size:
-            raise ValueError(
-                f"source.offline_share={offline_share} of source.batch_size={batch_size} leaves "
-                "one of the sources without a row; use source=replay or source=transitions"
-            )
-        self.replay, self.dataset = replay, dataset
-        replay.batch_size, dataset.batch_size = batch_size - offline, offline
-        if replay.env.obs_dim != dataset.obs_size or replay.env.action_dim != dataset.action_dim:
-            raise ValueError(
-                f"data has {dataset.obs_size} observations and {dataset.action_dim} actions, "
-                f"{replay.env.env.id} has {replay.env.obs_dim} and {replay.env.action_dim}"
-            )
-        self.obs_size, self.action_dim = dataset.obs_size, dataset.action_dim
-        self.obs_images, self.obs_steps = dataset.obs_images, dataset.obs_steps
-        self.statistics, self.metrics = dataset.statistics, replay.metrics
-        self.costs = replay.costs and dataset.costs
-
-    @property
-    def progress(self) -> int:
-        """Environment frames so far."""
-        return self.replay.progress
-
-    def updates_in(self, steps: int) -> int:
-        """Batches of a run of so many frames."""
-        return self.replay.updates_in(steps)
-
-    def encode(self, see: See) -> None:
-        """See Dataset; the replay's environments encode for it."""
-        self.dataset.encode(see)
-
-    def next(self, act: Any) -> Batch:
-        """A batch: rows of the replay and recorded ones, shuffled.
-
-        An algorithm may take the first rows of a batch for a costly part: they hold both kinds in
-        their shares.
-        """
-        online, offline = self.replay.next(act), self.dataset.next(act)
-        online = online._replace(reward=online.reward * self.dataset.reward_scale)
-        if not self.costs:
-            online, offline = online._replace(cost=None), offline._replace(cost=None)
-        pairs = zip(online.columns, offline.columns, strict=True)
-        batch, generator = Batch(*(torch.cat(pair) for pair in pairs)), self.dataset.generator
-        rows = torch.randperm(len(batch.obs), generator=generator, device=generator.device)
-        first = torch.arange(len(rows), device=rows.device)
-        batch = batch._replace(recorded=first >= len(online.obs))
-        return batch.take(rows)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Both sources' states."""
-        return {"replay": self.replay.state_dict(), "dataset": self.dataset.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        self.replay.load_state_dict(state["replay"])
-        self.dataset.load_state_dict(state["dataset"])

@@ -93,6 +93,11 @@ def uncoded(tree: dict[str, Any]) -> list[str]:
     """Recorded actions that no code can be found for: the base is run backwards from them."""
     if not codes_are_kept(tree) or not str(inside(tree, "source._target_")).endswith(".Mixed"):
         return []
+    if inside(tree, "source.shown_share"):
+        return [
+            f"source.shown_share={inside(tree, 'source.shown_share')}: what is shown has no code "
+            "in this algorithm's replay; set it to 0"
+        ]
     rows, horizon = inside(tree, "algo.noise_map.rows"), tree.get("horizon")
     remedy = "or take algo=dsrl_na, which learns of actions"
     if str(inside(tree, "policy._target_")).endswith(".Exported"):

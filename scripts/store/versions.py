@@ -4,6 +4,7 @@ from typing import Any
 
 # where classes are today that older runs name elsewhere
 MOVED = {
+    "rheo.envs.datasets.Mixed": "rheo.envs.mixed.Mixed",
     "rheo.algos.velocity.Reverse": "rheo.algos.reverse.Reverse",
     "rheo.policies.deterministic.Deterministic": "rheo.policies.heads.Deterministic",
     "rheo.policies.gaussian.Gaussian": "rheo.policies.heads.Gaussian",
@@ -43,6 +44,7 @@ ADDED = {
     "rheo.envs.datasets.Transitions": {
         **{"n_step": 1, "action_scale": "recorded", "filter": None, "big": False},
     },
+    "rheo.envs.mixed.Mixed": {"shown_share": 0.0, "shown_until": 50_000},
     "rheo.envs.sources.Replay": {"n_step": 1},
     "rheo.envs.suites.chunked": {
         **{"workers": "auto", "step_timeout": 120.0, "restarts": 3, "randomise": {}, "cost": {}},

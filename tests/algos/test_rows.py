@@ -9,7 +9,8 @@ from rheo.algos.meanflow import MeanFlow
 from rheo.algos.shortcut import Shortcut
 from rheo.envs.batch import Batch, Windows
 from rheo.envs.chunk import ChunkEnv
-from rheo.envs.datasets import Mixed, Transitions
+from rheo.envs.datasets import Transitions
+from rheo.envs.mixed import Mixed
 from rheo.envs.sources import Replay
 from rheo.envs.suites import make
 
@@ -138,7 +139,8 @@ def two_sources(path, batch_size=64, share=0.5):
         execute=1, n_step=1, gamma=0.9,
         reward_norm="none",
     )  # fmt: skip
-    return Mixed(replay, data, batch_size=batch_size, offline_share=share)
+    shown = {"shown_share": 0.0, "shown_until": 1}
+    return Mixed(replay, data, batch_size=batch_size, offline_share=share, **shown)
 
 
 def left(obs):

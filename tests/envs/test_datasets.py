@@ -6,7 +6,8 @@ import torch
 
 from rheo.envs import datasets
 from rheo.envs.chunk import ChunkEnv
-from rheo.envs.datasets import Dataset, Mixed, Transitions
+from rheo.envs.datasets import Dataset, Transitions
+from rheo.envs.mixed import Mixed, Shown
 from rheo.envs.recorded import RETURN_RANGE
 from rheo.envs.sources import Replay
 from rheo.envs.suites import make
@@ -254,7 +255,7 @@ def test_storage_on_disk_gives_the_same_batches(write):
         assert all(map(torch.equal, ram.next(None).columns, disk.next(None).columns))
 
 
-def mixed(path, share=0.25, reward_norm="return_range"):
+def mixed(path, share=0.25, reward_norm="return_range", shown=(0.0, 1)):
     env = ChunkEnv(make("Pendulum-v1", 2), execute=1, obs_steps=1, gamma=0.9)
     env.reset(0)
     replay = Replay(
@@ -267,7 +268,8 @@ def mixed(path, share=0.25, reward_norm="return_range"):
         update_ratio=1.0,
     )
     data = transitions(path, horizon=1, execute=1, obs_steps=1, reward_norm=reward_norm)
-    return Mixed(replay, data, batch_size=16, offline_share=share)
+    sizes = {"batch_size": 16, "offline_share": share}
+    return Mixed(replay, data, **sizes, shown_share=shown[0], shown_until=shown[1])
 
 
 @pytest.fixture
@@ -307,3 +309,44 @@ def test_a_mixed_batch_tells_costs_only_where_both_sources_do(write, pendulum):
 def test_a_share_that_leaves_a_source_empty_is_refused(pendulum, share):
     with pytest.raises(ValueError, match=f"source.offline_share={share}.*without a row"):
         mixed(pendulum, share)
+
+
+# ---- decisions that are shown --------------------------------------------------------------------
+
+
+def test_the_nearest_recorded_observation_counts_deviations(write):
+    data = transitions(write(**with_rewards(True)), execute=1, horizon=1, obs_steps=1)
+    scaled = data.obs[data.train_steps] / data.obs[data.train_steps].std(0, correction=0)
+    draws = torch.Generator().manual_seed(0)
+    obs = data.obs.mean(0) + torch.randn((50, data.obs.shape[1]), generator=draws)
+    far = torch.cdist(obs / data.obs[data.train_steps].std(0, correction=0), scaled)
+    shown = Shown(data, 0.5, 100, draws)
+    assert torch.equal(shown.nearest(obs), data.train_steps.long()[far.argmin(1)])
+    own = data.train_steps.long()
+    assert torch.equal(shown.nearest(data.obs[own]), own)
+    history = torch.cat([99 + 0 * obs, obs], 1)  # of which the newest observation alone counts
+    assert torch.equal(shown.nearest(history), shown.nearest(obs))
+
+
+def test_shown_decisions_are_recorded_chunks_and_fade(write):
+    data = transitions(write(**with_rewards(True)), execute=1, horizon=3, obs_steps=1)
+    shown = Shown(data, 0.5, 1000, torch.Generator().manual_seed(0))
+    steps = data.train_steps.long().repeat(200)
+    obs, chunks = data.obs[steps], data.chunk(steps)
+    act = lambda obs: torch.full((len(obs), 3, chunks.shape[-1]), 7.0)  # noqa: E731
+    for frames, share in ((0, 0.5), (600, 0.2), (1000, 0.0), (5000, 0.0)):
+        action = shown.among(act, frames)(obs)
+        own = (action == 7.0).all((1, 2))
+        assert torch.equal(action[~own], chunks[~own])
+        assert (~own).float().mean().item() == pytest.approx(share, abs=0.02)
+    assert shown.among(act, 1000) is act  # which draws nothing
+
+
+def test_what_is_shown_is_executed_and_stored(pendulum):
+    source = mixed(pendulum, shown=(1.0, 10**9))
+    source.next(lambda obs: torch.full((len(obs), 1, 1), 0.123))
+    buffer = source.replay.buffer
+    action = buffer.rows[: buffer.size, 3]
+    known = set(source.dataset.action.flatten().tolist())
+    late = action[4:]  # behind the warm-up
+    assert len(late) and set(late.tolist()) <= known

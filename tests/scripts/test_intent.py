@@ -189,6 +189,17 @@ def test_a_remark_reaches_the_user_of_a_run(tiny, caplog) -> None:
             ],
             "policy.sampler=heun: only Euler's steps are run backwards",
         ),
+        (
+            [
+                "algo=dsrl_sac",
+                "init=scratch",
+                "env=hopper",
+                "source=mixed",
+                DATA,
+                "source.shown_share=0.2",
+            ],
+            "source.shown_share=0.2: what is shown has no code",
+        ),
         (["algo=dsrl_sac", "init=scratch", "source=transitions", DATA], "of which algo=dsrl_na"),
         (["algo=bc", "critic.width=8", DATA], "critic.width=8: algo=bc has no critic here"),
         (["algo=ppo", "env=hopper", "critic.members=3"], "algo=ppo has no critic here"),
