@@ -3,6 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# One process more than there are processors: some tests wait for others or for a clock.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
+# Processes that tests start compile our modules once, whatever the shell says.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-rounding test-manipulation lint golden house bench pages docs
 
@@ -10,12 +14,12 @@ demo: $(STAMP)
 	$(BIN)/rheo demo
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 # What learns, with another rounding of the same numbers: `default` or `avx2`.
 CAPABILITY ?= default
 test-rounding: $(STAMP)
-	ATEN_CPU_CAPABILITY=$(CAPABILITY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto \
+	ATEN_CPU_CAPABILITY=$(CAPABILITY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) \
 		-m learns tests/algos
 
 # robosuite, Meta-World, Fetch and Kitchen: a virtual environment of their own, with another MuJoCo.

@@ -54,11 +54,12 @@ def plot(folder: Path, rows: list[dict[str, Any]]) -> Path | None:
     else:
         axes.plot(column(losses, "step"), column(losses, "val/loss"), label="held out")
         axes.set(xlabel="updates", ylabel="matching loss", yscale="log")
-    axes.set_title(folder.name)
+    axes.set_title(folder.name, y=1.0)  # else its place is searched for
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     file = folder / "curve.png"
-    atomically(file, lambda part: figure.savefig(part, dpi=150, format="png"))
+    quick = {"dpi": 150, "format": "png", "pil_kwargs": {"compress_level": 1}}
+    atomically(file, lambda part: figure.savefig(part, **quick))
     plt.close(figure)
     return file
 
