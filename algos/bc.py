@@ -78,22 +78,19 @@ class BC(Cloning):
         return metrics
 
     def contrast(
-        self, obs: Tensor, action: Tensor, inside: Tensor | None, noise: Tensor, t: Tensor
+        self, obs: Tensor, action: Tensor, inside: Tensor | None, *draws: Tensor
     ) -> tuple[Tensor, Tensor]:
         """-log sigmoid(beta (e' - e)) of errors under another row's condition and their own, [].
 
         The preference of TPO (2025), an action with what was asked for above the same action with
-        something else, of matching errors on the same noise and time, without a reference policy.
-        Rows whose neighbour has the same condition tell nothing. Also the share of rows in which
-        e' > e.
+        something else, by errors with the same draws, without a reference policy. Rows whose
+        neighbour has the same condition tell nothing. Also the share of rows in which e' > e.
         """
         other = obs.clone()
         other[:, self.condition] = obs[:, self.condition].roll(1, 0)
         differs = (other != obs).any(-1).to(obs.dtype)
-        space = self.policy.prediction
         own, theirs = (
-            self.policy.match(seen, action, noise, t, space=space, inside=inside)
-            for seen in (obs, other)
+            self.errors(self.policy, seen, action, inside, *draws) for seen in (obs, other)
         )
         gap = (theirs - own).view(len(obs), -1).mean(1)
         count = differs.sum().clamp_min(1.0)
@@ -114,13 +111,20 @@ class BC(Cloning):
         noise = self.policy.noise((rows, self.draws), generator)
         return noise, row_times(rows * self.draws, generator).view(rows, self.draws)
 
-    @staticmethod
+    @classmethod
     def loss(
+        cls, policy: Any, obs: Tensor, action: Tensor, inside: Tensor | None, *draws: Tensor
+    ) -> Tensor:
+        """Mean of the errors, []."""
+        return cls.errors(policy, obs, action, inside, *draws).mean()
+
+    @staticmethod
+    def errors(
         policy: Any, obs: Tensor, action: Tensor, inside: Tensor | None, *draws: Tensor
     ) -> Tensor:
-        """Mean matching error, []."""
+        """Matching errors, [B] or [B, draws]."""
         noise, t = draws
-        return policy.match(obs, action, noise, t, space=policy.prediction, inside=inside).mean()
+        return policy.match(obs, action, noise, t, space=policy.prediction, inside=inside)
 
 
 @dataclass(eq=False)
@@ -133,9 +137,6 @@ class BCGaussian(BC):
 
     policy: Gaussian  # type: ignore[assignment]  # where `BC` has a flow
     draws: int = field(default=1, init=False)  # a likelihood needs none
-    condition: list[int] = field(default_factory=list, init=False)
-    contrast_coef: float = field(default=0.0, init=False)
-    contrast_beta: float = field(default=1.0, init=False)
 
     @torch.no_grad()
     def deploy(self, obs: Tensor, generator: torch.Generator) -> Tensor:
@@ -147,10 +148,10 @@ class BCGaussian(BC):
         return ()
 
     @staticmethod
-    def loss(
+    def errors(
         policy: Any, obs: Tensor, action: Tensor, inside: Tensor | None, *draws: Tensor
     ) -> Tensor:
-        """Mean negative log density of an action step (of the chunk's T), []."""
+        """Negative log densities of an action step (the mean of the chunk's T), [B]."""
         mean, log_std = policy(obs)
         error = -log_density((action - mean) * (-log_std).exp(), log_std).sum(-1)
-        return chunk_mean(error, inside).mean()
+        return chunk_mean(error, inside)

@@ -27,7 +27,7 @@ SMALL = {
     "width": 16, "depth": 1, "encoder_depth": 1, "batch_size": 16, "policy_batch": 8,
     "particles": 16, "warmup": 40, "capacity": 250, "decisions": 16, "epochs": 2, "minibatch": 12,
     "tuned_steps": 1, "gate": 0, "branches": 4, "pool": 8, "first_updates": 2, "tune_updates": 2,
-    "judge_updates": 2, "reward_updates": 10,
+    "judge_updates": 2, "reward_updates": 10, "update_ratio": 0.25,
 }  # fmt: skip
 POLICY = {"steps": 2}  # where the key means something else beyond the policy
 PLACE = ["env=inverted_pendulum", "env.num_envs=2"]

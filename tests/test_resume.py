@@ -453,7 +453,8 @@ class Mine(BC):
         super().__init__(
             policy, generator, run_updates,
             lr=lr, weight_decay=0.0, lr_warmup=0.0, lr_floor=1.0, ema_rate=1.0,
-            learn_padding=True, max_norm=1.0, draws=1,
+            learn_padding=True, max_norm=1.0, draws=1, condition=[],
+            contrast_coef=0.0, contrast_beta=1.0,
         )
 """
 LAB_FILE = """# @package _global_

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ def capture(algo: Any) -> dict[str, Any]:
     """The state of every part of an algorithm: modules, optimisers, generators, tensors, counters.
 
     Numbers that came in through the constructor are settings, not state: the configuration holds
-    them. Raises TypeError for containers, whose contents would silently be lost.
+    them. Raises TypeError for containers, whose contents would silently be lost, unless a dataclass
+    that it inherits from has them as settings.
     """
     settings = inspect.signature(type(algo)).parameters
+    handed = {one.name for one in fields(algo) if one.init} if is_dataclass(algo) else set()
     state = {}
     for name, part in vars(algo).items():
         if isinstance(part, torch.Generator):
@@ -32,7 +35,7 @@ def capture(algo: Any) -> dict[str, Any]:
             state[name] = part
         elif hasattr(part, "state_dict"):
             state[name] = part.state_dict()
-        elif isinstance(part, CONTAINERS):
+        elif isinstance(part, CONTAINERS) and name not in handed:
             raise TypeError(
                 f"{type(algo).__name__}.{name} is a {type(part).__name__}, which checkpoints do "
                 "not hold: keep state in tensors, modules and numbers"

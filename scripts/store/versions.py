@@ -10,15 +10,15 @@ MOVED = {
     "rheo.policies.gaussian.Gaussian": "rheo.policies.heads.Gaussian",
     "rheo.policies.gaussian.TanhGaussian": "rheo.policies.heads.TanhGaussian",
 }
+CONTRAST = {"condition": [], "contrast_coef": 0.0, "contrast_beta": 1.0}
 # keys without which older runs were made, with the values that do what those runs did
 ADDED = {
     "rheo.algos.awm_gae.AWMGAE": {"reduction": "mean", "error_max": None, "pulls": []},
     "rheo.algos.awm_q.AWMQ": {
         **{"deviation": "batch", "relative": False, "diversity": False, "pulls": []},
     },
-    "rheo.algos.bc.BC": {
-        **{"draws": 1, "condition": [], "contrast_coef": 0.0, "contrast_beta": 1.0},
-    },
+    "rheo.algos.bc.BC": {"draws": 1, **CONTRAST},
+    "rheo.algos.bc.BCGaussian": CONTRAST,
     "rheo.algos.dppo.DPPO": {"pulls": []},
     "rheo.algos.dsrl.DSRL": {
         **{"distill_noises": 1, "base_cache": 0, "relative": False, "ema_rate": 1.0},

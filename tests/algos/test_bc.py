@@ -157,6 +157,11 @@ def test_a_contrast_is_of_errors_under_anothers_condition(flow, settings):
     kept = gap[[0, 2]]
     torch.testing.assert_close(loss, -torch.nn.functional.logsigmoid(3.0 * kept).mean())
     assert heard == (kept > 0).float().mean()
+    gaussian = Gaussian(2, 1, 1, width=8, depth=1, activation="relu", std=0.5)
+    words = settings("bc_gaussian", **ASKED)
+    _, heard = BCGaussian(gaussian, torch.Generator(), 10, **words).contrast(obs, action, None)
+    density = [-gaussian.log_prob(seen, action) for seen in (obs, other)]
+    assert heard == (density[1] > density[0])[[0, 2]].float().mean()
     many = noise[:, None].expand(3, 4, 1, 1)
     again, _ = algo.contrast(obs, action, None, many, t[:, None].expand(3, 4))
     torch.testing.assert_close(again, loss)

@@ -155,6 +155,12 @@ def test_learning_rates_are_slowed_where_schedules_read_them_and_in_optimisers()
 # ------------------------------------------------------------------ runs
 
 
+@pytest.fixture
+def tiny(tiny: Any) -> Any:
+    """With an update for every frame of SAC's: which of them breaks is counted."""
+    return lambda *words: [*tiny(*words), *["source.update_ratio=1"] * (words[0] == "sac")]
+
+
 def spoil(monkeypatch: Any, *which: int) -> None:
     """The rewards of these batches are beyond float32 once they are squared."""
     meant = Replay.next
