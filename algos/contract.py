@@ -39,7 +39,7 @@ class Algorithm(Protocol):
     What is saved are the attributes that are tensors, numbers, generators or have a `state_dict`.
     """
 
-    policy: Any
+    policy: Any  # None: nothing acts
     generator: torch.Generator  # of all randomness while training
     executed: int | None = None  # of the steps of a plan; None: all
     # names of its pure functions, which fast=compile may compile
@@ -102,6 +102,12 @@ class Algorithm(Protocol):
     def wrap(self, env: Any, seed: int, /) -> Any:
         """The environment as the algorithm meets it."""
         return env
+
+    def read(self, source: Any, /) -> None:
+        """Shown what batches come from, before the first one and when a run goes on.
+
+        Raises RheoError where it cannot learn from that.
+        """
 
     def before_training(self, world: World, /) -> dict[str, float]:
         """Tries out what is taken as given; figures. Raises ValueError where it cannot be used."""

@@ -43,10 +43,12 @@ class VectorEnv(ABC):
     obs_parts: the named parts of an observation with their widths, in order; None without names.
     obs_images: heights and widths of those that are images, its last ones (`pixels`).
     costs: whether steps tell what they cost beside their reward.
+    imagined: whether a learned model takes the place of the environment.
     """
 
     backend: str
     costs: bool = False
+    imagined: bool = False
     device: torch.device | None = None
     obs_parts: dict[str, int] | None = None
     obs_images: Images = {}

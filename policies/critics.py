@@ -48,14 +48,14 @@ class QEnsemble(nn.Module):
         self.members, self.width = members, width
         self.activation_name, self.activation = activation, activation_fn(activation)
         fan_in = obs_dim + horizon * action_dim
-        self.obs_weight = _uniform((members, width, obs_dim), fan_in)
-        self.action_weight = _uniform((members, width, horizon * action_dim), fan_in)
+        self.obs_weight = uniform((members, width, obs_dim), fan_in)
+        self.action_weight = uniform((members, width, horizon * action_dim), fan_in)
         outs = [width] * (depth - 1) + [1]
-        self.weights = nn.ParameterList(_uniform((members, out, width), width) for out in outs)
+        self.weights = nn.ParameterList(uniform((members, out, width), width) for out in outs)
         fans = [fan_in] + [width] * depth
         sizes = [width] * depth + [1]
         self.biases = nn.ParameterList(
-            _uniform((members, o), i) for o, i in zip(sizes, fans, strict=True)
+            uniform((members, o), i) for o, i in zip(sizes, fans, strict=True)
         )
         count = depth if layer_norm else 0
         ones, zeros = torch.ones(members, width), torch.zeros(members, width)
@@ -162,6 +162,7 @@ class StepValue(nn.Module):
         return self.net(obs, torch.cat([x, when], -2))[0]
 
 
-def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:
+def uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:
+    """First weights of a layer as torch.nn.Linear draws them."""
     bound = 1 / math.sqrt(fan_in)
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 from rheo.errors import RheoError
 
-from .assemble import Sizes, elsewhere, prepare, revived
+from .assemble import Sizes, prepare, revived
 from .sight import frozen
 from .store.run import Run
 from .store.where import existing
+from .worlds import elsewhere
 
 
 class Actor(NamedTuple):

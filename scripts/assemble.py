@@ -9,34 +9,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rheo import ranks
 from rheo.algos.contract import Algorithm, completed, give_starts, refuse_costless
 from rheo.envs.chunk import ChunkEnv
+from rheo.envs.data.demos import FLAT
 from rheo.envs.encoded import Encoded
-from rheo.envs.parts import displaced, listed_parts, names, read_parts
+from rheo.envs.imagined import IMAGINED, World
+from rheo.envs.parts import listed_parts, read_parts
 from rheo.envs.pixels import alike, listed_images
 from rheo.envs.rollout import rows_of
-from rheo.envs.suites import choose, side_by_side
+from rheo.envs.suites import side_by_side
 from rheo.errors import RheoError
 from rheo.policies.normalize import REACH, affine
 from rheo.policies.numpy_mlp import quicken
 
 from . import budget
 from .config.build import offer, target_of
-from .config.compose import compose
 from .config.schema import from_source
 from .config.sizes import PER_CPU
-from .config.top import STEPPING
 from .fast import settle
 from .sight import features_of, frozen, give_shift, make_eye, say_images, seeing
 from .store.fields import fitting, refuse_partial
 from .store.run import Run
 from .store.state import restore
+from .store.where import digest, named
 
 log = logging.getLogger("rheo")
-# options that decide what a policy observes and what its actions do
-OBSERVED = ("env_args", "obs_keys", "cameras", "size")
 
 
 class Sizes(NamedTuple):
@@ -111,38 +111,20 @@ def make_env(cfg: Mapping[str, Any], num_envs: int | None = None) -> ChunkEnv | 
         return None
     if num_envs is not None:  # something is measured or recorded
         node["num_envs"] = num_envs
-        if node["backend"] == "warp":
+        if node.get("backend") == "warp":
             # by MuJoCo itself in float64: a policy that exploits another physics is not paid for it
             node |= {"backend": "auto", "randomise": {}}
-    given = {"device": str(device_of(cfg["device"]))} if node["backend"] == "warp" else {}
+    given: dict[str, Any] = {}
+    if node["id"] == IMAGINED:
+        given["world"] = world_of(node["model"])
+    elif node.get("backend") == "warp":
+        given["device"] = str(device_of(cfg["device"]))
     env: ChunkEnv = offer(node, "env", **given)
     if frozen(cfg) and env.env.obs_images:
         features = features_of(cfg, env.env.obs_images)
         inner, kind = Encoded(env.env, features), {"obs_steps": env.obs_steps, "gamma": env.gamma}
         return ChunkEnv(inner, execute=env.execute, **kind)
     return env
-
-
-def as_saved(cfg: Mapping[str, Any], tree: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The configuration under which a checkpoint's environments go on.
-
-    Where a version before this one stepped them in a loop and `auto` would take a batch now, they
-    stay in the loop, whose state it is.
-    """
-    node, held = cfg["env"] or {}, (tree or {}).get("source", {})
-    held = held.get("replay", held)
-    while "backend" not in held and "env" in held:
-        held = held["env"]
-    saved, keys = held.get("backend"), ("backend", "options", "workers")
-    if node.get("id") is None or saved != "gymnasium" or node["backend"] != "auto":
-        return cfg
-    if choose(node["id"], *(node[key] for key in keys)) == saved:
-        return cfg
-    log.info(
-        "%s: this run began with its environments stepped in a loop, and goes on so; new runs step "
-        "them in a batch", node["id"],
-    )  # fmt: skip
-    return {**cfg, "env": {**node, "backend": saved}}
 
 
 def entered(algo: Any, env: ChunkEnv, seed: int) -> Any:
@@ -157,68 +139,27 @@ def make_eval_env(cfg: Mapping[str, Any], episodes: int) -> ChunkEnv | None:
     node = cfg["env"] or {}
     if node.get("id") is None:
         return None
-    return make_env(cfg, side_by_side(node["id"], rows_of(episodes), node["workers"]))
+    return make_env(cfg, side_by_side(node["id"], rows_of(episodes), node.get("workers", 0)))
 
 
-def elsewhere(
-    node: Mapping[str, Any], words: Sequence[str], flagged: Sequence[str]
-) -> dict[str, Any]:
-    """A run's environment with the one that env=NAME, env.id=ID, env.options.X=Y name in its place.
-
-    How it is acted in (chunks, histories, discount) stays the run's, and what steps it (STEPPING),
-    unless typed. Options are kept unless a file was named; of the same environment what decides its
-    observations is kept then too. flagged: the --config-dir words. Raises RheoError.
-    """
-    keys = {".".join(word.partition("=")[0].split(".")[:2]) for word in words}
-    for word in words:
-        if word == "env.backend=warp" or word.startswith("env.randomise"):
-            raise RheoError(
-                f"{word}: episodes are evaluated and recorded in MuJoCo itself and the model as it "
-                "ships; leave it out"
-            )
-    named, chosen = "env" in keys, bool({"env", "env.id"} & keys)
-    start = [] if named else ["env=gym"] if chosen else ["env=hopper"]
-    other = compose(["algo=sac", *start, *words, *flagged])["env"]
-    kept = dict(node.get("options") or {})
-    if named:
-        same = other["id"] == node.get("id")
-        kept = {key: kept[key] for key in OBSERVED if key in kept and same}
-    moved = {"id": other["id"], "backend": other["backend"]} if chosen else {}
-    moved |= {key: other[key] for key in ("backend", "cost", *STEPPING) if f"env.{key}" in keys}
-    return {**node, **moved, "options": {**kept, **other["options"]}}
-
-
-def refuse_other_world(env: ChunkEnv, sizes: Sizes, run: Any) -> None:
-    """Raises RheoError for an environment that a run's policy cannot act in."""
-    here = sizes_of(env)
-    if not here.fits(sizes):
+def world_of(name: str) -> World:
+    """What a run of algo=world has learned, on the host. Raises RheoError for another run."""
+    run = Run.open(name, ["device=cpu"])
+    if acts(run.config) or not hasattr(target_of(run.config["algo"], "algo"), "predict"):
         raise RheoError(
-            f"env.id={env.env.id} has {env.obs_dim} observations and {env.action_dim} actions"
-            f"{here.images_text}, but the policy of {run.path} takes {sizes.obs_dim} and gives "
-            f"{sizes.action_dim}{sizes.images_text} (with its history); choose an environment of "
-            "these sizes and this order"
+            f"env.model={named(name)}: that run has learned no model of an environment; name one "
+            "of `rheo train algo=world data=FILE`"
         )
-    if list(here.images) != list(sizes.images):
-        seen, learned = (listed_images(each.images) for each in (here, sizes))
-        text = "images are %s here, and %s in %s: taken to be the same"
-        log.warning(text, seen, learned, run.path)
-    refuse_other_order(env, run)
+    model, sizes = loaded(run, f"env.model={named(name)}: that run has no checkpoint yet")
+    model.model.eval().requires_grad_(False)
+    told = meaning(run, sizes.obs_dim, sizes.action_dim)
+    return World(model, named(name), digest(run.path, run.step), *told)
 
 
 def sizes_of(env: ChunkEnv) -> Sizes:
     """The sizes of an environment."""
     images = {name: [*size] for name, size in env.env.obs_images.items()}
     return Sizes(env.obs_dim, env.action_dim, images, env.obs_steps)
-
-
-def refuse_other_order(env: ChunkEnv, run: Any) -> None:
-    """Raises RheoError where the data of a run had the environment's parts at other places."""
-    clash = displaced(read_parts(run.meaning()), env.env.obs_parts or {})
-    if clash:
-        raise RheoError(
-            f"env.id={env.env.id}: the policy of {run.path} was trained on {clash}; train it with "
-            f"data.obs_keys={names(env.env.obs_parts or {})}, the environment's order"
-        )
 
 
 def make_algo(cfg: Mapping[str, Any], sizes: Sizes, run_updates: int) -> Any:
@@ -231,8 +172,9 @@ def make_algo(cfg: Mapping[str, Any], sizes: Sizes, run_updates: int) -> Any:
     torch.manual_seed(int(np.random.SeedSequence(cfg["seed"]).generate_state(1)[0]))
     _, noise = streams(cfg).generate_state(2).tolist()
     shape = {**sizes._asdict(), "horizon": cfg["horizon"], "eye": cfg.get("eye")}
-    policy = make_part(cfg["policy"], "policy", shape).to(device)
-    critic = None
+    policy = critic = None
+    if acts(cfg):
+        policy = make_part(cfg["policy"], "policy", shape).to(device)
     if cfg["critic"] and cfg["critic"]["_target_"] is not None:
         critic = make_part(cfg["critic"], "critic", shape).to(device)
     refuse_misfit(cfg["algo"], policy=policy, critic=critic)
@@ -243,11 +185,31 @@ def make_algo(cfg: Mapping[str, Any], sizes: Sizes, run_updates: int) -> Any:
     return algo
 
 
-def revived(run: Run, lacking: str = "") -> tuple[Any, Sizes]:
-    """The algorithm of a run's last checkpoint and its sizes. Raises RheoError without one.
+def acts(cfg: Mapping[str, Any]) -> bool:
+    """Whether there is a policy."""
+    return cfg["policy"]["_target_"] is not None
 
-    lacking: what is said then.
+
+def refuse_mute(run: Run) -> None:
+    """Raises RheoError for a run without a policy."""
+    if not acts(run.config):
+        raise RheoError(
+            f"{run.path}: is a model of an environment, and has no policy; tune one in it by `rheo "
+            f"train algo=dppo init=RUN env={IMAGINED} env.model={named(run.path)}`"
+        )
+
+
+def revived(run: Run, lacking: str = "") -> tuple[Any, Sizes]:
+    """The algorithm of a run's last checkpoint, which acts, and its sizes.
+
+    Raises RheoError without one. lacking: what is said then.
     """
+    refuse_mute(run)
+    return loaded(run, lacking)
+
+
+def loaded(run: Run, lacking: str = "") -> tuple[Any, Sizes]:
+    """`revived`, whether it acts or not."""
     tree = run.load()
     if tree is None:
         raise RheoError(lacking or f"{run.path} has no checkpoint yet; train it first")
@@ -268,6 +230,9 @@ def executed(cfg: Mapping[str, Any]) -> int:
 def refuse_misfit(node: Mapping[str, Any], **parts: Any) -> None:
     """Raises RheoError for a part that is not of the class the algorithm's constructor names."""
     wanted = inspect.signature(target_of(node, "algo")).parameters
+    if parts["policy"] is None and "policy" in wanted:
+        what = node["_target_"].rpartition(".")[2]
+        raise RheoError(f"policy=none: {what} trains a policy; leave the algorithm's own")
     for name, part in parts.items():
         kind: Any = wanted[name].annotation if name in wanted else Any
         named = inspect.isclass(kind) and issubclass(kind, torch.nn.Module)
@@ -328,6 +293,7 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
     algo = make_algo(cfg, sizes, run_updates(source, cfg["steps"]))
     refuse_costless(algo, source)
     give_starts(algo, source)
+    algo.read(source)
     acted = None if env is None else entered(algo, env, episodes)
     if env is not None:
         env.reset(episodes)
@@ -398,3 +364,30 @@ def agree(cfg: Mapping[str, Any], env: ChunkEnv | None, source: Any) -> Sizes:
         )
     say_images(cfg, sizes)
     return sizes
+
+
+def meaning(run: Run, width: int, actions: int) -> tuple[dict[str, int], NDArray, NDArray]:
+    """The parts of an observation [width], and the bounds of actions [Da] in their units.
+
+    As the run's data tell them; what they do not tell is asked of its environment. Without either
+    an observation is `flat`, and actions are in [-1, 1].
+    """
+    told = run.meaning()
+    parts, low, high = read_parts(told), told.get("action_low"), told.get("action_high")
+    if not parts or low is None or high is None:
+        env = make_env(run.config, 1)
+        if env is not None:
+            parts = parts or env.env.obs_parts or {}
+            low, high = env.env.action_low, env.env.action_high
+            env.close()
+    bounds = [
+        np.broadcast_to(np.asarray(value, np.float64), actions)
+        for value in (-1 if low is None else low, 1 if high is None else high)
+    ]
+    parts = parts or {FLAT: width}
+    if sum(parts.values()) != width:
+        raise RheoError(
+            f"{run.path}: its policy reads {width} numbers a step, which are not "
+            f"{listed_parts(parts)}, as its data are described"
+        )
+    return parts, bounds[0], bounds[1]

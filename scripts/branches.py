@@ -28,7 +28,7 @@ from rheo.errors import MACHINE, NUMERICS, REQUEUE, EnvError, EnvFault, Halted, 
 from rheo.files import put_text, sha256
 
 from .actor import Actor, acting
-from .assemble import entered, make_env, refuse_other_world
+from .assemble import entered, make_env
 from .config.branching import EXPLORED, Branching
 from .config.compose import allow_typed
 from .config.top import AT_WILL, inside
@@ -36,6 +36,7 @@ from .rescue import ask_room, kept
 from .stopping import Stop
 from .store.provenance import versions
 from .store.where import digest
+from .worlds import refuse_other_world
 
 ROWS = 256  # branches that are executed side by side, at most: more are not quicker
 POSSIBLE = (

@@ -24,7 +24,7 @@ from rheo.policies.plain import PlainActor
 
 from . import branches, scripted
 from .actor import acting
-from .assemble import make_env, refuse_other_world
+from .assemble import make_env
 from .collected import Kept, Source
 from .config.branching import Branching
 from .config.compose import allow_typed, compose
@@ -33,6 +33,7 @@ from .config.verbs import SCRIPTED, Collecting
 from .config.words import is_there
 from .rescue import ask_room
 from .stopping import Stop, stop_signals
+from .worlds import refuse_other_world
 
 MEDIUM, MEDIUM_RANGE = 50.0, (25.0, 75.0)  # D4RL score that "medium" looks for, and what will do
 NOISES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)  # tried in turn when every actor is too good

@@ -193,7 +193,7 @@ def time_frozen_base(algo: Algorithm, timer: Timer) -> None:
 
     On a GPU that is the time of the launches.
     """
-    if any(each.requires_grad for each in algo.policy.parameters()):
+    if algo.policy is None or any(each.requires_grad for each in algo.policy.parameters()):
         return
     act = algo.policy.act
 

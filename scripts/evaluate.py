@@ -32,15 +32,7 @@ from rheo.policies.flow import FlowPolicy
 from rheo.policies.normalize import REACH, affine
 from rheo.policies.steer import Chain, Settings
 
-from .assemble import (
-    elsewhere,
-    entered,
-    executed,
-    make_eval_env,
-    prepare,
-    refuse_other_world,
-    revived,
-)
+from .assemble import entered, executed, make_eval_env, prepare, refuse_mute, revived
 from .config.build import build
 from .config.compose import allow_typed
 from .config.top import EVAL_SEED, HOME, PLACES
@@ -49,6 +41,7 @@ from .fast import fast_deploy
 from .store.provenance import starts_of, versions
 from .store.run import Run
 from .store.where import stored
+from .worlds import elsewhere, refuse_other_world
 
 log = logging.getLogger("rheo")
 DECISIONS = 50  # timed
@@ -129,6 +122,7 @@ def evaluate_folder(
         raise RheoError(str(error), MACHINE) from error
     finally:
         env.close()
+    figures = titled(figures, env)
     if used is not None:
         figures["references"] = used._asdict()
     label = "-".join([f"{episodes}", *map(label_of, changed)])
@@ -138,6 +132,7 @@ def evaluate_folder(
 
 def made(run: Run, episodes: int) -> tuple[Any, ChunkEnv]:
     """The algorithm of a run's last checkpoint, and environments for it. Raises RheoError."""
+    refuse_mute(run)
     prepare(run.config)
     env = make_eval_env(run.config, episodes)
     if env is None:
@@ -182,8 +177,8 @@ def label_of(word: str) -> str:
 def told_apart(node: Mapping[str, Any], trained: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """What the report says of an environment or a seed that is not the run's own."""
     words = []
-    if node["options"] != trained.get("options"):
-        words.append(f"options {node['options']}")
+    if node.get("options", {}) != trained.get("options", {}):
+        words.append(f"options {node.get('options', {})}")
     if words or node["id"] != trained.get("id"):
         words.append(f"trained in {trained.get('id') or 'none'}")
         if trained.get("options"):
@@ -247,6 +242,12 @@ def score(rows: list[Episode], references: References | None) -> dict[str, float
     return figures | {"eval/score": scaled(figures["eval/return"], low, high)}
 
 
+def titled(figures: Mapping[str, Any], env: Any) -> dict[str, Any]:
+    """Figures of an evaluation under the name that says whether they are imagined."""
+    prefix = "imagined/" if env.env.imagined else "eval/"
+    return {name.replace("eval/", prefix): value for name, value in figures.items()}
+
+
 def warn_of_versions(run: Run) -> None:
     """Says which packages changed since the run's last start: physics and returns may differ."""
     try:
@@ -273,9 +274,11 @@ def warn_of_tails(run: Run, algo: Algorithm, execute: int) -> None:
 def report(run: Run, figures: dict[str, Any]) -> str:
     """Lines for a person."""
     where = figures["env"] + figures.get("apart", "")
+    kind = "imagined return" if "imagined/return" in figures else "return"
+    figures = {name.replace("imagined/", "eval/"): value for name, value in figures.items()}
     lines = [
         f"{run.path}, step {figures['step']}, {where}, {figures['eval/episodes']:.0f} episodes",
-        f"return {figures['eval/return']:.1f}  95 % interval "
+        f"{kind} {figures['eval/return']:.1f}  95 % interval "
         f"[{figures['eval/return_low']:.1f}, {figures['eval/return_high']:.1f}]  "
         f"(bootstrap over episodes; standard deviation {figures['eval/return_std']:.1f})",
         f"length {figures['eval/length']:.1f}, {figures['decision_ms']:.2f} ms per decision for "

@@ -32,6 +32,7 @@ from .program import KINDS, Given, Program
 from .store.provenance import versions
 from .store.run import Run
 from .store.where import digest
+from .worlds import real
 
 log = logging.getLogger("rheo")
 VERSION = 1  # of the contract
@@ -188,7 +189,7 @@ def described(program: Program, policy: Policy, out: Path, units: str) -> dict[s
     """The contract: all that a caller has to know, in plain types."""
     run, unit = policy.run, np.ones(program.size[1])
     low, high = (-unit, unit) if units == "unit" else (policy.action_low, policy.action_high)
-    env = run.config["env"] or {}
+    env = real(run.config["env"] or {})
     batch = 1 if program.single else "batch"
     inputs = [
         {"name": name, "shape": [batch, *shape], "dtype": dtype, "meaning": meaning}
@@ -229,7 +230,7 @@ def described(program: Program, policy: Policy, out: Path, units: str) -> dict[s
 def rate(run: Run) -> float | None:
     """Decisions' steps per second of the environment's time; None where nothing tells."""
     told = run.meaning().get("dt")
-    env = run.config["env"] or {}
+    env = real(run.config["env"] or {})
     if not told and env.get("id"):
         told = seconds_of(env["id"], dict(env.get("options") or {}))
     return None if not told else round(1 / float(told), 6)

@@ -90,7 +90,7 @@ class Health:
         if max((taken[k] - self.seen["steps"].get(k, 0) for k in taken), default=0) < MIN:
             return {}
         signs = self.moving(taken, row) | self.judged(batch, row)
-        if not isinstance(batch, Rollout):
+        if self.algo.policy is not None and not isinstance(batch, Rollout):
             signs["saturated"] = self.saturated(batch)
         found = {}
         for name, holds in signs.items():

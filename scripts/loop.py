@@ -15,12 +15,12 @@ from rheo.envs.rollout import as_rows
 from rheo.envs.sources import Rollouts
 from rheo.errors import MACHINE, REQUEUE, EnvError, Halted, RheoError
 
-from .assemble import Experiment, entered, make_eval_env, refuse_other_order
+from .assemble import Experiment, entered, make_eval_env
 from .breaks import Broke, Finding
 from .config.top import EVAL_SEED
 from .display import Display, Timer, time_frozen_base
 from .ending import LOWER, Breaking, tell
-from .evaluate import episodes_of, known_references, score
+from .evaluate import episodes_of, known_references, score, titled
 from .fast import exploring, fast, one_thread
 from .sight import encode_data
 from .start import start_from
@@ -31,6 +31,7 @@ from .store.services import FINISHED, STOPPED
 from .store.state import capture, not_finite, restore
 from .together import collected, joined, refuse_unequal
 from .trial import Trial, refuse_unfitted, rehearse, tell_shift
+from .worlds import refuse_other_order
 
 log = logging.getLogger("rheo")
 SOON = 1.0  # minute until the first save
@@ -51,7 +52,8 @@ class Loop:
         recorded = getattr(self.source, "dataset", self.source)
         if hasattr(recorded, "about"):
             run.note_data(recorded.about, recorded.digest)
-        env = make_eval_env(self.cfg, self.cfg["episodes"]) if ranks.leads() else None
+        judged = ranks.leads() and self.algo.policy is not None
+        env = make_eval_env(self.cfg, self.cfg["episodes"]) if judged else None
         self.eval_env = None if env is None else entered(self.algo, env, EVAL_SEED)
         numbers, on_policy = self.cfg["precision"], isinstance(self.source, Rollouts)
         update = fast(self.algo, self.cfg["fast"], numbers)
@@ -117,7 +119,7 @@ class Loop:
         and a frozen base that cannot be steered at what is observed there (or in the data), is
         refused before any work. Raises EnvError, RheoError.
         """
-        if not ranks.leads():
+        if not ranks.leads() or self.algo.policy is None:
             return
         if self.eval_env is not None:
             obs = self.eval_env.reset(EVAL_SEED)
@@ -270,7 +272,7 @@ class Loop:
                 how = self.cfg["episodes"], self.cfg["fast"]
                 rows = episodes_of(self.eval_env, self.algo, *how, halt=self.stop.__bool__)
                 used = known_references(self.cfg["env"])
-                figures |= score(rows, used)
+                figures |= titled(score(rows, used), self.eval_env)
                 where: dict[str, Any] = {"env": self.eval_env.env.id}
                 if used is not None:
                     where["references"] = used._asdict()

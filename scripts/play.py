@@ -22,11 +22,12 @@ from rheo.envs.views import Renderer, Window, has_model, step_seconds
 from rheo.errors import MACHINE, EnvFault, RheoError
 from rheo.policies.critics import QEnsemble
 
-from .assemble import entered, make_env, prepare, refuse_other_world, revived
+from .assemble import entered, make_env, prepare, refuse_mute, revived
 from .config.playing import Playing
 from .fast import fast_deploy
 from .films import Caption, captioned, side_by_side, write
 from .store.run import Run
+from .worlds import real, refuse_other_world
 
 ROUNDING = 1e-9  # seconds
 FRAMES = 20_000  # of a film: more would not fit into memory
@@ -127,8 +128,10 @@ def main(asked: Playing) -> int:
 def played(name: str, asked: Playing) -> Played:
     """The episodes of one run, looked at. Raises RheoError."""
     run = Run.open(name, asked.flagged)
+    refuse_mute(run)
     prepare(run.config)
-    if not (run.config["env"] or {}).get("id"):
+    run.config["env"] = real(run.config["env"] or {})
+    if not run.config["env"].get("id"):
         raise RheoError(f"{run.path}: learned from data without an environment to play in")
     run.config["env"] |= {"backend": "gymnasium", "workers": 0, "randomise": {}, "cost": {}}
     run.config["env"]["options"] = drawn_options(run.config["env"])

@@ -5,19 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rheo.algos.contract import Algorithm
 from rheo.algos.resip import ResiP
-from rheo.envs.data.demos import FLAT
 from rheo.envs.manipulation.robosuite_tasks import OTHER_OBJECT, numbers
 from rheo.envs.noise import TILE
-from rheo.envs.parts import listed_parts, read_parts
 from rheo.envs.pixels import pixels
 from rheo.envs.rollout import TILE_GPU
 from rheo.errors import RheoError
 
-from .assemble import executed, make_env, prepare, revived
+from .assemble import executed, meaning, prepare, revived
 from .config.top import EVAL_SEED, inside
 from .episodes import Episodes
 from .evaluate import evaluate_folder
@@ -113,33 +110,6 @@ class Policy(Episodes):
             self.run.config["env"]["execute"] = self.execute
             changed.append(f"env.execute={self.execute}")
         return evaluate_folder(self.run, episodes, changed=changed, seed=seed)
-
-
-def meaning(run: Run, width: int, actions: int) -> tuple[dict[str, int], NDArray, NDArray]:
-    """The parts of an observation [width], and the bounds of actions [Da] in their units.
-
-    As the run's data tell them; what they do not tell is asked of its environment. Without either
-    an observation is `flat`, and actions are in [-1, 1].
-    """
-    told = run.meaning()
-    parts, low, high = read_parts(told), told.get("action_low"), told.get("action_high")
-    if not parts or low is None or high is None:
-        env = make_env(run.config, 1)
-        if env is not None:
-            parts = parts or env.env.obs_parts or {}
-            low, high = env.env.action_low, env.env.action_high
-            env.close()
-    bounds = [
-        np.broadcast_to(np.asarray(value, np.float64), actions)
-        for value in (-1 if low is None else low, 1 if high is None else high)
-    ]
-    parts = parts or {FLAT: width}
-    if sum(parts.values()) != width:
-        raise RheoError(
-            f"{run.path}: its policy reads {width} numbers a step, which are not "
-            f"{listed_parts(parts)}, as its data are described"
-        )
-    return parts, bounds[0], bounds[1]
 
 
 def warn_of_older(run: Run) -> None:

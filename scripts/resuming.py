@@ -7,7 +7,7 @@ from rheo import ranks
 from rheo.algos.contract import Algorithm
 from rheo.errors import REQUEUE, Halted, RheoError, command
 
-from .assemble import as_saved, assemble
+from .assemble import assemble
 from .config.verbs import Resuming
 from .ending import curve
 from .loop import Loop
@@ -20,6 +20,7 @@ from .store.state import holds_generators, refuse_other_weights, with_generators
 from .store.where import shown
 from .together import announce, own_part, refuse_unequal, run_kind, together
 from .train import through
+from .worlds import as_saved
 
 log = logging.getLogger("rheo")
 

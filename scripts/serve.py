@@ -33,6 +33,7 @@ from .export import rate
 from .policy import Policy
 from .programmed import Programmed
 from .session import Session
+from .worlds import real
 
 log = logging.getLogger("rheo")
 PROTOCOL = 1
@@ -147,7 +148,7 @@ def made(asked: Serving, pool: ThreadPoolExecutor) -> Server:
 
 def of_run(policy: Policy) -> dict[str, Any]:
     """Where a run's policy comes from, and what its environment tells."""
-    run, env = policy.run, policy.run.config["env"] or {}
+    run, env = policy.run, real(policy.run.config["env"] or {})
     try:
         hz = rate(run)
     except RheoError:  # without its package the policy acts all the same

@@ -17,7 +17,7 @@ from rheo.envs.pixels import alike, listed_images
 from rheo.errors import RheoError
 from rheo.policies.normalize import affine
 
-from .assemble import twins
+from .assemble import refuse_mute, twins
 from .config.build import target_of
 from .config.compose import HOME
 from .config.inherit import word
@@ -122,6 +122,12 @@ def original(
 
 def handed_over(algo: Algorithm, donor: Donor, config: Mapping[str, Any]) -> list[Pair]:
     """The policy and all its copies, from the donor's deployed policy or, if asked, its base."""
+    refuse_mute(donor.run)
+    if algo.policy is None:
+        raise RheoError(
+            f"{donor.who}: is a policy's run, which {type(algo).__name__} learns nothing from; "
+            "leave it out, or name a run of the same algorithm to go on with"
+        )
     base = config.get("init_part", "auto") == "base"
     origin = base_part(donor) if base else deployed(donor)
     if not base and donor.kind.beyond:

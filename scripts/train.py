@@ -5,7 +5,7 @@ from typing import Any
 
 from rheo.errors import REQUEUE, EnvError, Halted, RheoError
 
-from .assemble import as_saved, assemble
+from .assemble import assemble
 from .dry import show
 from .ending import Back
 from .loop import Loop
@@ -14,6 +14,7 @@ from .stopping import stop_signals
 from .store.run import discard
 from .store.where import default_name, locate
 from .together import announce, run_kind, together
+from .worlds import as_saved
 
 
 def main(asked: tuple[dict[str, Any], bool]) -> int:

@@ -77,6 +77,8 @@ def rehearse(algo: Algorithm, source: Any, sizes: Sizes) -> None:
     Raises RheoError for a pair that does not fit and for whatever the algorithm refuses to act on,
     exploring or deployed; EnvError for a rollout larger than memory.
     """
+    if algo.policy is None:
+        return
     rows = source.env.num_envs if isinstance(source, Rollouts) else 1
     state = algo.generator.get_state()
     size = source.env.obs_dim if isinstance(source, Rollouts) else sizes.obs_dim

@@ -130,6 +130,11 @@ def environment_keys() -> str:
     return merged("env", ["hopper"])
 
 
+def imagined_keys() -> str:
+    """The keys of imagined environments."""
+    return merged("env", ["imagined"])
+
+
 def suite_list() -> str:
     """Suites with their tasks."""
     rows = []
@@ -269,6 +274,7 @@ def home() -> str:
 MADE: dict[str, Callable[..., str]] = {
     **{"algorithms": algorithms, "keys": keys, "choices": choices, "suites": suite_list},
     **{"environment_keys": environment_keys, "run_keys": run_keys},
+    **{"imagined_keys": imagined_keys},
     **{"environments": environments, "command_line": command_line, "matrix": matrix},
     **{"promises": promises, "home": home, "field": field},
 }

@@ -18,7 +18,8 @@ from rheo.files import put_text
 from rheo.scripts.config.compose import HOME, compose
 
 ENVS = sorted(file.stem for file in (HOME / "env").glob("*.yaml"))
-BLANK = ("base", "gym", "metaworld", "none", "ogbench")  # files that name no task, or ask for one
+# files that name no task, or ask for one or for a run
+BLANK = ("base", "gym", "imagined", "metaworld", "none", "ogbench")
 TASKS = [name for name in ENVS if name not in BLANK]
 ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))
 READING = ("dataset", "transitions", "pairs")  # sources of recorded data
@@ -36,6 +37,9 @@ PLACE = ["env=inverted_pendulum", "env.num_envs=2"]
 def text(algo: str) -> str:
     """An algorithm's file."""
     return (HOME / "algo" / f"{algo}.yaml").read_text()
+
+
+ACTING = [name for name in ALGOS if "/policy: none" not in text(name)]  # who have a policy
 
 
 def reads(algo: str) -> bool:

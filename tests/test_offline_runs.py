@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from shipped import ACTING
 
 from rheo.envs.mujoco.native import NativeVector
 from rheo.scripts.cli import main
@@ -13,7 +14,7 @@ from rheo.scripts.config.compose import HOME
 from rheo.scripts.store.journal import Journal
 
 SOURCE = "/source: transitions"
-OFFLINE = sorted(file.stem for file in (HOME / "algo").glob("*.yaml") if SOURCE in file.read_text())
+OFFLINE = [name for name in ACTING if SOURCE in (HOME / "algo" / f"{name}.yaml").read_text()]
 SMALL = {
     "flow": ["policy.net.width=16", "policy.net.depth=1", "policy.steps=2"],
     "gaussian": ["policy.width=16", "policy.depth=1"],

@@ -345,8 +345,10 @@ def validate_node(node: Any, where: str) -> list[str]:
     if not isinstance(node, dict):
         return []
     errors = []
-    if node.get("_target_", ABSENT) is None and len(node) == 1:
-        return []  # a group's way to say "none"
+    if node.get("_target_", ABSENT) is None:  # a group's way to say "none"
+        others = ", ".join(key for key in node if key != "_target_")
+        own = f"{where}: there is none, which could have {others}; leave out {where}=none"
+        return [own] if others else []
     if "_target_" in node:
         try:
             values, errors = schema.check(node, schema.from_source(node["_target_"]), where)

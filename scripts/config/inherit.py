@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Override
 from rheo.errors import RheoError
 
 from ..store.where import existing, stored
-from .top import AT_WILL, files_of
+from .top import AT_WILL, IMAGINING, files_of
 
 # settings of a base that are told at the start of a run: sampling, units, chunks
 POLICY_KEYS = (
@@ -92,8 +92,11 @@ def same_world(base: dict[str, Any], theirs: Mapping[str, Any], values: Mapping[
     files = files_of(other["id"]) or ["gym"]
     if env["id"] == "???" and "env.id" not in values and values.get("env", files[0]) in files:
         env["id"] = other["id"]
-    if other["id"] == environment_of(base, values):
-        env["options"] = {**(env.get("options") or {}), **(other.get("options") or {})}
+    if other["id"] != environment_of(base, values):
+        return
+    if "options" in env:
+        env["options"] = {**(env["options"] or {}), **(other.get("options") or {})}
+    env |= {key: other[key] for key in IMAGINING if key in env and key in other}
 
 
 def environment_of(base: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:

@@ -67,7 +67,7 @@ def as_it_stands(key: str, text: str, word: str, errors: list[str]) -> list[Over
     if key == "data" and value is not None:
         many = isinstance(value, list)
         value = [absolute(item) for item in value] if many else absolute(value)
-    if key == "init" and value not in (None, SCRATCH):
+    if key in ("init", "env.model") and value not in (None, SCRATCH):
         value = run_path(str(value))
     return [Override(OverrideType.CHANGE, key, ValueType.ELEMENT, value, input_line=word)]
 

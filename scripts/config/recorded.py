@@ -111,7 +111,7 @@ def made_as_recorded(
     suite = f"env={suite_of(told.env_id)}"
     if "env.id" not in values and env.get("id") == "???" and suite in chosen:
         env["id"] = told.env_id
-    if environment_of(base, values) == told.env_id:
+    if environment_of(base, values) == told.env_id and "options" in env:
         env["options"] = {**told.options, **(env.get("options") or {})}
 
 

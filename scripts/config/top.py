@@ -108,10 +108,11 @@ PLACES = (  # where it runs, which changes no number, and where an exported prog
     *("device", "policy.path"),
     *(f"env.{key}" for key in STEPPING),
 )
+IMAGINING = ("model", "length", "start", "quantile", "penalty")  # of env=imagined alone
 ON_RESUME = (  # what may change between two starts of a run; all else is in its checkpoint
     *("steps", "log_every", "eval_every", "save_every", "episodes", "threads", "fast", "limits"),
     *("save_minutes", "signal"),
-    *("tracker", "data", *PLACES),  # where things are; what they hold is compared
+    *("tracker", "data", "env.model", *PLACES),  # where things are; what they hold is compared
 )
 EVAL_SEED = 100_000  # environment i of an evaluation starts from seed EVAL_SEED + i
 
@@ -123,7 +124,8 @@ def changes(key: str) -> bool:
 
 def elsewhere(key: str) -> bool:
     """Whether a key names another environment than a run's, or an option of it."""
-    return key in ("env", "env.id", "env.backend") or key.startswith(("env.options", "env.cost"))
+    own = ("env", "env.id", "env.backend", *(f"env.{name}" for name in IMAGINING))
+    return key in own or key.startswith(("env.options", "env.cost"))
 
 
 def inside(tree: Mapping[str, Any], place: str) -> Any:

@@ -15,7 +15,8 @@ from rheo.errors import RheoError, nearest
 
 from . import programs
 
-NAMES = ("data", "init", "name")  # keys whose values name files, runs and folders; or end in .path
+# keys whose values name files, runs and folders; or end in .path
+NAMES = ("data", "init", "name", "env.model")
 SWEEP = ("-m", "--multirun")
 QUOTES = "'\""
 

@@ -29,6 +29,7 @@ TIMEOUT = 60.0  # seconds without an answer, of a class of the user's that has n
 PATIENCE = 10.0  # seconds at the end of a run that was stopped or failed; who stops it waits
 KILLED = 5.0  # seconds that a killed process may take
 FOLDER = "tracker"  # of a run: what its trackers leave
+JUDGED = ("eval/", "imagined/", "val/")  # beginnings of what an evaluation measures
 
 
 class Silent(RuntimeError):
@@ -54,7 +55,7 @@ class Tracker:
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """Takes a row, or leaves it out where there is no room; never waits."""
         row = dict(numbers)
-        self.final |= {key: x for key, x in row.items() if key.startswith(("eval/", "val/"))}
+        self.final |= {key: x for key, x in row.items() if key.startswith(JUDGED)}
         if self.thread is None and not self.dead:
             self.thread = threading.Thread(target=self.work, name=self.name, daemon=True)
             self.thread.start()

@@ -120,12 +120,16 @@ def refuse_partial(folder: str | Path, config: Mapping[str, Any]) -> None:
         f"{key}._target_"
         for key in ("algo", "policy", "source")
         if key not in gone and not isinstance(inside(config, f"{key}._target_"), str)
+        and not (key == "policy" and config[key] == NOTHING)
     ]
     if gone:
         raise RheoError(
             f"{Path(folder) / CONFIG}: not a whole configuration, it lacks "
             f"{', '.join(gone[:5])}; bring a copy of it back"
         )
+
+
+NOTHING = {"_target_": None}  # the policy of a run that has none
 
 
 def agreed(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from shipped import ALGOS, config, text
+from shipped import ACTING, config, text
 from torch import Tensor, nn
 
 from rheo.envs.batch import Batch
@@ -44,7 +44,7 @@ def follows(name: str) -> dict[str, tuple[str, str]]:
 
 # whose parts do not learn in one update: tests/algos/test_gate.py, test_gendrive.py
 TURNS = ("rl100", "gendrive")
-OFF_POLICY = [name for name in ALGOS if "\n  learn:" not in text(name) and name not in TURNS]
+OFF_POLICY = [name for name in ACTING if "\n  learn:" not in text(name) and name not in TURNS]
 # what turns optional copies on
 OPTIONS: dict[str, dict[str, Any]] = {
     "awm": {"signed_coef": 0.5, "bc_coef": 1.0},

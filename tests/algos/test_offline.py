@@ -14,7 +14,7 @@ from rheo.scripts.config.compose import compose
 from rheo.scripts.store.state import capture, restore
 
 SIGNED = {"signed_coef": 0.5, "bc_coef": 1.0, "signed_batch": 32, "particles": 4, "pairs": 2}
-ALGOS = [algo for algo in shipped.ALGOS if "/source: transitions" in shipped.text(algo)]
+ALGOS = [algo for algo in shipped.ACTING if "/source: transitions" in shipped.text(algo)]
 JUDGES = ("fqe", "rl100")  # whose policies rest, or learn in turns (test_gate.py)
 START, MIDDLE = -1.0, 1.0  # the observations of the two places of the way
 GAMMA = 0.9

@@ -323,8 +323,8 @@ def test_what_is_for_demonstrations_alone_is_refused_elsewhere(
 def test_options_of_a_base_that_decide_observations_stay_where_the_environment_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rheo.scripts.assemble import elsewhere
     from rheo.scripts.config.compose import compose
+    from rheo.scripts.worlds import elsewhere
 
     ready("robosuite/Lift-v0")
     monkeypatch.chdir(tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import gymnasium
 import pytest
 import torch
-from shipped import ALGOS, TASKS, compares, skip_where_it_cannot_run
+from shipped import ACTING, TASKS, compares, skip_where_it_cannot_run
 
 from rheo.envs.batch import Choice
 from rheo.envs.chunk import ChunkEnv
@@ -78,7 +78,7 @@ def test_any_gymnasium_task_is_named_by_its_id():
             compose(["algo=sac", f"env={group}"])
 
 
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("algo", ACTING)
 def test_an_algorithm_learns_with_its_own_defaults(tiny, algo):
     """Shipped widths and counts; only the task, the warm-up and the epochs of a rollout are few."""
     data = [word for word in tiny(algo, "r") if word.startswith("data=")]
@@ -102,7 +102,7 @@ def test_every_network_learns_single_actions_and_chunks(tiny, algo, net, shape):
         assert batch.action.shape == (16, 4, 1) and batch.obs.shape == (16, 8)
 
 
-@pytest.mark.parametrize("algo", [algo for algo in ALGOS if not compares(algo)])
+@pytest.mark.parametrize("algo", [algo for algo in ACTING if not compares(algo)])
 def test_every_algorithm_learns_chunks(tiny, algo):
     learn([*tiny(algo, "r"), *CHUNKS])
 

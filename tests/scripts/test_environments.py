@@ -18,10 +18,10 @@ from rheo.envs.mujoco import physics
 from rheo.envs.recorder import Recorder
 from rheo.envs.suites import make
 from rheo.scripts import doctor
-from rheo.scripts.assemble import elsewhere
 from rheo.scripts.cli import main
 from rheo.scripts.config import schema
 from rheo.scripts.store.run import Run
+from rheo.scripts.worlds import elsewhere
 
 LAB = '''
 import numpy as np, gymnasium as gym

@@ -47,6 +47,10 @@ def test_what_trains_learns_a_few_updates(tiny: Any, words: list[str]) -> None:
     if "data=FILE" in words and not any(key(word) == "data" for word in small):
         write_episodes(Path("data.npz"), [9, 30, 25, 40], obs_dim=4, action_dim=1)
         own.append("data=data.npz")
+    if "env=imagined" in words:
+        assert main(["train", *tiny("world", "world")]) == 0
+        own = ["env.model=world" if word == "env.model=WORLD" else word for word in own]
+        small = ["env=imagined" if key(word) == "env" else word for word in small]
     if "source=mixed" in words:  # the replay is a part of it
         small = [re.sub(r"^source\.(?!batch_size)", "source.replay.", word) for word in small]
     if "data=PAIRS.npz" in words:  # of the pendulum that `tiny` tunes in

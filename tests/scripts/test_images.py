@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from shipped import ALGOS, config, small, tunes
+from shipped import ACTING, config, small, tunes
 
 import rheo
 from rheo.envs.data.read import read
@@ -138,7 +138,7 @@ def test_images_of_the_same_names_in_another_order_are_others() -> None:
     assert not here.fits(here._replace(images={"front": [2, 2], "side": [1, 4]}))
 
 
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("algo", ACTING)
 def test_every_algorithm_has_an_eye_wherever_it_sees(algo: str) -> None:
     """Each network that takes observations has statistics of them, in whose place an eye stands."""
     cfg = config(algo)

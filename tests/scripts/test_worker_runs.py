@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from rheo.envs.data.read import read
-from rheo.scripts.assemble import elsewhere
 from rheo.scripts.cli import main
 from rheo.scripts.store.run import Run
+from rheo.scripts.worlds import elsewhere
 
 WORLDS = Path(__file__).resolve().parents[1] / "envs"
 FRAGILE = "env.id=fragile:Fragile-v0"
