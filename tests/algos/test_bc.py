@@ -176,6 +176,7 @@ def test_with_a_contrast_a_policy_listens_to_its_condition(flow, settings):
         words = {**ASKED, "contrast_coef": coef, "contrast_beta": 0.5} if coef else {}
         generator = torch.Generator().manual_seed(0)
         algo = BC(flow(2, 1), generator, 150, **settings("bc", lr=5e-3, ema_rate=0.05, **words))
+        told = {}
         for _ in range(150):
             goal = torch.randint(2, (128, 1), generator=generator) * 2.0 - 1.0
             action = (0.1 * goal + 0.3 * torch.randn((128, 1), generator=generator))[:, None]
