@@ -657,6 +657,31 @@ def test_a_policy_of_another_kind_is_named_with_the_word_that_chooses_it(tiny):
         started(here)
 
 
+@pytest.mark.parametrize("name", ["tdm", "ofql", "meanflow"])
+def test_average_velocities_that_are_trained_begin_as_a_plain_flow(tiny, caplog, name):
+    caplog.set_level("INFO", "rheo")
+    flow = learned(compose(tiny("bc", "a")), "a").average
+    config = compose(tiny(name, "b", "init=a"))
+    algo, _ = started(config)
+    assert config["policy"]["_target_"].endswith(".FewStepPolicy") and algo.policy.jumps
+    obs = torch.randn(8, 3)
+    x, t = flow.noise(8, torch.Generator().manual_seed(0)), torch.linspace(0.1, 0.9, 8)
+    for part in [algo.policy, algo.average] + ([algo.base, algo.fake] if name == "tdm" else []):
+        feat = part.features(obs)
+        torch.testing.assert_close(part.velocity(x, t, feat), flow.velocity(x, t, feat))
+        torch.testing.assert_close(
+            part.average_velocity(x, t, t + 0.1, feat), part.velocity(x, t, feat)
+        )
+    assert "jumps begin as its velocity" in caplog.text
+
+
+def test_jumps_that_nobody_would_train_do_not_begin_as_a_plain_flow(tiny):
+    learned(compose(tiny("bc", "a")), "a")
+    for words in (["reinflow", "b", "policy=fewstep"], ["rlcm", "b"]):
+        with pytest.raises(RheoError, match="a FlowPolicy, and .* a FewStepPolicy here"):
+            started(compose(tiny(*words, "init=a")))
+
+
 def test_a_missing_program_and_the_keys_that_it_cannot_give_are_named_at_once(tiny, capsys):
     """ "Interpolation key 'policy.obs_norm.kind' not found" hid both."""
     words = tiny("dsrl_na", "b", "policy=exported", "policy.path=nofile.pt2")
