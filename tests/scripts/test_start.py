@@ -675,6 +675,17 @@ def test_average_velocities_that_are_trained_begin_as_a_plain_flow(tiny, caplog,
     assert "jumps begin as its velocity" in caplog.text
 
 
+def test_a_one_step_head_is_distilled_from_the_accepted_policy(tiny):
+    accepted = learned(compose(tiny("rl100", "a", "init=scratch")), "a").accepted
+    algo, _ = started(compose(tiny("tdm", "b", "init=a", "algo.eta=0")))
+    obs, x, t = torch.randn(8, 3), torch.randn(8, 1, 2), torch.linspace(0.1, 0.9, 8)
+    fields = (part.velocity(x, t, part.features(obs)) for part in (algo.base, accepted))
+    torch.testing.assert_close(*fields)
+    ends, feat = torch.ones(8), algo.policy.features(obs)
+    end, _ = algo.policy.step(x, ends, ends, feat)
+    assert torch.equal(end, x)  # a(x, 1) = x
+
+
 def test_jumps_that_nobody_would_train_do_not_begin_as_a_plain_flow(tiny):
     learned(compose(tiny("bc", "a")), "a")
     for words in (["reinflow", "b", "policy=fewstep"], ["rlcm", "b"]):
