@@ -27,6 +27,7 @@ NAMES = {"velocity": "drift", "path": "path_kl", "data": "bc"}  # of a kind's di
 RENEWS = ("limit", "every")  # keys of kinds that hold to a policy, which may be replaced
 LOW, HIGH = 0.02, 0.2  # shares of the samples that a gate holds at least and at most
 CHANGE = 0.1  # of a gate's share, where doubt leaves what it was lately
+LEAST = 1e-2  # distance of a sample to a prediction by which `dmd` divides
 RECENT = 20  # measurements of doubt that a gate remembers
 RANGES = {
     **{key: Range(gt=0) for key in ("coef", "threshold", "rate", "limit")},
@@ -95,6 +96,27 @@ def strayed(policy: Any, base: Any, obs: Tensor, noise: Tensor, executed: int | 
     with torch.no_grad():
         theirs = base.act(obs, noise, clip=False)
     return (own - theirs)[:, :executed].square().mean()
+
+
+def dmd(
+    point: Tensor, obs: Tensor, real: Any, fake: Any, noise: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Distribution matching (arXiv:2311.18828, eq. 7): a loss [] and the distance it lowers, [].
+
+    Into the samples `point` [B, T, Da] of a policy, in its normalised units, it sends w (score_fake
+    - score_real)(x_t) at x_t = A point + B noise, the gradient of KL(samples || real) there; `fake`
+    is a field of the samples, `real` one of the law that they should have, obs [B, O], t [B]. With
+    the published w that is (a_fake - a_real) / mean |point - a_real|, of the actions that either
+    field predicts at x_t, whose score is (A a - x_t) / B^2. The distance is the mean of (a_fake -
+    a_real)^2.
+    """
+    c = real.path.coefficients(t).over_chunk()
+    with torch.no_grad():
+        x = c.a * point + c.b * noise
+        theirs, own = (each.pred(x, t, each.features(obs)).a for each in (real, fake))
+        size = (point - theirs).abs().mean((-1, -2), keepdim=True).clamp_min(LEAST)
+        pull = (own - theirs) / size
+    return (pull * point).mean(), (own - theirs).square().mean()
 
 
 def scaled(advantage: Tensor, limit: float) -> Tensor:

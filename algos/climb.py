@@ -97,7 +97,11 @@ class Climbing(Matching):
 
     def q_loss(self, obs: Tensor, draws: Any) -> Tensor:
         """-mean Q_i / mean|Q_j| of the policy's own actions, []."""
-        q = self.critic(obs, self.own(obs, draws.start))  # [E, B]
-        climbed = q.index_select(0, draws.member)
-        other = q.detach().index_select(0, (draws.member + 1) % len(q))
+        return self.climb(obs, self.own(obs, draws.start), draws.member)
+
+    def climb(self, obs: Tensor, own: Tensor, member: Tensor) -> Tensor:
+        """-mean Q_i / mean|Q_j| of actions [B, T, Da], [], i = member [1] and j the next critic."""
+        q = self.critic(obs, own)  # [E, B]
+        climbed = q.index_select(0, member)
+        other = q.detach().index_select(0, (member + 1) % len(q))
         return -climbed.mean() / other.abs().mean().clamp_min(1e-8)

@@ -101,6 +101,7 @@ class JumpCloning(Cloning):
     """
 
     pure = ("errors",)
+    trains_jumps = True
     policy: FewStepPolicy
 
     def learn_from(self, batch: Batch | Windows) -> dict[str, Tensor]:

@@ -77,12 +77,12 @@ def propose_free(
     """`propose_self` without a box, and with no mean `propose_prior`: nothing is restricted."""
     z = ndtri(uniform)
     if mean is None or std is None:
-        return Proposal(z, log_normal(z).sum(-1))
+        return Proposal(z, prior_density(z, None))
     count = uniform.shape[0]
     own = min(max(round(share * count), 1), count - 1)
     eps = torch.cat([mean + std * z[:own], z[own:]])
     own_density = (log_normal((eps - mean) / std) - std.log()).sum(-1)
-    return Proposal(eps, mixed(own_density, log_normal(eps).sum(-1), own / count))
+    return Proposal(eps, mixed(own_density, prior_density(eps, None), own / count))
 
 
 def mixed(own: Tensor, prior: Tensor, share: float) -> Tensor:
@@ -93,8 +93,13 @@ def mixed(own: Tensor, prior: Tensor, share: float) -> Tensor:
 def propose_prior(uniform: Tensor, low: Tensor, high: Tensor) -> Proposal:
     """The prior N(0, I) restricted to the box; with it the weights are softmax(E) alone."""
     eps = truncated_normal(uniform, low, high)
-    density = log_normal(eps).sum(-1) - log_mass(low, high).sum(-1).to(eps.dtype)
-    return Proposal(eps, density)
+    return Proposal(eps, prior_density(eps, (low, high)))
+
+
+def prior_density(eps: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Log density of noises [..., R, D] under the prior, restricted to the box if there is one."""
+    density = log_normal(eps).sum(-1)
+    return density if bounds is None else density - log_mass(*bounds).sum(-1).to(eps.dtype)
 
 
 def propose_self(
@@ -115,8 +120,7 @@ def propose_self(
     eps = torch.minimum(torch.maximum(torch.cat([eps_own, eps_prior]), low), high)
     own_density = (log_normal((eps - mean) / std) - std.log()).sum(-1)
     own_density = own_density - log_mass(inner_low, inner_high).sum(-1).to(eps.dtype)
-    prior_density = log_normal(eps).sum(-1) - log_mass(low, high).sum(-1).to(eps.dtype)
-    return Proposal(eps, mixed(own_density, prior_density, own / count))
+    return Proposal(eps, mixed(own_density, prior_density(eps, (low, high)), own / count))
 
 
 def weights(proposal: Proposal, energy: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from ..envs.batch import Batch
 from ..policies import density
 from ..policies.fewstep import FewStepPolicy
 from ..ranges import Count, NonNegative, Positive, Share
-from . import jumping, reverse
+from . import estimation, jumping, reverse
+from .estimation import Estimation
 from .matching import Averaged, BestOf
-from .reverse import Estimation, Measured, Reverse
+from .reverse import Measured, Reverse
 from .temperature import Temperature
 
 
@@ -85,7 +86,7 @@ class FLAME(Estimation, BestOf, Averaged):
             )
         super().__post_init__()
         self.reverse = Reverse(**{each.name: getattr(self, each.name) for each in fields(Reverse)})
-        self.reverse.refuse(self.policy, "algo")
+        estimation.refuse(self.reverse, self.policy, "algo")
         device, policy = self.generator.device, self.policy
         size = (self.executed or policy.horizon) * policy.action_dim
         parts = self.alpha, self.entropy_per_dim * size, self.alpha_lr

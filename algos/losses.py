@@ -185,9 +185,9 @@ def refuse_jumps(policy: Any) -> None:
         raise ValueError(
             f"policy: a {type(policy).__name__} acts by jumps and this algorithm learns by "
             "matching velocities, which does not train them; take an algorithm that scores them "
-            "(algo=reinflow), trains them (algo=shortcut, meanflow, ofql or flame) or leaves the "
-            "base as it is (algo=dsrl_na, algo=resip, algo=expo algo.base_lr=0), or policy=flow "
-            "with a base of algo=bc"
+            "(algo=reinflow), trains them (algo=shortcut, meanflow, ofql, tdm or flame) or leaves "
+            "the base as it is (algo=dsrl_na, algo=resip, algo=expo algo.base_lr=0), or "
+            "policy=flow with a base of algo=bc"
         )
 
 

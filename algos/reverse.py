@@ -1,18 +1,17 @@
 """One regression step of a policy's velocity field towards the density exp(Q / T)."""
 
-import logging
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..policies import draw
 from ..policies.candidates import candidate_noise, choose, race
-from ..ranges import Count, NonNegative, Positive, Share
-from . import estimators
+from . import annealing, estimators
+from .annealing import Annealing, Moves, Particles
+from .estimation import Estimation
 from .losses import row_times
 
-log = logging.getLogger("rheo")
 TIME_BINS = (0.0, 0.3, 0.7, 1.0)
 T_MIN, T_MAX = 0.015, 0.985  # the target velocity divides by A and B: never at the ends
 SPREAD_SHARE = 4  # every fourth row tells the policy's width
@@ -28,6 +27,7 @@ class Draws(NamedTuple):
     noise: Tensor  # [R, Tp, Da] noise that makes x
     t: Tensor  # [R]
     uniform: Tensor  # [N, R, D] quantiles of the proposals
+    moves: Moves | None = None  # of the particles with proposal=annealed
 
 
 class Measured(NamedTuple):
@@ -54,63 +54,6 @@ def deviation(one: Tensor, other: Tensor) -> Tensor:
     return (0.5 * (one - other).square()).mean(0).sqrt()
 
 
-@dataclass(eq=False, kw_only=True)
-class Estimation:
-    """How a velocity towards exp(Q / T) is estimated; see `Reverse`. M start candidates.
-
-    The gradient alone is only right without a box and refuses one; Stein controls from dQ/da vanish
-    on the box's walls. `estimators.published_mean` has the control of the authors' code, without a
-    box. Walls further out than 1 (actions are still clipped at 1, and so is what Q is asked for)
-    put the mass of what lies beyond an action's limit at the limit: a regression comes to a corner
-    only slowly from inside. "data" and "noise" weigh the squared error by (B / (A B' - A' B))^2 and
-    (A / (A B' - A' B))^2.
-
-    Args:
-        particles: Noises drawn per row to estimate the target velocity: more lower its variance. At
-            least 2.
-        estimator: What estimates the velocity: noise uses Q alone, gradient dQ/da alone
-            (support=tanh only), combined Q with dQ/da as a control variate.
-        support: Where the target density lives: box, between walls around the actions, or tanh,
-            before a tanh without walls (with policy.squash=tanh).
-        proposal: Where particles are drawn: truncated, from the prior alone, or self, a share of
-            them around the policy's own prediction.
-        self_share: Share of particles that proposal=self draws around the policy's own prediction.
-        self_scale: Width of the draws of proposal=self around the policy's prediction, in standard
-            deviations of its posterior.
-        spread_floor: Least width of the policy that proposal=self assumes, in normalised action
-            units.
-        ridge: Penalty of the regression that fits the control variates of estimator=combined:
-            larger trusts them less.
-        replay_share: Share of the rows whose noisy point starts from a given action of the batch;
-            the others start from the policy's own.
-        weighting: Weight of the velocity error: uniform; ramp, less before t = 0.2; data or noise,
-            as an error of the predicted action or noise.
-        control: Control variates of estimator=combined: ridge regresses all of them, published
-            takes the authors' one coefficient per dimension (support=tanh only).
-        walls: Place of the density's walls with support=box, in units of the action limits, at
-            least 1: further out reaches limits sooner.
-        start_candidates: Own samples per row of which one is chosen by Q for the noisy point to
-            start from; 1: no choice.
-        choice_temperature: Temperature, as a multiple of the density's, of the softmax that draws
-            one of several samples by Q; 0 takes the highest.
-    """
-
-    particles: Count
-    estimator: Literal["noise", "gradient", "combined"]
-    support: Literal["box", "tanh"]
-    proposal: Literal["truncated", "self"]
-    self_share: Share
-    self_scale: Positive
-    spread_floor: Positive
-    ridge: NonNegative
-    replay_share: Share
-    weighting: Literal["ramp", "data", "noise", "uniform"]
-    control: Literal["ridge", "published"]
-    walls: Positive
-    start_candidates: Count
-    choice_temperature: NonNegative
-
-
 class Reverse(Estimation):
     """The velocity towards p(a|s) ~ exp(Q(s, a) / T), estimated (arXiv:2601.08136).
 
@@ -124,47 +67,10 @@ class Reverse(Estimation):
         """Whether actions end at the walls of [-1, 1]^D."""
         return self.support == "box"
 
-    def refuse(self, policy: Any, key: str) -> None:
-        """Raises ValueError for values that do not fit each other or the policy, says unused ones.
-
-        `key` is where these values stand in the configuration.
-        """
-        squash, kind = policy.squash, policy.action_norm.kind
-        if self.estimator == "gradient" and self.box:
-            raise ValueError(
-                f"{key}.estimator=gradient is biased on a box: the walls carry a flux that it "
-                "ignores; use estimator=combined (safe controls), noise, or support=tanh"
-            )
-        if (self.support == "tanh") != (squash == "tanh"):
-            raise ValueError(
-                f"{key}.support={self.support} does not fit policy.squash={squash}: "
-                "set policy.squash=tanh for support=tanh, or policy.squash=clip for support=box "
-                "(algo=rfm_box)"
-            )
-        if squash == "tanh" and kind != "none":
-            raise ValueError(
-                f"policy.action_norm.kind={kind} with {key}.support=tanh: the tanh ends at the "
-                "range of the data, and no better action beyond it could be found; set "
-                f"policy.action_norm.kind=none, or {key}.support=box policy.squash=clip"
-            )
-        if self.particles < 2:
-            raise ValueError(
-                f"{key}.particles={self.particles}: importance sampling needs at least 2"
-            )
-        if self.walls < 1:
-            raise ValueError(f"{key}.walls={self.walls}: below 1 no action could reach its limits")
-        if not self.box and self.walls != 1:
-            log.warning("%s.walls=%g: not used, %s.support=tanh has none", key, self.walls, key)
-        if self.control == "published" and self.estimator != "combined":
-            raise ValueError(
-                f"{key}.control=published with {key}.estimator={self.estimator}: only "
-                f"estimator=combined has controls; set it, or {key}.control=ridge"
-            )
-        if self.control == "published" and self.box:
-            raise ValueError(
-                f"{key}.control=published with {key}.support=box: its control is not zero-mean "
-                f"between walls; use {key}.control=ridge or {key}.support=tanh"
-            )
+    @property
+    def anneals(self) -> bool:
+        """Whether particles move."""
+        return self.proposal == "annealed" and self.anneal_moves > 0
 
     def draw(self, policy: Any, rows: int, generator: torch.Generator) -> Draws:
         """Randomness of a policy step; times in [T_MIN, T_MAX]."""
@@ -175,11 +81,20 @@ class Reverse(Estimation):
         second = policy.noise(-(-rows // SPREAD_SHARE), generator)
         noise = policy.noise(rows, generator)
         t = row_times(rows, generator, T_MIN, T_MAX)
-        half = torch.rand((-(-self.particles // 2), rows, size), generator=generator, device=device)
-        half = half.clamp(1e-6, 1 - 1e-6)
+        shape = (-(-self.particles // 2), rows, size)
+        half = torch.rand(shape, generator=generator, device=device).clamp(1e-6, 1 - 1e-6)
         # mirrored pairs: near the data end all weights are alike and the pairs' errors cancel
         uniform = torch.stack([half, 1 - half], 1).flatten(0, 1)[: self.particles]
-        return Draws(start, waiting, second, noise, t, uniform)
+        moves = self.moves(shape, generator) if self.anneals else None
+        return Draws(start, waiting, second, noise, t, uniform, moves)
+
+    def moves(self, shape: tuple[int, int, int], generator: torch.Generator) -> Moves:
+        """Randomness of the moves of as many mirrored pairs [N / 2, R, D]."""
+        count, device = self.anneal_moves, generator.device
+        kick = draw.normal((count, *shape), generator, device=device)
+        chance = torch.rand((count, *shape[:2]), generator=generator, device=device)
+        pairs = torch.stack([kick, -kick], 2), torch.stack([chance, chance], 2)
+        return Moves(*(pair.flatten(1, 2)[:, : self.particles] for pair in pairs))
 
     def loss(
         self,
@@ -235,8 +150,9 @@ class Reverse(Estimation):
             x = A * start + B * draws.noise
         velocity = policy.velocity(x, t, feat)
         target, metrics, q_std = self.target(
-            policy, critic, obs, x, t, velocity.detach(), draws.uniform, temperature, spread
-        )
+            policy, critic, obs, x, t, velocity.detach(), draws.uniform, temperature, spread,
+            draws.moves,
+        )  # fmt: skip
         metrics |= {"policy/spread": acted[:executed].mean()}
         weight = self.time_weight(policy.path, t)
         return Aim(x, feat, velocity, target, weight, metrics, Measured(q_std, width))
@@ -290,6 +206,7 @@ class Reverse(Estimation):
         uniform: Tensor,
         T: Tensor,
         spread: Tensor,
+        moves: Moves | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """v = A' E[a|x] + B' E[eps|x] [R, Tp, Da], metrics, and Q's within-state deviation []."""
         A, B, dA, dB = (c.view(-1, 1) for c in policy.path.coefficients(t))
@@ -302,22 +219,32 @@ class Reverse(Estimation):
             ratio = B / (A * spread.clamp_min(self.spread_floor))
             guess = mean, self.self_scale / (1.0 + ratio.square()).sqrt(), self.self_share
         bounds = estimators.box_noise(rows - A * centre, a_unit, B) if self.box else None
-        drawn = self.proposed(uniform, bounds, guess)
-        u = (rows - A * centre - B * drawn.eps) / a_unit
-        u = u.clamp(-1.0, 1.0) if self.box else u
-        a = (centre + half * u).unflatten(-1, x.shape[1:])
-        energy, grad, q = self.energy(policy, critic, obs, a, T)
-        weight = estimators.weights(drawn, energy)
-        grad = None if grad is None else half * grad
-        mean, ratio = self.posterior_mean(weight, drawn.eps, u, grad, a_unit, B)
+
+        def ask(eps: Tensor) -> Particles:
+            u = (rows - A * centre - B * eps) / a_unit
+            u = u.clamp(-1.0, 1.0) if self.box else u
+            a = (centre + half * u).unflatten(-1, x.shape[1:])
+            energy, grad, q = self.energy(policy, critic, obs, a, T)
+            return Particles(eps, u, energy, None if grad is None else half * grad, q)
+
+        drawn, told = self.proposed(uniform, bounds, guess), {}
+        found = first = ask(drawn.eps)
+        if moves is not None:
+            shrink, width = B / a_unit, spread.clamp_min(self.spread_floor)
+            more = annealing.excess(shrink, half, width, self.box)
+            chain = Annealing(ask, bounds, shrink, more, self.anneal_step)
+            drawn, found, told["accepted"] = chain.run(uniform, first, moves)
+        weight = estimators.weights(drawn, found.energy)
+        mean, ratio = self.posterior_mean(weight, found, a_unit, B)
         if bounds is not None:  # in which a posterior mean lies
             mean = torch.minimum(torch.maximum(mean, bounds[0]), bounds[1])
         target = dA * (rows - B * mean) / A + dB * mean
-        metrics = self.diagnose(t, estimators.effective_share(weight), ratio)
+        told["ess"] = estimators.effective_share(weight)
+        told |= {} if ratio is None else {"variance_ratio": ratio}
         early = (t < TIME_BINS[1]).float()
-        prior = q[-max(self.particles - self.own_draws(), 2) :]  # draws from the prior alone
+        prior = first.q[-max(self.particles - self.own_draws(), 2) :]  # of the prior alone
         q_std = (prior.std(0) * early).sum() / early.sum().clamp_min(1.0)
-        return target.unflatten(1, x.shape[1:]), metrics, q_std.clamp_min(1e-6)
+        return target.unflatten(1, x.shape[1:]), self.diagnose(t, told), q_std.clamp_min(1e-6)
 
     @staticmethod
     def proposed(uniform: Tensor, bounds: Any, guess: Any) -> estimators.Proposal:
@@ -342,7 +269,7 @@ class Reverse(Estimation):
 
     def own_draws(self) -> int:
         """Number of particles that the self-proposal draws, leading in N."""
-        if self.proposal == "truncated":
+        if self.proposal != "self":
             return 0
         return min(max(round(self.self_share * self.particles), 1), self.particles - 1)
 
@@ -350,7 +277,7 @@ class Reverse(Estimation):
         self, policy: Any, critic: Any, obs: Tensor, a: Tensor, T: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """E(a) = min Q / T (+ the tanh Jacobian) [N, R], dE/da [N, R, D] if used, and Q [N, R]."""
-        with_grad = self.estimator != "noise"
+        with_grad = self.estimator != "noise" or self.anneals
         with torch.set_grad_enabled(with_grad):
             a = a.detach().requires_grad_(with_grad)
             q = critic(obs[None], policy.to_action(a)).amin(0)
@@ -361,10 +288,11 @@ class Reverse(Estimation):
         return energy.detach(), grad, q.detach()
 
     def posterior_mean(
-        self, weight: Tensor, eps: Tensor, a: Tensor, grad: Tensor | None, A: Tensor, B: Tensor
+        self, weight: Tensor, found: Particles, A: Tensor, B: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """E[eps|x] [R, D] by the chosen estimator; variance ratio to the noise form [R] if any."""
-        if grad is None:
+        eps, a, grad = found.eps, found.point, found.grad
+        if grad is None or self.estimator == "noise":
             return estimators.noise_mean(weight, eps), None
         if self.estimator == "gradient":
             return estimators.gradient_mean(weight, grad, A, B), None
@@ -374,13 +302,12 @@ class Reverse(Estimation):
         return estimators.combined_mean(weight, eps, control, self.ridge)
 
     @staticmethod
-    def diagnose(t: Tensor, ess: Tensor, ratio: Tensor | None) -> dict[str, Tensor]:
-        """ESS share and variance ratio averaged in each time bin."""
+    def diagnose(t: Tensor, shares: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each of the shares [R] averaged in each time bin."""
         metrics = {}
         for i, (low, high) in enumerate(zip(TIME_BINS, TIME_BINS[1:], strict=False)):
             inside = ((t >= low) & (t < high)).float()
             count = inside.sum().clamp_min(1.0)
-            metrics[f"rfm/ess_{i}"] = (ess * inside).sum() / count
-            if ratio is not None:
-                metrics[f"rfm/variance_ratio_{i}"] = (ratio * inside).sum() / count
+            for name, share in shares.items():
+                metrics[f"rfm/{name}_{i}"] = (share * inside).sum() / count
         return metrics

@@ -11,9 +11,11 @@ from ..envs.batch import Batch
 from ..policies import draw
 from ..policies.candidates import candidate_noise, choose, race
 from ..ranges import Count, NonNegative, Positive, Share
+from . import estimation
+from .estimation import Estimation
 from .matching import Averaged, BestOf
 from .returns import dual_step, follow
-from .reverse import Draws, Estimation, Measured, Reverse
+from .reverse import Draws, Measured, Reverse
 
 
 @dataclass(eq=False)
@@ -83,7 +85,7 @@ class RFM(Estimation, BestOf, Averaged):
         super().__post_init__()
         self.refuse()
         self.reverse = Reverse(**{each.name: getattr(self, each.name) for each in fields(Reverse)})
-        self.reverse.refuse(self.policy, "algo")
+        estimation.refuse(self.reverse, self.policy, "algo")
         device = self.generator.device
         self.log_temperature = torch.tensor(self.temperature, device=device).log()
         self.q_scale = torch.ones((), device=device)

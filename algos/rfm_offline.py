@@ -12,6 +12,7 @@ from ..envs.batch import Batch
 from ..policies import draw
 from ..policies.candidates import candidate_noise, choose, race
 from ..ranges import Count, NonNegative, Positive, Share
+from . import estimation
 from .expectile import Implicit
 from .losses import matching_draws
 from .matching import Matching
@@ -61,7 +62,7 @@ class RFMOffline(Implicit, Matching):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.reverse.refuse(self.policy, "algo.reverse")
+        estimation.refuse(self.reverse, self.policy, "algo.reverse")
         device, size = self.generator.device, self.policy.horizon * self.policy.action_dim
         self.q_scale = torch.ones((), device=device)
         self.spread = torch.full((size,), 0.6, device=device)

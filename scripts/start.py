@@ -20,7 +20,7 @@ from rheo.policies.normalize import affine
 from .assemble import refuse_mute, twins
 from .config.build import target_of
 from .config.compose import HOME
-from .config.inherit import word
+from .config.inherit import FEW_STEPS, jumps_can_start_as, word
 from .config.top import AT_WILL, inside
 from .config.words import as_flags
 from .kept import APART, Donor, Pair, say
@@ -50,6 +50,8 @@ def start_from(algo: Algorithm, config: dict[str, Any]) -> Run:
         duals = carried(algo, config, donor) if same else []
         share_statistics(algo)
     say(pairs, duals, config, donor, same, algo.noisy_steps)
+    if untrained_jumps(algo, donor):
+        log.info("%s: its policy is a plain flow, whose jumps begin as its velocity", donor.who)
     return donor.run
 
 
@@ -134,13 +136,24 @@ def handed_over(algo: Algorithm, donor: Donor, config: Mapping[str, Any]) -> lis
         raise RheoError(beyond(donor))
     copies = (algo.policy, *twins(algo))
     named = [(name, part) for name, part in modules(algo).items() if part in copies]
-    state = donor.saved[origin]
+    state = {**untrained_jumps(algo, donor), **donor.saved[origin]}
     if origin == "head" and config["policy"].get("steps") != 1:
         raise RheoError(
             f"{donor.who}: what it deploys is its head, which acts in one step; set "
             "policy.steps=1, or init_part=base for the flow that it was distilled from"
         )
     return [Pair(name, part, weights(part, state), origin) for name, part in named]
+
+
+def untrained_jumps(algo: Algorithm, donor: Donor) -> dict[str, Tensor]:
+    """What average velocities have beyond the plain flow of a donor that they start as.
+
+    Nothing where the donor's policy is no such flow, or where nobody would train the jumps.
+    """
+    trains = getattr(algo, "trains_jumps", False) and algo.policy.jumps
+    if not trains or not jumps_can_start_as(donor.config["policy"]):
+        return {}
+    return {k: v for k, v in algo.policy.state_dict().items() if k.startswith("jump.")}
 
 
 def deployed(donor: Donor) -> str:
@@ -256,6 +269,8 @@ def refuse_other_meaning(
 ) -> None:
     """Raises RheoError where weights do not fit or would mean something else here."""
     here, there = (networks(algo, each, same) for each in (config, donor.config))
+    if untrained_jumps(algo, donor):
+        there["policy._target_"] = FEW_STEPS
     wrong = next((found for pair in pairs if (found := misfit(pair))), None)
     if wrong is not None:
         for key in SHAPING if same else SHAPING[1:]:

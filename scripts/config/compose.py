@@ -292,7 +292,7 @@ def finish(
     refuse_growth(tree)
     tree, followed, judged = resolve(tree, typed, errors)
     for place in [place for place, leaf in walk(tree) if isinstance(leaf, str) and leaf == "???"]:
-        own = intent.baseless(typed.algo) if place == "init" else ""
+        own = intent.baseless(typed.algo, tree) if place == "init" else ""
         errors.append(own or f"{place}: has to be set ({place}=...)")
         judged.add(place)
     for place, error in [(re.split("[:=]", error)[0], error) for error in validate(tree)]:

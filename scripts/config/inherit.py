@@ -18,6 +18,8 @@ POLICY_KEYS = (
     *("policy.obs_norm.kind", "policy.action_norm.kind"),
     *("horizon", "env.execute", "env.obs_steps"),
 )
+FLOW, FEW_STEPS = "rheo.policies.flow.FlowPolicy", "rheo.policies.fewstep.FewStepPolicy"
+VELOCITIES = {"path": "linear", "levels": None, "prediction": "v"}  # of which jumps are means
 ONE_STEP = "rheo.algos.fql.FQL"  # deploys a copy of its policy that takes one step
 
 
@@ -41,13 +43,16 @@ def inherit(base: dict[str, Any], overrides: list[Override], roots: list[Path]) 
         base["eye"] = theirs["eye"]
     given = acting_policy(theirs, {**base, "init_part": values.get("init_part", "auto")})
     mine = base["policy"]
+    head = given is not theirs["policy"]
+    if mine.get("_target_") == FEW_STEPS and jumps_can_start_as(given):
+        given = {**given, "_target_": FEW_STEPS}
     if given.get("_target_") != mine["_target_"]:
         return
     sampling = {place.partition(".")[2] for place in AT_WILL}
     asked = preset_keys(values, roots) & sampling
     if base["algo"]["_target_"] == theirs["algo"]["_target_"]:
         asked = set()
-    if given is not theirs["policy"]:
+    if head:
         asked -= {"steps"}
     asked |= {key.partition("/")[2] for key in values}  # policy/net=... by hand
     lacking = {key: mine[key] for key in mine if key in sampling}  # of runs older than a setting
@@ -119,6 +124,12 @@ def acting_policy(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[st
     part = mine.get("init_part", "auto")
     head = theirs["algo"]["_target_"] == ONE_STEP and part != "base" and (other or part != "auto")
     return {**node, "steps": 1} if head else node
+
+
+def jumps_can_start_as(policy: Mapping[str, Any]) -> bool:
+    """Whether this is a plain flow, which average velocities begin as: those of no length."""
+    straight = all(policy.get(key) == value for key, value in VELOCITIES.items())
+    return policy.get("_target_") == FLOW and straight
 
 
 def preset_keys(values: Mapping[str, Any], roots: list[Path]) -> set[str]:

@@ -118,12 +118,14 @@ def codes_are_kept(tree: dict[str, Any]) -> bool:
     return algo.get("_target_") == "rheo.algos.dsrl.DSRL" and not algo.get("noise_critic")
 
 
-def baseless(algo: str) -> str:
+def baseless(algo: str, tree: dict[str, Any]) -> str:
     """The message for an algorithm that tunes or steers, without anything to tune."""
+    acts = inside(tree, "env.id") is not None  # "???" where it has to be told
+    where = "env=NAME" if acts else "data=FILE"
     return (
         f"init: has to be set (init=RUN): {algo} tunes or steers a policy that was trained "
         f"before, by `rheo train algo=bc data=FILE name=base` for example, then `rheo train {algo} "
-        f"init=base env=NAME`; init={SCRATCH} starts from random weights all the same"
+        f"init=base {where}`; init={SCRATCH} starts from random weights all the same"
     )
 
 

@@ -20,7 +20,7 @@ PER_CPU = 4  # threads or processes, at most
 LARGEST = 2**53
 DEEPEST = {  # of what is made, or gone through, one by one
     **{"depth": 1000, "encoder_depth": 1000, "members": 10_000, "steps": 100_000},
-    **{"n_step": 1000, "episodes": 100_000},
+    **{"n_step": 1000, "episodes": 100_000, "anneal_moves": 1000},
 }
 
 

@@ -11,6 +11,7 @@ MOVED = {
     "rheo.policies.gaussian.TanhGaussian": "rheo.policies.heads.TanhGaussian",
 }
 CONTRAST = {"condition": [], "contrast_coef": 0.0, "contrast_beta": 1.0}
+ANNEALING = {"anneal_moves": 4, "anneal_step": 0.5}  # of a proposal that older runs lack
 # keys without which older runs were made, with the values that do what those runs did
 ADDED = {
     "rheo.algos.awm_gae.AWMGAE": {"reduction": "mean", "error_max": None, "pulls": []},
@@ -24,19 +25,21 @@ ADDED = {
         **{"distill_noises": 1, "base_cache": 0, "relative": False, "ema_rate": 1.0},
     },
     "rheo.algos.expo.EXPO": {"base_cache": 0, "relative": False},
+    "rheo.algos.flame.FLAME": ANNEALING,
     "rheo.algos.mirror.Mirror": {"target_ess": None, "pulls": []},
     "rheo.algos.parl.PARL": {"proposals": "best", "weight": "even"},
     "rheo.algos.prefer.Prefer": {"pulls": []},
     "rheo.algos.reinflow.ReinFlow": {"pulls": []},
     "rheo.algos.rfm.RFM": {
         **{"control": "ridge", "walls": 1.0, "start_candidates": 1, "choice_temperature": 0.0},
-        **{"deploy_temperature": 0.0, "target_noise": 1.0},
+        **{"deploy_temperature": 0.0, "target_noise": 1.0, **ANNEALING},
     },
     "rheo.algos.rfm_offline.RFMOffline": {
         **{"act_candidates": 1, "explore_noise": 0.0, "temperature_rule": "fixed"},
     },
     "rheo.algos.reverse.Reverse": {
         **{"control": "ridge", "walls": 1.0, "start_candidates": 1, "choice_temperature": 0.0},
+        **ANNEALING,
     },
     "rheo.envs.datasets.Dataset": {
         **{"action_scale": "recorded", "filter": None, "big": False},

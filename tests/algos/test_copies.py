@@ -50,7 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "awm": {"signed_coef": 0.5, "bc_coef": 1.0},
     "awm_q": {"anchor_coef": 0.5},
     "rfm": {"target_candidates": 3, "target_noise": 1.0},
-    **dict.fromkeys(("dql", "ofql"), {"target_candidates": 3}),
+    **dict.fromkeys(("dql", "ofql", "tdm"), {"target_candidates": 3}),
 }
 # algorithm -> the copy whose action is backed up, and how the critics are joined
 BACKS_UP: dict[str, tuple[str, str]] = {
@@ -58,6 +58,7 @@ BACKS_UP: dict[str, tuple[str, str]] = {
     "td3bc": ("slow", "min"),
     "dql": ("average", "min"),
     "ofql": ("average", "min"),
+    "tdm": ("average", "min"),
     "dac": ("average", "lcb"),
     "qsm": ("average", "min"),
     "dpmd": ("average", "min"),

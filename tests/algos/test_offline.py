@@ -56,6 +56,8 @@ BOLD: dict[str, dict[str, Any]] = {
     "signed": {"beta": 20.0, "ema_rate": 0.05, "anchor_coef": 0.5, **SIGNED},
     "dql": {"eta": 3.0, "ema_rate": 0.05},
     "ofql": {"eta": 3.0, "ema_rate": 0.05},
+    # its base is untrained here: it clones, and is held to that a little
+    "tdm": {"eta": 3.0, "ema_rate": 0.05, "clone_coef": 1.0, "dmd_coef": 0.1, "fake_updates": 1},
     "dac": {"eta": 0.3, "threshold": None, "ema_rate": 0.05},
     "fql": {"alpha": 0.3},
     "parl": {"samples": 8, "rounds": 2},

@@ -6,7 +6,7 @@ from torch import nn
 
 from rheo.algos import jumping
 from rheo.algos.meanflow import MeanFlow
-from rheo.algos.ofql import FINEST
+from rheo.algos.onestep import FINEST
 from rheo.algos.shortcut import Shortcut
 from rheo.envs.batch import Windows
 from rheo.policies.nets import clone

@@ -26,6 +26,7 @@ PATH = "algo.pulls=[{kind:path,rule:dual,coef:1,threshold:0.1,rate:0.1}]"
 GATED = "algo.pulls=[{kind:velocity,rule:gated,coef:1,share:0.1,every:3}]"
 MORE = {  # parts that are off in what ships
     "rfm, ridge": ("rfm", "algo.estimator=combined"),
+    "rfm, annealed": ("rfm", "algo.proposal=annealed"),
     "rfm, candidates": ("rfm", "algo.act_candidates=2 algo.choice_temperature=0.5"),
     "sac, rarely": ("sac", "algo.policy_every=3"),
     "reinflow, anchored": ("reinflow", "algo.anchor_coef=0.1"),

@@ -14,7 +14,7 @@ SHIFT, STD, T = 0.1, 0.25, 1.0
 VALUES: dict[str, Any] = {
     **{"control": "ridge", "walls": 1.0, "start_candidates": 1, "choice_temperature": 0.0},
     "support": "box", "self_share": 0.75, "self_scale": 1.3, "spread_floor": 0.1, "ridge": 0.1,
-    "replay_share": 0.0, "weighting": "ramp",
+    "replay_share": 0.0, "weighting": "ramp", "anneal_moves": 2, "anneal_step": 0.5,
 }  # fmt: skip
 
 
@@ -64,7 +64,8 @@ def expected(norm, x, A, B, dA, dB):
 
 @pytest.mark.parametrize("kind", ["none", "minmax", "gaussian"])
 @pytest.mark.parametrize(
-    ("estimator", "proposal"), [("noise", "truncated"), ("noise", "self"), ("combined", "self")]
+    ("estimator", "proposal"),
+    [*(("noise", each) for each in ("truncated", "self", "annealed")), ("combined", "self")],
 )
 def test_the_velocity_is_that_of_the_whole_box_in_any_units(flow, kind, estimator, proposal):
     torch.manual_seed(0)
@@ -76,7 +77,7 @@ def test_the_velocity_is_that_of_the_whole_box_in_any_units(flow, kind, estimato
     draws = reverse.draw(policy, 4, generator)
     velocity, *_ = reverse.target(
         policy, Hill(), torch.zeros(4, 2), x, t, torch.zeros(4, 1, 2), draws.uniform,
-        torch.tensor(T), torch.full((2,), 0.5),
+        torch.tensor(T), torch.full((2,), 0.5), draws.moves,
     )  # fmt: skip
     for row in range(4):
         path = [float(c) for c in policy.path.coefficients(t[row])]

@@ -2,9 +2,9 @@
 
 Its Q is a sum over the actions, so the velocity that an estimator aims at is known: the posterior
 mean of every action alone, by quadrature. Every cell has the same temperature, the policy's own
-guess of that mean is exact, and x is drawn from the target's own path. The error is the root mean
-square of the estimated velocity's, in three ranges of time; 1 is as large as the noise itself.
-Regret is that of `bench_actor` after as many policy steps, at this temperature.
+guess of that mean and of its width is exact, and x is drawn from the target's own path. The error
+is the root mean square of the estimated velocity's, in three ranges of time; 1 is as large as the
+noise itself. Regret is that of `bench_actor` after as many policy steps, at this temperature.
 """
 
 from collections.abc import Iterator
@@ -29,6 +29,8 @@ CELLS = {  # name -> words; `gradient` is biased between walls and refuses them
     "noise, box": ("algo=rfm_box", "algo.walls=1"),
     "noise, walls at 1.3": ("algo=rfm_box", "algo.walls=1.3"),
     "noise, tanh": ("algo=rfm", "algo.estimator=noise"),
+    "noise, box, annealed": ("algo=rfm_box", "algo.walls=1", "algo.proposal=annealed"),
+    "noise, tanh, annealed": ("algo=rfm", "algo.estimator=noise", "algo.proposal=annealed"),
     "gradient, tanh": ("algo=rfm",),
     "combined, box": ("algo=rfm_box", "algo.walls=1", "algo.estimator=combined"),
     "combined, walls at 1.3": ("algo=rfm_box", "algo.walls=1.3", "algo.estimator=combined"),
@@ -97,11 +99,11 @@ def errors(words: tuple[str, ...], rows: int) -> list[float]:
         x = (A * a + B * torch.randn(mean.shape, generator=generator)).float()
         told = exact.posterior(x.double(), A.double(), B.double()).float()
         velocity = dA * told + dB * (x - A * told) / B
-        uniform = algo.draw(rows).uniform
+        draws = algo.draw(rows)
         shaped = [value.unflatten(1, (1, -1)) for value in (x, velocity)]
         guess, _, _ = algo.reverse.target(
-            algo.policy, known, obs, shaped[0], t, shaped[1], uniform,
-            torch.tensor(TEMPERATURE), std.mean(0).float(),
+            algo.policy, known, obs, shaped[0], t, shaped[1], draws.uniform,
+            torch.tensor(TEMPERATURE), std.mean(0).float(), draws.moves,
         )  # fmt: skip
         found.append((guess.flatten(1) - velocity).square().mean().sqrt().item())
     return found

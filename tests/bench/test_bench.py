@@ -137,6 +137,16 @@ def test_the_estimators_of_the_table_aim_at_its_exact_velocity(cell: str) -> Non
     assert (many < 0.07).all() and (many < 0.4 * few).all(), (few, many)
 
 
+def test_moves_bring_particles_of_the_prior_nearer_to_the_target() -> None:
+    """At equal particles; a guess that is exact (`self`) is nearer still."""
+    words = (*bench_estimator.CELLS["noise, box"], *bench_estimator.ALIKE, "algo.particles=16")
+    still, moved = (
+        np.array(bench_estimator.errors((*words, f"algo.proposal={proposal}"), 100))
+        for proposal in ("truncated", "annealed")
+    )
+    assert (moved < 0.8 * still).all(), (still, moved)
+
+
 def test_controls_take_the_noise_of_the_gradient_form_away() -> None:
     """Few particles before a tanh: the gradient form's error is many times the noise's at first."""
     words = (*bench_estimator.ALIKE, "algo.particles=16")

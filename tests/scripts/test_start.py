@@ -657,6 +657,42 @@ def test_a_policy_of_another_kind_is_named_with_the_word_that_chooses_it(tiny):
         started(here)
 
 
+@pytest.mark.parametrize("name", ["tdm", "ofql", "meanflow"])
+def test_average_velocities_that_are_trained_begin_as_a_plain_flow(tiny, caplog, name):
+    caplog.set_level("INFO", "rheo")
+    flow = learned(compose(tiny("bc", "a")), "a").average
+    config = compose(tiny(name, "b", "init=a"))
+    algo, _ = started(config)
+    assert config["policy"]["_target_"].endswith(".FewStepPolicy") and algo.policy.jumps
+    obs = torch.randn(8, 3)
+    x, t = flow.noise(8, torch.Generator().manual_seed(0)), torch.linspace(0.1, 0.9, 8)
+    for part in [algo.policy, algo.average] + ([algo.base, algo.fake] if name == "tdm" else []):
+        feat = part.features(obs)
+        torch.testing.assert_close(part.velocity(x, t, feat), flow.velocity(x, t, feat))
+        torch.testing.assert_close(
+            part.average_velocity(x, t, t + 0.1, feat), part.velocity(x, t, feat)
+        )
+    assert "jumps begin as its velocity" in caplog.text
+
+
+def test_a_one_step_head_is_distilled_from_the_accepted_policy(tiny):
+    accepted = learned(compose(tiny("rl100", "a", "init=scratch")), "a").accepted
+    algo, _ = started(compose(tiny("tdm", "b", "init=a", "algo.eta=0")))
+    obs, x, t = torch.randn(8, 3), torch.randn(8, 1, 2), torch.linspace(0.1, 0.9, 8)
+    fields = (part.velocity(x, t, part.features(obs)) for part in (algo.base, accepted))
+    torch.testing.assert_close(*fields)
+    ends, feat = torch.ones(8), algo.policy.features(obs)
+    end, _ = algo.policy.step(x, ends, ends, feat)
+    assert torch.equal(end, x)  # a(x, 1) = x
+
+
+def test_jumps_that_nobody_would_train_do_not_begin_as_a_plain_flow(tiny):
+    learned(compose(tiny("bc", "a")), "a")
+    for words in (["reinflow", "b", "policy=fewstep"], ["rlcm", "b"]):
+        with pytest.raises(RheoError, match="a FlowPolicy, and .* a FewStepPolicy here"):
+            started(compose(tiny(*words, "init=a")))
+
+
 def test_a_missing_program_and_the_keys_that_it_cannot_give_are_named_at_once(tiny, capsys):
     """ "Interpolation key 'policy.obs_norm.kind' not found" hid both."""
     words = tiny("dsrl_na", "b", "policy=exported", "policy.path=nofile.pt2")
