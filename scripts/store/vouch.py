@@ -119,7 +119,8 @@ def refuse_partial(folder: str | Path, config: Mapping[str, Any]) -> None:
     gone += [
         f"{key}._target_"
         for key in ("algo", "policy", "source")
-        if key not in gone and not isinstance(inside(config, f"{key}._target_"), str)
+        if key not in gone
+        and not isinstance(inside(config, f"{key}._target_"), str)
         and not (key == "policy" and config[key] == NOTHING)
     ]
     if gone:
