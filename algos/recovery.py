@@ -12,7 +12,7 @@ S steps, B slices, T = 2 H + 1, M numbers of a step, in [-1, 1]. Times are t = 1
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,10 +54,12 @@ class Slices(NamedTuple):
         return Slice(self.rows[place] * inside[..., None], inside, place)
 
 
-def field(rows: Tensor, half: int) -> FlowPolicy:
-    """An untrained noise prediction for slices of rows [S, M]; it observes which steps there are.
+def field(rows: Tensor, half: int, prediction: Literal["eps", "a"]) -> FlowPolicy:
+    """An untrained field for slices of rows [S, M]; it observes which steps there are.
 
-    Weights are drawn by torch's own generator.
+    prediction: "eps" for a detector, whose noise is asked for. A denoiser predicts the data, "a":
+    those of a slice lie close together, while its noise is more numbers than a network of this
+    width may hand on. Weights are drawn by torch's own generator.
     """
     size, steps = rows.shape[1], 2 * half + 1
     shape = {"width": WIDTH, "depth": DEPTH, "encoder_depth": 1, "activation": "mish"}
@@ -65,7 +67,8 @@ def field(rows: Tensor, half: int) -> FlowPolicy:
     norm.fit(rows)
     return FlowPolicy(
         MLP(steps, size, steps, **shape),
-        **{"path": "betas", "levels": LEVELS, "betas": "vp", "prediction": "eps", "steps": STEPS},
+        **{"path": "betas", "levels": LEVELS, "betas": "vp", "steps": STEPS},
+        prediction=prediction,
         **{"sampler": "euler", "eta": 0.0, "clip_x": False, "clip_a": False, "squash": "clip"},
         obs_norm=Normalizer(steps, kind="none"),
         action_norm=norm,
@@ -80,7 +83,7 @@ def fit(
     generator: torch.Generator,
     trusted: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Learns the noise of slices at the levels from the one to the other; the loss [] of each step.
+    """Learns slices at the levels from the one to the other; the loss [] of each step.
 
     trusted [S, M] bool: entries whose error counts (eq. 7); None: all. What is not is seen all the
     same. Only steps inside their episode count.
@@ -92,7 +95,7 @@ def fit(
         value, inside, place = slices.around(centre)
         t = 1 - torch.randint(low, high + 1, (BATCH,), generator=generator) / LEVELS
         noise = draw.normal(value.shape, generator, device=value.device)
-        error = policy.match_errors(inside.float(), value, noise, t, "eps")
+        error = policy.match_errors(inside.float(), value, noise, t, policy.prediction)
         counted = inside[..., None] if trusted is None else inside[..., None] & trusted[place]
         counted = counted.expand_as(error).to(error.dtype)
         loss = (error * counted).sum() / counted.sum().clamp_min(1.0)

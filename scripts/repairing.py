@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ POWER = 1 / 6  # of a score, after which those of a kind lie about as a normal d
 APART = 2.3  # Ashman's D above which there are two groups: of clean demonstrations some reach 2.2
 MOST = 0.6  # share of the steps above which the upper group is what is usual, not what is wrong
 POINTS, ROUNDS = 2001, 200  # quantiles that stand for all scores, and rounds of the fit to them
+KINDS: dict[str, Literal["eps", "a"]] = {"detector": "eps", "denoiser": "a"}  # what they predict
 TOLD = 10.0  # seconds between two lines
 log = logging.getLogger("rheo")
 
@@ -162,7 +163,7 @@ class Repair:
         self, name: str, levels: tuple[int, int], trusted: Tensor | None = None
     ) -> FlowPolicy:
         """A trained network. Says every few seconds how far it is."""
-        policy = recovery.field(self.steps.rows, self.asked["half"])
+        policy = recovery.field(self.steps.rows, self.asked["half"], KINDS[name])
         total, last, told = self.asked["updates"], torch.nan, monotonic()
         how = self.slices, levels, total, self.generator, trusted
         for count, loss in enumerate(recovery.fit(policy, *how), 1):

@@ -197,7 +197,7 @@ def test_what_nobody_trusts_teaches_nothing() -> None:
 def field_of(slices: Slices) -> FlowPolicy:
     """An untrained network, always the same."""
     torch.manual_seed(0)
-    return field(slices.rows, HALF)
+    return field(slices.rows, HALF, "eps")
 
 
 def test_levels_are_those_that_are_asked_for(monkeypatch) -> None:
