@@ -18,6 +18,8 @@ from .candidates import choose, chosen, race
 from .flow import FlowPolicy
 from .nets import expand_lead
 
+NEAR = 1e-4  # times that lie no further apart are one
+
 # ---- guided sampling ---------------------------------------------------------------------------
 
 
@@ -124,18 +126,30 @@ def walked(policy: FlowPolicy, critic: Any, obs: Tensor, noise: Tensor, move: An
 
 @torch.no_grad()
 def inpainted(
-    policy: FlowPolicy, obs: Tensor, noise: Tensor, known: Tensor, mask: Tensor
+    policy: FlowPolicy,
+    obs: Tensor,
+    noise: Tensor,
+    known: Tensor,
+    mask: Tensor,
+    start: float | None = None,
 ) -> Tensor:
     """Actions [..., T, Da] that agree with `known` where `mask` [..., T, Da] is true.
 
     Before every transition the known part is put to A(t) known + B(t) noise, the place where the
     flow of its own noise would be; the rest is filled in by the policy (arXiv:2506.07339 for
     chunks whose first actions are already being executed).
+
+    start: a time from which on the flow is followed, where the rest too is A known + B noise: it
+    stays near what `known` holds for it (SDEdit, arXiv:2108.01073). None: the rest is noise at 0.
     """
     times = policy.times()
     seen = expand_lead(obs, noise.ndim - 2, 1)
     feat, point = policy.features(seen), policy.to_latent(known)
     x = noise
+    if start is not None:
+        times = torch.cat([times.new_tensor([start]), times[times > start + NEAR]])
+        c = policy.path.coefficients(times[0])
+        x = c.a * point + c.b * noise
     for t, s in zip(times[:-1], times[1:], strict=True):
         c = policy.path.coefficients(t)
         x = torch.where(mask, c.a * point + c.b * noise, x)

@@ -36,7 +36,7 @@ VERBS = {  # verb -> module and function that do it, and what it is for
     "report": ("report", "main", "all runs of a folder as pages: rheo report runs/x"),
     "reproduce": ("reproduce", "main", "a row of docs/bench run again: rheo reproduce ROW"),
     "collect": ("collect", "main", "record a policy: rheo collect RUN steps=10000 out=data.hdf5"),
-    "data": ("data", "main", "look at recorded data: rheo data info|check|convert|filter|fetch"),
+    "data": ("data", "main", "look at recorded data: rheo data info|check|convert|filter|..."),
     "demo": ("demo", "main", "learn a small task from scratch; clone and fine-tune a flow in it"),
     "completion": ("completion", "main", "make the shell complete: rheo completion bash|zsh"),
     "bench": ("bench", "main", "measure speed on this machine"),

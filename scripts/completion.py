@@ -72,7 +72,7 @@ VALUES = {
 VERBS_OF_RUNS = ("train", "sweep", "suite", "demo")
 FIRST = {
     **{"zoo": ("build",), "checkpoint": ("verify",), "collect": ("branches",)},
-    "data": ("info", "check", "convert", "filter", "fetch"),
+    "data": ("info", "check", "convert", "filter", "corrupt", "repair", "fetch"),
     "completion": ("bash", "zsh"),
 }
 

@@ -1,6 +1,8 @@
-"""`rheo data`: look at recorded data, check them, convert them, fetch public ones."""
+"""`rheo data`: look at recorded data, check them, convert and mend them, fetch public ones."""
 
+import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ from rheo.envs.paths import SUFFIXES, expanded, layout_of
 from rheo.envs.pixels import listed_images
 from rheo.envs.scores import normalized_score
 from rheo.errors import USER, RheoError, trace
+from rheo.files import atomically, put_text, sha256
 
 from .config.data import READING
+from .corrupting import corrupt, scale_of
 from .fetch import fetch
 from .filtering import SIEVES, sifted
+from .store.provenance import versions
 
 Options = dict[str, Any]
 
@@ -37,6 +42,10 @@ def main(asked: tuple[str, list[str], Options]) -> int:
                 return convert(names[0], expanded(names[1]), options)
             case "filter":
                 return filtered(names[0], expanded(names[1]), options)
+            case "corrupt":
+                return corrupted(names[0], expanded(names[1]), options)
+            case "repair":
+                return repaired(names[0], expanded(names[1]), options)
         return fetch(names[0], options["from"], options["to"], options["yes"])
     except Refused as refused:
         raise RheoError(worded(str(refused), options)) from refused
@@ -221,6 +230,77 @@ def filtered(source: str, target: Path, options: Options) -> int:
         print(f"{source}: {text}")
     tell_written(recording, target)
     return 0
+
+
+def corrupted(source: str, target: Path, options: Options) -> int:
+    """Writes a file with a share of its steps made worse, with which ones. Raises RheoError."""
+    scale_of(options)
+    layout = refuse_taken(target, options)
+    recording = sound(source, options)
+    mask, card = corrupt(recording, options)
+    put(recording, source, target, layout, {"corruption": card}, {"mask": mask})
+    cut = f", {card['cut']:,} numbers of actions cut to [-1, 1]" if card["cut"] else ""
+    what = f"{', '.join(card['parts'])} of {card['corrupted']:,} of {card['steps']:,} steps"
+    print(f"{source}: {what} are corrupted{cut}")
+    tell_written(recording, target)
+    return 0
+
+
+def repaired(source: str, target: Path, options: Options) -> int:
+    """Writes a file with other numbers where something does not belong, and says where.
+
+    Raises Refused, and RheoError where a signal stops it or its networks break.
+    """
+    from .repairing import Repair, lines  # with torch
+    from .stopping import stop_signals
+
+    layout = refuse_taken(target, options)
+    recording = sound(source, options)
+    with stop_signals() as stop:
+        stop.last_word = lambda: "nothing is written"
+        repair = Repair(recording, options, stop)
+        repair.go()
+    arrays = {"mask": repair.mask, "scores": repair.scores}
+    put(recording, source, target, layout, {"repair": repair.card}, arrays)
+    for text in lines(repair.card, list(repair.parts)):
+        print(f"{source}: {text}")
+    tell_written(recording, target)
+    return 0
+
+
+def put(
+    recording: Recording,
+    source: str,
+    target: Path,
+    layout: str,
+    told: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+) -> None:
+    """Writes a recording, arrays [S, P] about parts of its steps, and a card that tells of both."""
+    write(recording, target, layout=layout)
+    for name, array in arrays.items():
+        atomically(beside(target, f"{name}.npy"), partial(save, array))
+    origin = expanded(source)
+    card = {
+        **{"file": target.name, "sha256": sha256(target)},
+        "source": origin.name if origin.exists() else source,
+        "source_sha256": sha256(origin) if origin.is_file() else None,
+        **told,
+        **{name: beside(target, f"{name}.npy").name for name in arrays},
+        "versions": versions(),
+    }
+    put_text(beside(target, "card.json"), json.dumps(card, indent=1) + "\n")
+
+
+def beside(target: Path, ending: str) -> Path:
+    """A file that goes with another: its name and an ending."""
+    return target.with_name(f"{target.name}.{ending}")
+
+
+def save(array: np.ndarray, part: Path) -> None:
+    """Writes an array as an npy file, whatever the file is called."""
+    with part.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def refuse_taken(target: Path, options: Options) -> str:

@@ -108,6 +108,23 @@ def test_known_parts_of_a_chunk_stay_and_the_rest_is_filled_in(policy_of, genera
     assert not torch.equal(action[:, 2:], policy.act(obs, noise)[:, 2:])  # it sees what is known
 
 
+def test_what_starts_on_the_way_keeps_the_rest_near_what_is_there(policy_of, generator):
+    net = MLP(2, 1, 4, width=32, depth=1, encoder_depth=1, activation="silu")
+    nn.init.normal_(net.outlet.weight, std=0.3)
+    policy = policy_of(net, steps=5)
+    obs, noise = torch.randn(9, 2), torch.randn(9, 4, 1)
+    known, mask = torch.rand(9, 4, 1) - 0.5, torch.zeros(9, 4, 1, dtype=torch.bool)
+    whole = steer.inpainted(policy, obs, noise, known, mask, start=0.0)
+    torch.testing.assert_close(whole, policy.act(obs, noise))  # on this path A(0) = 0
+    feat, x = policy.features(obs), 0.6 * known + 0.4 * noise
+    for t, s in ((0.6, 0.8), (0.8, 1.0)):
+        x = policy.step(x, torch.tensor(t), torch.tensor(s), feat)[0]
+    found = steer.inpainted(policy, obs, noise, known, mask, start=0.6)
+    torch.testing.assert_close(found, x.clamp(-1, 1))
+    between = steer.inpainted(policy, obs, 0 * noise, known, mask, start=0.99)
+    assert (between - known).abs().max() < 0.1 < (whole - known).abs().max()
+
+
 def test_words_combine(policy_of, generator):
     net = MLP(2, 1, 2, width=16, depth=1, encoder_depth=1, activation="silu")
     policy, other = policy_of(net), policy_of(net)

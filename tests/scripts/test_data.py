@@ -206,7 +206,7 @@ def test_a_conversion_refuses_clips_or_keeps_what_is_wrong(
     [
         ([], 2, "usage: rheo data info"),
         (["--help"], 0, "usage: rheo data info"),
-        (["inspect"], 2, "unknown verb 'data inspect'; there are: check, convert, fetch, filter"),
+        (["inspect"], 2, "unknown verb 'data inspect'; there are: check, convert, corrupt, fetch"),
         (["info"], 2, "usage: rheo data info"),
         (
             ["check", "x", "--time-limit", "ten"],

@@ -18,6 +18,7 @@ HOME = Path(__file__).resolve().parents[2]
 FIELD = yaml.safe_load((HOME / "docs" / "methods" / "field.yaml").read_text())
 RUN = [row for row in FIELD if "run" in row]
 TRAINED = [row["run"].split()[2:] for row in RUN if row["run"].startswith("rheo train ")]
+COPIED = [row["run"].split()[1:] for row in RUN if row["run"].startswith("rheo data ")]
 STEERED = [row["run"].split()[3:] for row in RUN if row["run"].startswith("rheo eval ")]
 GIVEN = ("algo", "data", "init", "env")  # words that a small run has others for
 
@@ -72,11 +73,12 @@ def test_what_steers_acts(tiny: Any) -> None:
         assert main(["eval", "r", "episodes=1", *(w.replace("BASE", "r") for w in words)]) == 0
 
 
-def test_what_filters_filters(tmp_path: Path) -> None:
-    (row,) = [row for row in RUN if row["run"].startswith("rheo data ")]
+@pytest.mark.parametrize("words", COPIED, ids=" ".join)
+def test_what_copies_data_copies(tmp_path: Path, words: list[str]) -> None:
     source, out = tmp_path / "in.npz", tmp_path / "out.npz"
     ends = np.arange(40) % 10 == 9
     rows = np.random.default_rng(0).normal(size=(40, 3))
     np.savez(source, observations=rows, actions=rows[:, :2] / 9, terminals=ends, timeouts=0 * ends)
-    words = row["run"].replace("IN.npz", str(source)).replace("OUT.npz", str(out))
-    assert main(words.split()[1:]) == 0 and out.exists()
+    files = {"IN.npz": str(source), "OUT.npz": str(out)}
+    small = ["--updates", "2"] if words[1] == "repair" else []
+    assert main([*(files.get(word, word) for word in words), *small]) == 0 and out.exists()
