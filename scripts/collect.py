@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rheo.envs.chunk import ChunkEnv
+from rheo.envs.costs import speed_limit
 from rheo.envs.data.containers import ZIP_ERRORS
 from rheo.envs.data.recording import Recording
 from rheo.envs.manipulation.registry import told_of
@@ -102,12 +103,15 @@ class Maker:
         assert env is not None
         self.env_id, self.max_steps = env.env.id, env.env.max_steps
         self.parts, self.env_options = env.env.obs_parts or {}, dict(node.get("options") or {})
+        limit = speed_limit(env.env.id, env.env.backend, node.get("cost") or {})
+        self.cost = {} if limit is None else {"kind": "speed", "limit": limit}
         return env
 
     def told(self) -> dict[str, Any]:
         """What the file says of the environment and of its observations."""
         keys = {"obs_keys": list(self.parts), "obs_widths": list(self.parts.values())}
         known = {"env_id": self.env_id} | (keys if self.parts else {})
+        known |= {"env_cost": self.cost} if self.cost else {}
         return known | told_of(self.env_id, self.env_options)
 
     def of_run(self, name: str, count: int, generator: torch.Generator) -> tuple[ChunkEnv, Act]:

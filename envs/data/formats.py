@@ -53,7 +53,13 @@ from .replay_zarr import Store
 from .robomimic import Robomimic, is_robomimic, natural
 
 OURS = "rheo"
-SAME = ("obs_keys", "obs_images", "env_id", "control_mode")  # in all files that tell them
+SAME = (
+    "obs_keys",
+    "obs_images",
+    "env_id",
+    "control_mode",
+    "env_cost",
+)  # in all files that tell them
 UNIT = ("action_scale", "action_low", "action_high")  # in all files or in none, if they are read
 WORDS = 200  # letters of a library's message
 log = logging.getLogger("rheo")

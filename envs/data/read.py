@@ -41,12 +41,14 @@ def read(path: str | Sequence[str], **how: Any) -> Recording:
 class Played(NamedTuple):
     """The environment of a recording, None where it is not known.
 
-    alike: observations and actions have its sizes. options: what it is made with.
+    alike: observations and actions have its sizes. options: what it is made with. cost: what its
+    steps cost, as `env.cost` says.
     """
 
     env_id: str | None
     alike: bool = True
     options: Mapping[str, Any] = {}
+    cost: Mapping[str, Any] = {}
 
 
 def played_in(path_or_name: str | Sequence[str], obs_keys: list[str] | None = None) -> Played:
@@ -60,7 +62,8 @@ def played_in(path_or_name: str | Sequence[str], obs_keys: list[str] | None = No
         return Played(env_by_name(file) if isinstance(file, str) else None)
     sizes, about = head(file, Reading(obs_keys=obs_keys))
     alike = "obs_keys" in about or fits(about["env_id"], sizes.obs_dim, sizes.action_dim)
-    return Played(about["env_id"], alike, about.get("env_options") or {})
+    options, cost = (about.get(key) or {} for key in ("env_options", "env_cost"))
+    return Played(about["env_id"], alike, options, cost)
 
 
 def is_there(path: str | Sequence[str]) -> bool:

@@ -111,7 +111,7 @@ KNOWN = {
     **dict.fromkeys(("control_mode", "stopped"), TEXTS),
     **dict.fromkeys(("dt", "fps", "hz", "control_freq"), NUMBER),
     **dict.fromkeys(("action_low", "action_high"), BOUNDS),
-    **dict.fromkeys(("env_options", "env_args", "versions"), TABLE),
+    **dict.fromkeys(("env_options", "env_args", "env_cost", "versions"), TABLE),
     "version": COUNT,
     "sim": Kind("yes or no", as_flag),
     "obs_keys": Kind("a list of names", as_names),

@@ -101,7 +101,7 @@ def recorded_in(told: Any) -> list[str]:
 def made_as_recorded(
     base: dict[str, Any], told: Any, overrides: list[Override], chosen: list[str]
 ) -> None:
-    """Gives the environment of the data what their file says that it was made with.
+    """Gives the environment of the data what their file says that it was made with, and costs.
 
     Where the file of its suite leaves the id open, and none is typed, that is the data's.
     """
@@ -113,6 +113,11 @@ def made_as_recorded(
         env["id"] = told.env_id
     if environment_of(base, values) == told.env_id and "options" in env:
         env["options"] = {**told.options, **(env.get("options") or {})}
+        typed = any(key.split(".")[:2] == ["env", "cost"] for key in values)
+        free = not typed and not env.get("cost")
+        backend = values.get("env.backend", env.get("backend"))
+        if told.cost and free and backend in ("auto", "native"):
+            env["cost"] = dict(told.cost)
 
 
 def kept_of_base(base: Mapping[str, Any], told: Any, values: list[Override]) -> None:

@@ -10,6 +10,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +80,7 @@ def one_start(
     before, start = (known[-1].minutes, known[-1].start + 1) if known else (0.0, 1)
     pid = zygote().start(command(folder), folder, folder / "log")
     found, begun = [], time.monotonic()
-    with file.open("a", newline="") as stream:
+    with file.open("a", newline="") as stream, ended_with_us(pid):
         writer = csv.writer(stream)
         while (passed := before + (time.monotonic() - begun) / 60) < until:
             code = zygote().wait(EVERY)
@@ -93,6 +94,16 @@ def one_start(
     if zygote().wait(60) is None:
         raise RuntimeError("it did not stop within a minute")
     return found
+
+
+@contextmanager
+def ended_with_us(pid: int) -> Iterator[None]:
+    """A process that is asked to stop where Ctrl-C ends this one, instead of going on alone."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        os.kill(pid, signal.SIGTERM)
+        raise
 
 
 def told(found: list[Look]) -> str:

@@ -112,7 +112,10 @@ LEARN = "which are no episodes of steps; of such pairs learn algo=crd, algo=dpo 
         (["algo=bc", "data=pairs.npz"], LEARN),
         (["algo=sac", "data=pairs.npz"], LEARN),
         (["algo=dpo", "init=base", "source=mixed", "data=pairs.npz"], LEARN),
-        (["algo=iql", "source=pairs", "data=pairs.npz"], "source=pairs: algo=crd, d3po, dpo learn"),
+        (
+            ["algo=iql", "source=pairs", "data=pairs.npz"],
+            "source=pairs: algo=crd, d3po, dpo, gendrive learn",
+        ),
         (["algo=dpo", "init=base", "source=pairs", "data=data.npz"], "no key 'chosen'; it holds"),
         (["algo=dpo", "init=base", "data=data.npz"], "algo=dpo does not read recorded data"),
         (["algo=dpo", "init=base", "source=pairs"], "data: has to be set (data=FILE)"),

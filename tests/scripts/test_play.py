@@ -72,7 +72,8 @@ def test_runs_are_shown_side_by_side_with_what_their_critics_expect(run: Path, t
     values = [caption.q for _, caption in frames[1:]]
     assert all(q is not None for q in values) and len(set(values)) > 1
     used = [caption.used for _, caption in frames[1:-1]]
-    assert used[:6] == [1, 2, 3, 1, 2, 3] and frames[1][1].steps == 3
+    assert used == [1 + k % 3 for k in range(len(used))] and len(used) > 3
+    assert frames[1][1].steps == 3
 
 
 def test_what_is_drawn_changes_with_what_happens() -> None:

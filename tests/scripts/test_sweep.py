@@ -47,7 +47,7 @@ def words(tiny):
     """Words of a sweep of small runs of SAC, without their seeds."""
 
     def make(*more, name="x"):
-        return [*tiny("sac", name), "steps=140", *more]
+        return [*tiny("sac", name), "steps=140", "source.update_ratio=1", *more]
 
     return make
 

@@ -305,7 +305,7 @@ def test_a_part_of_the_wrong_kind_is_refused(tmp_path, monkeypatch):
     refuse_misfit(node, policy=torch.nn.Linear(1, 1), critic=None)
     with pytest.raises(RheoError, match="policy: Picky needs a Linear and this is a ReLU"):
         refuse_misfit(node, policy=torch.nn.ReLU(), critic=None)
-    with pytest.raises(RheoError, match="policy: Picky needs a Linear and this is none"):
+    with pytest.raises(RheoError, match="policy=none: Picky trains a policy"):
         refuse_misfit(node, policy=None, critic=None)
 
 
