@@ -39,9 +39,8 @@ class Shown:
     def nearest(self, obs: Tensor) -> Tensor:
         """The recorded steps [N] nearest to the newest observations of obs [N, To*Do]."""
         point = (obs[:, -len(self.mean) :] - self.mean) * self.weight
-        dataset = self.dataset
-        steps = dataset.train_steps.long()
-        along = dataset.obs.index_select(0, steps) @ point.T - self.mean @ point.T
+        steps = self.dataset.train_steps.long()
+        along = (self.dataset.obs @ point.T).index_select(0, steps) - self.mean @ point.T
         return steps[(self.norm[:, None] - 2 * along).argmin(0)]
 
     def among(self, act: Any, frames: int) -> Any:
@@ -57,6 +56,8 @@ class Shown:
                     "source.shown_share: a replay of codes holds none of what is shown"
                 )
             rows = torch.rand(len(obs), generator=self.generator, device=own.device) < share
+            if not rows.any():  # looking for what is near passes over every recorded step
+                return own
             return torch.where(rows[:, None, None], self.dataset.chunk(self.nearest(obs)), own)
 
         return behave
