@@ -3,10 +3,13 @@
 Looking costs next to nothing: on the CPU the metrics that an update returns anyway, on other
 devices nothing until they are read. What lets an update be done again is a copy of the algorithm
 and the batches since, which are held, not copied. A copy is made where SHARE of the time since the
-last pays for it, and at once where the batches take HELD or will be overwritten.
+last pays for it, and at once where what is held takes HELD or will be overwritten. What a copy
+costs is what the cheapest of the latest took: one that was made while other programs had the
+processors would else leave batches of minutes in memory.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -23,6 +26,7 @@ from .store.state import capture, copied, not_finite, optimizers, restore, tenso
 Update = Callable[[Any], dict[str, Any]]
 SHARE = 0.003  # of a run's time, for copies
 HELD, FEW = 128e6, 8  # bytes of batches behind a copy, and how many they are at least
+TENSOR = 512  # bytes that a tensor takes besides its numbers
 LARGEST = 5  # gradient norms that are told
 
 
@@ -66,7 +70,8 @@ class Watch:
         self.harmless: set[str] = set()  # metrics that are not finite although nothing broke
         self.state: dict[str, Any] | None = None
         self.batches: list[tuple[Any, list[Tensor]]] = []  # with the noise that each one met
-        self.held = self.cost = self.taken = 0.0
+        self.costs: deque[float] = deque(maxlen=8)  # seconds of the latest copies
+        self.held = self.taken = 0.0
 
     def __call__(self, batch: Any) -> dict[str, Any]:
         """An update, its metrics. Raises Broke; the algorithm is then as it was before."""
@@ -91,7 +96,9 @@ class Watch:
         """What the next update is made from."""
         now = perf_counter()
         full = self.held >= HELD and len(self.batches) >= FEW
-        due = full or now - self.taken >= self.cost / SHARE
+        # the first copy of all may be dear by itself, so that a second one follows it soon
+        soon = len(self.costs) == 1 and len(self.batches) >= FEW
+        due = full or soon or now - self.taken >= min(self.costs, default=0.0) / SHARE
         if self.state is None or due or isinstance(batch, Rollout):
             state = capture(self.algo)
             if self.state is not None and not sound(state):  # on a device: not seen until now
@@ -100,10 +107,11 @@ class Watch:
                     raise Broke(finding)
             self.state, self.batches, self.held = copied(state), [], 0.0
             self.taken = perf_counter()
-            self.cost = self.taken - now
+            self.costs.append(self.taken - now)
         # acting draws too between updates, and what it drew is not done again
-        self.batches.append((batch, [each.get_state() for each in self.generators()]))
-        self.held += size_of(batch)
+        noise = [each.get_state() for each in self.generators()]
+        self.batches.append((batch, noise))
+        self.held += size_of({"batch": as_tree(batch), "noise": noise})
 
     def find(self, beyond: Callable[[Mapping[str, Any]], str | None] = lambda _: None) -> Any:
         """The Finding of the first kept update that breaks, None where all are sound.
@@ -329,6 +337,6 @@ def as_tree(batch: Any) -> Any:
     return batch._asdict() if hasattr(batch, "_asdict") else batch
 
 
-def size_of(batch: Any) -> float:
-    """Bytes of a batch."""
-    return sum(t.numel() * t.element_size() for _, t in tensors(as_tree(batch), ""))
+def size_of(tree: Any) -> float:
+    """Bytes that the tensors of a tree take."""
+    return sum(t.numel() * t.element_size() + TENSOR for _, t in tensors(tree, ""))

@@ -130,7 +130,7 @@ def test_copies_are_made_as_batches_grow_and_never_of_broken_weights(monkeypatch
     watch = Watch(algo, algo.update, False)
     watch.at_once = False  # as on a device, whose metrics are not looked at one by one
     watch(batch())
-    watch.cost = 1e9
+    watch.costs.extend([1e9] * 8)
     watch(batch())
     watch(batch(0.0))  # breaks
     watch(batch())
@@ -140,6 +140,43 @@ def test_copies_are_made_as_batches_grow_and_never_of_broken_weights(monkeypatch
     with pytest.raises(Broke, match="the gradient critic"):
         watch(batch())
     assert algo.updates == 2
+
+
+def test_one_slow_copy_leaves_no_batches_of_minutes_in_memory(monkeypatch: Any) -> None:
+    """A copy that takes a second where others take a hundredth, as on a machine that is taken."""
+    algo = Roots()
+    watch = Watch(algo, algo.update, False)
+    costs, now, inside, most = [0.01, 0.01, 1.0], [0.0], [False], 0
+
+    def clock() -> float:  # is asked before and after a copy, and else before an update
+        if inside[0]:
+            now[0] += costs.pop(0) if costs else 0.01
+        inside[0] = False
+        return now[0]
+
+    def captured(algo: Any) -> dict[str, Any]:
+        inside[0] = True
+        return capture(algo)
+
+    monkeypatch.setattr(breaks, "perf_counter", clock)
+    monkeypatch.setattr(breaks, "capture", captured)
+    for _ in range(3000):
+        watch(batch())
+        now[0] += 0.005
+        most = max(most, len(watch.batches))
+    assert not costs and 600 < most < 700  # 0.01 s for 3.3 s of 0.005 s each
+
+
+def test_what_is_held_counts_the_noise_and_what_every_tensor_takes() -> None:
+    algo = Roots()
+    watch = Watch(algo, algo.update, False)
+    watch.costs.extend([1e9] * 8)
+    for _ in range(3):
+        watch(batch())
+    numbers = sum(t.numel() * t.element_size() for t in batch() if t is not None)
+    noise = algo.generator.get_state().numel()
+    tensors_held = 1 + sum(t is not None for t in batch())
+    assert watch.held == 3 * (numbers + noise + breaks.TENSOR * tensors_held)
 
 
 def test_learning_rates_are_slowed_where_schedules_read_them_and_in_optimisers() -> None:
