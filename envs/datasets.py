@@ -21,6 +21,7 @@ from .recorded import (
     held_out_episodes,
     largest,
     refuse_share,
+    refuse_unrewarded,
     scale_of,
     stage_of,
 )
@@ -246,13 +247,8 @@ class Transitions(Dataset):
         super().__post_init__(env)
 
     def prepare(self, recording: Recording, first: Tensor, last: Tensor) -> Tensor:
-        if "undecided" in recording.about:
-            raise ValueError(f"data={self.path}: {recording.about['undecided']}; or use algo=bc")
-        if recording.reward is None:
-            raise ValueError(
-                f"data={self.path}: it holds no rewards, which this algorithm learns from; "
-                "use algo=bc, or a file with rewards"
-            )
+        refuse_unrewarded(recording, self.path, "use algo=bc")
+        assert recording.reward is not None
         step = torch.arange(len(recording.reward), dtype=last.dtype)
         left = last - step + 1
         frames = left.clamp(max=self.span)
