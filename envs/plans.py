@@ -7,15 +7,17 @@ import re
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..ranges import Natural, Quantile
 from .batch import Windows
 from .chunk import ChunkEnv
-from .data.recording import Recording
+from .data.judged import read_judged
+from .data.recording import Recording, Refused
 from .datasets import Dataset
-from .recorded import refuse_unrewarded, returns_ahead
+from .recorded import fingerprint, refuse_unrewarded, returns_ahead
 
 RETURN = "return"
 COLUMN = re.compile(r"obs(\d+)")
@@ -45,12 +47,15 @@ class Plans(Dataset):
         gamma: Discount per environment step of the label return, below 1; as env.gamma.
         pair_batches: Batches at the beginning of a run whose windows come in pairs, with the sign
             of which has more of each label; for algo=align.
+        judged: File of people's comparisons of windows, which stand in place of what labels are
+            measured by (they then only name its columns); null: compared as measured.
     """
 
     _: KW_ONLY
     labels: list[str]
     gamma: Quantile
     pair_batches: Natural
+    judged: str | None
 
     def __post_init__(self, env: ChunkEnv | None) -> None:
         self.place = "" if env is None else env.env.id  # where the run acts
@@ -60,12 +65,31 @@ class Plans(Dataset):
                 f"data={self.path}: holds images, and plans are of states; leave them out by "
                 "data.obs_keys=[...], or use algo=bc"
             )
-        self.strength = strengths(self.amount, self.train_steps.cpu()).to(self.obs.device)
+        if self.judged is None:
+            self.strength = strengths(self.amount, self.train_steps.cpu()).to(self.obs.device)
 
     def prepare(self, recording: Recording, first: Tensor, last: Tensor) -> Tensor:
-        amounts = [self.measured(label, recording, last) for label in self.labels]
-        self.amount = torch.stack(amounts, -1) if amounts else torch.zeros(len(last), 0)
+        if self.judged is None:
+            amounts = [self.measured(label, recording, last) for label in self.labels]
+            self.amount = torch.stack(amounts, -1) if amounts else torch.zeros(len(last), 0)
+        else:
+            self.judge(self.judged, recording)
         return super().prepare(recording, first, last)
+
+    def judge(self, file: str, recording: Recording) -> None:
+        """Reads the comparisons of a file. Raises ValueError."""
+        if recording.about.get("dropped"):
+            raise ValueError(
+                f"source.judged={file}: its steps are counted in the whole recording, of which "
+                "episodes are dropped; set data.on_bad=refuse (or clip)"
+            )
+        try:
+            pairs, more = read_judged(file, len(recording.action), len(self.labels))
+        except Refused as error:  # which is of a recording elsewhere
+            raise ValueError(str(error).replace("data=", "source.judged=", 1)) from error
+        device = self.generator.device
+        self.pairs, self.more = (torch.from_numpy(one).to(device) for one in (pairs, more))
+        self.digest = fingerprint([np.frombuffer(self.digest.encode(), np.uint8), pairs, more])
 
     def measured(self, label: str, recording: Recording, last: Tensor) -> Tensor:
         """The label's number of the window at every step, [S]. Raises ValueError."""
@@ -99,22 +123,30 @@ class Plans(Dataset):
         if self.updates >= self.pair_batches:
             return super().next(act)
         self.updates += 1
-        count, device = (self.batch_size // 2 * 2,), self.generator.device
-        pick = torch.randint(len(self.train_steps), count, generator=self.generator, device=device)
-        batch = self.rows(self.train_steps[pick])
-        return batch._replace(more=self.compared(batch.strength))
+        step, more = self.paired(self.batch_size // 2)
+        return self.rows(step)._replace(more=more)
 
-    @staticmethod
-    def compared(strength: Tensor) -> Tensor:
-        """The sign of each one's strength [B, C] less its partner's."""
-        return (strength - strength.roll(len(strength) // 2, 0)).sign()
+    def paired(self, count: int) -> tuple[Tensor, Tensor]:
+        """Steps at which so many pairs of windows begin, the first ones and then the second ones
+        [2 count], and the sign of which has more, likewise [2 count, C].
+        """
+        generator, where = self.generator, self.generator.device
+        if self.judged is None:
+            size = (2, count)
+            pick = torch.randint(len(self.train_steps), size, generator=generator, device=where)
+            step = self.train_steps[pick]
+            more = (self.strength[step[0]] - self.strength[step[1]]).sign()
+        else:
+            pick = torch.randint(len(self.pairs), (count,), generator=generator, device=where)
+            step, more = self.pairs[pick].T, self.more[pick]
+        return step.flatten(), torch.cat([more, -more])
 
     def windows(self, step: Tensor) -> Windows:
         """The windows that start at the steps [B], with their states and strengths."""
         ahead = torch.arange(self.horizon, device=step.device, dtype=step.dtype)
         rows = torch.minimum(step[:, None] + ahead, self.last[step][:, None])
-        told = {"state": self.obs[rows], "strength": self.strength[step]}
-        return super().windows(step)._replace(**told)
+        strength = None if self.judged is not None else self.strength[step]
+        return super().windows(step)._replace(state=self.obs[rows], strength=strength)
 
 
 def strengths(amount: Tensor, among: Tensor) -> Tensor:

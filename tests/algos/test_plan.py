@@ -22,7 +22,7 @@ STATE, ACTION, T, ROWS = 2, 1, 3, 16
 class Source:
     """What a source of plans says of itself."""
 
-    labels, pair_batches = ["return"], 1
+    labels, pair_batches, judged = ["return"], 1, None
 
 
 def learner(name="plan", kind=PlanPolicy, want=(1.0,), run_updates=1000, executed=1, **changes):
@@ -69,7 +69,7 @@ def given(algo, batch, seed=0):
 
 
 def test_the_loss_weighs_what_is_acted_and_leaves_out_what_is_known():
-    """Of a network that says 0 errors are |plan - noise|^2: the weighted mean by hand."""
+    """Of a network that foretells 0 errors are |plan|^2: the weighted mean by hand."""
     algo, batch = learner(executed=2, action_weight=7.0), windows()
     obs, plan, inside, strength, told, noise, t = given(algo, batch)
     weight = torch.ones(T, STATE + ACTION)
@@ -78,7 +78,7 @@ def test_the_loss_weighs_what_is_acted_and_leaves_out_what_is_known():
     total = count = 0.0
     for row in range(ROWS):
         for step in range(T if inside is None or inside[row, -1] else T - 1):
-            total += float((weight[step] * (plan - noise)[row, step] ** 2).sum())
+            total += float((weight[step] * plan[row, step] ** 2).sum())
             count += float(weight[step].sum())
     with torch.no_grad():
         loss = algo.loss(algo.policy, obs, plan, inside, strength, told, noise, t)
@@ -92,7 +92,7 @@ def test_what_stands_past_an_episodes_end_is_learned_only_where_asked():
         other = batch._replace(
             action=torch.where(past, 0.9, batch.action), state=torch.where(past, 5.0, batch.state)
         )
-        # x_t of these steps is another one too, which this network, an inlet of zeros, ignores
+        # x_t of these steps is another one too, which this network, whose outlet is zero, ignores
         with torch.no_grad():
             losses = [float(algo.loss(algo.policy, *given(algo, one))) for one in (batch, other)]
         assert (losses[0] == losses[1]) is not padding
@@ -179,6 +179,15 @@ def test_another_source_is_refused():
     with pytest.raises(RheoError, match="source: Plan learns from windows of states"):
         algo.read(Plain())
     algo.read(Source())
+
+    class Judged(Source):
+        """A source of people's comparisons."""
+
+        judged = "c.npz"
+
+    with pytest.raises(RheoError, match="source.judged=c.npz.*by algo=align"):
+        algo.read(Judged())
+    learner("align").read(Judged())
 
 
 # ---- strengths from pairs -------------------------------------------------------------------
@@ -267,6 +276,12 @@ def test_plans_are_told_the_strengths_of_the_network_and_not_the_labels():
     kept = algo.validate(batch, torch.Generator().manual_seed(0))["val/loss"]
     other = batch._replace(strength=torch.rand(ROWS, 1))
     assert algo.validate(other, torch.Generator().manual_seed(0))["val/loss"] == kept
+
+
+def test_windows_without_labels_are_told_the_strengths_too():
+    algo, batch = learner("align"), windows()._replace(strength=None)
+    algo.update(batch)
+    assert set(algo.validate(batch, torch.Generator().manual_seed(0))) == {"val/loss"}
 
 
 def test_attributes_without_pairs_or_a_wish_are_refused():

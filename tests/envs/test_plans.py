@@ -9,6 +9,7 @@ import torch
 
 from rheo.envs import plans
 from rheo.envs.plans import Plans, strengths
+from rheo.errors import EnvError
 
 LENGTHS = [1, 7, 2, 12, 3, 5]
 STEPS = sum(LENGTHS)
@@ -16,7 +17,7 @@ T, GAMMA = 4, 0.9
 SETTINGS = {
     "batch_size": 6, "holdout": 0.0, "obs_steps": 1, "on_bad": "refuse", "action_scale": "auto",
     "big": False, "storage": "ram", "obs_keys": None, "filter": None, "time_limit": None,
-    "labels": ["return"], "gamma": GAMMA, "pair_batches": 0,
+    "labels": ["return"], "gamma": GAMMA, "pair_batches": 0, "judged": None,
 }  # fmt: skip
 
 
@@ -138,6 +139,81 @@ def test_the_first_batches_come_in_pairs(read):
             assert batch.more[i].tolist() == gap.sign().tolist()
     assert data.next(None).more is None
     assert len(read(pair_batches=1, batch_size=7).next(None).obs) == 6
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """Writes comparisons of windows, some of their arrays changed or left out (None)."""
+
+    def write(**changed):
+        rng = np.random.default_rng(1)
+        content: dict[str, Any] = {
+            "first": rng.integers(0, STEPS, 40),
+            "second": rng.integers(0, STEPS, 40),
+            "more": rng.integers(-1, 2, (40, 2)),
+        }
+        content |= changed
+        np.savez(tmp_path / "c.npz", **{k: v for k, v in content.items() if v is not None})
+        return str(tmp_path / "c.npz"), content
+
+    return write
+
+
+def test_peoples_comparisons_stand_in_place_of_what_is_measured(read, compared):
+    file, told = compared()
+    data = read(pair_batches=4, judged=file, labels=["brave", "calm"], batch_size=16)
+    known = {
+        (int(a), int(b), *map(int, more))
+        for a, b, more in zip(told["first"], told["second"], told["more"], strict=True)
+    }
+    for _ in range(4):
+        batch = data.next(None)
+        step, more = batch.obs[:, 0].long().tolist(), batch.more.long().tolist()
+        found = {(step[i], step[i + 8], *more[i]) for i in range(8)}
+        assert found <= known
+        assert torch.equal(batch.more[:8], -batch.more[8:]) and batch.strength is None
+    assert data.next(None).more is None
+    alone = compared(more=told["more"][:, 0])[0]
+    assert read(judged=alone, labels=["brave"]).more.shape == (40, 1)
+
+
+def test_comparisons_are_a_part_of_what_a_run_goes_on_with(read, compared):
+    file, told = compared()
+    words = {"judged": file, "labels": ["brave", "calm"]}
+    state = read(**words).state_dict()
+    compared(more=-told["more"])
+    with pytest.raises(EnvError, match="changed since the run was saved"):
+        read(**words).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"more": None}, "no key 'more'; it holds first, second"),
+        ({"more": np.ones((40, 3))}, r"more.* shape \(40, 3\).*expected numbers \(40, 2\)"),
+        ({"more": np.ones(40)}, r"more.* shape \(40,\)"),
+        ({"more": np.full((40, 2), 2)}, "more.*row 0: not 1, 0 or -1"),
+        (
+            {"second": np.full(40, STEPS)},
+            f"second.*row 0: no step of the recording, 0 to {STEPS - 1}",
+        ),
+        ({"first": np.full(40, 0.5)}, "first.*row 0: no step"),
+        ({"first": np.full(40, np.nan)}, "first.*row 0: no step"),
+        ({"second": np.arange(3)}, r"second.* shape \(3,\).*expected numbers \(40,\)"),
+        ({"first": np.array(["a"] * 40)}, "first.*type <U1, expected numbers"),
+    ],
+)
+def test_comparisons_that_are_none_are_refused(read, compared, changed, message):
+    file, _ = compared(**changed)
+    with pytest.raises(ValueError, match=f"source.judged=.*{message}"):
+        read(judged=file, labels=["brave", "calm"])
+
+
+def test_comparisons_need_every_episode_that_they_count(read, compared, rows):
+    broken = {"actions": rows["actions"].copy()}
+    broken["actions"][3] = np.nan
+    with pytest.raises(ValueError, match="episodes are dropped; set data.on_bad=refuse"):
+        read(broken, judged=compared()[0], labels=["brave", "calm"], on_bad="drop")
 
 
 def test_a_sampler_of_plans_goes_on_where_it_was(read):
