@@ -127,6 +127,11 @@ class Dataset(Sampler):
         """Size of an observation history, as it is learned from."""
         return self.width * self.obs_steps
 
+    @property
+    def row_size(self) -> int:
+        """Numbers of observations that a row holds."""
+        return self.obs_size
+
     @torch.no_grad()
     def encode(self, see: See) -> None:
         """Puts features in the place of all images, where there are to be some; once."""
@@ -170,7 +175,7 @@ class Dataset(Sampler):
         count = len(self.held_steps)
         if not count:
             return None
-        most = min(HELD_WINDOWS, max(HELD_BYTES // (self.obs.element_size() * self.obs_size), 1))
+        most = min(HELD_WINDOWS, max(HELD_BYTES // (self.obs.element_size() * self.row_size), 1))
         stride = -(-count // most)
         return self.rows(self.held_steps[::stride])
 

@@ -68,6 +68,11 @@ class Plans(Dataset):
         if self.judged is None:
             self.strength = strengths(self.amount, self.train_steps.cpu()).to(self.obs.device)
 
+    @property
+    def row_size(self) -> int:
+        """The states of the window too."""
+        return self.obs_size + self.width * self.horizon
+
     def prepare(self, recording: Recording, first: Tensor, last: Tensor) -> Tensor:
         if self.judged is None:
             amounts = [self.measured(label, recording, last) for label in self.labels]

@@ -70,7 +70,8 @@ class PlanPolicy(Field):
     by guidance without classifier, from a plan of which nothing is asked to one that is.
 
     In its losses and its points a plan is in the place of an action: states in the units of
-    `obs_norm`, actions in those of `action_norm`. Plans have no tanh: states have no box.
+    `obs_norm`, actions in those of `action_norm`. Plans have no tanh, since states have no box, and
+    go by Euler's steps without noise.
 
     Args:
         want: How strong the labels of deployed plans should be, in the order of source.labels: from
@@ -85,7 +86,9 @@ class PlanPolicy(Field):
     def __init__(
         self, net: Net, *, want: list[Share | None], guidance: NonNegative, **kept: Any
     ) -> None:
-        super().__init__(Asked(net, guidance, want), squash="clip", **kept)
+        super().__init__(
+            Asked(net, guidance, want), squash="clip", sampler="euler", eta=0.0, **kept
+        )
         self.action_dim = self.action_norm.dim
         self.state_dim = net.action_dim - self.action_dim
         known = torch.zeros(self.horizon, net.action_dim, dtype=torch.bool)

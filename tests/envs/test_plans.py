@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rheo.envs import plans
+from rheo.envs import datasets, plans
 from rheo.envs.plans import Plans, strengths
 from rheo.errors import EnvError
 
@@ -139,6 +139,13 @@ def test_the_first_batches_come_in_pairs(read):
             assert batch.more[i].tolist() == gap.sign().tolist()
     assert data.next(None).more is None
     assert len(read(pair_batches=1, batch_size=7).next(None).obs) == 6
+
+
+def test_what_validates_takes_no_more_memory_than_a_dataset_may(read, monkeypatch):
+    data = read(holdout=0.9)
+    every = len(data.held_steps)
+    monkeypatch.setattr(datasets, "HELD_BYTES", 4 * (2 + T * 2) * (every // 2))
+    assert every // 3 <= len(data.held_out().obs) <= every // 2
 
 
 @pytest.fixture

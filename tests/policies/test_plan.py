@@ -13,8 +13,8 @@ from rheo.policies.plan import PlanPolicy
 
 STATE, ACTION, T, SPREAD = 3, 2, 5, 0.3
 SETTINGS: dict[str, Any] = {
-    "path": "linear", "levels": None, "prediction": "v", "steps": 4, "sampler": "euler",
-    "eta": 0.0, "clip_x": False, "clip_a": False,
+    "path": "linear", "levels": None, "prediction": "v", "steps": 4, "clip_x": False,
+    "clip_a": False,
 }  # fmt: skip
 
 
