@@ -27,7 +27,7 @@ SMALL_NET = {
 # whose replays are warmed up by uniform actions
 WARMED = (
     *("awm_q", "awm_q_tune", "dpmd", "flame", "fpmd", "qsm", "qvpo", "rfm", "rfm_box", "rfm_paper"),
-    *("sac", "sac_flow", "sdac", "td3", "crd", "dpo", "d3po"),
+    *("dacer", "sac", "sac_flow", "sdac", "td3", "crd", "dpo", "d3po"),
     *("branch", "b2", "g2rpo", "solrl", "talk2move", "tracerl"),
 )
 CHUNKS = ["horizon=4", "env.execute=2", "env.obs_steps=2"]
