@@ -21,6 +21,7 @@ NETS = sorted(file.stem for file in (HOME / "policy" / "net").glob("*.yaml"))
 SMALL_NET = {
     "mlp": ["width=16", "depth=1"],
     "mlp_small": ["width=16", "depth=1"],
+    "gated": ["width=16", "depth=1"],
     "unet": ["width=16", "widths=[8,16]", "groups=4"],
     "transformer": ["width=16", "depth=1", "heads=2"],
 }
