@@ -60,11 +60,6 @@ class Plans(Dataset):
     def __post_init__(self, env: ChunkEnv | None) -> None:
         self.place = "" if env is None else env.env.id  # where the run acts
         super().__post_init__(env)
-        if self.obs_images:
-            raise ValueError(
-                f"data={self.path}: holds images, and plans are of states; leave them out by "
-                "data.obs_keys=[...], or use algo=bc"
-            )
         if self.judged is None:
             self.strength = strengths(self.amount, self.train_steps.cpu()).to(self.obs.device)
 

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..ranges import Count, Positive
+from ..ranges import Count, NonNegative, Positive
 from .heads import OnePass
 from .nets import Stack, TimeEmbedding, zero_
 from .normalize import Normalizer
@@ -22,13 +22,18 @@ class NoiseNet(OnePass):
     of the bounds. obs [..., O], t [K] -> [..., K, T, Da], in normalised action units.
 
     Schedule "learn_decay" holds std_max for 35 % of the run and brings it down to 0.3 std_min + 0.7
-    std_max on a cosine. The noise is for learning: it is not deployed.
+    std_max on a cosine; "early" is std_min + (std_max - std_min) (1 - t)^std_power, so that chains
+    part at their beginning and go on nearly undisturbed (as in HiCoGen). The noise is for
+    learning: it is not deployed.
 
     Args:
         std_min: Least standard deviation of a denoising step's noise, in normalised action units.
         std_max: Largest standard deviation of a denoising step's noise, in normalised action units.
         schedule: How the noise goes: learn keeps both bounds, learn_decay lowers std_max during the
-            run, const is always the bounds' geometric mean.
+            run, const is always the bounds' geometric mean, early falls from std_max to std_min
+            along the chain.
+        std_power: Power of 1 - t by which the noise of schedule=early falls along the chain; 0
+            keeps std_max.
         tuned_steps: Denoising steps with learned noise, the last ones; those before have std_min;
             null: all.
     """
@@ -44,15 +49,16 @@ class NoiseNet(OnePass):
         depth: Count,
         std_min: Positive,
         std_max: Positive,
-        schedule: Literal["const", "learn", "learn_decay"],
+        schedule: Literal["const", "learn", "learn_decay", "early"],
+        std_power: NonNegative,
         tuned_steps: Count | None,
     ):
         super().__init__(obs_dim, action_dim, horizon, obs_norm)
         if not 0 < std_min <= std_max:
             raise ValueError(f"std_min={std_min} must be positive and at most std_max={std_max}")
-        if schedule not in ("const", "learn", "learn_decay"):
-            raise ValueError(f"schedule={schedule!r}: choose const, learn or learn_decay")
-        self.std_min, self.std_max = std_min, std_max
+        if schedule not in ("const", "learn", "learn_decay", "early"):
+            raise ValueError(f"schedule={schedule!r}: choose const, learn, learn_decay or early")
+        self.std_min, self.std_max, self.std_power = std_min, std_max, std_power
         self.schedule, self.tuned_steps = schedule, tuned_steps
         self.times = TimeEmbedding(width)
         self.net = Stack([obs_dim + width] + [width] * depth + [horizon * action_dim], "tanh")
@@ -80,6 +86,21 @@ class NoiseNet(OnePass):
             self.top.fill_(low + (self.std_max - low) * 0.5 * (1 + math.cos(math.pi * part)))
 
     def forward(self, obs: Tensor, t: Tensor) -> Tensor:
+        std = self.early(obs, t) if self.schedule == "early" else self.seen(obs, t)
+        if self.tuned_steps is None or self.tuned_steps >= len(t):
+            return std
+        fixed = len(t) - self.tuned_steps
+        return torch.cat(
+            [torch.full_like(std[..., :fixed, :, :], self.std_min), std[..., fixed:, :, :]], -3
+        )
+
+    def early(self, obs: Tensor, t: Tensor) -> Tensor:
+        """Deviations that fall along the chain, whatever is observed."""
+        std = self.std_min + (self.top - self.std_min) * (1 - t) ** self.std_power
+        return std[:, None, None].expand(*obs.shape[:-1], -1, self.horizon, self.action_dim)
+
+    def seen(self, obs: Tensor, t: Tensor) -> Tensor:
+        """Deviations by what is observed and when, within the bounds."""
         seen = self.obs_norm(obs)[..., None, :]
         when = self.times(t).expand(*obs.shape[:-1], -1, -1)
         seen = seen.expand(*when.shape[:-1], -1)
@@ -87,10 +108,4 @@ class NoiseNet(OnePass):
         if self.schedule == "const":
             z = torch.zeros_like(z)
         low, high = math.log(self.std_min), self.top.log()
-        std = (low + (high - low) * (z.tanh() + 1) / 2).exp()
-        if self.tuned_steps is None or self.tuned_steps >= len(t):
-            return std
-        fixed = len(t) - self.tuned_steps
-        return torch.cat(
-            [torch.full_like(std[..., :fixed, :, :], self.std_min), std[..., fixed:, :, :]], -3
-        )
+        return (low + (high - low) * (z.tanh() + 1) / 2).exp()

@@ -16,6 +16,7 @@ from . import draw
 from .field import Field
 from .guidance import Sided
 from .nets import Net, expand_lead
+from .normalize import Normalizer
 from .steer import filled
 
 
@@ -89,6 +90,11 @@ class PlanPolicy(Field):
         super().__init__(
             Asked(net, guidance, want), squash="clip", sampler="euler", eta=0.0, **kept
         )
+        if not isinstance(self.obs_norm, Normalizer):
+            raise ValueError(
+                "policy: a plan is of states, and these observations hold images; leave them out "
+                "(data.obs_keys=[...]), or use policy=flow with algo=bc"
+            )
         self.action_dim = self.action_norm.dim
         self.state_dim = net.action_dim - self.action_dim
         known = torch.zeros(self.horizon, net.action_dim, dtype=torch.bool)

@@ -37,7 +37,8 @@ from .worlds import real
 log = logging.getLogger("rheo")
 VERSION = 1  # of the contract
 CHECKED, SEEN = 1000, 100  # inputs that are compared, and where they have images
-TIMED, WARM = 500, 50  # calls that are timed, and before them
+TIMED, WARM = 500, 20  # calls that are timed, and before them
+FEWEST, LONGEST = 100, 1.0  # calls that are timed of a slow program, and seconds for more of them
 TOLERANCE = 1e-6  # of the range of actions
 TIES = 0.01  # share of inputs whose samples may be worth the same but for rounding
 LARGEST = 1 << 16  # rows of a batch
@@ -175,10 +176,12 @@ def compared(program: Program, call: Call, policy: Policy) -> tuple[int, float, 
 
 def latency(program: Program, call: Call) -> tuple[float, float]:
     """Milliseconds of a call for one observation: the median, and what 99 of 100 stay below."""
-    given, times = example_of(program, 1), []
+    given, times, begun = example_of(program, 1), [], time.perf_counter()
     with torch.no_grad():
-        for _ in range(WARM + TIMED):
+        for count in range(WARM + TIMED):
             start = time.perf_counter()
+            if count >= WARM + FEWEST and start - begun > LONGEST:
+                break
             call(*given)
             times.append(1e3 * (time.perf_counter() - start))
     p50, p99 = np.percentile(times[WARM:], [50, 99])

@@ -27,7 +27,7 @@ from . import annotations, intent, programs, rules, schema, sizes
 from .groups import compose_groups
 from .inherit import inherit, tuned_in
 from .intent import Typed
-from .links import Links
+from .links import Links, unlinked
 from .mixing import keep_own
 from .overrides import SCRATCH, choice, is_group, parse, put
 from .recorded import compared, kept_of_base, made_as_recorded, played, recorded_in
@@ -123,6 +123,8 @@ def compose(argv: Sequence[str]) -> dict[str, Any]:
     unread = partial(intent.unread, algo=typed.algo)
     known = (rules.data, rules.base, rules.trackers, sizes.crowded)
     inputs = (*known, unread, intent.unfitted, intent.pulled, intent.uncoded)
+    for remark in unlinked(base):
+        log.warning(remark)
     tree = finish(base, values, roots, errors, inputs, typed)
     programs.settle(tree, given=not tree["init"] or "policy.path" in typed.given)
     return tree

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from rheo.errors import RheoError
+from rheo.errors import RheoError, nearest
 
+from .top import TOP, walk
 from .yamls import LINK
 
 IN_TEXT = re.compile(r"(\\*)" + LINK.pattern)  # `\${a}` is no link but this text
@@ -89,6 +90,17 @@ class Links:
             else:
                 return ABSENT
         return node
+
+
+def unlinked(tree: Mapping[str, Any]) -> list[str]:
+    """What is said of top-level keys of no part of a configuration, which no link names either.
+
+    A file may name values of its own for its links; one that nothing reads is a mistake.
+    """
+    leaves = [leaf for _, leaf in walk(dict(tree)) if isinstance(leaf, str)]
+    linked = {link.partition(".")[0] for leaf in leaves for link in LINK.findall(leaf)}
+    odd = sorted(key for key in tree if key not in TOP and key not in linked)
+    return [f"{key}: nothing reads this key{nearest(key, TOP)}" for key in odd]
 
 
 def circle(link: str, place: str) -> RheoError:

@@ -55,6 +55,7 @@ ADDED = {
     "rheo.policies.exported.Exported": {"sha256": None},
     "rheo.policies.fewstep.FewStepPolicy": {"betas": "cosine", "grid": "uniform"},
     "rheo.policies.flow.FlowPolicy": {"betas": "cosine", "grid": "uniform"},
+    "rheo.policies.noise.NoiseNet": {"std_power": 1.0},
 }
 
 

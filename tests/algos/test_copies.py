@@ -76,7 +76,7 @@ BACKS_UP: dict[str, tuple[str, str]] = {
     "dsrl_na": ("actor", "min"),
     "dsrl_sac": ("actor", "min"),
     "rfs": ("actor", "min"),
-    **dict.fromkeys(("sac", "sac_flow"), ("policy", "min")),
+    **dict.fromkeys(("dacer", "sac", "sac_flow"), ("policy", "min")),
 }
 EXPECTILE = ("iql", "iql_gaussian", "fisor", "awm", "rfm_offline", "cfgrl", "rl100")
 

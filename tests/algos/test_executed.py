@@ -270,6 +270,7 @@ def test_the_gradient_is_steadier_without_what_is_not_executed(flow, learner, na
     [
         "sac",
         "sac_flow",
+        "dacer",
         "expo",
         "dsrl_na",
         "dsrl_sac",

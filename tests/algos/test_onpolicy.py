@@ -206,10 +206,10 @@ def test_health_of_a_ratio_by_hand():
 # ------------------------------------------------------------------ ReinFlow's noise and chain
 
 
-def net(std_min, std_max, schedule: Any = "learn_decay", tuned=None, horizon=1):
+def net(std_min, std_max, schedule: Any = "learn_decay", tuned=None, horizon=1, power=1.0):
     return NoiseNet(
         2, 3, horizon, width=16, depth=2, std_min=std_min, std_max=std_max, schedule=schedule,
-        tuned_steps=tuned,
+        tuned_steps=tuned, std_power=power,
     )  # fmt: skip
 
 
@@ -248,9 +248,21 @@ def test_only_the_last_transitions_have_learned_noise():
     std = noise(torch.randn(5, 2), torch.arange(4) / 4)
     assert std[:, :3].unique().tolist() == pytest.approx([0.1])
     assert std[:, 3].min().item() == pytest.approx(0.2)
+    noise = net(0.1, 0.5, schedule="early", tuned=2, horizon=2, power=2.0)
+    std = noise(torch.randn(5, 2), torch.arange(4) / 4)
+    assert std.shape == (5, 4, 2, 3) and len(std.unique()) == 3
+    assert std[0, :, 0, 0].tolist() == pytest.approx([0.1, 0.1, 0.2, 0.125])
     constant = net(0.1, 0.4, schedule="const")
     push(constant)
     assert constant(torch.randn(1, 2), torch.zeros(1)).unique().item() == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("power", "falls"), [(0.0, [0.5] * 4), (1.0, [0.5, 0.4, 0.3, 0.2])])
+def test_early_noise_falls_along_the_chain_whatever_is_learned(power, falls):
+    noise = net(0.1, 0.5, schedule="early", power=power)
+    push(noise)
+    std = noise(torch.randn(3, 2), torch.arange(4) / 4)
+    torch.testing.assert_close(std, torch.tensor(falls)[None, :, None, None].expand(3, 4, 1, 3))
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from rheo.errors import RheoError
 from rheo.scripts import bench
 
 SEED = 1
-FEW = {"kill": 2, "damage": 2, "signals": 3, "disk": 3, "hostile": 3, "env": 2, "fuzz": 1}
+FEW = {"kill": 2, "damage": 2, "signals": 2, "disk": 2, "hostile": 2, "env": 2, "fuzz": 1}
 SLOW = ("warp",)  # compiles for half a minute; tests/test_resume.py stops and resumes such runs
 
 

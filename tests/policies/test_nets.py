@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from rheo.policies.gated import Gated
 from rheo.policies.nets import MLP, TimeEmbedding, Transformer, UNet1d, activation_fn, lerp_
 
 BUILDERS = {
     "mlp": lambda t: MLP(5, 2, t, width=32, depth=2, encoder_depth=2, activation="mish"),
+    "gated": lambda t: Gated(5, 2, t, width=32, depth=2, encoder_depth=2, activation="mish"),
     "unet": lambda t: UNet1d(
         5, 2, t, width=16, widths=[16, 32, 32], kernel=3, groups=4, encoder_depth=1,
         activation="silu",
@@ -45,9 +47,29 @@ def test_output_has_the_shape_of_the_chunk_for_any_horizon_and_batch(name, horiz
 
 
 @every_net
-def test_a_new_network_is_the_zero_field(name):
+def test_a_new_network_is_the_zero_field_and_a_gated_one_leads_to_zero(name):
     net, (x, t, obs) = BUILDERS[name](4), inputs((3,), 4)
-    assert (net(x, net.embed(t), net.encode(obs)) == 0).all()
+    field = -torch.sigmoid(torch.tensor(5.0)) * x if name == "gated" else torch.zeros_like(x)
+    torch.testing.assert_close(net(x, net.embed(t), net.encode(obs)), field)
+
+
+def test_a_gated_step_stays_between_where_it_was_and_where_it_is_drawn():
+    """And its slope along a long chain does not grow, which that of a plain network may."""
+    net, (x, t, obs) = lively("gated", 4), inputs((3,), 4)
+    nn.init.normal_(net.gate.weight, std=1.0)
+    emb, feat = net.embed(t), net.encode(obs)
+    centre = net.outlet(net.within(x, emb, feat)).unflatten(-1, (4, 2))
+    share = net(x, emb, feat) / (centre - x)
+    assert bool(((share > 0) & (share < 1)).all()) and float(share.detach().std()) > 0.05
+    fixed = lively("gated", 1)  # a centre and a gate that do not look at x
+    nn.init.zeros_(fixed.inlet.weight)
+    start = torch.ones(1, 1, 2, requires_grad=True)
+    end, emb, feat = start, fixed.embed(torch.tensor([0.5])), fixed.encode(torch.ones(1, 5))
+    for _ in range(50):
+        end = end + fixed(end, emb, feat) / 50
+    (slope,) = torch.autograd.grad(end.sum(), start)
+    gate = torch.sigmoid(torch.tensor(5.0))
+    torch.testing.assert_close(slope, ((1 - gate / 50) ** 50).expand(1, 1, 2))
 
 
 @every_net

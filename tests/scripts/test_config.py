@@ -199,6 +199,20 @@ def test_a_folder_of_the_user_adds_files_and_classes(lab: tuple[Path, str]) -> N
     assert found == ["algo.mdoe: unknown key; did you mean 'mode'?"]
 
 
+def test_a_key_of_a_users_file_that_nothing_reads_is_said(
+    lab: tuple[Path, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, _ = lab
+    (folder / "algo" / "ours.yaml").write_text(
+        "# @package _global_\ndefaults: [sac, _self_]\nlog_evrey: 5\nmine: 0.01\n"
+        "algo: {policy_lr: '${mine}'}\n"
+    )
+    tree = compose(["algo=ours", "env=inverted_pendulum", f"--config-dir={folder}"])
+    assert tree["algo"]["policy_lr"] == 0.01
+    said = "log_evrey: nothing reads this key; did you mean 'log_every'?"
+    assert caplog.messages == [said]
+
+
 def test_the_ranges_of_a_users_class_are_those_of_its_annotations(lab: tuple[Path, str]) -> None:
     """Named as rheo names them, or made of a Range; a plain int is any."""
     folder, name = lab

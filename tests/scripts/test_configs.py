@@ -21,13 +21,14 @@ NETS = sorted(file.stem for file in (HOME / "policy" / "net").glob("*.yaml"))
 SMALL_NET = {
     "mlp": ["width=16", "depth=1"],
     "mlp_small": ["width=16", "depth=1"],
+    "gated": ["width=16", "depth=1"],
     "unet": ["width=16", "widths=[8,16]", "groups=4"],
     "transformer": ["width=16", "depth=1", "heads=2"],
 }
 # whose replays are warmed up by uniform actions
 WARMED = (
     *("awm_q", "awm_q_tune", "dpmd", "flame", "fpmd", "qsm", "qvpo", "rfm", "rfm_box", "rfm_paper"),
-    *("sac", "sac_flow", "sdac", "td3", "crd", "dpo", "d3po"),
+    *("dacer", "sac", "sac_flow", "sdac", "td3", "crd", "dpo", "d3po"),
     *("branch", "b2", "g2rpo", "solrl", "talk2move", "tracerl"),
 )
 CHUNKS = ["horizon=4", "env.execute=2", "env.obs_steps=2"]

@@ -21,7 +21,12 @@ from rheo.scripts.program import Given, Program, joined, layer_norm
 # their edits, a head, ascent on a critic, a steered base
 DECIDING = ["bc_gaussian", "td3", "bc", "fpo_pp", "shortcut", "dppo", "qsm", "rfm", "expo"]
 DECIDING += ["fql", "awm_q_tune", "dsrl_na", "rfs", "parl", "plan"]
-GUIDED = ["algo.proposals=svdd", "algo.rounds=0"]  # of parl, whose actions climb otherwise
+# of parl, whose actions climb otherwise; few steps, as a program has each of them written out
+OWN = {
+    "parl": ["algo.proposals=svdd", "algo.rounds=0", "policy.steps=3"],
+    "dppo": ["policy.steps=4", "algo.tuned_steps=2"],
+    "qsm": ["policy.steps=4", "policy.levels=4"],
+}
 CHUNKS = ("horizon=2", "env.obs_steps=2")
 
 
@@ -36,7 +41,7 @@ def trained(tiny: Any, algo: str, *more: str) -> str:
 def test_every_way_of_deciding_becomes_a_program_of_any_number_of_rows(
     tiny: Any, algo: str
 ) -> None:
-    run = trained(tiny, algo, "horizon=2", *(GUIDED if algo == "parl" else []))
+    run = trained(tiny, algo, "horizon=2", *OWN.get(algo, []))
     assert main(["export", run, "out=a.pt2"]) == 0  # which compares a thousand inputs
     told = json.loads(Path("a.pt2.json").read_text())
     assert told["checked"]["difference"] <= 1e-6 and told["checked"]["ties"] <= 10

@@ -18,7 +18,7 @@ TUNING = (
 )
 FREE = (
     *("awm_q", "dpmd", "flame", "fpmd", "fpo", "ppo", "qsm", "qvpo", "rfm", "rfm_box", "rfm_paper"),
-    *("sac", "sac_flow", "sdac", "td3"),
+    *("dacer", "sac", "sac_flow", "sdac", "td3"),
 )
 ALGOS = {file.stem for file in (HOME / "algo").glob("*.yaml")}
 

@@ -26,6 +26,7 @@ def nodes(tree: Any) -> Iterator[str]:
             yield from nodes(value)
 
 
+@lru_cache
 def shipped() -> list[str]:
     """What the files of configs construct."""
     files = [yaml.safe_load(file.read_text()) for file in HOME.rglob("*.yaml")]

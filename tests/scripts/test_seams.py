@@ -110,12 +110,21 @@ def test_what_the_deployed_policy_refuses_is_one_too(data, tmp_path, monkeypatch
 
 # ---- policies that act by jumps -----------------------------------------------------------------
 
-MATCHING = ["awm", "awm_gae", "awm_q", "awm_q_tune", "bc", "branch", "crd", "d3po", "dac",
+MATCHING = ["awm", "awm_gae", "awm_q", "awm_q_tune", "bc", "branch", "crd", "d3po", "dac", "dacer",
             "dpmd", "dpo", "dql", "expo", "fisor", "fpmd", "fpo", "fpo_pp", "fql", "gendrive",
             "iql", "parl", "qam", "qsm", "qvpo", "rfm", "rfm_offline", "rl100", "sdac"]  # fmt: skip
 FREE = ["dsrl_na", "expo", "flame", "fqe", "meanflow", "ofql", "reinflow", "resip", "rfs",
         "rlcm", "sac_flow", "shortcut", "tdm"]  # fmt: skip
-TABLES = ["d3po", "dac", "dpmd", "fisor", "qsm", "qvpo", "sdac"]  # whose files ask for noise
+TABLES = [
+    "d3po",
+    "dac",
+    "dacer",
+    "dpmd",
+    "fisor",
+    "qsm",
+    "qvpo",
+    "sdac",
+]  # whose files ask for noise
 PLAIN = ["policy.path=linear", "policy.levels=null", "policy.betas=cosine", "policy.prediction=v",
          "policy.eta=0", "policy.clip_a=false"]  # fmt: skip
 
