@@ -38,15 +38,21 @@ class Batch(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Observation histories and the action chunks that followed them."""
+    """Observation histories and the action chunks that followed them; of plans (`envs.plans`) the
+    states too, what is told of each window, and which of two has more of it.
+    """
 
     obs: Tensor  # [B, To * Do]
     action: Tensor  # [B, Tp, Da], the last action repeated past an episode's end
     inside: Tensor  # [B, Tp] bool: False past the end, where the action is such a repeat
+    state: Tensor | None = None  # [B, Tp, Do], likewise; the first is the latest observation
+    strength: Tensor | None = None  # [B, C] of labels, shares of the recorded windows with less
+    more: Tensor | None = None  # [B, C] 1, 0 or -1: has more, as much or less than its partner
 
     def take(self, rows: Tensor) -> "Windows":
         """The rows of an index [M]."""
-        return Windows(*(column.index_select(0, rows) for column in self))
+        picked = (None if column is None else column.index_select(0, rows) for column in self)
+        return Windows(*picked)  # type: ignore[arg-type]
 
 
 class Compared(NamedTuple):

@@ -21,6 +21,7 @@ from .recorded import (
     held_out_episodes,
     largest,
     refuse_share,
+    refuse_unrewarded,
     scale_of,
     stage_of,
 )
@@ -126,6 +127,11 @@ class Dataset(Sampler):
         """Size of an observation history, as it is learned from."""
         return self.width * self.obs_steps
 
+    @property
+    def row_size(self) -> int:
+        """Numbers of observations that a row holds."""
+        return self.obs_size
+
     @torch.no_grad()
     def encode(self, see: See) -> None:
         """Puts features in the place of all images, where there are to be some; once."""
@@ -169,7 +175,7 @@ class Dataset(Sampler):
         count = len(self.held_steps)
         if not count:
             return None
-        most = min(HELD_WINDOWS, max(HELD_BYTES // (self.obs.element_size() * self.obs_size), 1))
+        most = min(HELD_WINDOWS, max(HELD_BYTES // (self.obs.element_size() * self.row_size), 1))
         stride = -(-count // most)
         return self.rows(self.held_steps[::stride])
 
@@ -246,13 +252,8 @@ class Transitions(Dataset):
         super().__post_init__(env)
 
     def prepare(self, recording: Recording, first: Tensor, last: Tensor) -> Tensor:
-        if "undecided" in recording.about:
-            raise ValueError(f"data={self.path}: {recording.about['undecided']}; or use algo=bc")
-        if recording.reward is None:
-            raise ValueError(
-                f"data={self.path}: it holds no rewards, which this algorithm learns from; "
-                "use algo=bc, or a file with rewards"
-            )
+        refuse_unrewarded(recording, self.path, "use algo=bc")
+        assert recording.reward is not None
         step = torch.arange(len(recording.reward), dtype=last.dtype)
         left = last - step + 1
         frames = left.clamp(max=self.span)

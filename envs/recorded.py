@@ -117,6 +117,36 @@ def largest(cost: Tensor, frames: Tensor) -> Tensor:
     return worst
 
 
+def refuse_unrewarded(recording: Recording, path: str | list[str], remedy: str) -> None:
+    """Raises ValueError where nothing can be learned from a recording's rewards."""
+    if "undecided" in recording.about:
+        raise ValueError(f"data={path}: {recording.about['undecided']}; or {remedy}")
+    if recording.reward is None:
+        raise ValueError(
+            f"data={path}: it holds no rewards, which this algorithm learns from; {remedy}, or a "
+            "file with rewards"
+        )
+
+
+def returns_ahead(recording: Recording, gamma: float) -> Tensor:
+    """The discounted rewards from every step to its episode's end, [S] float64; gamma below 1.
+
+    An episode that was cut counts as if it went on as it went from there: its sum is divided by
+    1 - gamma^n of the n steps that are left. One that ended by the task has no more to come.
+    """
+    assert recording.reward is not None
+    reward = torch.from_numpy(recording.reward).double()
+    ends, lengths = torch.from_numpy(recording.ends), torch.from_numpy(recording.lengths)
+    total = reward.clone()
+    for back in range(2, int(lengths.max()) + 1):
+        row = (ends - back)[lengths >= back]
+        total[row] += gamma * total[row + 1]
+    end = ends.repeat_interleave(lengths)
+    cut = ~torch.from_numpy(recording.terminated)[end - 1]
+    left = (end - torch.arange(len(end))).double()
+    return torch.where(cut, total / (1 - gamma**left), total)
+
+
 def scale_of(recording: Recording, how: str, path: str | list[str]) -> float:
     """Factor on rewards. Raises ValueError when all returns are equal."""
     if how == "none":

@@ -12,13 +12,12 @@ from .nets import Net
 GOOD, BAD, UNTOLD = 0, 1, 2  # flags of an action
 
 
-class Guided(nn.Module):
-    """A network u(x, t, obs) with a flag, and between its answers (arXiv:2207.12598).
+class Sided(nn.Module):
+    """A network, and what lies between its answers to two encodings (arXiv:2207.12598).
 
-        u = u(x, t, obs) + weight (u(x, t, obs, good) - u(x, t, obs))
+        u = u(x, t, plain) + weight (u(x, t, asked) - u(x, t, plain))
 
-    A flag moves the encoded observation by a learned vector, zero at first; untold, by none. So
-    feat [..., W] is of one flag, and feat [..., 2 W], which `encode` gives, of both sides.
+    feat [..., W] is of one encoding, feat [..., 2 W] of both, the plain one first.
     """
 
     def __init__(self, net: Net, weight: float) -> None:
@@ -27,8 +26,29 @@ class Guided(nn.Module):
         self.horizon, self.action_dim = net.horizon, net.action_dim
         start = next(iter(net.parameters())).new_zeros(1)
         with torch.no_grad():
-            width = net.embed(start).shape[-1]
-        self.flags = nn.Parameter(torch.zeros(2, width))
+            self.width = net.embed(start).shape[-1]
+
+    def embed(self, t: Tensor) -> Tensor:
+        return self.net.embed(t)
+
+    def forward(self, x: Tensor, emb: Tensor, feat: Tensor) -> Tensor:
+        if feat.shape[-1] == self.width:
+            return self.net(x, emb, feat)
+        plain, asked = feat.chunk(2, -1)
+        if self.weight in (0.0, 1.0):
+            return self.net(x, emb, asked if self.weight else plain)
+        return torch.lerp(self.net(x, emb, plain), self.net(x, emb, asked), self.weight)
+
+
+class Guided(Sided):
+    """A network u(x, t, obs) with a flag: plain is untold, asked for are good actions.
+
+    A flag moves the encoded observation by a learned vector, zero at first; untold, by none.
+    """
+
+    def __init__(self, net: Net, weight: float) -> None:
+        super().__init__(net, weight)
+        self.flags = nn.Parameter(torch.zeros(2, self.width))
 
     def encode(self, obs: Tensor) -> Tensor:
         """Both sides of observations [..., O], untold and good, [..., 2 W]."""
@@ -39,17 +59,6 @@ class Guided(nn.Module):
         """Observations [..., O] with flags [...] of GOOD, BAD or UNTOLD, [..., W]."""
         table = torch.cat([self.flags, torch.zeros_like(self.flags[:1])])
         return self.net.encode(obs) + table[flag]
-
-    def embed(self, t: Tensor) -> Tensor:
-        return self.net.embed(t)
-
-    def forward(self, x: Tensor, emb: Tensor, feat: Tensor) -> Tensor:
-        if feat.shape[-1] == self.flags.shape[-1]:
-            return self.net(x, emb, feat)
-        plain, good = feat.chunk(2, -1)
-        if self.weight in (0.0, 1.0):
-            return self.net(x, emb, good if self.weight else plain)
-        return torch.lerp(self.net(x, emb, plain), self.net(x, emb, good), self.weight)
 
 
 class GuidedPolicy(FlowPolicy):

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..ranges import Count, Natural, NonNegative
 from . import draw
 from .candidates import choose, chosen, race
+from .field import Field
 from .flow import FlowPolicy
 from .nets import expand_lead
 
@@ -150,11 +151,28 @@ def inpainted(
         times = torch.cat([times.new_tensor([start]), times[times > start + NEAR]])
         c = policy.path.coefficients(times[0])
         x = c.a * point + c.b * noise
+    x = filled(policy, feat, x, noise, point, mask, times)
+    return torch.where(mask, known.clamp(-1, 1), policy.to_action(x))
+
+
+@torch.no_grad()
+def filled(
+    policy: Field,
+    feat: Tensor,
+    x: Tensor,
+    noise: Tensor,
+    point: Tensor,
+    mask: Tensor,
+    times: Tensor,
+) -> Tensor:
+    """Where a flow leads that is at x [..., T, D] at the first of the times [K + 1], and keeps to
+    A(t) point + B(t) noise before every transition where the mask is true; normalised units.
+    """
     for t, s in zip(times[:-1], times[1:], strict=True):
         c = policy.path.coefficients(t)
         x = torch.where(mask, c.a * point + c.b * noise, x)
         x = policy.step(x, t, s, feat)[0]
-    return torch.where(mask, known.clamp(-1, 1), policy.to_action(x))
+    return x
 
 
 # ---- ascent --------------------------------------------------------------------------------------

@@ -249,12 +249,14 @@ def make_part(
 ) -> torch.nn.Module:
     """A node's object; its nested nodes (normalisers, network, state value) are built first.
 
+    The network `net` of a policy that has `inner_sizes` is of those.
     Where observations hold images an eye stands in place of `obs_norm`, and what is behind it sees
     its features. Its copies take the quick way for one state too, wherever the algorithm keeps
     them. Raises RheoError for a network that would take packed pixels for numbers.
     """
     node = dict(node)
     nested = [name for name, value in node.items() if isinstance(value, Mapping)]
+    inner = getattr(target_of(node, key), "inner_sizes", None)
     for name in sorted(nested, key=lambda name: name != "obs_norm"):
         child, place, more = node.pop(name), f"{key}.{name}", {}
         if name == "obs_norm" and shape["images"]:
@@ -265,7 +267,8 @@ def make_part(
             feature = name.removesuffix("_norm")
             more = {"dim": shape[f"{feature}_dim"], "feature": feature}
             more |= {"reach": REACH} if name == "obs_norm" else {}
-        given[name] = make_part(child, place, shape, **more)
+        sizes = inner(node, shape) if inner is not None and name == "net" else shape
+        given[name] = make_part(child, place, sizes, **more)
     if shape["images"] and "obs_dim" in from_source(node["_target_"]).slots:
         raise RheoError(
             f"{key}: {node['_target_'].rpartition('.')[2]} has no obs_norm, so it would take the "

@@ -56,7 +56,8 @@ KINDS = {  # kind -> what a command of it has to name
     TUNE: "init=RUN env=NAME",
     STEER: "init=RUN env=NAME; the base stays as it is",
 }
-RECORDED = {"dataset": CLONE, "transitions": OFFLINE}  # by the file of their source
+# by the file of their source
+RECORDED = {"dataset": CLONE, "transitions": OFFLINE, "plans": OFFLINE}
 FORMATS = {
     "NAME.npz": "observations, actions [, rewards, terminals, timeouts, episode_ends]",
     "NAME.hdf5": "D4RL's layout, robomimic's, ManiSkill's, ALOHA's or Rheo's own",

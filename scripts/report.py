@@ -33,7 +33,7 @@ from .summaries import Line, text_of
 log = logging.getLogger("rheo")
 DEPTH = 3  # folders below the one that is named in which runs are looked for
 TOLD = ("rheo", "torch", "mujoco", "gymnasium", "numpy")  # versions that numbers depend on
-OFF_LINE = (".Dataset", ".Transitions")  # sources that count updates and no frames
+OFF_LINE = (".Dataset", ".Transitions", ".Plans")  # sources that count updates and no frames
 PAGE, ROWS, CURVES = "report.md", "report.csv", "report.png"
 
 

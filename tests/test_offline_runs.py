@@ -13,8 +13,12 @@ from rheo.scripts.cli import main
 from rheo.scripts.config.compose import HOME
 from rheo.scripts.store.journal import Journal
 
-SOURCE = "/source: transitions"
-OFFLINE = [name for name in ACTING if SOURCE in (HOME / "algo" / f"{name}.yaml").read_text()]
+SOURCES = ("/source: transitions", "/source: plans")
+OFFLINE = [
+    name
+    for name in ACTING
+    if any(source in (HOME / "algo" / f"{name}.yaml").read_text() for source in SOURCES)
+]
 SMALL = {
     "flow": ["policy.net.width=16", "policy.net.depth=1", "policy.steps=2"],
     "gaussian": ["policy.width=16", "policy.depth=1"],
@@ -59,13 +63,20 @@ def d4rl(tmp_path, monkeypatch):
 
 def words(algo: str) -> list[str]:
     text = (HOME / "algo" / f"{algo}.yaml").read_text()
-    kinds = ("/policy: flow", "/policy: fewstep", "/policy: guided", "/policy/net:")
+    kinds = (
+        "/policy: flow",
+        "/policy: fewstep",
+        "/policy: guided",
+        "/policy: plan",
+        "/policy/net:",
+    )
     flow = any(word in text for word in kinds)
     net = SMALL["flow"] if flow else SMALL["gaussian"]
     net = [word.replace("steps=2", "steps=1") for word in net] if "fewstep" in text else net
     value = ["algo.value.width=16"] if "value:" in text else []
     critic = ["critic.width=16", "critic.depth=1"] if "/critic: none" not in text else []
     base = ["init=scratch"] if "\ninit:" in text else []
+    base += ["source.pair_batches=15"] if "pair_batches" in text else []
     return [f"algo={algo}", *base, *net, *value, *critic, *PERIODS, "source.batch_size=16"]
 
 

@@ -31,7 +31,7 @@ def run(tree: dict[str, Any], inputs: Sequence[Check], *, careful: bool = False)
     careful: the tree is known to be wrong somewhere; a check that trips over that is left out.
     """
     checks = (chunk, heads, levels, device, environment, engine, world, program, still)
-    checks = (*checks, sizes.refuse)
+    checks = (*checks, wishes, sizes.refuse)
     errors = []
     for check in (*checks, *inputs, limits, signals):
         try:
@@ -80,6 +80,18 @@ def chunk(tree: dict[str, Any]) -> list[str]:
     return [
         f"env.execute={execute}: more steps than the policy plans (horizon={horizon}); "
         f"set env.execute to {horizon} or less, or horizon to {execute} or more"
+    ]
+
+
+def wishes(tree: dict[str, Any]) -> list[str]:
+    """A plan is asked for by one number for each label that it was told in training."""
+    want, labels = inside(tree, "policy.want"), inside(tree, "source.labels")
+    if want is None or labels is None or len(want) == len(labels):
+        return []
+    text = str([*want]).replace("None", "null").replace(" ", "")
+    return [
+        f"policy.want={text}: source.labels=[{','.join(labels)}] has {len(labels)}; give as many "
+        "numbers from 0 to 1, or null where nothing is asked"
     ]
 
 

@@ -98,6 +98,7 @@ OPTIONS = (*TOP, "ref_min", "ref_max", "steer")
 AT_WILL = (
     *("policy.steps", "policy.grid", "policy.sampler", "policy.eta", "policy.clip_x"),
     *("policy.clip_a", "policy.deploy_scale", "policy.guidance"),
+    *("policy.want", "policy.begin"),
 )
 FREE = (*AT_WILL, "env.execute")  # values of a run that an evaluation may change
 # groups whose keys may change between two starts of a run

@@ -16,7 +16,7 @@ from rheo.errors import RheoError, nearest
 from . import programs
 
 # keys whose values name files, runs and folders; or end in .path
-NAMES = ("data", "init", "name", "env.model")
+NAMES = ("data", "init", "name", "env.model", "source.judged")
 SWEEP = ("-m", "--multirun")
 QUOTES = "'\""
 

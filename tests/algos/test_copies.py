@@ -44,7 +44,10 @@ def follows(name: str) -> dict[str, tuple[str, str]]:
 
 # whose parts do not learn in one update: tests/algos/test_gate.py, test_gendrive.py
 TURNS = ("rl100", "gendrive")
-OFF_POLICY = [name for name in ACTING if "\n  learn:" not in text(name) and name not in TURNS]
+PLANS = ("plan", "align")  # which learn from windows of states: test_plan.py
+OFF_POLICY = [
+    name for name in ACTING if "\n  learn:" not in text(name) and name not in (*TURNS, *PLANS)
+]
 # what turns optional copies on
 OPTIONS: dict[str, dict[str, Any]] = {
     "awm": {"signed_coef": 0.5, "bc_coef": 1.0},

@@ -139,7 +139,7 @@ def test_a_restored_dataset_goes_on_with_the_same_batches(write):
     other.load_state_dict(data.state_dict())
     assert other.progress == 5
     for _ in range(5):
-        assert all(map(torch.equal, data.next(None), other.next(None)))
+        assert all(map(torch.equal, data.next(None)[:3], other.next(None)[:3]))
 
 
 def test_a_run_does_not_go_on_with_other_data(write):

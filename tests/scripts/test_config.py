@@ -116,6 +116,7 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name() -> None:
         (["policy.betas=v"], "policy.betas"),
         (["policy.levels=3"], "policy.levels=3: policy.path=linear has no noise levels"),
         (["policy/net=transformer", "policy.net.heads=3"], "not a multiple of heads=3"),
+        (["algo=plan", "policy.want=[]"], "policy.want=[]: source.labels=[return] has 1; give as"),
         (["env=gym"], "env.id: has to be set (env.id=...)"),
         (["env=gym", "env.id=Hoper-v5"], "env.id='Hoper-v5': no such environment; did you mean"),
         (["env=gym", "env.id=Hopper-v77"], "did you mean 'Hopper-v5'?"),

@@ -46,6 +46,7 @@ def learn(words, updates=6):
     learner = algo.head if corrects else getattr(algo, "actor", algo.policy)  # others are frozen
     first = algo.needs_starts or hasattr(algo, "reward_updates")
     learner = algo.critic if first else learner  # which judges first, or only
+    learner = getattr(algo, "attributes", learner)  # likewise
     before = {k: v.clone() for k, v in learner.state_dict().items()}
     for _ in range(updates):
         metrics = algo.update(source.next(algo.act))

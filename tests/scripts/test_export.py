@@ -20,7 +20,7 @@ from rheo.scripts.program import Given, Program, joined, layer_norm
 # one for each way to decide: one pass, a flow, its mean, jumps, noise in every step, candidates and
 # their edits, a head, ascent on a critic, a steered base
 DECIDING = ["bc_gaussian", "td3", "bc", "fpo_pp", "shortcut", "dppo", "qsm", "rfm", "expo"]
-DECIDING += ["fql", "awm_q_tune", "dsrl_na", "rfs", "parl"]
+DECIDING += ["fql", "awm_q_tune", "dsrl_na", "rfs", "parl", "plan"]
 # of parl, whose actions climb otherwise; few steps, as a program has each of them written out
 OWN = {
     "parl": ["algo.proposals=svdd", "algo.rounds=0", "policy.steps=3"],

@@ -138,7 +138,17 @@ def test_images_of_the_same_names_in_another_order_are_others() -> None:
     assert not here.fits(here._replace(images={"front": [2, 2], "side": [1, 4]}))
 
 
-@pytest.mark.parametrize("algo", ACTING)
+PLANS = ("plan", "align")
+
+
+@pytest.mark.parametrize("algo", PLANS)
+def test_plans_are_of_states_and_no_images(algo: str) -> None:
+    sizes = Sizes(2 + 64, 1, {"front_image": [8, 8]})
+    with pytest.raises(RheoError, match="a plan is of states.*data.obs_keys.*algo=bc"):
+        make_algo(config(algo), sizes, 10)
+
+
+@pytest.mark.parametrize("algo", [name for name in ACTING if name not in PLANS])
 def test_every_algorithm_has_an_eye_wherever_it_sees(algo: str) -> None:
     """Each network that takes observations has statistics of them, in whose place an eye stands."""
     cfg = config(algo)
