@@ -146,17 +146,21 @@ def taken(column: Column, rows: NDArray) -> Column:
 def together(columns: Mapping[str, Column]) -> Iterator[dict[str, NDArray]]:
     """The same rows of all columns, piece by piece."""
     blocks = {key: iter(column.blocks()) for key, column in columns.items()}
-    rest: dict[str, NDArray] = {}
-    while True:
-        for key, more in blocks.items():
-            while not len(rest.get(key, ())):
-                block = next(more, None)
-                if block is None:
-                    return
-                rest[key] = block
-        count = min(map(len, rest.values()))
-        yield {key: rows[:count] for key, rows in rest.items()}
-        rest = {key: rows[count:] for key, rows in rest.items()}
+    rest = {key: after(None, more) for key, more in blocks.items()}
+    while all(rows is not None for rows in rest.values()):
+        here = {key: rows for key, rows in rest.items() if rows is not None}
+        count = min(map(len, here.values()))
+        yield {key: rows[:count] for key, rows in here.items()}
+        rest = {key: after(rows[count:], blocks[key]) for key, rows in here.items()}
+
+
+def after(rows: NDArray | None, more: Iterator[NDArray]) -> NDArray | None:
+    """What is left of a block, or the next one that has rows; None behind the last."""
+    while rows is None or not len(rows):
+        rows = next(more, None)
+        if rows is None:
+            return None
+    return rows
 
 
 def table(path: str, column: Column, name: str) -> Column:

@@ -47,8 +47,7 @@ KEEP = 2  # checkpoints
 DATA, STARTS = "data.json", "run.json"
 MEANING = (  # of what the data tell: all that a policy's inputs and outputs stand for
     *("format", "path", "env_id", "dt", "obs_keys", "obs_widths", "obs_images"),
-    "left_out",
-    *("unit", "action_low", "action_high", "control_mode"),
+    *("left_out", "unit", "action_low", "action_high", "control_mode"),
 )
 
 
@@ -262,8 +261,8 @@ class Run:
             told = self.vouching()
             path = checkpoint.write(self.path / "ckpt", step, {"run": clock, **tree}, KEEP, told)
         except OSError as error:
-            what = f"checkpoint of step {step}"
-            self.patience.refused(what, "the last good checkpoint is kept", error)
+            kept = "the last good checkpoint is kept"
+            self.patience.refused(f"checkpoint of step {step}", kept, error)
             return None
         self.patience.served()
         self.note_saved()
