@@ -49,6 +49,18 @@ class Windows(NamedTuple):
         return Windows(*(column.index_select(0, rows) for column in self))
 
 
+class Labelled(NamedTuple):
+    """Observation histories, the action chunks that followed, and a label of what came of them."""
+
+    obs: Tensor  # [B, O]
+    action: Tensor  # [B, T, Da] in [-1, 1]
+    label: Tensor  # [B] int64, from 0
+
+    def take(self, rows: Tensor) -> "Labelled":
+        """The rows of an index [M]."""
+        return Labelled(*(column.index_select(0, rows) for column in self))
+
+
 class Compared(NamedTuple):
     """Chunks that were tried at one observation each, and what each of them came to."""
 

@@ -18,6 +18,7 @@ from .recorded import (
     Sampler,
     discounted,
     fingerprint,
+    following,
     held_out_episodes,
     largest,
     refuse_share,
@@ -254,15 +255,11 @@ class Transitions(Dataset):
                 "use algo=bc, or a file with rewards"
             )
         step = torch.arange(len(recording.reward), dtype=last.dtype)
-        left = last - step + 1
-        frames = left.clamp(max=self.span)
+        frames, after = following(recording, last, self.span)
         self.reward_scale = scale_of(recording, self.reward_norm, self.path)
         total = discounted(torch.from_numpy(recording.reward), frames, self.gamma)
-        at_end = frames == left
+        at_end = step + frames > last
         terminated = at_end & torch.from_numpy(recording.terminated)[last]
-        lengths = torch.from_numpy(recording.lengths)
-        successor = torch.from_numpy(recording.successor).to(last.dtype).repeat_interleave(lengths)
-        after = torch.where(at_end, successor, step + frames)
         usable = (after >= 0) | terminated
         device = self.generator.device
         powers = torch.tensor([self.gamma**n for n in range(self.span + 1)])

@@ -12,6 +12,13 @@ from .nets import Net
 GOOD, BAD, UNTOLD = 0, 1, 2  # flags of an action
 
 
+def code_width(net: Net) -> int:
+    """The width W of an encoded observation."""
+    start = next(iter(net.parameters())).new_zeros(1)
+    with torch.no_grad():
+        return net.embed(start).shape[-1]
+
+
 class Guided(nn.Module):
     """A network u(x, t, obs) with a flag, and between its answers (arXiv:2207.12598).
 
@@ -25,10 +32,7 @@ class Guided(nn.Module):
         super().__init__()
         self.net, self.weight = net, weight
         self.horizon, self.action_dim = net.horizon, net.action_dim
-        start = next(iter(net.parameters())).new_zeros(1)
-        with torch.no_grad():
-            width = net.embed(start).shape[-1]
-        self.flags = nn.Parameter(torch.zeros(2, width))
+        self.flags = nn.Parameter(torch.zeros(2, code_width(net)))
 
     def encode(self, obs: Tensor) -> Tensor:
         """Both sides of observations [..., O], untold and good, [..., 2 W]."""

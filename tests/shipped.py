@@ -22,13 +22,13 @@ ENVS = sorted(file.stem for file in (HOME / "env").glob("*.yaml"))
 BLANK = ("base", "gym", "imagined", "metaworld", "none", "ogbench")
 TASKS = [name for name in ENVS if name not in BLANK]
 ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))
-READING = ("dataset", "transitions", "pairs")  # sources of recorded data
+READING = ("dataset", "transitions", "pairs", "labels")  # sources of recorded data
 # the largest value of a key anywhere in a small run's configuration
 SMALL = {
     "width": 16, "depth": 1, "encoder_depth": 1, "batch_size": 16, "policy_batch": 8,
     "particles": 16, "warmup": 40, "capacity": 250, "decisions": 16, "epochs": 2, "minibatch": 12,
     "tuned_steps": 1, "gate": 0, "branches": 4, "pool": 8, "first_updates": 2, "tune_updates": 2,
-    "judge_updates": 2, "reward_updates": 10, "update_ratio": 0.25,
+    "judge_updates": 2, "reward_updates": 10, "classifier_updates": 10, "update_ratio": 0.25,
 }  # fmt: skip
 POLICY = {"steps": 2}  # where the key means something else beyond the policy
 PLACE = ["env=inverted_pendulum", "env.num_envs=2"]

@@ -43,7 +43,8 @@ def learn(words, updates=6):
     algo, source, sizes, _ = assemble(config)
     corrects = hasattr(algo, "residual_scale")  # one step at a time, seeing what is planned
     learner = algo.head if corrects else getattr(algo, "actor", algo.policy)  # others are frozen
-    first = algo.needs_starts or hasattr(algo, "reward_updates")
+    judging = {"reward_updates", "classifier_updates"} & vars(algo).keys()
+    first = algo.needs_starts or judging
     learner = algo.critic if first else learner  # which judges first, or only
     before = {k: v.clone() for k, v in learner.state_dict().items()}
     for _ in range(updates):
