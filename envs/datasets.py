@@ -160,7 +160,7 @@ class Dataset(Sampler):
         self.updates += 1
         count, device = (self.batch_size,), self.generator.device
         pick = torch.randint(len(self.train_steps), count, generator=self.generator, device=device)
-        return shifted(self.rows(self.train_steps[pick]), self.shift, self.generator)
+        return shifted(self.drawn(self.train_steps[pick]), self.shift, self.generator)
 
     def held_out(self) -> Any:
         """The validation rows, evenly spaced ones where there are many; None without any.
@@ -186,7 +186,12 @@ class Dataset(Sampler):
                 f"data={self.path}: no episode is held out whose beginning a policy could be "
                 f"judged at; set source.holdout=0.1 (it is {self.holdout})"
             )
-        return self.rows(begin[:: -(-len(begin) // STARTS)]).obs
+        begin = begin[:: -(-len(begin) // STARTS)]
+        return self.history(begin, self.first[begin])
+
+    def drawn(self, step: Tensor) -> Any:
+        """The batch of the steps [B] that training draws."""
+        return self.rows(step)
 
     def rows(self, step: Tensor) -> Any:
         """The batch of the steps [B]."""

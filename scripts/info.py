@@ -57,7 +57,11 @@ KINDS = {  # kind -> what a command of it has to name
     STEER: "init=RUN env=NAME; the base stays as it is",
 }
 RECORDED = {"dataset": CLONE, "transitions": OFFLINE}  # by the file of their source
-TUNED_BY = {"pairs": "init=RUN data=PAIRS.npz", "labels": "init=RUN data=FILE"}  # likewise
+TUNED_BY = {  # likewise
+    "pairs": "init=RUN data=PAIRS.npz",
+    "labels": "init=RUN data=FILE",
+    "waypoints": "init=RUN data=FILE, with columns of goals",
+}
 FORMATS = {
     "NAME.npz": "observations, actions [, rewards, terminals, timeouts, episode_ends]",
     "NAME.hdf5": "D4RL's layout, robomimic's, ManiSkill's, ALOHA's or Rheo's own",

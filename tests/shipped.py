@@ -22,7 +22,7 @@ ENVS = sorted(file.stem for file in (HOME / "env").glob("*.yaml"))
 BLANK = ("base", "gym", "imagined", "metaworld", "none", "ogbench")
 TASKS = [name for name in ENVS if name not in BLANK]
 ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))
-READING = ("dataset", "transitions", "pairs", "labels")  # sources of recorded data
+READING = ("dataset", "transitions", "pairs", "labels", "waypoints")  # sources of recorded data
 # the largest value of a key anywhere in a small run's configuration
 SMALL = {
     "width": 16, "depth": 1, "encoder_depth": 1, "batch_size": 16, "policy_batch": 8,
@@ -73,6 +73,11 @@ def compares(algo: str) -> bool:
     return "/source: pairs" in text(algo)
 
 
+def aims(algo: str) -> bool:
+    """Whether it learns under goals, whose columns nobody but the user knows."""
+    return "/source: waypoints" in text(algo)
+
+
 def tunes(algo: str) -> bool:
     """Whether it asks for a base."""
     return "\ninit:" in text(algo)
@@ -83,6 +88,7 @@ def needs(algo: str, data: Path | str) -> list[str]:
     if compares(algo):
         data = pairs_at(Path(data).with_name("pairs.npz"))
     given = [f"data={data}"] * reads(algo) + ["init=scratch"] * tunes(algo)
+    given += ["source.goal=[1]", "source.achieved=[0]", "source.tolerance=0.5"] * aims(algo)
     return [f"algo={algo}", *given]
 
 

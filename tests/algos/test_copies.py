@@ -42,8 +42,9 @@ def follows(name: str) -> dict[str, tuple[str, str]]:
     return {k: pair for k, pair in (copies | BESIDE.get(name, {})).items() if pair is not None}
 
 
-# whose parts do not learn in one update: tests/algos/test_gate.py, test_gendrive.py, test_ctrl.py
-TURNS = ("rl100", "gendrive", "ctrl")
+# whose parts do not learn in one update, or from batches of their own: tests/algos/test_gate.py,
+# test_gendrive.py, test_ctrl.py, test_subgoal.py
+TURNS = ("rl100", "gendrive", "ctrl", "subgoal")
 OFF_POLICY = [name for name in ACTING if "\n  learn:" not in text(name) and name not in TURNS]
 # what turns optional copies on
 OPTIONS: dict[str, dict[str, Any]] = {
