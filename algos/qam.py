@@ -1,32 +1,24 @@
 """Q-learning with adjoint matching: a cloned flow tilted by Q, its chain not differentiated."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .. import ranks
 from ..envs.batch import Batch
-from ..policies import draw
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from ..ranges import NonNegative, Positive, Rate, Share
-from . import adjoint
-from .losses import Draws, matching_draws, refuse_jumps
+from . import adjoint, walks
+from .losses import Draws, matching_draws
 from .matching import BestOf
 from .optim import adam, step
 from .returns import follow, pessimistic
+from .walks import Met, Sides, at
 
 SPREAD_ROWS = 64  # states at which the spread of Q is measured
-
-
-class Met(NamedTuple):
-    """What the tuned field is matched to, at the K points of walks."""
-
-    x: Tensor  # [K, B, T, Da]
-    velocity: Tensor  # [K, B, T, Da] of the clone
-    moved: Tensor  # [K, B, T, Da] by which Q moves it
 
 
 @dataclass(eq=False)
@@ -84,7 +76,7 @@ class QAM(BestOf):
     max_norm: Positive
 
     def __post_init__(self) -> None:
-        _refuse(self.policy, self.kernel)
+        walks.refuse(self.policy, self.kernel)
         super().__post_init__()
         self.behaviour, self.slow = clone(self.policy, frozen=False), clone(self.policy)
         self.behaviour_opt = adam(self.behaviour.parameters(), self.behaviour_lr)
@@ -139,14 +131,13 @@ class QAM(BestOf):
     def meet(self, obs: Tensor) -> tuple[Met, dict[str, Tensor]]:
         """What the policy is matched to at states [B, O], and metrics."""
         kappa, metrics = self.strength(obs[:SPREAD_ROWS])
-        kernel, noise = self.steps(), self.policy.noise(len(obs), self.generator)
-        shape = (len(kernel.t) - 1, *noise.shape)
-        kicks = draw.normal(shape, self.generator, device=noise.device, dtype=noise.dtype)
-        base = at(self.slow, obs)
-        points = adjoint.walk(kernel, at(self.policy, obs), base, noise, kicks)
-        moved = adjoint.back(kernel, base, points, -kappa * self.slope(obs, points[-1]))
-        x = points[:-1]
-        return Met(x, base(x, kernel.t[..., 0, 0]), -kernel.shift * moved), metrics
+        field, base = (at(side, side.features(obs)) for side in (self.policy, self.slow))
+        sides = Sides(self.policy, field, base, self.steps())
+
+        def pull(x: Tensor) -> Tensor:
+            return -kappa * self.slope(obs, x)
+
+        return walks.meet(sides, len(obs), self.generator, pull), metrics
 
     def steps(self) -> adjoint.Kernel:
         """The steps of walks, on the policy's own grid."""
@@ -163,64 +154,13 @@ class QAM(BestOf):
         return self.kappa / self.q_scale.clamp_min(1e-8), {"critic/q_std": self.q_scale.clone()}
 
     def slope(self, obs: Tensor, x: Tensor) -> Tensor:
-        """dQ/dx [B, T, Da] of the mean target critic at the actions of the points x.
+        """dQ/dx [B, T, Da] of the mean target critic at the actions of the points x."""
 
-        Steps of a plan that are not executed have none of their own: Q tells nothing about them.
-        """
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            action = self.policy.to_action(x, clip=self.clip_gradient)
-            if not self.clip_gradient:  # the critic is asked inside the box; the way is not cut
-                action = action + (action.clamp(-1.0, 1.0) - action).detach()
-            (slope,) = torch.autograd.grad(self.target(obs, action).mean(0).sum(), x)
-        if self.executed is not None:
-            slope[..., self.executed :, :].zero_()
-        return slope
+        def height(action: Tensor) -> Tensor:
+            return self.target(obs, action).mean(0)
+
+        return walks.slope(self.policy, x, height, self.clip_gradient, self.executed)
 
     def tuned_loss(self, obs: Tensor, met: Met) -> tuple[Tensor, Tensor]:
-        """Matching of the tuned field, [], summed over steps; its distance to the clone [].
-
-        Steps are weighed as in the divergence of the two walks.
-        """
-        kernel = self.steps()
-        gap = at(self.policy, obs)(met.x, kernel.t[..., 0, 0]) - met.velocity
-        loss = (kernel.weight * (gap - met.moved).square()).sum(0).mean()
-        return loss, gap.detach().square().mean()
-
-
-def at(policy: FlowPolicy, obs: Tensor) -> adjoint.FieldFn:
-    """A policy's velocities at observations [B, O] as a function of points and times.
-
-    Points [B, T, Da] with t [1], or [K, B, T, Da] with t [K, 1].
-    """
-    feat = policy.features(obs)
-
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        return policy.velocity(x, t, feat if x.ndim == feat.ndim + 1 else feat[None])
-
-    return velocity
-
-
-def _refuse(policy: FlowPolicy, kernel: str) -> None:
-    """Raises ValueError for policies without these walks."""
-    refuse_jumps(policy)
-    if not policy.is_flow:
-        raise ValueError(
-            "policy: adjoint matching walks on the straight path by velocities; set "
-            "policy.path=linear policy.levels=null policy.prediction=v"
-        )
-    if policy.clip_x or policy.clip_a:
-        key = "clip_x" if policy.clip_x else "clip_a"
-        raise ValueError(
-            f"policy.{key}=true: a step that is clipped has no adjoint; set policy.{key}=false"
-        )
-    if policy.eta > 0 and policy.sampler != "euler":
-        raise ValueError(
-            f"policy.eta={policy.eta:g} with policy.sampler={policy.sampler}: noisy steps are "
-            "Euler's; set policy.sampler=euler, or policy.eta=0"
-        )
-    if kernel == "posterior" and policy.steps < 2:
-        raise ValueError(
-            f"policy.steps={policy.steps} with algo.kernel=posterior: the last step has no noise "
-            "and is not moved; set policy.steps to 2 or more, or algo.kernel=memoryless"
-        )
+        """Matching of the tuned field, [], and its distance to the clone [] (`walks.matched`)."""
+        return walks.matched(self.steps(), at(self.policy, self.policy.features(obs)), met)

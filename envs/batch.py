@@ -55,6 +55,37 @@ class Windows(NamedTuple):
         return Windows(*picked)  # type: ignore[arg-type]
 
 
+class Aimed(NamedTuple):
+    """Transitions under a goal, and what was achieved on the way there, where that is known.
+
+    Columns as in `Batch`; rewards and discounts are those of reaching the goal.
+    """
+
+    obs: Tensor  # [B, O]
+    action: Tensor  # [B, T, Da] in [-1, 1]
+    reward: Tensor  # [B]
+    discount: Tensor  # [B]
+    next_obs: Tensor  # [B, O]
+    way: Tensor  # [B, Dg]
+    leads: Tensor  # [B] bool: whether the recording went to the goal, and `way` lies on its way
+
+    def take(self, rows: Tensor) -> "Aimed":
+        """The rows of an index [M]."""
+        return Aimed(*(column.index_select(0, rows) for column in self))
+
+
+class Labelled(NamedTuple):
+    """Observation histories, the action chunks that followed, and a label of what came of them."""
+
+    obs: Tensor  # [B, O]
+    action: Tensor  # [B, T, Da] in [-1, 1]
+    label: Tensor  # [B] int64, from 0
+
+    def take(self, rows: Tensor) -> "Labelled":
+        """The rows of an index [M]."""
+        return Labelled(*(column.index_select(0, rows) for column in self))
+
+
 class Compared(NamedTuple):
     """Chunks that were tried at one observation each, and what each of them came to."""
 

@@ -18,6 +18,7 @@ from .recorded import (
     Sampler,
     discounted,
     fingerprint,
+    following,
     held_out_episodes,
     largest,
     refuse_share,
@@ -165,7 +166,7 @@ class Dataset(Sampler):
         self.updates += 1
         count, device = (self.batch_size,), self.generator.device
         pick = torch.randint(len(self.train_steps), count, generator=self.generator, device=device)
-        return shifted(self.rows(self.train_steps[pick]), self.shift, self.generator)
+        return shifted(self.drawn(self.train_steps[pick]), self.shift, self.generator)
 
     def held_out(self) -> Any:
         """The validation rows, evenly spaced ones where there are many; None without any.
@@ -191,7 +192,12 @@ class Dataset(Sampler):
                 f"data={self.path}: no episode is held out whose beginning a policy could be "
                 f"judged at; set source.holdout=0.1 (it is {self.holdout})"
             )
-        return self.rows(begin[:: -(-len(begin) // STARTS)]).obs
+        begin = begin[:: -(-len(begin) // STARTS)]
+        return self.history(begin, self.first[begin])
+
+    def drawn(self, step: Tensor) -> Any:
+        """The batch of the steps [B] that training draws."""
+        return self.rows(step)
 
     def rows(self, step: Tensor) -> Any:
         """The batch of the steps [B]."""
@@ -255,15 +261,11 @@ class Transitions(Dataset):
         refuse_unrewarded(recording, self.path, "use algo=bc")
         assert recording.reward is not None
         step = torch.arange(len(recording.reward), dtype=last.dtype)
-        left = last - step + 1
-        frames = left.clamp(max=self.span)
+        frames, after = following(recording, last, self.span)
         self.reward_scale = scale_of(recording, self.reward_norm, self.path)
         total = discounted(torch.from_numpy(recording.reward), frames, self.gamma)
-        at_end = frames == left
+        at_end = step + frames > last
         terminated = at_end & torch.from_numpy(recording.terminated)[last]
-        lengths = torch.from_numpy(recording.lengths)
-        successor = torch.from_numpy(recording.successor).to(last.dtype).repeat_interleave(lengths)
-        after = torch.where(at_end, successor, step + frames)
         usable = (after >= 0) | terminated
         device = self.generator.device
         powers = torch.tensor([self.gamma**n for n in range(self.span + 1)])

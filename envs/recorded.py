@@ -99,6 +99,18 @@ def refuse_share(share: float) -> None:
         raise ValueError(f"data.holdout={share} must lie in [0, 1)")
 
 
+def following(recording: Recording, last: Tensor, span: int) -> tuple[Tensor, Tensor]:
+    """Steps from every step on until `span` later or its episode's end, [S], and the row of `obs`
+    after them, [S]; -1: not in the file. last [S]: the last step of the step's episode.
+    """
+    step = torch.arange(len(last), dtype=last.dtype)
+    left = last - step + 1
+    frames = left.clamp(max=span)
+    lengths = torch.from_numpy(recording.lengths)
+    successor = torch.from_numpy(recording.successor).to(last.dtype).repeat_interleave(lengths)
+    return frames, torch.where(frames == left, successor, step + frames)
+
+
 def discounted(reward: Tensor, frames: Tensor, gamma: float) -> Tensor:
     """sum_k gamma^k r_{s+k} over the `frames` steps from every step s on, all [S]."""
     step, total = torch.arange(len(reward)), torch.zeros(len(reward))

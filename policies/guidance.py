@@ -12,6 +12,13 @@ from .nets import Net
 GOOD, BAD, UNTOLD = 0, 1, 2  # flags of an action
 
 
+def code_width(net: Net) -> int:
+    """The width W of an encoded observation."""
+    start = next(iter(net.parameters())).new_zeros(1)
+    with torch.no_grad():
+        return net.embed(start).shape[-1]
+
+
 class Sided(nn.Module):
     """A network, and what lies between its answers to two encodings (arXiv:2207.12598).
 
@@ -24,9 +31,7 @@ class Sided(nn.Module):
         super().__init__()
         self.net, self.weight = net, weight
         self.horizon, self.action_dim = net.horizon, net.action_dim
-        start = next(iter(net.parameters())).new_zeros(1)
-        with torch.no_grad():
-            self.width = net.embed(start).shape[-1]
+        self.width = code_width(net)
 
     def embed(self, t: Tensor) -> Tensor:
         return self.net.embed(t)

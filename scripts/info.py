@@ -58,6 +58,11 @@ KINDS = {  # kind -> what a command of it has to name
 }
 # by the file of their source
 RECORDED = {"dataset": CLONE, "transitions": OFFLINE, "plans": OFFLINE}
+TUNED_BY = {  # likewise
+    "pairs": "init=RUN data=PAIRS.npz",
+    "labels": "init=RUN data=FILE",
+    "waypoints": "init=RUN data=FILE, with columns of goals",
+}
 FORMATS = {
     "NAME.npz": "observations, actions [, rewards, terminals, timeouts, episode_ends]",
     "NAME.hdf5": "D4RL's layout, robomimic's, ManiSkill's, ALOHA's or Rheo's own",
@@ -269,9 +274,8 @@ def one(group: str, name: str, width: int) -> str:
     told = "" if made is None or group == "env" else f": {meanings.title(made)}"  # as its note says
     about = [f"{group}={name}{told}"]
     if group == "algo":
-        about.append(
-            f"{kind(choice)}: rheo train algo={name} {KINDS[kind(choice)].partition(';')[0]}"
-        )
+        needs = TUNED_BY.get(str(choice.source), KINDS[kind(choice)].partition(";")[0])
+        about.append(f"{kind(choice)}: rheo train algo={name} {needs}")
     about += [choice.note] if choice.note else []
     papers = meanings.papers(made) if made else []
     about += [f"papers: {', '.join(papers)}"] if papers else []

@@ -33,7 +33,6 @@ from .summaries import Line, text_of
 log = logging.getLogger("rheo")
 DEPTH = 3  # folders below the one that is named in which runs are looked for
 TOLD = ("rheo", "torch", "mujoco", "gymnasium", "numpy")  # versions that numbers depend on
-OFF_LINE = (".Dataset", ".Transitions", ".Plans")  # sources that count updates and no frames
 PAGE, ROWS, CURVES = "report.md", "report.csv", "report.png"
 
 
@@ -282,7 +281,7 @@ def line_of(row: str, method: str, panel: Panel, one: Result, changed: str) -> L
     other = list(rows.get("changed") or [])
     how = [f"episodes={len(one.values)}", *other] if rows.get("label") else []
     source, rated = one.config.get("source") or {}, panel.metric in SUCCESS
-    on_line = not str(source.get("_target_")).endswith(OFF_LINE)
+    on_line = "path" not in source  # one that reads a file itself counts updates and no frames
     ends = of_mean(one.values)
     if rated:
         ends = wilson(round(one.values.sum() / 100), len(one.values))

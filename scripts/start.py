@@ -20,7 +20,7 @@ from rheo.policies.normalize import affine
 from .assemble import refuse_mute, twins
 from .config.build import target_of
 from .config.compose import HOME
-from .config.inherit import FEW_STEPS, jumps_can_start_as, word
+from .config.inherit import grown_from, word
 from .config.top import AT_WILL, inside
 from .config.words import as_flags
 from .kept import APART, Donor, Pair, say
@@ -30,6 +30,7 @@ from .store.state import other_shape, put
 from .store.where import named
 
 log = logging.getLogger("rheo")
+BEYOND = ("jump.", "vectors")  # what kinds of policy have that a plain flow has not
 SHAPING = ("algo.relative", "horizon", "env.obs_steps")  # what sizes of networks follow too
 
 
@@ -50,8 +51,10 @@ def start_from(algo: Algorithm, config: dict[str, Any]) -> Run:
         duals = carried(algo, config, donor) if same else []
         share_statistics(algo)
     say(pairs, duals, config, donor, same, algo.noisy_steps)
-    if untrained_jumps(algo, donor):
-        log.info("%s: its policy is a plain flow, whose jumps begin as its velocity", donor.who)
+    if untrained(algo, donor, config):
+        told = "which every label acts as at first"
+        told = "whose jumps begin as its velocity" if algo.policy.jumps else told
+        log.info("%s: its policy is a plain flow, %s", donor.who, told)
     return donor.run
 
 
@@ -136,7 +139,7 @@ def handed_over(algo: Algorithm, donor: Donor, config: Mapping[str, Any]) -> lis
         raise RheoError(beyond(donor))
     copies = (algo.policy, *twins(algo))
     named = [(name, part) for name, part in modules(algo).items() if part in copies]
-    state = {**untrained_jumps(algo, donor), **donor.saved[origin]}
+    state = {**untrained(algo, donor, config), **donor.saved[origin]}
     if origin == "head" and config["policy"].get("steps") != 1:
         raise RheoError(
             f"{donor.who}: what it deploys is its head, which acts in one step; set "
@@ -145,15 +148,15 @@ def handed_over(algo: Algorithm, donor: Donor, config: Mapping[str, Any]) -> lis
     return [Pair(name, part, weights(part, state), origin) for name, part in named]
 
 
-def untrained_jumps(algo: Algorithm, donor: Donor) -> dict[str, Tensor]:
-    """What average velocities have beyond the plain flow of a donor that they start as.
-
-    Nothing where the donor's policy is no such flow, or where nobody would train the jumps.
+def untrained(algo: Algorithm, donor: Donor, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What the policy has beyond the plain flow of a donor that it starts as (`grown_from`): its
+    jumps, where somebody trains them, or the vectors of its labels. Else nothing.
     """
-    trains = getattr(algo, "trains_jumps", False) and algo.policy.jumps
-    if not trains or not jumps_can_start_as(donor.config["policy"]):
+    if not grown_from(donor.config["policy"], config["policy"]):
         return {}
-    return {k: v for k, v in algo.policy.state_dict().items() if k.startswith("jump.")}
+    if algo.policy.jumps and not getattr(algo, "trains_jumps", False):
+        return {}
+    return {k: v for k, v in algo.policy.state_dict().items() if k.startswith(BEYOND)}
 
 
 def deployed(donor: Donor) -> str:
@@ -269,8 +272,9 @@ def refuse_other_meaning(
 ) -> None:
     """Raises RheoError where weights do not fit or would mean something else here."""
     here, there = (networks(algo, each, same) for each in (config, donor.config))
-    if untrained_jumps(algo, donor):
-        there["policy._target_"] = FEW_STEPS
+    if untrained(algo, donor, config):
+        grown = grown_from(donor.config["policy"], config["policy"])
+        there |= {f"policy.{key}": value for key, value in grown.items()}
     wrong = next((found for pair in pairs if (found := misfit(pair))), None)
     if wrong is not None:
         for key in SHAPING if same else SHAPING[1:]:

@@ -22,13 +22,15 @@ ENVS = sorted(file.stem for file in (HOME / "env").glob("*.yaml"))
 BLANK = ("base", "gym", "imagined", "metaworld", "none", "ogbench")
 TASKS = [name for name in ENVS if name not in BLANK]
 ALGOS = sorted(file.stem for file in (HOME / "algo").glob("*.yaml"))
-READING = ("dataset", "transitions", "plans", "pairs")  # sources of recorded data
+# sources of recorded data
+READING = ("dataset", "transitions", "plans", "pairs", "labels", "waypoints")
 # the largest value of a key anywhere in a small run's configuration
 SMALL = {
     "width": 16, "depth": 1, "encoder_depth": 1, "batch_size": 16, "policy_batch": 8,
     "particles": 16, "warmup": 40, "capacity": 250, "decisions": 16, "epochs": 2, "minibatch": 12,
     "tuned_steps": 1, "gate": 0, "branches": 4, "pool": 8, "first_updates": 2, "tune_updates": 2,
-    "judge_updates": 2, "reward_updates": 10, "update_ratio": 0.25, "pair_batches": 6,
+    "judge_updates": 2, "reward_updates": 10, "classifier_updates": 10, "update_ratio": 0.25,
+    "pair_batches": 6,
 }  # fmt: skip
 POLICY = {"steps": 2}  # where the key means something else beyond the policy
 PLACE = ["env=inverted_pendulum", "env.num_envs=2"]
@@ -73,6 +75,11 @@ def compares(algo: str) -> bool:
     return "/source: pairs" in text(algo)
 
 
+def aims(algo: str) -> bool:
+    """Whether it learns under goals, whose columns nobody but the user knows."""
+    return "/source: waypoints" in text(algo)
+
+
 def tunes(algo: str) -> bool:
     """Whether it asks for a base."""
     return "\ninit:" in text(algo)
@@ -83,6 +90,7 @@ def needs(algo: str, data: Path | str) -> list[str]:
     if compares(algo):
         data = pairs_at(Path(data).with_name("pairs.npz"))
     given = [f"data={data}"] * reads(algo) + ["init=scratch"] * tunes(algo)
+    given += ["source.goal=[1]", "source.achieved=[0]", "source.tolerance=0.5"] * aims(algo)
     return [f"algo={algo}", *given]
 
 

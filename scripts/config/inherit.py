@@ -19,6 +19,7 @@ POLICY_KEYS = (
     *("horizon", "env.execute", "env.obs_steps"),
 )
 FLOW, FEW_STEPS = "rheo.policies.flow.FlowPolicy", "rheo.policies.fewstep.FewStepPolicy"
+LABELLED = "rheo.policies.labelled.LabelledPolicy"
 VELOCITIES = {"path": "linear", "levels": None, "prediction": "v"}  # of which jumps are means
 ONE_STEP = "rheo.algos.fql.FQL"  # deploys a copy of its policy that takes one step
 
@@ -44,8 +45,7 @@ def inherit(base: dict[str, Any], overrides: list[Override], roots: list[Path]) 
     given = acting_policy(theirs, {**base, "init_part": values.get("init_part", "auto")})
     mine = base["policy"]
     head = given is not theirs["policy"]
-    if mine.get("_target_") == FEW_STEPS and jumps_can_start_as(given):
-        given = {**given, "_target_": FEW_STEPS}
+    given = {**given, **grown_from(given, mine)}
     if given.get("_target_") != mine["_target_"]:
         return
     sampling = {place.partition(".")[2] for place in AT_WILL}
@@ -124,6 +124,17 @@ def acting_policy(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[st
     part = mine.get("init_part", "auto")
     head = theirs["algo"]["_target_"] == ONE_STEP and part != "base" and (other or part != "auto")
     return {**node, "steps": 1} if head else node
+
+
+def grown_from(given: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
+    """What this run's policy is beside a plain flow that it begins as: untrained jumps, or labels
+    that say nothing yet. Nothing where the given policy is no such flow, or this one no more.
+    """
+    if mine.get("_target_") == FEW_STEPS and jumps_can_start_as(given):
+        return {"_target_": FEW_STEPS}
+    if mine.get("_target_") == LABELLED and given.get("_target_") == FLOW:
+        return {"_target_": LABELLED, "labels": mine["labels"]}
+    return {}
 
 
 def jumps_can_start_as(policy: Mapping[str, Any]) -> bool:

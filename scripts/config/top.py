@@ -97,7 +97,7 @@ OPTIONS = (*TOP, "ref_min", "ref_max", "steer")
 # settings of a policy that its weights do not depend on: free for another run or evaluation
 AT_WILL = (
     *("policy.steps", "policy.grid", "policy.sampler", "policy.eta", "policy.clip_x"),
-    *("policy.clip_a", "policy.deploy_scale", "policy.guidance"),
+    *("policy.clip_a", "policy.deploy_scale", "policy.guidance", "policy.label"),
     *("policy.want", "policy.begin"),
 )
 FREE = (*AT_WILL, "env.execute")  # values of a run that an evaluation may change

@@ -12,6 +12,7 @@ from rheo.policies.fewstep import FewStepPolicy
 from rheo.policies.flow import FlowPolicy
 from rheo.policies.guidance import GuidedPolicy
 from rheo.policies.heads import Deterministic, Gaussian
+from rheo.policies.labelled import LabelledPolicy
 from rheo.policies.nets import MLP
 from rheo.policies.normalize import Normalizer
 from rheo.scripts.assemble import make_part
@@ -50,6 +51,8 @@ def make_flow(
     }
     if "guidance" in changes:
         return GuidedPolicy(net, **(settings | changes))
+    if "labels" in changes:
+        return LabelledPolicy(net, **(settings | changes))
     return FlowPolicy(net, **(settings | changes))
 
 
@@ -141,7 +144,7 @@ def small_policy(node, obs_dim, action_dim):
         return Gaussian(obs_dim, action_dim, 1, std=0.6, **size)
     if kind == "FewStepPolicy":
         return make_few_step(obs_dim, action_dim)
-    guided = {"guidance": node["guidance"]} if kind == "GuidedPolicy" else {}
+    guided = {key: node[key] for key in ("guidance", "labels", "label") if key in node}
     return make_flow(obs_dim, action_dim, **(DIFFUSION if node["eta"] else {}), **guided)
 
 

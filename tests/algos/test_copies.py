@@ -42,12 +42,10 @@ def follows(name: str) -> dict[str, tuple[str, str]]:
     return {k: pair for k, pair in (copies | BESIDE.get(name, {})).items() if pair is not None}
 
 
-# whose parts do not learn in one update: tests/algos/test_gate.py, test_gendrive.py
-TURNS = ("rl100", "gendrive")
-PLANS = ("plan", "align")  # which learn from windows of states: test_plan.py
-OFF_POLICY = [
-    name for name in ACTING if "\n  learn:" not in text(name) and name not in (*TURNS, *PLANS)
-]
+# whose parts do not learn in one update, or from batches of their own: test_gate.py,
+# test_gendrive.py, test_ctrl.py, test_subgoal.py, test_plan.py
+TURNS = ("rl100", "gendrive", "ctrl", "subgoal", "plan", "align")
+OFF_POLICY = [name for name in ACTING if "\n  learn:" not in text(name) and name not in TURNS]
 # what turns optional copies on
 OPTIONS: dict[str, dict[str, Any]] = {
     "awm": {"signed_coef": 0.5, "bc_coef": 1.0},

@@ -44,9 +44,11 @@ def learn(words, updates=6):
     algo, source, sizes, _ = assemble(config)
     corrects = hasattr(algo, "residual_scale")  # one step at a time, seeing what is planned
     learner = algo.head if corrects else getattr(algo, "actor", algo.policy)  # others are frozen
-    first = algo.needs_starts or hasattr(algo, "reward_updates")
+    judging = {"reward_updates", "classifier_updates"} & vars(algo).keys()
+    first = algo.needs_starts or judging
     learner = algo.critic if first else learner  # which judges first, or only
-    learner = getattr(algo, "attributes", learner)  # likewise
+    for part in ("attributes", "way"):
+        learner = getattr(algo, part, learner)
     before = {k: v.clone() for k, v in learner.state_dict().items()}
     for _ in range(updates):
         metrics = algo.update(source.next(algo.act))
@@ -86,7 +88,8 @@ def test_an_algorithm_learns_with_its_own_defaults(tiny, algo):
     data = [word for word in tiny(algo, "r") if word.startswith("data=")]
     task = [] if data else ["env=inverted_pendulum"]
     task += ["source.warmup=10"] if algo in WARMED else []
-    task += [word for word in tiny(algo, "r") if word.startswith(("init=", "algo.learn.epochs="))]
+    kept = ("init=", "algo.learn.epochs=", "source.goal=", "source.achieved=", "source.tolerance=")
+    task += [word for word in tiny(algo, "r") if word.startswith(kept)]
     learn([f"algo={algo}", *data, *task], updates=2 if data or algo in WARMED else 1)
 
 

@@ -27,6 +27,7 @@ def test_a_choice_shows_keys_with_value_type_meaning_and_paper(
     assert main(["info", "algo=awm_q_tune"]) == 0
     text = capsys.readouterr().out
     assert "tune: rheo train algo=awm_q_tune init=RUN env=NAME" in text
+    assert "tune: rheo train algo=ctrl init=RUN data=FILE\n" in info.one("algo", "ctrl", 100)
     assert "papers: arXiv:2509.25050" in text
     assert "algo.critic_lr = 0.001    (float, above 0)\n      Adam" in text
     assert main(["info", "env=hopper"]) == 0

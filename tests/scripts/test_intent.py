@@ -80,7 +80,7 @@ def test_data_that_nothing_reads_are_refused(words: list[str], remedy: str) -> N
     assert f"{words[0]} does not read recorded data" in found[0]
 
 
-@pytest.mark.parametrize("algo", ["rl100", "tdm"])
+@pytest.mark.parametrize("algo", ["rl100", "tdm", "ctrl"])
 def test_what_tunes_by_recorded_data_alone_is_told_so(algo: str) -> None:
     (found,) = errors(f"algo={algo}", DATA)
     assert f"`rheo train algo={algo} init=base data=FILE`" in found

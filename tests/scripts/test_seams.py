@@ -156,9 +156,24 @@ def test_a_policy_without_jumps_is_refused_where_they_are_trained(data, algo):
 
 
 @pytest.mark.parametrize("policy", ["flow", "fewstep"])
-def test_a_policy_without_flags_is_refused_where_these_are_trained(data, policy):
-    with pytest.raises(RheoError, match="needs a GuidedPolicy and this is a F"):
-        assemble(compose(["algo=cfgrl", f"policy={policy}", data, *NET]))
+@pytest.mark.parametrize(
+    ("algo", "kind", "more"),
+    [("cfgrl", "Guided", []), ("ctrl", "Labelled", ["source.labels=2", "critic.members=2"])],
+)
+def test_a_policy_without_flags_or_labels_is_refused_where_these_are_trained(
+    data, policy, algo, kind, more
+):
+    with pytest.raises(RheoError, match=f"needs a {kind}Policy and this is a F"):
+        assemble(compose([f"algo={algo}", f"policy={policy}", data, *NET, *more]))
+
+
+def test_labels_come_from_a_source_of_labels_as_many_as_the_policy_is_asked_by(data):
+    for words, told in (
+        (["source=dataset"], "source: CTRL learns from labels.*source=labels"),
+        (["source.labels=3", "source.label=reward"], "source.labels=3.*policy.labels=2"),
+    ):
+        with pytest.raises(RheoError, match=told):
+            assemble(compose(["algo=ctrl", data, *NET, *words]))
 
 
 def test_all_that_average_velocities_need_is_said_at_once(data):

@@ -675,6 +675,26 @@ def test_average_velocities_that_are_trained_begin_as_a_plain_flow(tiny, caplog,
     assert "jumps begin as its velocity" in caplog.text
 
 
+def test_a_policy_of_labels_begins_as_a_plain_flow_and_is_asked_otherwise_later(tiny, caplog):
+    caplog.set_level("INFO", "rheo")
+    flow = learned(compose(tiny("bc", "a")), "a").average
+    config = compose(tiny("ctrl", "b", "init=a", "policy.labels=3"))
+    algo, _ = started(config)
+    obs, noise = torch.randn(8, 3), flow.noise(8, torch.Generator().manual_seed(0))
+    for part in (algo.policy, algo.average, algo.base):
+        assert part.labels == 3 and not part.vectors.any()
+        torch.testing.assert_close(part.act(obs, noise), flow.act(obs, noise))
+    assert "which every label acts as at first" in caplog.text
+    other = learned(config, "b").average
+    algo, config = made(compose(tiny("ctrl", "c", "init=b", "policy.label=2")))
+    start_from(algo, config)  # with all labels of that run
+    assert config["source"]["labels"] == 3 and algo.average.label == 2
+    assert same_weights(algo.average, other)
+    algo, config = made(compose(tiny("ctrl", "c", "init=b", "policy.labels=2")))
+    with pytest.raises(RheoError, match="policy.labels is 3 and here it is 2"):
+        start_from(algo, config)
+
+
 def test_a_one_step_head_is_distilled_from_the_accepted_policy(tiny):
     accepted = learned(compose(tiny("rl100", "a", "init=scratch")), "a").accepted
     algo, _ = started(compose(tiny("tdm", "b", "init=a", "algo.eta=0")))
