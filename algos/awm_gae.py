@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..envs.batch import Choice
+from ..envs.batch import Choice, Rollout
 from ..policies.flow import FlowPolicy
 from ..policies.nets import clone, lerp_
 from ..ranges import Count, NonNegative, Positive, Share
@@ -138,7 +138,7 @@ class AWMGAE(PulledOnPolicy):
         """The flow's action, [N, T, Da]."""
         return self.policy.act(obs, self.policy.start(len(obs), generator))
 
-    def update(self, rollout):
+    def update(self, rollout: Rollout) -> dict[str, Tensor]:
         """As `OnPolicy.update`; the trailing copy follows once per rollout."""
         metrics = super().update(rollout)
         if self.fast is not None:

@@ -41,6 +41,8 @@ class Comparisons(Sampler):
         big: Whether a file may become more than 1 GB and 100 times its size on disk, in memory.
     """
 
+    gives = Compared  # the kind of its batches
+
     generator: torch.Generator
     horizon: int
     env: InitVar[ChunkEnv | None] = None

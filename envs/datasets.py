@@ -66,6 +66,8 @@ class Dataset(Sampler):
         big: Whether a file may become more than 1 GB and 100 times its size on disk, in memory.
     """
 
+    gives = Windows  # the kind of its batches
+
     generator: torch.Generator
     horizon: int
     env: InitVar[ChunkEnv | None] = None
@@ -243,6 +245,8 @@ class Transitions(Dataset):
         reward_norm: Scale of rewards: none leaves them, return_range makes returns span 1000, auto
             does so where rewards are dense.
     """
+
+    gives = Batch  # the kind of its batches
 
     _: KW_ONLY
     execute: Count

@@ -172,6 +172,8 @@ class Waypoints(Hindsight):
             further from the goal.
     """
 
+    gives = Aimed  # the kind of its batches
+
     _: KW_ONLY
     way_steps: Count
 

@@ -43,6 +43,8 @@ class Labels(Dataset):
         execute: Actions of each chunk that are executed before the next decision; as env.execute.
     """
 
+    gives = Labelled  # the kind of its batches
+
     _: KW_ONLY
     label: Literal["obs", "change", "reward", "return", "file"]
     column: Natural | None

@@ -79,6 +79,8 @@ class Mixed:
             effect with shown_share=0.
     """
 
+    gives = Batch  # the kind of its batches
+
     def __init__(
         self,
         replay: Any,

@@ -72,6 +72,8 @@ class Replay(Acting):
             more spread rewards faster but favour old behaviour.
     """
 
+    gives = Batch  # the kind of its batches
+
     def __init__(
         self,
         env: ChunkEnv,
@@ -238,6 +240,8 @@ class Rollouts(Acting):
         decisions: Decisions in every environment per rollout; a decision executes one chunk of
             env.execute actions.
     """
+
+    gives = Rollout  # the kind of its batches
 
     def __init__(
         self,

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shipped import needs, reads
+from shipped import ALGOS, needs, reads
 
 from rheo.errors import RheoError
 from rheo.scripts.assemble import assemble
+from rheo.scripts.batches import KINDS, taken
 from rheo.scripts.cli import main
 from rheo.scripts.config import schema
+from rheo.scripts.config.build import target_of
 from rheo.scripts.config.compose import compose as composed
 from rheo.scripts.config.intent import remarks
 
@@ -106,6 +108,31 @@ def test_what_the_deployed_policy_refuses_is_one_too(data, tmp_path, monkeypatch
     (tmp_path / "lab" / "algo" / "shy.yaml").write_text(LAB_FILE)
     error = refused(capsys, "--config-dir", "lab", "algo=shy", data, *NET)
     assert "set algo.shy=false" in error
+
+
+# ---- batches of another kind --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "wanted"),
+    [
+        (["algo=iql", "source=dataset", *NET], "Dataset gives windows", "IQL learns from trans"),
+        (["algo=dql", "source=plans", *NET], "Plans gives windows", "DQL learns"),
+        (["algo=sac", "source=rollouts", *ONLINE], "Rollouts gives rollouts", "SAC learns from tr"),
+        (["algo=ppo", "source=replay", *ONLINE], "Replay gives transitions", "PPO learns from rol"),
+    ],
+)
+def test_batches_of_another_kind_are_refused_before_the_first(data, capsys, words, given, wanted):
+    error = refused(capsys, *words, *([] if ONLINE[0] in words else [data]))
+    assert f"source: {given}" in error and wanted in error and "leave source= out" in error
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_every_algorithm_takes_what_its_own_source_gives(algo, data):
+    tree = compose(needs(algo, data.partition("=")[2]))
+    source, algorithm = (target_of(tree[name], name) for name in ("source", "algo"))
+    kinds = taken(algorithm.__new__(algorithm))
+    assert source.gives in kinds and {*kinds} <= {*KINDS}
 
 
 # ---- policies that act by jumps -----------------------------------------------------------------
