@@ -1,9 +1,10 @@
 """A velocity that is a pull towards a point, as strong as a gate lets it be."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from ..ranges import Count, Positive
 from .nets import MLP, zero_
 
 OPEN = 5.0  # the gate's first logit: nearly open everywhere
@@ -18,22 +19,9 @@ class Gated(MLP):
     released code has a network for each.
     """
 
-    def __init__(
-        self,
-        obs_dim: int,
-        action_dim: int,
-        horizon: int,
-        *,
-        width: Count,
-        depth: Count,
-        encoder_depth: Count,
-        activation: str,
-        time_periods: Positive = 16.0,
-    ):
-        kind = {"width": width, "depth": depth, "encoder_depth": encoder_depth}
-        more = {"activation": activation, "time_periods": time_periods}
-        super().__init__(obs_dim, action_dim, horizon, **kind, **more)
-        self.gate = zero_(nn.Linear(width, horizon * action_dim))
+    def __init__(self, obs_dim: int, action_dim: int, horizon: int, **kept: Any) -> None:
+        super().__init__(obs_dim, action_dim, horizon, **kept)
+        self.gate = zero_(nn.Linear(self.outlet.in_features, horizon * action_dim))
         nn.init.constant_(self.gate.bias, OPEN)
 
     def forward(self, x: Tensor, emb: Tensor, feat: Tensor) -> Tensor:

@@ -5,26 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from hills import Hill
 from torch import nn
 
 from rheo.algos.dacer import neighbour_entropy
 from rheo.envs.batch import Batch
 
 PEAK = 0.3
-
-
-class Hill(nn.Module):
-    """Q = -(a - 0.3)^2 of one member, one more of the other."""
-
-    members = 2
-
-    def __init__(self):
-        super().__init__()
-        self.unused = nn.Parameter(torch.zeros(()))
-
-    def forward(self, obs, action):
-        value = -(action - PEAK).square().sum((-2, -1))
-        return torch.stack([value, value + 1]) + 0 * self.unused
 
 
 @pytest.fixture
@@ -35,7 +22,7 @@ def agent(learner, flow):
         kind = {"path": "cosine", "prediction": "eps", "clip_a": True, "steps": 5}
         policy = flow(2, action_dim, horizon, **kind)
         nn.init.normal_(policy.net.outlet.weight, std=0.1)
-        parts: Any = {"policy": policy, "critic": Hill(), "executed": executed}
+        parts: Any = {"policy": policy, "critic": Hill(PEAK, gap=1.0), "executed": executed}
         return learner("dacer", 2, action_dim, **parts, **changes)
 
     return make

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from hills import Hill
 from torch import nn
 
 from rheo.algos.dsrl import DSRL
@@ -26,20 +27,6 @@ class Base(nn.Module):
 
     def act(self, obs, noise):
         return self.spread * noise
-
-
-class Hill(nn.Module):
-    """Q = -20 (a - GOAL)^2, known beforehand."""
-
-    members = 2
-
-    def __init__(self):
-        super().__init__()
-        self.unused = nn.Parameter(torch.zeros(1))
-
-    def forward(self, obs, action):
-        value = -20 * (action - GOAL).square().sum((-1, -2))
-        return torch.stack([value, value]) + 0 * self.unused
 
 
 @pytest.fixture
@@ -149,7 +136,7 @@ def test_the_noise_critic_learns_what_noise_is_worth_with_its_correction(made, m
 def test_what_noise_cannot_reach_the_correction_adds(made):
     rates = {"policy_lr": 1e-2, "edit_lr": 1e-2, "critic_lr": 1e-2, "alpha_lr": 1e-2}
     narrow = {"alpha": 0.02, "edit_alpha": 0.02, "target_per_dim": -2.0, "entropy_per_dim": -2.0}
-    algo = made(critic=Hill(), **rates, **narrow)
+    algo = made(critic=Hill(GOAL, sharp=20.0), **rates, **narrow)
     for _ in range(150):
         algo.update(batch_of(128))
     obs, generator = torch.randn(500, 2), torch.Generator().manual_seed(0)

@@ -4,25 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from hills import Hill
 
 from rheo.algos.reverse import SPREAD_SHARE
 
 T = 0.5
-
-
-class Hill(nn.Module):
-    """Q = -(a - 0.3)^2 of both members."""
-
-    members = 2
-
-    def __init__(self):
-        super().__init__()
-        self.unused = nn.Parameter(torch.zeros(()))
-
-    def forward(self, obs, action):
-        value = -(action - 0.3).square().sum((-2, -1))
-        return torch.stack([value, value]) + 0 * self.unused
 
 
 @pytest.fixture
@@ -31,7 +17,7 @@ def agent(learner, flow):
 
     def make(**changes: Any):
         policy = flow(1, 1, path="cosine", prediction="eps", clip_a=True, steps=20)
-        return learner("sdac", 1, 1, policy=policy, critic=Hill(), **changes)
+        return learner("sdac", 1, 1, policy=policy, critic=Hill(0.3), **changes)
 
     return make
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hills import Hill
 from torch import nn
 
 from rheo.algos.returns import pessimistic, smoothed
@@ -20,20 +21,6 @@ class Fixed(nn.Module):
     def forward(self, obs, action):
         total = action.sum((-2, -1))
         return self.scale * torch.stack([1 + total, 2 * total])
-
-
-class Hill(nn.Module):
-    """Q = -(a - obs / 2)^2 of both members."""
-
-    members = 2
-
-    def __init__(self):
-        super().__init__()
-        self.unused = nn.Parameter(torch.zeros(()))
-
-    def forward(self, obs, action):
-        value = -(action - obs[..., None] / 2).square().sum((-2, -1))
-        return torch.stack([value, value]) + 0 * self.unused
 
 
 def batch_of(rows, discount=0.9):
@@ -107,7 +94,9 @@ def test_it_explores_around_the_action_that_it_deploys(learner, generator):
 
 @pytest.mark.learns
 def test_the_actor_finds_the_best_action_of_every_state(learner):
-    algo = learner("td3", 1, 1, critic=Hill(), policy_lr=3e-3, critic_lr=1e-9)
+    algo = learner(
+        "td3", 1, 1, critic=Hill(lambda obs: obs[..., None] / 2), policy_lr=3e-3, critic_lr=1e-9
+    )
     for _ in range(400):
         algo.update(batch_of(128))
     obs = torch.linspace(-1.5, 1.5, 7)[:, None]
