@@ -7,6 +7,7 @@ seconds later. Events are what it does to files ("open ckpt/x", told by Python's
 calls of one function of the program ("call").
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -42,8 +43,9 @@ def main() -> int:
         pid = os.fork()
         if pid == 0:
             return child(order)
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        with contextlib.suppress(BrokenPipeError):  # whoever asked was interrupted
+            print(pid, flush=True)
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
     return 0
 
 
