@@ -26,7 +26,6 @@ from rheo.policies.normalize import REACH, affine
 from rheo.policies.numpy_mlp import quicken
 
 from . import budget
-from .batches import refuse_other
 from .config.build import offer, target_of
 from .config.schema import from_source
 from .config.sizes import PER_CPU
@@ -298,7 +297,6 @@ def assemble(cfg: Mapping[str, Any]) -> Experiment:
     refuse_costless(algo, source)
     give_starts(algo, source)
     algo.read(source)
-    refuse_other(algo, source)
     acted = None if env is None else entered(algo, env, episodes)
     if env is not None:
         env.reset(episodes)

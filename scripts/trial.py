@@ -16,6 +16,7 @@ from rheo.errors import RheoError
 from rheo.policies.normalize import affine
 
 from .assemble import Sizes
+from .batches import refuse_other
 from .config.top import EVAL_SEED
 
 log = logging.getLogger("rheo")
@@ -78,7 +79,7 @@ def rehearse(algo: Algorithm, source: Any, sizes: Sizes) -> None:
     exploring or deployed; EnvError for a rollout larger than memory.
     """
     if algo.policy is None:
-        return
+        return refuse_other(algo, source)
     rows = source.env.num_envs if isinstance(source, Rollouts) else 1
     state = algo.generator.get_state()
     size = source.env.obs_dim if isinstance(source, Rollouts) else sizes.obs_dim
@@ -94,6 +95,7 @@ def rehearse(algo: Algorithm, source: Any, sizes: Sizes) -> None:
         if isinstance(choice, Choice):
             raise RheoError(f"source: {name} learns from its own rollouts; set source=rollouts")
         raise RheoError(f"source=rollouts: {name} does not learn on policy; leave its own source")
+    refuse_other(algo, source)
     if isinstance(source, Rollouts):
         source.store = source.reserve(choice)
 

@@ -493,3 +493,29 @@ def test_an_algorithm_from_a_users_folder_resumes_by_the_command_that_is_printed
     assert rows("straight") == rows("stopped")
     started = [*tiny("bc", "third", "init=stopped", "steps=20")[1:], *mine]
     assert main(["train", *started]) == 0
+
+
+@pytest.mark.parametrize(
+    ("algo", "key", "more"),
+    [
+        ("align", "source.judged", ["source.labels=[brave]", "policy.want=[0.9]"]),
+        ("ctrl", "source.file", ["source.label=file"]),
+    ],
+)
+def test_a_file_beside_the_data_is_found_from_anywhere_and_may_move(
+    tiny, tmp_path, monkeypatch, capsys, algo, key, more
+):
+    first, second = np.arange(20), np.arange(40, 60)
+    np.savez("beside.npz", first=first, second=second, more=np.ones((20, 1), np.int64))
+    np.save("beside.npy", np.arange(104) % 2)
+    name = "beside.npz" if algo == "align" else "beside.npy"
+    run, place = tmp_path / "runs" / "a", tmp_path / "elsewhere"
+    assert main(["train", *tiny(algo, "a", *more, f"{key}={name}")]) == 0
+    place.mkdir()
+    monkeypatch.chdir(place)
+    assert main(["resume", str(run), "steps=220"]) == 0
+    (tmp_path / name).rename(place / name)
+    assert main(["resume", str(run), "steps=240"]) == 2
+    assert f"{key}=" in capsys.readouterr().err
+    assert main(["resume", str(run), "steps=240", f"{key}={name}"]) == 0
+    assert Run.open(str(run)).config["source"][key.partition(".")[2]] == str(place / name)

@@ -18,7 +18,7 @@ from rheo.errors import nearest
 
 from ..store.where import run_path
 from . import annotations, schema
-from .top import TOP
+from .top import BESIDE, TOP
 from .words import is_literal, literal
 from .yamls import RESOLVER
 
@@ -64,7 +64,7 @@ def as_it_stands(key: str, text: str, word: str, errors: list[str]) -> list[Over
         errors.append(f"{word}: nothing follows the sign; leave the word out, or {key}=null")
         return []
     value = literal(key, text)
-    if key in ("data", "source.judged") and value is not None:
+    if key in ("data", *BESIDE) and value is not None:
         many = isinstance(value, list)
         value = [absolute(item) for item in value] if many else absolute(value)
     if key in ("init", "env.model") and value not in (None, SCRATCH):

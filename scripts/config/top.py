@@ -110,10 +110,17 @@ PLACES = (  # where it runs, which changes no number, and where an exported prog
     *(f"env.{key}" for key in STEPPING),
 )
 IMAGINING = ("model", "length", "start", "quantile", "penalty")  # of env=imagined alone
+BESIDE = ("source.judged", "source.file")  # files that are read beside the data
 ON_RESUME = (  # what may change between two starts of a run; all else is in its checkpoint
     *("steps", "log_every", "eval_every", "save_every", "episodes", "threads", "fast", "limits"),
     *("save_minutes", "signal"),
-    *("tracker", "data", "env.model", *PLACES),  # where things are; what they hold is compared
+    *(
+        "tracker",
+        "data",
+        *BESIDE,
+        "env.model",
+        *PLACES,
+    ),  # places; what is there is compared
 )
 EVAL_SEED = 100_000  # environment i of an evaluation starts from seed EVAL_SEED + i
 

@@ -14,9 +14,10 @@ from rheo.envs.paths import exists
 from rheo.errors import RheoError, nearest
 
 from . import programs
+from .top import BESIDE
 
 # keys whose values name files, runs and folders; or end in .path
-NAMES = ("data", "init", "name", "env.model", "source.judged")
+NAMES = ("data", "init", "name", "env.model", *BESIDE)
 SWEEP = ("-m", "--multirun")
 QUOTES = "'\""
 
