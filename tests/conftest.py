@@ -25,11 +25,22 @@ from rheo.scripts.store.stamps import LINE, sealed
 
 torch.set_num_threads(1)
 LONGEST = (  # files of tests, by the processor's seconds with no kernel compiled yet
-    *("tests/envs/mujoco/test_warp.py", "tests/test_resume.py", "tests/faults/test_faults.py"),
-    *("tests/scripts/test_ranks.py", "tests/scripts/test_configs.py"),
-    *("tests/scripts/test_config.py", "tests/scripts/test_bench_gpu.py"),
-    *("tests/envs/mujoco/test_warp_physics.py", "tests/algos/test_rfm.py", "tests/test_docs.py"),
-    *("tests/scripts/test_serve.py", "tests/algos/test_awm_q.py", "tests/scripts/test_sweep.py"),
+    *("tests/faults/test_faults.py", "tests/scripts/test_ranks.py"),
+    *("tests/test_resume.py", "tests/envs/mujoco/test_warp.py"),
+    *("tests/envs/mujoco/test_warp_physics.py", "tests/scripts/test_configs.py"),
+    *("tests/scripts/test_export.py", "tests/scripts/test_config.py"),
+    *("tests/scripts/test_bench_gpu.py", "tests/bench/test_bench.py"),
+    *("tests/scripts/test_sweep.py", "tests/test_docs.py"),
+    *("tests/scripts/test_serve.py", "tests/algos/test_rfm.py"),
+    *("tests/algos/test_awm_q.py", "tests/envs/test_demonstrations.py"),
+    *("tests/algos/test_recorded.py", "tests/envs/mujoco/test_native.py"),
+    *("tests/test_offline_runs.py", "tests/algos/test_offline.py"),
+    *("tests/scripts/test_environment_faults.py", "tests/scripts/test_seams.py"),
+    *("tests/scripts/test_vouch.py", "tests/scripts/test_pairs_runs.py"),
+    *("tests/policies/test_exported.py", "tests/scripts/test_images.py"),
+    *("tests/scripts/test_start.py", "tests/scripts/test_full_disk.py"),
+    *("tests/scripts/test_train.py", "tests/scripts/test_health.py"),
+    *("tests/scripts/test_worker_runs.py",),
 )
 FEW = 4  # workers; with more the longest file alone would take longer than all the others
 
