@@ -102,7 +102,7 @@ class CTRL(Algorithm):
     def read(self, source: Any) -> None:
         """Raises RheoError for batches without labels, or with another number of them."""
         found = getattr(source, "labels", None)
-        if found is None:
+        if not isinstance(found, int):  # those of plans are names
             raise RheoError(
                 "source: CTRL learns from labels of recorded actions, and this one has none; leave "
                 "source= out (source=labels), and set source.label"

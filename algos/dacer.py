@@ -34,8 +34,8 @@ class DACER(OffPolicy):
     the published also a deviation. A scale of the rewards (published: 0.2) would change nothing
     here: no entropy is added to Q. B batch, T chunk, Da action dimension.
 
-    Raises ValueError for a policy that acts by jumps, for more than eight executed action elements
-    and for too few samples.
+    Raises ValueError for a policy that acts by jumps or has noise in its steps, for more than eight
+    executed action elements and for too few samples.
 
     Args:
         noise_scale: Deviation of the noise on actions for alpha = 1, in action units (the box is -1
@@ -69,6 +69,11 @@ class DACER(OffPolicy):
 
     def __post_init__(self) -> None:
         refuse_jumps(self.policy)
+        if self.policy.eta > 0:
+            raise ValueError(
+                f"policy.eta={self.policy.eta:g}: DACER's chain has no noise in its steps, only on "
+                "its end; set policy.eta=0"
+            )
         size = (self.executed or self.policy.horizon) * self.policy.action_dim
         if size > LARGEST:
             raise ValueError(

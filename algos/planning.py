@@ -58,7 +58,7 @@ class Planning(Cloning):
 
     def read(self, source: Any) -> None:
         """Raises RheoError where batches tell no states."""
-        if not hasattr(source, "labels"):
+        if not hasattr(source, "pair_batches"):
             raise RheoError(
                 f"source: {type(self).__name__} learns from windows of states; leave the "
                 "algorithm's own (source=plans)"

@@ -32,8 +32,8 @@ class NoiseNet(OnePass):
         schedule: How the noise goes: learn keeps both bounds, learn_decay lowers std_max during the
             run, const is always the bounds' geometric mean, early falls from std_max to std_min
             along the chain.
-        std_power: Power of 1 - t by which the noise of schedule=early falls along the chain; 0
-            keeps std_max.
+        std_power: Power of 1 - t by which the noise of schedule=early falls along the chain,
+            without effect with the others; 0 keeps std_max.
         tuned_steps: Denoising steps with learned noise, the last ones; those before have std_min;
             null: all.
     """

@@ -21,7 +21,7 @@ def taken(algo: Any) -> tuple[type, ...]:
         hints = [
             hint for name, hint in get_type_hints(type(algo).update).items() if name != "return"
         ]
-    except NameError:  # of a user's code, known to type checkers alone
+    except (NameError, AttributeError, TypeError):  # of a user's code, known to type checkers alone
         return ()
     kinds = [kind for hint in hints for kind in get_args(hint) or (hint,)]
     return tuple(kind for kind in kinds if kind in KINDS)

@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from rheo.algos.optim import shown as looked
-from rheo.envs.batch import Aimed, Batch, Compared, Labelled, Rollout, Windows
 from rheo.envs.memory import size_text
 from rheo.errors import MACHINE, RheoError, command
 from rheo.files import put_text
 
+from . import batches
 from .breaks import Finding, Inspector, as_tree, finite, size_of
 from .stopping import diagnosis
 from .store import checkpoint
@@ -29,7 +29,7 @@ from .store.where import shown
 log = logging.getLogger("rheo")
 FOLDER, KEEP = "broken", 2
 LARGEST = 1e9  # bytes of a dump
-KINDS = {kind.__name__: kind for kind in (Aimed, Batch, Windows, Labelled, Compared, Rollout)}
+KINDS = {kind.__name__: kind for kind in batches.KINDS}
 OBS = "obs"  # of an action that broke, in place of a batch
 
 

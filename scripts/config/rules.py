@@ -86,7 +86,7 @@ def chunk(tree: dict[str, Any]) -> list[str]:
 def wishes(tree: dict[str, Any]) -> list[str]:
     """A plan is asked for by one number for each label that it was told in training."""
     want, labels = inside(tree, "policy.want"), inside(tree, "source.labels")
-    if want is None or labels is None or len(want) == len(labels):
+    if want is None or not isinstance(labels, list) or len(want) == len(labels):
         return []
     text = str([*want]).replace("None", "null").replace(" ", "")
     return [

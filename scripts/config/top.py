@@ -113,14 +113,8 @@ IMAGINING = ("model", "length", "start", "quantile", "penalty")  # of env=imagin
 BESIDE = ("source.judged", "source.file")  # files that are read beside the data
 ON_RESUME = (  # what may change between two starts of a run; all else is in its checkpoint
     *("steps", "log_every", "eval_every", "save_every", "episodes", "threads", "fast", "limits"),
-    *("save_minutes", "signal"),
-    *(
-        "tracker",
-        "data",
-        *BESIDE,
-        "env.model",
-        *PLACES,
-    ),  # places; what is there is compared
+    *("save_minutes", "signal", "tracker"),
+    *("data", *BESIDE, "env.model", *PLACES),  # where things are; what they hold is compared
 )
 EVAL_SEED = 100_000  # environment i of an evaluation starts from seed EVAL_SEED + i
 

@@ -18,8 +18,8 @@ PEAK = 0.3
 def agent(learner, flow):
     """DACER as it ships, small: `agent(action_dim, **changes)`."""
 
-    def make(action_dim=1, horizon=1, executed=None, **changes: Any):
-        kind = {"path": "cosine", "prediction": "eps", "clip_a": True, "steps": 5}
+    def make(action_dim=1, horizon=1, executed=None, eta=0.0, **changes: Any):
+        kind = {"path": "cosine", "prediction": "eps", "clip_a": True, "steps": 5, "eta": eta}
         policy = flow(2, action_dim, horizon, **kind)
         nn.init.normal_(policy.net.outlet.weight, std=0.1)
         parts: Any = {"policy": policy, "critic": Hill(PEAK, gap=1.0), "executed": executed}
@@ -121,3 +121,5 @@ def test_actions_of_too_many_elements_and_too_few_samples_are_refused(agent):
     assert agent(action_dim=3, horizon=4, executed=2).temperature.target == pytest.approx(-5.4)
     with pytest.raises(ValueError, match="algo.entropy_samples=3: choose more than 3"):
         agent(entropy_samples=3)
+    with pytest.raises(ValueError, match="policy.eta=1: DACER's chain.*set policy.eta=0"):
+        agent(eta=1.0)

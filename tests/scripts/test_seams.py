@@ -118,11 +118,24 @@ def test_what_the_deployed_policy_refuses_is_one_too(data, tmp_path, monkeypatch
     [
         (["algo=iql", "source=dataset", *NET], "Dataset gives windows", "IQL learns from trans"),
         (["algo=dql", "source=plans", *NET], "Plans gives windows", "DQL learns"),
+        (["algo=bc", "source=labels", "source.labels=2", *NET], "Labels gives", "BC learns from"),
     ],
 )
 def test_batches_of_another_kind_are_refused_before_the_first(data, capsys, words, given, wanted):
     error = refused(capsys, *words, data)
     assert f"source: {given}" in error and wanted in error and "leave source= out" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["algo=plan", "source=labels", "source.labels=2"], "Plan learns from windows of states"),
+        (["algo=ctrl", "source=plans", "critic.width=8"], "CTRL learns from labels of recorded"),
+    ],
+)
+def test_labels_of_another_kind_are_no_labels(data, capsys, words, message):
+    """Those of plans are names of what is measured, those of actions are numbers."""
+    assert message in refused(capsys, *words, data, *NET)
 
 
 @pytest.mark.parametrize("algo", ALGOS)
